@@ -1,0 +1,489 @@
+"""The configuration of a run: small dataclasses, and the one strict loader.
+
+A recipe is a flat YAML file; every key can be overridden on the command line by its own name. Both are turned into
+arguments and read by one `HfArgumentParser` over ftkit's dataclasses and transformers' unmodified
+`TrainingArguments`, so that a type, a choice or a misspelt key is judged in one place. All errors are reported at
+once, before data or model are touched.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+import sys
+import traceback
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+OWN_MODELS = ("mlp", "convnet", "rnn")
+
+
+class UserError(Exception):
+    """A mistake in the input: its message names the value, what was expected and the fix."""
+
+
+class ConfigError(UserError):
+    """Every error of a configuration, listed at once."""
+
+    def __init__(self, errors: list[str]):
+        self.errors = errors
+        count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {error}" for error in errors))
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a `UserError` into one message on standard error and exit code 2.
+
+    With `FTKIT_DEBUG=1` in the environment the traceback is shown as well.
+    """
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("FTKIT_DEBUG"):
+            traceback.print_exc()
+        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
+    """`" (did you mean 'a' or 'b'?)"` for the valid names that look like `name`, or an empty string."""
+    close = difflib.get_close_matches(name, valid, n=n, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+
+
+@dataclass
+class DataArguments:
+    """Which images to read, and how to split them."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "digits, mnist, fashion_mnist, cifar10, cifar100, or any dataset of the Hub by its name."},
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "A local folder or file: class folders, IDX files, CIFAR batches, parquet files, a CSV or "
+            "JSON-lines file of paths and labels, or a save_to_disk folder."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration name of a Hub dataset."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "A branch, tag or commit of the Hub dataset."}
+    )
+    train_split: str = field(default="train", metadata={"help": "The name of the split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "The split that chooses the checkpoint."})
+    test_split: str = field(default="test", metadata={"help": "The split that is reported; nothing is chosen on it."})
+    image_column: str | None = field(default=None, metadata={"help": "Found by its type when not given."})
+    label_column: str | None = field(default=None, metadata={"help": "Found by its type when not given."})
+    validation_size: float = field(
+        default=0.1, metadata={"help": "Share of train that becomes validation where there is no such split."}
+    )
+    test_size: float = field(
+        default=0.2, metadata={"help": "Share of train that becomes test where there is no such split."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the splits and of few-shot sampling."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a random subset of this many images."}
+    )
+    samples_per_class: int | None = field(
+        default=None, metadata={"help": "Few-shot: train on this many images of each class."}
+    )
+    classes: list[str] | None = field(default=None, metadata={"help": "Keep only the classes with these names."})
+    on_bad_image: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "What to do about images that do not decode: stop before training, or leave them out."},
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
+    )
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        errors = [
+            f"{name}: {getattr(self, name)} is not a share of the data: give a number between 0 and 1"
+            for name in ("validation_size", "test_size")
+            if not 0 < getattr(self, name) < 1
+        ]
+        if not errors and self.validation_size + self.test_size >= 1:
+            errors.append(
+                f"validation_size: {self.validation_size} and test_size: {self.test_size} leave nothing to train on: "
+                "their sum must be under 1"
+            )
+        errors += [
+            f"{name}: {getattr(self, name)} must be at least 1"
+            for name in ("max_train_samples", "samples_per_class")
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+        if self.max_train_samples is not None and self.samples_per_class is not None:
+            errors.append("max_train_samples and samples_per_class contradict each other: give one of them")
+        if self.dataset == "digits" and self.data_dir is not None:
+            errors.append(
+                f"dataset: digits is embedded and reads no folder: leave out data_dir: {self.data_dir}, or leave out "
+                "dataset to read that folder"
+            )
+        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            errors.append(f"classes: {self.classes} must name at least two classes, each once")
+        splits = [self.train_split, self.validation_split, self.test_split]
+        if len(set(splits)) < 3:
+            errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
+        return errors
+
+
+@dataclass
+class ModelArguments:
+    """Which model to build or load."""
+
+    model: str = field(
+        default="mlp",
+        metadata={"help": "mlp, convnet, rnn, timm/<architecture>, a model of the Hub, or a local folder."},
+    )
+    model_args: dict | str | None = field(
+        default=None,
+        metadata={"help": "Further arguments of the model's configuration, as a mapping (JSON on the command line)."},
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout before the head (timm: drop_rate) and in ftkit's own hidden layers."}
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Side, or height and width, in pixels. Default: the model's, else the data's."}
+    )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "Per channel, of pixels in 0..1. Default: the model's, else measured on train."},
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "See image_mean."})
+    revision: str | None = field(default=None, metadata={"help": "A branch, tag or commit of the model on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model. Only for a source that you trust."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.model_args, str):
+            self.model_args = json.loads(self.model_args)
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        errors = []
+        if self.model_args is not None and not isinstance(self.model_args, dict):
+            errors.append(f"model_args: {self.model_args!r} is not a mapping such as {{hidden_sizes: [128, 128]}}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            errors.append(f"dropout: {self.dropout} must be at least 0 and under 1")
+        if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 1):
+            errors.append(f"image_size: {self.image_size} must be one side, or height and width, in pixels")
+        if (self.image_mean is None) != (self.image_std is None):
+            errors.append("image_mean and image_std belong together: give both or neither")
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) not in (1, 3):
+                errors.append(f"{name}: {getattr(self, name)} must hold 1 number, or 3 (one for each channel)")
+        if self.image_std is not None and min(self.image_std) <= 0:
+            errors.append(f"image_std: {self.image_std} must be positive")
+        return errors
+
+
+@dataclass
+class MethodArguments:
+    """How the model is trained."""
+
+    method: Literal["scratch", "full"] = field(
+        default="scratch",
+        metadata={"help": "scratch: random weights. full: start from trained weights and tune all of them."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a better one on validation."}
+    )
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            return [f"early_stopping_patience: {self.early_stopping_patience} must be at least 1"]
+        return []
+
+
+@dataclass
+class RunArguments:
+    """What happens to the run's folder."""
+
+    overwrite: bool = field(
+        default=False, metadata={"help": "Delete what an earlier run left in output_dir before training."}
+    )
+
+    def check(self) -> list[str]:
+        """Nothing can be wrong here alone."""
+        return []
+
+
+GROUPS = (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments)
+# How a run is started and where it left off: these do not belong to what a run is.
+_NOT_SAVED = ("overwrite", "resume_from_checkpoint")
+
+
+@dataclass
+class Config:
+    """A checked configuration. `values` is what the recipe, the command line and ftkit's defaults say, by key."""
+
+    data: DataArguments
+    model: ModelArguments
+    method: MethodArguments
+    run: RunArguments
+    training: TrainingArguments
+    values: dict[str, Any]
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a recipe: running it again repeats the run."""
+        own = {}
+        for group in (self.data, self.model, self.method, self.run):
+            own |= {k: v for k, v in dataclasses.asdict(group).items() if v is not None}
+        training = {k: v for k, v in self.values.items() if k not in own and v is not None}
+        resolved = {k: v for k, v in (own | training).items() if k not in _NOT_SAVED}
+        return yaml.safe_dump(_plain(resolved), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    """Enums as their values, so that YAML's safe dumper takes them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return getattr(value, "value", value)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+@dataclass
+class _Setting:
+    """One key with its value as command-line tokens, and where it stands."""
+
+    key: str
+    tokens: list[str]
+    origin: str
+
+    @property
+    def shown(self) -> str:
+        return " ".join(self.tokens)
+
+
+def _read_yaml(path: Path) -> list[_Setting]:
+    """The settings of a recipe. Scalars keep the text they were written with: `no`, `1e-3` and `007` stay so."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not valid YAML: {error}") from None
+    if not isinstance(root, yaml.MappingNode):
+        what = "is empty" if root is None else f"holds a {root.id} where"
+        raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
+    settings, errors, seen = [], [], set()
+    for key, value in root.value:
+        origin = f"{path}:{key.start_mark.line + 1}"
+        if key.value in seen:
+            errors.append(f"{origin}: {key.value} stands twice in this file: keep one")
+        seen.add(key.value)
+        if isinstance(value, yaml.ScalarNode):
+            if value.tag != "tag:yaml.org,2002:null":
+                settings.append(_Setting(key.value, [value.value], origin))
+        elif isinstance(value, yaml.SequenceNode) and all(isinstance(v, yaml.ScalarNode) for v in value.value):
+            settings.append(_Setting(key.value, [v.value for v in value.value], origin))
+        else:
+            plain = yaml.safe_load(yaml.serialize(value))
+            settings.append(_Setting(key.value, [json.dumps(plain)], origin))
+    if errors:
+        raise ConfigError(errors)
+    return settings
+
+
+def _read_command_line(arguments: list[str]) -> list[_Setting]:
+    """`--key value …`, `--key=value` and `--flag` as settings."""
+    settings: list[_Setting] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            settings.append(_Setting(key.replace("-", "_"), [value] if equals else [], "command line"))
+        elif settings:
+            settings[-1].tokens.append(argument)
+        else:
+            raise UserError(f"command line: {argument!r} stands before any option: expected `--key value`")
+    return settings
+
+
+def _parse_setting(parser: _Parser, setting: _Setting) -> dict[str, Any]:
+    """The key and its typed value, or a `ValueError` with one sentence."""
+    option = f"--{setting.key}"
+    actions = parser._option_string_actions
+    if option not in actions or setting.key == "help":
+        keys = sorted({action.dest for action in actions.values()} - {"help"})
+        raise ValueError(f"{setting.key}: there is no such key{nearest(setting.key, keys)}")
+    action = actions[option]
+    # One value is glued to its option, so that a value may begin with a dash.
+    tokens = [f"{option}={setting.tokens[0]}"] if len(setting.tokens) == 1 else [option, *setting.tokens]
+    try:
+        namespace, extra = parser.parse_known_args(tokens)
+    except ValueError as error:
+        if action.choices is not None:
+            valid = [str(choice) for choice in action.choices]
+            hint = nearest(setting.shown, valid)
+            raise ValueError(f"{setting.key}: {setting.shown!r} is not one of {', '.join(valid)}{hint}") from None
+        if not setting.tokens:
+            raise ValueError(f"{setting.key}: needs a value") from None
+        kinds = {int: "a whole number", float: "a number", str: "text"}
+        expected = kinds.get(action.type, "true or false" if "bool" in str(action.type) else str(action.type))
+        raise ValueError(f"{setting.key}: {setting.shown!r} is not {expected} ({error})") from None
+    if extra:
+        raise ValueError(f"{setting.key}: takes one value, not {len(setting.tokens)}: {setting.shown!r}")
+    return {action.dest: getattr(namespace, action.dest)}
+
+
+def _defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over what ftkit sets of `TrainingArguments`: evaluate each epoch, keep the best checkpoint."""
+    defaults: dict[str, Any] = {
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": 256,
+        "logging_steps": 50,
+        "logging_nan_inf_filter": False,  # it hides NaN, and waits for the device at every step
+        "save_total_limit": 1,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    strategy = values.get("eval_strategy", "epoch")
+    defaults["save_strategy"] = "epoch" if strategy == "no" else strategy
+    if "eval_steps" in values and strategy == "steps":
+        defaults["save_steps"] = values["eval_steps"]
+    if strategy != "no":
+        defaults |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+    data = values.get("dataset") or Path(values.get("data_dir") or "").name
+    parts = [data, values.get("model", ModelArguments.model), values.get("method", MethodArguments.method)]
+    slug = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-") for part in parts)
+    defaults["output_dir"] = str(Path("runs") / slug)
+    return defaults | values
+
+
+def _machine_defaults() -> dict[str, Any]:
+    """What depends on the machine, and does not belong into a saved configuration."""
+    defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty()}
+    if not torch.accelerator.is_available():
+        # Without `use_cpu` bf16 is refused on a machine that has no accelerator.
+        defaults |= {"use_cpu": True, "dataloader_pin_memory": False}
+    return defaults
+
+
+def _check_training(values: dict[str, Any]) -> list[str]:
+    """What `TrainingArguments` lets pass and nobody means."""
+    ranges = {
+        "learning_rate": (lambda v: v >= 0, "at least 0"),
+        "num_train_epochs": (lambda v: v > 0, "more than 0"),
+        "per_device_train_batch_size": (lambda v: v >= 1, "at least 1"),
+        "per_device_eval_batch_size": (lambda v: v >= 1, "at least 1"),
+        "gradient_accumulation_steps": (lambda v: v >= 1, "at least 1"),
+        "weight_decay": (lambda v: v >= 0, "at least 0"),
+        "warmup_steps": (lambda v: v >= 0, "at least 0"),
+        "max_grad_norm": (lambda v: v >= 0, "at least 0"),
+        "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    }
+    errors = [
+        f"{key}: {values[key]} must be {expected}"
+        for key, (valid, expected) in ranges.items()
+        if key in values and not (math.isfinite(values[key]) and valid(values[key]))
+    ]
+    if values.get("fp16") and not torch.accelerator.is_available():
+        errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
+    if values.get("push_to_hub"):
+        errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
+    return errors
+
+
+def _check_together(values: dict[str, Any]) -> list[str]:
+    """Keys of different groups that contradict each other."""
+    errors = []
+    model, method = values.get("model", ModelArguments.model), values.get("method", MethodArguments.method)
+    if method == "full" and model in OWN_MODELS:
+        errors.append(
+            f"method: full starts from trained weights, and model: {model} has none: use method: scratch, or give the "
+            "folder of a trained model"
+        )
+    if values.get("early_stopping_patience") is not None and not values.get("load_best_model_at_end"):
+        errors.append(
+            "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
+            "stopped run would keep a worse model than its best"
+        )
+    return errors
+
+
+def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Config:
+    """Read `[--config recipe.yaml] [--key value …]` into a checked configuration.
+
+    Args:
+        arguments: the command line without the program's name.
+        default_recipe: read when there is no `--config`. Where the command line names other data than this recipe's
+            (`--dataset` or `--data_dir`), the recipe's own data are left out.
+
+    Raises:
+        UserError: the recipe cannot be read.
+        ConfigError: with every unknown key, wrong type, value out of range and contradiction.
+    """
+    selector = ArgumentParser(add_help=False, allow_abbrev=False)
+    selector.add_argument("--config", type=Path)
+    selected, rest = selector.parse_known_args(arguments)
+    overrides = _read_command_line(rest)
+    recipe = _read_yaml(selected.config or default_recipe) if selected.config or default_recipe else []
+    if selected.config is None and {"dataset", "data_dir"} & {s.key for s in overrides}:
+        recipe = [setting for setting in recipe if setting.key not in ("dataset", "data_dir")]
+    parser = _Parser(GROUPS, allow_abbrev=False, prog="finetune.py")
+    if "help" in {setting.key for setting in overrides}:
+        parser.print_help()
+        sys.exit(0)
+
+    values: dict[str, Any] = {}
+    errors = []
+    for setting in recipe + overrides:
+        try:
+            values |= _parse_setting(parser, setting)
+        except ValueError as error:
+            errors.append(f"{setting.origin}: {error}")
+    _find_local_data(values)
+    if not values.get("dataset") and not values.get("data_dir"):
+        errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
+    values = _defaults(values)
+    groups = {}
+    for group in GROUPS[:-1]:
+        built = _build(group, values, errors)
+        errors += built.check() if built else []
+        groups[group] = built
+    errors += _check_training(values) + _check_together(values)
+    training = None if errors else _build(TrainingArguments, _machine_defaults() | values, errors)
+    if errors:
+        raise ConfigError(errors)
+    return Config(*groups.values(), training, values)
+
+
+def _build(group: type, values: dict[str, Any], errors: list[str]) -> Any:
+    names = {f.name for f in dataclasses.fields(group) if f.init}
+    try:
+        return group(**{key: value for key, value in values.items() if key in names})
+    except (ValueError, TypeError, ImportError) as error:
+        errors.append(" ".join(str(error).split()))
+        return None
+
+
+def _find_local_data(values: dict[str, Any]) -> None:
+    """Look a short dataset name up in the folder `FTKIT_DATA_DIR`; make `data_dir` independent of where we stand."""
+    shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
+    if shared and dataset not in (None, "digits") and not values.get("data_dir") and (Path(shared) / dataset).is_dir():
+        values["data_dir"] = str(Path(shared) / dataset)
+    if values.get("data_dir"):
+        values["data_dir"] = str(Path(values["data_dir"]).expanduser().absolute())

@@ -1,0 +1,38 @@
+"""What a person sees: banners, facts, and no progress bars where nobody watches."""
+
+import logging
+import sys
+import warnings
+
+import datasets
+import transformers
+from transformers import TrainingArguments
+
+logger = logging.getLogger("ftkit")
+
+
+def set_up_console(args: TrainingArguments) -> None:
+    """Send ftkit's log to standard output on the main process, and only warnings on the others.
+
+    The libraries' own bars and remarks are kept for a terminal, and for `log_level: info`.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if args.disable_tqdm:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+    if args.get_process_log_level() > logging.INFO:
+        transformers.utils.logging.set_verbosity_error()
+        warnings.filterwarnings("ignore", module="torch.utils.data")
+
+
+def banner(title: str) -> None:
+    """Announce a step of the run."""
+    logger.info("\n── %s %s", title, "─" * (60 - len(title)))
+
+
+def fact(name: str, value: object) -> None:
+    """One line of a step: a name and what it is."""
+    logger.info("  %-12s %s", name, value)

@@ -1,0 +1,1 @@
+"""Data: a name, a folder or the Hub -> `DatasetDict` -> uint8 tensors -> batches."""

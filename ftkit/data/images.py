@@ -1,0 +1,81 @@
+"""Image files of any mode as the pixels that a viewer shows."""
+
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+_GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+_SAMPLE = 256
+_ORIENTATION = 0x0112
+
+
+class ImageInfo(NamedTuple):
+    """What the images of a dataset are: `size` is (height, width) in pixels, or None where they differ."""
+
+    size: tuple[int, int] | None
+    channels: int
+
+
+def column(dataset: Dataset, name: str) -> np.ndarray:
+    """A column of numbers as an array, straight from Arrow (a formatted column is read row by row)."""
+    return dataset.select_columns(name).with_format("arrow")[:][name].to_numpy()
+
+
+def encoded(dataset: Dataset) -> Dataset:
+    """`dataset` with its image column as dictionaries of `bytes` and `path`, not decoded."""
+    return dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
+
+
+def open_image(file: dict) -> Image.Image:
+    """Open one row of an `encoded` dataset; pixels are not decoded yet."""
+    return Image.open(BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
+
+
+def describe_images(dataset: Dataset) -> ImageInfo:
+    """Size and channels from the headers of up to 256 images, evenly spaced; broken files are passed over."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).astype(int))
+    sizes, channels = set(), 1
+    for row in encoded(dataset.select(rows)):
+        try:
+            with open_image(row["image"]) as image:
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                sizes.add((image.width, image.height) if turned else (image.height, image.width))
+                if image.mode not in _GRAY_MODES:
+                    channels = 3
+        except BAD_IMAGE_ERRORS:
+            continue
+    return ImageInfo(sizes.pop() if len(sizes) == 1 else None, channels)
+
+
+def to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """Decode `image` to 8-bit grayscale (1 channel) or RGB (3 channels), as a viewer shows it.
+
+    The EXIF orientation is applied; 16-bit grey values are scaled to 8 bits (PIL's own conversion cuts them off at
+    255); what is transparent is laid on white.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode == mode and _ORIENTATION not in image.getexif():
+        image.load()
+        return image
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_8_bit(image)
+    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        scale = 255.0 if values.max(initial=0) <= 1 else 1.0
+    else:
+        # Integers of more than 8 bits: the full scale is 65535, unless the mode is 32-bit and nothing exceeds 255.
+        scale = 1.0 if image.mode == "I" and values.max(initial=0) <= 255 else 255 / 65535
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

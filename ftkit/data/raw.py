@@ -1,0 +1,145 @@
+"""Readers of the raw formats that MNIST and CIFAR are published in. All return numpy arrays."""
+
+import gzip
+import math
+import pickle
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ftkit.config import UserError
+
+IDX_NAME = re.compile(r"(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[13][-.]ubyte(\.gz)?$")
+_CIFAR_BATCHES = {
+    "cifar10": {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"], "meta": "batches.meta"},
+    "cifar100": {"train": ["train"], "test": ["test"], "meta": "meta"},
+}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, gzipped or not.
+
+    The format is the one of LeCun's MNIST page: two zero bytes, the type (8 = uint8), the number of dimensions,
+    each dimension as a big-endian uint32, then the values.
+
+    Returns:
+        uint8 array: (N, H, W) for images, (N,) for labels.
+
+    Raises:
+        UserError: the file cannot be read, has another magic number or type, or is shorter or longer than its header
+            says.
+    """
+    try:
+        data = path.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}. Download it again") from None
+    if len(data) < 4 or data[:2] != b"\0\0":
+        raise UserError(f"{path}: not an IDX file: it begins with {data[:4].hex() or 'nothing'}, expected 00000803")
+    kind, ndim = data[2], data[3]
+    if kind != 8 or ndim not in (1, 3):
+        raise UserError(
+            f"{path}: magic number {data[:4].hex()}: expected 00000803 (images) or 00000801 (labels), unsigned bytes"
+        )
+    if len(data) < 4 + 4 * ndim:
+        raise UserError(f"{path}: cut short inside its header: {len(data)} bytes. Download it again")
+    shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
+    expected, found = math.prod(shape), len(data) - 4 - 4 * ndim
+    if found != expected:
+        what = "cut short" if found < expected else "too long"
+        raise UserError(
+            f"{path}: {what}: its header says {' x '.join(map(str, shape))} = {expected} bytes of values and there "
+            f"are {found}. Download it again"
+        )
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The splits `train` and `test` of a folder of IDX files: images (N, H, W) and labels (N,), both uint8."""
+    files: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.iterdir()):
+        if match := IDX_NAME.match(path.name):
+            split = "train" if match["split"] == "train" else "test"
+            files.setdefault((split, match["what"]), path)
+    if ("train", "images") not in files:
+        raise UserError(f"{folder}: there is no train-images-idx3-ubyte(.gz) beside {sorted(files.values())[0].name}")
+    splits = {}
+    for split in ("train", "test"):
+        if (split, "images") not in files and (split, "labels") not in files:
+            continue
+        for what in ("images", "labels"):
+            if (split, what) not in files:
+                raise UserError(f"{folder}: the {what} of {split} are missing: expected an IDX file of that name")
+        images, labels = (read_idx(files[split, what]) for what in ("images", "labels"))
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            raise UserError(
+                f"{folder}: {split}: images of shape {images.shape} do not fit labels of shape {labels.shape}"
+            )
+        splits[split] = images, labels
+    return splits
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles dictionaries of numpy arrays and nothing else: any other name in the file is refused."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str):
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no CIFAR batch does")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read_cifar_batch(path: Path) -> dict[str, object]:
+    try:
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+        return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: not a CIFAR batch: {error}. Download it again") from None
+
+
+def cifar_kind(folder: Path) -> str | None:
+    """`"cifar10"`, `"cifar100"` or None, by the names of the files in `folder`."""
+    for kind, files in _CIFAR_BATCHES.items():
+        if (folder / files["train"][0]).is_file() and (folder / files["meta"]).is_file():
+            return kind
+    return None
+
+
+def read_cifar_folder(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    """The splits and class names of a folder of CIFAR "python version" batches.
+
+    Returns:
+        splits: `train` and `test`, each images (N, 32, 32, 3) uint8 and labels (N,) int64 (CIFAR-100: the fine ones).
+        names: the class names in the order of the labels.
+    """
+    kind = cifar_kind(folder)
+    files, prefix = _CIFAR_BATCHES[kind], "fine_" if kind == "cifar100" else ""
+    splits = {}
+    for split in ("train", "test"):
+        batches = [_read_cifar_batch(folder / name) for name in files[split]]
+        label_key = f"{prefix}labels"
+        for name, batch in zip(files[split], batches, strict=True):
+            data = batch.get("data")
+            if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
+                raise UserError(f"{folder / name}: holds no uint8 `data` of 3072 values an image. Download it again")
+            if len(batch.get(label_key, ())) != len(data):
+                raise UserError(f"{folder / name}: holds no `{label_key}` for its {len(data)} images")
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        splits[split] = images, np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
+    meta = _read_cifar_batch(folder / files["meta"])
+    names = [n.decode() if isinstance(n, bytes) else n for n in meta[f"{prefix or ''}label_names"]]
+    return splits, names

@@ -1,0 +1,44 @@
+"""The Hub, or a clear sentence within seconds where it is out of reach."""
+
+from collections.abc import Callable
+from typing import Any
+
+import datasets.config
+import huggingface_hub.constants
+from huggingface_hub import get_session, is_offline_mode
+
+from ftkit.config import UserError
+
+TIMEOUT_S = 3.0
+
+
+def _reachable() -> bool:
+    try:
+        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT_S)
+    except Exception:  # whatever the HTTP library raises, the Hub did not answer
+        return False
+    return True
+
+
+def from_hub(load: Callable[[], Any], what: str, fix: str) -> Any:
+    """Call `load`, which reads `what` from the Hub or from the local Hub cache.
+
+    The libraries retry for up to 47 s when the Hub is away. Here one short request decides; where it fails, they are
+    switched to their offline mode, in which they take what is cached or fail at once.
+
+    Raises:
+        UserError: `what` is not there; the sentence ends with `fix`.
+    """
+    offline = is_offline_mode() or not _reachable()
+    if offline:
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        if offline:
+            raise UserError(
+                f"{what} is not in the local cache, and the Hub ({huggingface_hub.constants.ENDPOINT}) is out of "
+                f"reach: {fix}"
+            ) from error
+        raise UserError(f"{what} cannot be loaded: {str(error).strip().splitlines()[0]}. {fix}") from error

@@ -1,0 +1,180 @@
+"""A dataset's name or folder -> a `DatasetDict` with the columns `image`, `label` and `index`."""
+
+import difflib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets.info import DatasetInfo
+
+from ftkit.config import DataArguments, UserError
+from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, read_class_folders, read_tables, table_files
+from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
+from ftkit.data.remote import from_hub
+from ftkit.data.splits import canonical, complete_splits, keep_classes, take_fewer
+
+# Short names: the Hub's own, what a local folder of it must hold, and the column where the choice is not unique.
+HUB_NAMES = {
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
+SHORT_NAMES = ("digits", *HUB_NAMES)
+_LOCAL_FILES = {
+    "mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
+    "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
+    "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
+    "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
+}
+_DEFAULT_LABELS = {"cifar100": "fine_label"}
+FASHION_NAMES = [
+    "T - shirt / top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
+
+
+def load_data(args: DataArguments) -> DatasetDict:
+    """Read the dataset, complete its splits, and take the part that was asked for.
+
+    Returns:
+        `train`, `validation` and `test`, each with the columns `image` (`datasets.Image`), `label` (`ClassLabel`,
+        the same names in each) and `index` (the row in the split it came from, as it was read).
+
+    Raises:
+        UserError: the data are not there, or are not what they should be.
+    """
+    raw = _read_folder(args) if args.data_dir else _read_name(args)
+    label_column = args.label_column or _DEFAULT_LABELS.get(args.dataset)
+    splits = keep_classes(canonical(raw, args, label_column), args.classes)
+    return take_fewer(complete_splits(splits, args), args)
+
+
+def _read_name(args: DataArguments) -> DatasetDict:
+    if args.dataset == "digits":
+        return _read_digits()
+    name = HUB_NAMES.get(args.dataset, args.dataset)
+    if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
+        raise UserError(f"dataset: {name!r} is not a known short name (did you mean {' or '.join(map(repr, close))}?)")
+    local = _LOCAL_FILES.get(args.dataset, "class folders, parquet files or a save_to_disk folder")
+    return from_hub(
+        lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
+        what=f"dataset {name}",
+        fix=f"give --data_dir a folder with {local}",
+    )
+
+
+def _read_folder(args: DataArguments) -> DatasetDict:
+    """Recognise what lies in `data_dir` by its files, and read it."""
+    path = Path(args.data_dir)
+    if not path.exists():
+        parent = path.parent
+        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, siblings)
+        hint = f"; beside it there is {', '.join(close)}" if close else ""
+        raise UserError(f"data_dir: {path} does not exist{hint}")
+    if path.is_file():
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return read_tables({"train": path}, args.image_column, args.label_column)
+        if path.suffix.lower() == ".parquet":
+            return _read_parquet({"train": [path]})
+        raise UserError(f"data_dir: {path} is neither a folder nor a CSV, JSON-lines or parquet file")
+    entries = sorted(path.iterdir())
+    if not entries:
+        raise UserError(f"data_dir: {path} is empty: expected class folders, IDX files, parquet files, …")
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        return _read_saved(path)
+    if any(IDX_NAME.match(entry.name) for entry in entries):
+        names = FASHION_NAMES if args.dataset == "fashion_mnist" else None
+        splits = read_idx_folder(path)
+        names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
+        return _from_arrays(path, splits, names)
+    if cifar_kind(path):
+        return _from_arrays(path, *read_cifar_folder(path))
+    if parquet := _parquet_files(path):
+        return _read_parquet(parquet)
+    if tables := table_files(path):
+        return read_tables(tables, args.image_column, args.label_column)
+    return read_class_folders(path)
+
+
+def _read_saved(path: Path) -> DatasetDict:
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowInvalid, KeyError) as error:
+        raise UserError(f"data_dir: {path} is not a whole save_to_disk folder: {error}") from None
+    return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+
+
+def _parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Parquet files by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob("*.parquet")):
+        stem = file.stem.split("-")[0].lower()
+        for split, names in SPLIT_NAMES.items():
+            if stem in names or file.parent.name.lower() in names:
+                found.setdefault(split, []).append(file)
+                break
+        else:
+            found.setdefault("train" if stem.isdecimal() else stem, []).append(file)
+    return {"train": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _read_parquet(files: dict[str, list[Path]]) -> DatasetDict:
+    try:
+        return load_dataset("parquet", data_files={split: [str(f) for f in paths] for split, paths in files.items()})
+    except Exception as error:  # datasets wraps what pyarrow raises in one of its own, by version
+        names = ", ".join(str(path) for paths in files.values() for path in paths)
+        raise UserError(f"data_dir: {names} cannot be read as parquet: {error.__cause__ or error}") from error
+
+
+def _read_digits() -> DatasetDict:
+    """The 1,797 digits of 8 x 8 pixels inside scikit-learn (UCI ML hand-written digits, the test part)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return _from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
+
+
+def _from_arrays(source: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str]) -> DatasetDict:
+    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) as a `DatasetDict` with an image column.
+
+    Each image is stored as an uncompressed PNM file: a header before the pixels, nothing to encode, and the rows are
+    images to everything that reads a `datasets.Image`.
+    """
+    built = {}
+    for split, (images, labels) in splits.items():
+        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
+            raise UserError(
+                f"data_dir: {source}: {split} has labels from {labels.min()} to {labels.max()}, and there are "
+                f"{len(names)} classes"
+            )
+        height, width = images.shape[1:3]
+        header = np.frombuffer(b"P%d %d %d 255\n" % (6 if images.ndim == 4 else 5, width, height), np.uint8)
+        rows = np.concatenate(
+            [np.broadcast_to(header, (len(images), len(header))), images.reshape(len(images), -1)], axis=1
+        )
+        offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+        files = pa.Array.from_buffers(
+            pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
+        )
+        paths = pa.nulls(len(rows), pa.string())
+        features = Features(image=Image(), label=ClassLabel(names=names))
+        table = pa.table(
+            {
+                "image": pa.StructArray.from_arrays([files, paths], names=["bytes", "path"]),
+                "label": pa.array(labels.astype(np.int64)),
+            }
+        )
+        built[split] = Dataset(table.cast(features.arrow_schema), info=DatasetInfo(features=features))
+    return DatasetDict(built)

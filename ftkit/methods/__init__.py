@@ -1,0 +1,1 @@
+"""Methods: a method is a plan, a list of stages."""

@@ -1,0 +1,300 @@
+"""A model's name -> the model and its image processor, with the head that the data's classes need."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import PretrainedCfg, split_model_name_tag
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTImageProcessor,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from ftkit.config import OWN_MODELS, ModelArguments, UserError, nearest
+from ftkit.data.images import ImageInfo
+from ftkit.data.pixels import channel_statistics
+from ftkit.data.remote import from_hub
+
+from . import ConvNetConfig, MLPConfig, RNNConfig
+from .anatomy import find_head
+
+logger = logging.getLogger(__name__)
+_OWN_CONFIGS = dict(zip(OWN_MODELS, (MLPConfig, ConvNetConfig, RNNConfig), strict=True))
+_LOCAL_FIX = "give --model the folder of a saved model"
+
+
+def build_model(
+    args: ModelArguments, class_names: list[str], images: ImageInfo, pretrained: bool
+) -> tuple[PreTrainedModel, Any]:
+    """Build or load a classifier for `class_names`.
+
+    Args:
+        args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub or a local folder.
+        class_names: in the order of the data's labels; they go into the model's config.
+        images: size and channels of the data, for models that have no size of their own.
+        pretrained: load trained weights, with a new head where the classes differ; otherwise only the architecture is
+            taken, and the weights are random.
+
+    Returns:
+        The model on the CPU, and the image processor that is saved with it. A processor made here for random weights
+        does not know the data's mean and standard deviation yet: see `fit_normalization`.
+
+    Raises:
+        UserError: nobody knows the model, it takes other arguments, or it cannot be loaded.
+    """
+    labels = {
+        "num_labels": len(class_names),
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: i for i, name in enumerate(class_names)},
+    }
+    folder = _local_folder(args.model)
+    if folder is None and args.model in _OWN_CONFIGS:
+        return _own_model(args, labels, images)
+    if folder is None and args.model.startswith("timm/"):
+        architecture = _timm_architecture(args.model)
+        if not pretrained:
+            return _timm_from_scratch(args, architecture, labels, images)
+    elif folder is None and "/" not in args.model:
+        known = [*OWN_MODELS, *timm.list_models(), *(f"timm/{name}" for name in timm.list_models())]
+        close = nearest(args.model, known) if args.model not in known else f" (did you mean 'timm/{args.model}'?)"
+        raise UserError(
+            f"model: {args.model!r} is unknown{close}: expected {', '.join(OWN_MODELS)}, timm/<architecture>, "
+            "<owner>/<name> on the Hub, or a local folder"
+        )
+    return _from_config_or_weights(args, str(folder or _hub_name(args.model)), folder is not None, labels, pretrained)
+
+
+def load_model(
+    model: str, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """Load a saved classifier as it is, and its image processor, from a folder (a run's too) or the Hub.
+
+    Raises:
+        UserError: there is no such model, or it cannot be loaded.
+    """
+    folder = _local_folder(model)
+    name, options = str(folder or model), {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _load(
+        lambda: (
+            AutoModelForImageClassification.from_pretrained(name, **options),
+            AutoImageProcessor.from_pretrained(name, **options),
+        ),
+        name,
+        folder is not None,
+    )
+
+
+def fit_normalization(
+    args: ModelArguments, model: PreTrainedModel, processor: Any, train_images: torch.Tensor, pretrained: bool
+) -> Any:
+    """The processor with the mean and standard deviation of the run: as given, else of trained weights, else measured.
+
+    Args:
+        train_images: uint8 (N, C, H, W), measured where nothing else says what to take.
+    """
+    if args.image_mean is not None:
+        return _set_normalization(model, processor, args.image_mean, args.image_std)
+    return processor if pretrained else _set_normalization(model, processor, *channel_statistics(train_images))
+
+
+def _set_normalization(model: PreTrainedModel, processor: Any, mean: list[float], std: list[float]) -> Any:
+    """One number is spread over three channels, because a plain `pipeline` feeds RGB."""
+    mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
+    if isinstance(processor, TimmWrapperImageProcessor):
+        # timm keeps it in the model's config.
+        model.config.pretrained_cfg = {**model.config.pretrained_cfg, "mean": mean, "std": std}
+        return TimmWrapperImageProcessor(model.config.pretrained_cfg, architecture=model.config.architecture)
+    processor.image_mean, processor.image_std = mean, std
+    return processor
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Save what `from_pretrained` and `pipeline` load: weights (safetensors), config, image processor."""
+    model.save_pretrained(folder)
+    if not isinstance(processor, TimmWrapperImageProcessor):  # that one lives in config.json
+        processor.save_pretrained(folder)
+
+
+def model_channels(model: PreTrainedModel) -> int:
+    """How many channels `pixel_values` must have: 1 or 3."""
+    if isinstance(model.config, TimmWrapperConfig):
+        return (model.config.model_args or {}).get("in_chans", 3)
+    return getattr(model.config, "num_channels", 3)
+
+
+def _local_folder(name: str) -> Path | None:
+    """The folder that `name` means: of a model, or of a run that holds one."""
+    path = Path(name).expanduser()
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    if path.is_dir() or name.startswith(("/", "./", "../", "~")):
+        state = "holds no config.json: expected a saved model" if path.is_dir() else "does not exist"
+        raise UserError(f"model: the folder {path} {state}")
+    return None
+
+
+def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
+    """Height and width: as asked for, else those of the data, else `otherwise`."""
+    if args.image_size:
+        return (args.image_size[0], args.image_size[-1])
+    if images.size is None:
+        logger.info("the images differ in size: they are brought to %d x %d (set image_size)", otherwise, otherwise)
+    return images.size or (otherwise, otherwise)
+
+
+def _check_keys(args: ModelArguments, valid: list[str]) -> None:
+    for key in args.model_args or {}:
+        if key not in valid:
+            raise UserError(f"model_args: {args.model} has no {key!r}{nearest(key, valid)}: {', '.join(valid)}")
+
+
+def _own_model(args: ModelArguments, labels: dict, images: ImageInfo) -> tuple[PreTrainedModel, Any]:
+    config_class = _OWN_CONFIGS[args.model]
+    inherited = {field.name for field in dataclasses.fields(config_class.__mro__[1])}
+    fields = [field.name for field in dataclasses.fields(config_class) if field.name not in inherited]
+    _check_keys(args, fields)
+    height, width = _side(args, images, otherwise=64)
+    settings: dict[str, Any] = {"num_channels": images.channels}
+    if "image_size" in fields:
+        settings["image_size"] = [height, width]
+    if args.dropout is not None:
+        settings["dropout"] = args.dropout
+    try:
+        config = config_class(**{**settings, **(args.model_args or {})}, **labels)
+    except ValueError as error:
+        raise UserError(f"model_args: {error}") from None
+    model = AutoModelForImageClassification.from_config(config)
+    processor = ViTImageProcessor(size={"height": height, "width": width}, do_convert_rgb=True)
+    return model, processor
+
+
+def _timm_architecture(name: str) -> str:
+    """`resnet18` of `timm/resnet18` or `timm/resnet18.a1_in1k`, if timm knows it."""
+    architecture, _ = split_model_name_tag(name.removeprefix("timm/"))
+    if not timm.is_model(architecture):
+        raise UserError(
+            f"model: timm knows no architecture {architecture!r}{nearest(architecture, timm.list_models())}"
+        )
+    return architecture
+
+
+def _hub_name(name: str) -> str:
+    """timm's weights are on the Hub by architecture and tag; without a tag, timm's own choice."""
+    if not name.startswith("timm/") or "." in name:
+        return name
+    default = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    if default is None or not default.tag:
+        raise UserError(
+            f"model: timm has no trained weights of {name!r}: use method: scratch, or another architecture"
+        )
+    return f"{name}.{default.tag}"
+
+
+def _timm_from_scratch(
+    args: ModelArguments, architecture: str, labels: dict, images: ImageInfo
+) -> tuple[PreTrainedModel, Any]:
+    """A timm architecture with random weights, for three channels: `pipeline` feeds no others."""
+    default = timm.get_pretrained_cfg(architecture) or PretrainedCfg()
+    model_args = dict(args.model_args or {})
+    height, width = _side(args, images, otherwise=default.input_size[-1])
+    if default.fixed_input_size:
+        model_args.setdefault("img_size", [height, width])
+    if args.dropout is not None:
+        model_args["drop_rate"] = args.dropout
+    preprocessing = {
+        "input_size": [3, height, width],
+        "mean": list(default.mean),
+        "std": list(default.std),
+        "interpolation": default.interpolation,
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    }
+    config = TimmWrapperConfig(
+        architecture=architecture, model_args=model_args or None, pretrained_cfg=preprocessing, **labels
+    )
+    try:
+        model = TimmWrapperForImageClassification(config)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"model: timm cannot build {architecture} with {model_args}: {error}") from error
+    # transformers initialises every weight with N(0, 0.02); timm knows better for its own architectures.
+    fresh = timm.create_model(architecture, num_classes=labels["num_labels"], **model_args)
+    model.timm_model.load_state_dict(fresh.state_dict())
+    model.config.label_names = list(labels["id2label"].values())
+    return model, TimmWrapperImageProcessor(preprocessing, architecture=architecture)
+
+
+def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
+    """Make the loaded head mean the classes `new`, by name.
+
+    Another number of classes has given a new head already; as many under other names would keep the old one.
+    """
+    if old == new:
+        logger.info("head: kept, the classes are the same")
+    elif sorted(old) == sorted(new):
+        _, head = find_head(model)
+        rows = torch.tensor([old.index(name) for name in new])
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.copy_(parameter[rows].clone())
+        logger.info("head: kept, its rows brought into the order of the data's classes")
+    else:
+        if len(old) == len(new):
+            find_head(model)[1].reset_parameters()
+        logger.info("head: new, the classes differ from the %d that the model knew", len(old))
+
+
+def _load(load, name: str, local: bool) -> Any:
+    if not local:
+        return from_hub(load, what=f"model {name}", fix=_LOCAL_FIX)
+    try:
+        return load()
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
+        raise UserError(f"model: {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+
+
+def _from_config_or_weights(
+    args: ModelArguments, name: str, local: bool, labels: dict, pretrained: bool
+) -> tuple[PreTrainedModel, Any]:
+    source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
+    config = _load(lambda: AutoConfig.from_pretrained(name, **source), name, local)
+    is_timm = isinstance(config, TimmWrapperConfig)
+    overrides = dict(args.model_args or {})
+    if not is_timm:
+        _check_keys(args, sorted(config.to_dict()))
+    if args.dropout is not None:
+        key = next((key for key in ("dropout", "hidden_dropout_prob", "dropout_rate") if hasattr(config, key)), None)
+        if is_timm:
+            overrides["drop_rate"] = args.dropout
+        elif key is None:
+            raise UserError(
+                f"dropout: the config of {name} has no known dropout: set it by its own name in model_args"
+            )
+        else:
+            overrides[key] = args.dropout
+    if is_timm and overrides:
+        overrides = {"model_args": {**(config.model_args or {}), **overrides}}
+    old_names = [config.id2label[i] for i in sorted(config.id2label)]
+    if pretrained:
+        options = {**source, **overrides, **labels, "ignore_mismatched_sizes": True}
+        model = _load(lambda: AutoModelForImageClassification.from_pretrained(name, **options), name, local)
+        _fit_head(model, old_names, list(labels["id2label"].values()))
+    else:
+        config = _load(lambda: AutoConfig.from_pretrained(name, **source, **overrides, **labels), name, local)
+        code = {"trust_remote_code": args.trust_remote_code}
+        model = _load(lambda: AutoModelForImageClassification.from_config(config, **code), name, local)
+    if is_timm:
+        model.config.label_names = list(labels["id2label"].values())
+    processor = _load(lambda: AutoImageProcessor.from_pretrained(name, **source), name, local)
+    if args.image_size:
+        raise UserError(f"image_size: {name} has its own, in its image processor: leave it out")
+    return model, processor

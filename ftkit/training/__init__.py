@@ -1,0 +1,1 @@
+"""Training: the `Trainer` subclass, and running a plan stage by stage."""

@@ -1,0 +1,47 @@
+"""Where a result comes from: versions, commit, hardware, memory."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("ftkit", "torch", "transformers", "datasets", "accelerate", "timm", "peft", "numpy")
+
+
+def git_commit() -> str | None:
+    """The commit of ftkit's checkout, with `-dirty` where files differ from it; None outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """The most memory that this process held so far, in MB: `ram`, and `gpu` where there is one."""
+    # Linux counts in kB, macOS in bytes.
+    unit = 1024**2 if sys.platform == "darwin" else 1024
+    peak = {"ram": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
+    if torch.cuda.is_available():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 1024**2, 1)
+    return peak
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": git_commit(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }

@@ -1,0 +1,110 @@
+"""A run's folder, and a plan carried out in it stage by stage."""
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.trainer_utils import get_last_checkpoint
+
+from ftkit.config import Config, UserError
+from ftkit.data.pixels import Normalize8Bit
+from ftkit.data.tensors import ImageTensors
+from ftkit.methods.plan import PLANS
+from ftkit.training.trainer import ImageTrainer
+
+logger = logging.getLogger(__name__)
+_ENTRIES = ("config.yaml", "run.json", "stages", "model", "evaluation")
+
+
+def check_run_folder(config: Config) -> Path:
+    """The run's folder, if it is free, or if the configuration says what to do with what lies there.
+
+    Raises:
+        UserError: it holds a finished run, or an unfinished one, or is no folder.
+    """
+    folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir: {folder} is a file: give the name of a folder")
+    if config.run.overwrite or not any((folder / entry).exists() for entry in _ENTRIES):
+        return folder
+    if (folder / "run.json").exists():
+        raise UserError(
+            f"output_dir: {folder} holds a finished run: give another --output_dir, or --overwrite true to replace it"
+        )
+    if not resume:
+        raise UserError(
+            f"output_dir: {folder} holds an unfinished run: --resume_from_checkpoint true goes on with it, "
+            "--overwrite true replaces it"
+        )
+    return folder
+
+
+def begin_run(config: Config) -> None:
+    """Clear what a run to be overwritten left (nothing else in that folder is touched) and save the configuration."""
+    folder = Path(config.training.output_dir)
+    if config.run.overwrite:
+        for entry in _ENTRIES:
+            path = folder / entry
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} cannot be written: {error}") from error
+
+
+def run_plan(
+    config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: ImageTensors, validation: ImageTensors
+) -> tuple[ImageTrainer, list[dict[str, Any]]]:
+    """Carry out the method's plan.
+
+    Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`.
+
+    Returns:
+        The trainer of the last stage, which holds the model that validation chose, and for each stage its name,
+        seconds, steps, images per second, and the best value on validation.
+
+    Raises:
+        UserError: there is no checkpoint to resume from, or the loss is not finite.
+    """
+    results = []
+    plan = PLANS[config.method.method]
+    for number, stage in enumerate(plan):
+        folder = Path(config.training.output_dir) / "stages" / f"{number}-{stage.name}"
+        args = dataclasses.replace(config.training, output_dir=str(folder), **stage.arguments)
+        trainer = ImageTrainer(model, args, normalize, train, validation, config.method.early_stopping_patience)
+        output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
+        trainer.save_state()
+        results.append(
+            {
+                "stage": stage.name,
+                "train": stage.train,
+                "steps": output.global_step,
+                "epochs": trainer.state.epoch,
+                "seconds": round(output.metrics["train_runtime"], 2),
+                "images_per_second": round(output.metrics["train_samples_per_second"], 1),
+                "best_metric": trainer.state.best_metric,
+                "best_step": trainer.state.best_global_step,
+            }
+        )
+    return trainer, results
+
+
+def _checkpoint(resume: str | None, folder: Path) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` means: a folder, or with `true` the newest of the stage."""
+    if not resume or str(resume).lower() == "false":
+        return None
+    if str(resume).lower() != "true":
+        if not Path(resume).is_dir():
+            raise UserError(f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, or true")
+        return resume
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        logger.info("no checkpoint in %s yet: training begins at the first step", folder)
+    return last

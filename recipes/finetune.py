@@ -1,0 +1,86 @@
+"""The main job: read a recipe, train, evaluate on test, save the model, report.
+
+    accelerate launch recipes/finetune.py
+    accelerate launch recipes/finetune.py --config recipes/mnist/mlp.yaml --data_dir path/to/mnist
+    accelerate launch recipes/finetune.py --data_dir path/to/photos --model timm/resnet18 --image_size 64
+
+Without `--config` it is recipes/digits/mlp.yaml: data that ship with scikit-learn, no network. Every key of a recipe
+can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`, `cifar10`, …
+are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from ftkit.config import parse_config, user_errors
+
+DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "mlp.yaml"
+
+
+def main(arguments: list[str]) -> None:
+    """Run the job that `arguments`, a command line without the program's name, describe."""
+    started = time.monotonic()
+    config = parse_config(arguments, DEFAULT_RECIPE)
+
+    # These take seconds to load; a mistake in the configuration is answered before.
+    from transformers import set_seed
+
+    from ftkit.console import banner, fact, set_up_console
+    from ftkit.data.images import describe_images
+    from ftkit.data.pixels import normalizer
+    from ftkit.data.sources import load_data
+    from ftkit.data.tensors import image_tensors
+    from ftkit.evaluation.predictions import write_evaluation
+    from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
+    from ftkit.methods.plan import starts_from_trained_weights
+    from ftkit.models.build import build_model, fit_normalization, model_channels, save_model
+    from ftkit.training.run import begin_run, check_run_folder, run_plan
+
+    args = config.training
+    set_up_console(args)
+    set_seed(args.seed)
+    folder = check_run_folder(config)
+
+    banner("data")
+    with args.main_process_first(desc="reading the data"):
+        dataset = load_data(config.data)
+    names, images = dataset["train"].features["label"].names, describe_images(dataset["train"])
+    fact("source", config.data.data_dir or config.data.dataset)
+    fact("images", ", ".join(f"{split} {len(rows):,}" for split, rows in dataset.items()))
+    fact("classes", f"{len(names)}: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}")
+
+    banner("model")
+    pretrained = starts_from_trained_weights(config.method.method)
+    model, processor = build_model(config.model, names, images, pretrained)
+    channels = min(images.channels, model_channels(model))
+    with args.main_process_first(desc="decoding the images"):
+        tensors = {
+            split: image_tensors(rows, processor, channels, config.data.on_bad_image, config.data.cache_dir)
+            for split, rows in dataset.items()
+        }
+    processor = fit_normalization(config.model, model, processor, tensors["train"].images, pretrained)
+    fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
+    fact("input", " × ".join(map(str, tensors["train"].images.shape[1:])) + " (channels × height × width)")
+
+    banner("train")
+    with args.main_process_first(local=False, desc="making the run's folder"):
+        if args.process_index == 0:
+            begin_run(config)
+    normalize = normalizer(processor, model_channels(model))
+    trainer, stages = run_plan(config, model, normalize, tensors["train"], tensors["validation"])
+
+    banner("evaluate")
+    logits, labels, _ = trainer.predict(tensors["test"])
+    if args.process_index != 0:
+        return
+    save_model(trainer.accelerator.unwrap_model(trainer.model), processor, folder / "model")
+    record = describe_run(config, tensors, trainer.model, stages, seconds=time.monotonic() - started)
+    metrics = write_evaluation(folder / "evaluation", logits, labels, tensors["test"].index.numpy(), names, record)
+    write_run_record(folder, record, metrics)
+    next_steps(folder, record, metrics)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])
