@@ -223,6 +223,29 @@ class RunArguments:
         return []
 
 
+@dataclass
+class EvaluationArguments:
+    """Which saved model to evaluate, and on what."""
+
+    model: str = field(default="", metadata={"help": "A folder (of a model, or of a run) or a name on the Hub."})
+    split: Literal["train", "validation", "test"] = field(default="test", metadata={"help": "What to evaluate on."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Write predictions, metrics and report into this new folder."}
+    )
+    batch_size: int = field(default=256, metadata={"help": "Images per batch and device."})
+    revision: str | None = field(default=None, metadata={"help": "A branch, tag or commit of the model on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model. Only for a source that you trust."}
+    )
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        errors = [] if self.batch_size >= 1 else [f"batch_size: {self.batch_size} must be at least 1"]
+        if self.output_dir and Path(self.output_dir).exists():
+            errors.append(f"output_dir: {self.output_dir} exists: give the name of a new folder")
+        return errors
+
+
 GROUPS = (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments)
 # How a run is started and where it left off: these do not belong to what a run is.
 _NOT_SAVED = ("overwrite", "resume_from_checkpoint")
@@ -357,8 +380,6 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         "logging_steps": 50,
         "logging_nan_inf_filter": False,  # it hides NaN, and waits for the device at every step
         "save_total_limit": 1,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
     }
     strategy = values.get("eval_strategy", "epoch")
     defaults["save_strategy"] = "epoch" if strategy == "no" else strategy
@@ -373,7 +394,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     return defaults | values
 
 
-def _machine_defaults() -> dict[str, Any]:
+def machine_defaults() -> dict[str, Any]:
     """What depends on the machine, and does not belong into a saved configuration."""
     defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty()}
     if not torch.accelerator.is_available():
@@ -424,6 +445,27 @@ def _check_together(values: dict[str, Any]) -> list[str]:
     return errors
 
 
+def _read_values(parser: _Parser, settings: list[_Setting]) -> tuple[dict[str, Any], list[str]]:
+    """Typed values by key, later settings over earlier ones, and what is wrong with any of them."""
+    values, errors = {}, []
+    for setting in settings:
+        try:
+            values |= _parse_setting(parser, setting)
+        except ValueError as error:
+            errors.append(f"{setting.origin}: {error}")
+    _find_local_data(values)
+    if not values.get("dataset") and not values.get("data_dir"):
+        errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
+    return values, errors
+
+
+def _build_checked(groups: tuple[type, ...], values: dict[str, Any], errors: list[str]) -> list[Any]:
+    built = [_build(group, values, errors) for group in groups]
+    for group in built:
+        errors += group.check() if group is not None else []
+    return built
+
+
 def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Config:
     """Read `[--config recipe.yaml] [--key value …]` into a checked configuration.
 
@@ -444,31 +486,46 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     if selected.config is None and {"dataset", "data_dir"} & {s.key for s in overrides}:
         recipe = [setting for setting in recipe if setting.key not in ("dataset", "data_dir")]
     parser = _Parser(GROUPS, allow_abbrev=False, prog="finetune.py")
-    if "help" in {setting.key for setting in overrides}:
-        parser.print_help()
-        sys.exit(0)
-
-    values: dict[str, Any] = {}
-    errors = []
-    for setting in recipe + overrides:
-        try:
-            values |= _parse_setting(parser, setting)
-        except ValueError as error:
-            errors.append(f"{setting.origin}: {error}")
-    _find_local_data(values)
-    if not values.get("dataset") and not values.get("data_dir"):
-        errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
+    _answer_help(parser, overrides)
+    values, errors = _read_values(parser, recipe + overrides)
     values = _defaults(values)
-    groups = {}
-    for group in GROUPS[:-1]:
-        built = _build(group, values, errors)
-        errors += built.check() if built else []
-        groups[group] = built
+    groups = _build_checked(GROUPS[:-1], values, errors)
     errors += _check_training(values) + _check_together(values)
-    training = None if errors else _build(TrainingArguments, _machine_defaults() | values, errors)
+    training = None if errors else _build(TrainingArguments, machine_defaults() | values, errors)
     if errors:
         raise ConfigError(errors)
-    return Config(*groups.values(), training, values)
+    return Config(*groups, training, values)
+
+
+def parse_evaluation(arguments: list[str]) -> tuple[DataArguments, EvaluationArguments]:
+    """Read the command line of an evaluation. Where the model lies in a run, the run's data are the default.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    overrides = _read_command_line(arguments)
+    groups = (DataArguments, EvaluationArguments)
+    parser = _Parser(groups, allow_abbrev=False, prog="evaluate.py")
+    _answer_help(parser, overrides)
+    keys = {f.name for f in dataclasses.fields(DataArguments)}
+    model = next((setting.shown for setting in overrides if setting.key == "model"), None)
+    if model is None:
+        raise ConfigError(["model is missing: give --model a folder or a name on the Hub"])
+    saved = [path for path in (Path(model) / "config.yaml", Path(model).parent / "config.yaml") if path.is_file()]
+    recipe = [setting for setting in _read_yaml(saved[0]) if setting.key in keys] if saved else []
+    if {"dataset", "data_dir"} & {setting.key for setting in overrides}:
+        recipe = []
+    values, errors = _read_values(parser, recipe + overrides)
+    data, evaluation = _build_checked(groups, values, errors)
+    if errors:
+        raise ConfigError(errors)
+    return data, evaluation
+
+
+def _answer_help(parser: _Parser, settings: list[_Setting]) -> None:
+    if "help" in {setting.key for setting in settings}:
+        parser.print_help()
+        sys.exit(0)
 
 
 def _build(group: type, values: dict[str, Any], errors: list[str]) -> Any:

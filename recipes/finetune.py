@@ -4,8 +4,8 @@
     accelerate launch recipes/finetune.py --config recipes/mnist/mlp.yaml --data_dir path/to/mnist
     accelerate launch recipes/finetune.py --data_dir path/to/photos --model timm/resnet18 --image_size 64
 
-Without `--config` it is recipes/digits/mlp.yaml: data that ship with scikit-learn, no network. Every key of a recipe
-can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`, `cifar10`, …
+Without `--config` it is recipes/digits/convnet.yaml: data that ship with scikit-learn, no network. Every key of a
+recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`, `cifar10`, …
 are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ftkit.config import parse_config, user_errors
 
-DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "mlp.yaml"
+DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
 
 
 def main(arguments: list[str]) -> None:
@@ -82,5 +82,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -94,7 +94,7 @@ def _rename(dataset: Dataset, split: str, image: str, label: str, names: list[st
         labels = [names.index(str(value)) for value in dataset["label"]]
         dataset = dataset.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=names))
     elif feature.names != names:
-        dataset = dataset.align_labels_with_mapping({name: i for i, name in enumerate(names)}, "label")
+        dataset = relabel(dataset, names, what=split)
     labels = dataset.data.column("label")
     if labels.null_count or not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < len(names):
         raise UserError(f"{split} has rows without a label: name another {split}_split, or remove it")
@@ -165,8 +165,25 @@ def _keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
             f"{nearest(unknown[0], names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
         )
     kept = [name for name in names if name in classes]
-    old = column(dataset, "label")
-    rows = np.flatnonzero(np.isin(old, [names.index(name) for name in kept]))
-    labels = [kept.index(names[i]) for i in old[rows]]
-    chosen = dataset.select(rows).remove_columns("label")
-    return chosen.add_column("label", labels, feature=ClassLabel(names=kept))
+    rows = np.flatnonzero(np.isin(column(dataset, "label"), [names.index(name) for name in kept]))
+    return relabel(dataset.select(rows), kept, what="the data")
+
+
+def relabel(dataset: Dataset, names: list[str], what: str) -> Dataset:
+    """`dataset` with its labels numbered as in `names`, class by class name.
+
+    Raises:
+        UserError: a class of its rows is not among `names`; the message calls the dataset `what`.
+    """
+    old = dataset.features["label"].names
+    if old == names:
+        return dataset
+    labels = column(dataset, "label")
+    numbers = np.array([names.index(name) if name in names else -1 for name in old])
+    new = np.where(labels >= 0, numbers[labels], labels)
+    if unknown := [old[i] for i in np.unique(labels[(new < 0) & (labels >= 0)])]:
+        raise UserError(
+            f"{what} has classes that are not known: {', '.join(map(repr, unknown[:5]))}: known are "
+            f"{', '.join(map(repr, names[:20]))}{', …' if len(names) > 20 else ''}"
+        )
+    return dataset.remove_columns("label").add_column("label", new, feature=ClassLabel(names=names))

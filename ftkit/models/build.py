@@ -124,6 +124,11 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
         processor.save_pretrained(folder)
 
 
+def class_names(model: PreTrainedModel) -> list[str]:
+    """The names of the model's classes, in the order of its logits."""
+    return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
 def model_channels(model: PreTrainedModel) -> int:
     """How many channels `pixel_values` must have: 1 or 3."""
     if isinstance(model.config, TimmWrapperConfig):

@@ -90,6 +90,8 @@ class ImageTrainer(Trainer):
         eval_dataset: ImageTensors | None = None,
         early_stopping_patience: int | None = None,
     ):
+        # The batches of `ImageTensors` are whole: the Trainer must neither look for columns nor for label names.
+        args.remove_unused_columns, args.label_names = False, ["labels"]
         callbacks = [EvaluationLines()]
         if early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience))

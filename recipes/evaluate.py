@@ -1,0 +1,73 @@
+"""Repeat an evaluation from a saved model: accuracy, macro F1 and, with `--output_dir`, the whole report.
+
+    accelerate launch recipes/evaluate.py --model runs/digits-convnet-scratch
+    accelerate launch recipes/evaluate.py --model path/to/model --data_dir path/to/images --split validation
+
+The data are those of the run that the model lies in, unless `--dataset` or `--data_dir` names others. Labels are
+matched by class name, never by number.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from ftkit.config import parse_evaluation, user_errors
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate as `arguments`, a command line without the program's name, say."""
+    data, evaluation = parse_evaluation(arguments)
+
+    from transformers import TrainingArguments
+
+    from ftkit.config import machine_defaults
+    from ftkit.console import banner, fact, set_up_console
+    from ftkit.data.images import describe_images
+    from ftkit.data.pixels import normalizer
+    from ftkit.data.sources import load_data
+    from ftkit.data.splits import relabel
+    from ftkit.data.tensors import image_tensors
+    from ftkit.evaluation.predictions import write_evaluation
+    from ftkit.models.build import class_names, load_model, model_channels
+    from ftkit.training.trainer import ImageTrainer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, **machine_defaults())
+        set_up_console(args)
+
+        banner("model")
+        model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
+        names = class_names(model)
+        fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(names)} classes")
+
+        banner("data")
+        with args.main_process_first(desc="reading the data"):
+            rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
+            channels = min(describe_images(rows).channels, model_channels(model))
+            tensors = image_tensors(rows, processor, channels, data.on_bad_image, data.cache_dir)
+        fact("images", f"{len(tensors):,} of {evaluation.split} of {data.data_dir or data.dataset}")
+
+        trainer = ImageTrainer(model, args, normalizer(processor, model_channels(model)))
+        logits, labels, _ = trainer.predict(tensors)
+    if args.process_index != 0:
+        return
+
+    record = {
+        "model": evaluation.model,
+        "dataset": data.dataset or Path(data.data_dir).name,
+        "splits": {evaluation.split: len(tensors)},
+        "skipped_images": {evaluation.split: tensors.skipped} if tensors.skipped else {},
+        "dataset_fingerprints": {evaluation.split: tensors.fingerprint},
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(evaluation.output_dir or scratch)
+        metrics = write_evaluation(folder, logits, labels, tensors.index.numpy(), names, record)
+    banner("done")
+    fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} images, macro F1 {metrics['macro_f1']:.4f}")
+    fact("report", (evaluation.output_dir and folder / "report.md") or "not written: name a folder with --output_dir")
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
+    with user_errors():
+        main(sys.argv[1:])

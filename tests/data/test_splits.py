@@ -1,0 +1,270 @@
+"""Columns by their types, labels by their names, splits carved out of train, and fewer images."""
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Features, Image, Value
+
+from ftkit.config import parse_config
+from ftkit.data.sources import load_data
+
+SPLITS = ("train", "validation", "test")
+AB = ClassLabel(names=["a", "b"])
+
+
+@pytest.fixture
+def read(saved, load):
+    """Load three splits that were saved as they stand, `train` from `labelled` and the others given or alike."""
+
+    def read(train, test=None, validation=None, **options):
+        test = train if test is None else test
+        return load(saved(train=train, validation=train if validation is None else validation, test=test), **options)
+
+    return read
+
+
+# --- columns
+
+
+@pytest.mark.parametrize("image, label", [("image", "label"), ("pic", "kind"), ("label", "image"), ("index", "b")])
+def test_columns_are_found_by_their_types(labelled, read, labels_of, values_of, image, label):
+    train = labelled([0, 1, 1], image=image, label=label, number=([7, 8, 9], Value("int64")))
+    data = read(train)
+    for rows in data.values():
+        assert sorted(rows.column_names) == ["image", "index", "label"]
+        assert (values_of(rows), labels_of(rows), rows["index"][:]) == ([0, 1, 2], ["a", "b", "b"], [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "class", "target"])
+def test_plain_labels_are_found_by_the_usual_names(labelled, read, labels_of, name):
+    train = labelled(["x", "y"], Value("string"), label=name, note=(["p", "q"], Value("string")))
+    assert labels_of(read(train)["test"]) == ["x", "y"]
+
+
+COARSE = ([0, 0, 1], ClassLabel(names=["p", "q"]))
+
+
+def test_named_columns_decide(labelled, read, labels_of, values_of, picture):
+    pictures = ([picture(value) for value in (9, 8, 7)], Image())
+    train = labelled([0, 1, 1], coarse=COARSE, other=pictures)
+    data = read(train, image_column="other", label_column="coarse")
+    assert (labels_of(data["test"]), values_of(data["test"])) == (["p", "p", "q"], [9, 8, 7])
+
+
+@pytest.mark.parametrize(
+    "extra, options, words",
+    [
+        ({"coarse": COARSE}, {}, ["label_column", "2 columns", "label (ClassLabel)", "coarse (ClassLabel)"]),
+        ({"mask": ([None] * 3, Image())}, {}, ["image_column", "2 columns", "image (Image)", "mask (Image)"]),
+        ({}, {"label_column": "lable"}, ["label_column", "'lable'", "did you mean 'label'"]),
+        ({}, {"image_column": "imag"}, ["image_column", "'imag'", "did you mean 'image'"]),
+        ({}, {"image_column": "label"}, ["image_column", "'label'"]),
+        ({"x": ([0.5, 1, 2], Value("float32"))}, {"label_column": "x"}, ["label_column", "'x'", "float"]),
+        ({}, {"label_column": "image"}, ["label_column", "'image'"]),
+    ],
+)
+def test_columns_that_cannot_be_chosen(labelled, read, refused, extra, options, words):
+    with refused(*words):
+        read(labelled([0, 1, 1], **extra), **options)
+
+
+def test_a_dataset_without_labels_or_images(labelled, read, refused):
+    with refused("label_column", "no column", "image (Image)"):
+        read(labelled([0.5, 1.5], Value("float32"), label="score"))
+    with refused("image_column", "no column"):
+        read(labelled([0, 1]).remove_columns("image"))
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_column_that_only_train_has(labelled, read, refused, column):
+    with refused(repr(column), "test"):
+        read(labelled([0, 1]), labelled([0, 1]).rename_column(column, "other"))
+
+
+# --- splits by name
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev"])
+def test_the_usual_names_of_splits(labelled, saved, load, values_of, name):
+    data = load(saved(**{"train": labelled([0, 1]), name: labelled([0]), "test": labelled([0, 1, 0])}))
+    assert [len(data[split]) for split in SPLITS] == [2, 1, 3]
+
+
+def test_named_splits(labelled, saved, load, refused):
+    root = saved(train=labelled([0, 1]), big=labelled([0, 1] * 2), one=labelled([0]), two=labelled([0, 1, 0]))
+    data = load(root, train_split="big", validation_split="one", test_split="two")
+    assert [len(data[split]) for split in SPLITS] == [4, 1, 3]
+    with refused("test_split", "'three'", "big, one, two"):
+        load(root, test_split="three")
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    "feature, values, names",
+    [
+        (Value("int64"), [10, 2, 1], ["1", "2", "10"]),
+        (Value("uint8"), [0, 200], ["0", "200"]),
+        (Value("string"), ["a10", "a2", "a1"], ["a1", "a2", "a10"]),
+        (Value("string"), ["01", "1", "1e3"], ["01", "1", "1e3"]),
+        (Value("large_string"), ["y", "x"], ["x", "y"]),
+        (ClassLabel(names=["z", "y"]), [0, 1], ["z", "y"]),
+    ],
+)
+def test_labels_become_class_labels_in_natural_order(labelled, read, labels_of, feature, values, names):
+    data = read(labelled(values * 2, feature), labelled(values[1:], feature))
+    assert {tuple(rows.features["label"].names) for rows in data.values()} == {tuple(names)}
+    shown = values if not isinstance(feature, ClassLabel) else names
+    assert labels_of(data["train"]) == [str(value) for value in shown * 2]
+    assert labels_of(data["test"]) == [str(value) for value in shown[1:]]
+
+
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        (["a", "b", "c"], ["c", "a", "b"]),
+        (["b", "a"], ["a", "b", "unused"]),
+        (["A", "a"], ["a", "A"]),
+        (["1", "01"], ["01", "1"]),
+    ],
+)
+def test_labels_go_by_name_where_the_splits_number_them_differently(labelled, read, labels_of, train, test):
+    n = len(train)
+    data = read(labelled(range(n), ClassLabel(names=train)), labelled(range(n), ClassLabel(names=test)))
+    assert {tuple(rows.features["label"].names) for rows in data.values()} == {tuple(train)}
+    assert labels_of(data["train"]) == train
+    assert labels_of(data["test"]) == test[:n]
+
+
+@pytest.mark.parametrize(
+    "train, test, values, words",
+    [
+        (AB, ClassLabel(names=["b", "a", "eel"]), [0, 2], ["test", "'eel'"]),
+        (Value("string"), Value("string"), ["a", "eel"], ["test", "'eel'"]),
+        (Value("int64"), Value("int64"), [0, 7], ["test", "'7'"]),
+        (AB, Value("string"), ["a", "eel"], ["test", "eel"]),
+        (AB, Value("int64"), [0, 1], ["test"]),
+        (AB, AB, [-1, -1], ["test", "without a label"]),
+        (AB, AB, [0, -1], ["test", "without a label"]),
+        (AB, AB, [0, None], ["test", "without a label"]),
+        (AB, ClassLabel(names=["b", "a"]), [-1, -1], ["test", "without a label"]),
+        (Value("int64"), Value("int64"), [-1, -1], ["test", "-1"]),
+        (Value("string"), Value("string"), [None, "a"], ["test"]),
+        (AB, AB, [], ["test"]),
+        (Value("string"), Value("string"), [], ["test"]),
+    ],
+)
+def test_labels_that_train_does_not_know(labelled, read, refused, train, test, values, words):
+    known = {"int64": [0, 1], "string": ["a", "b"]}.get(getattr(train, "dtype", ""), [0, 1])
+    with refused(*words):
+        read(labelled(known if train is not AB else [0, 1], train), labelled(values, test))
+
+
+def test_train_without_labels(labelled, read, refused):
+    with refused("train"):
+        read(labelled([0, 1, -1]), labelled([0, 1]))
+    with refused("train", "one class"):
+        read(labelled([0, 0]), labelled([0]))
+
+
+# --- splits carved out of train
+
+
+def rows_of(data) -> dict[str, list[int]]:
+    return {split: rows["index"][:] for split, rows in data.items()}
+
+
+def test_carved_splits_are_stratified_disjoint_and_whole(labelled, load, saved):
+    labels = [0] * 60 + [1] * 30 + [2] * 10
+    train = labelled(labels, ClassLabel(names=["a", "b", "c"]))
+    data = load(saved(train=train), validation_size=0.25, test_size=0.2)
+    assert {split: np.bincount(rows["label"][:]).tolist() for split, rows in data.items()} == {
+        "train": [36, 18, 6],
+        "validation": [12, 6, 2],
+        "test": [12, 6, 2],
+    }
+    rows = rows_of(data)
+    assert sorted(row for split in rows.values() for row in split) == list(range(100))
+    assert all(values == sorted(values) for values in rows.values())
+
+
+def test_splits_depend_on_the_split_seed_alone(tmp_path):
+    def rows(*arguments):
+        config = parse_config(["--dataset", "digits", "--output_dir", str(tmp_path), *arguments])
+        return rows_of(load_data(config.data))
+
+    first = rows("--seed", "1", "--max_train_samples", "50")
+    assert rows("--seed", "2", "--data_seed", "3", "--max_train_samples", "50") == first
+    other = rows("--split_seed", "1", "--max_train_samples", "50")
+    assert all(other[split] != first[split] for split in SPLITS)
+
+
+def test_a_test_split_that_is_there_stays_whole(labelled, saved, load, values_of):
+    data = load(saved(train=labelled([0, 1] * 20), test=labelled([0, 1] * 5)))
+    assert values_of(data["test"]) == list(range(10))
+    assert [len(data[split]) for split in SPLITS] == [36, 4, 10]
+
+
+@pytest.mark.parametrize(
+    "labels, options",
+    [
+        ([0, 1], {}),
+        ([0, 1] * 3, {}),
+        ([0] * 50 + [1], {}),
+        ([0, 1] * 2, {"test_size": 0.7}),
+        ([0, 1] * 4, {"test_size": 0.05}),
+        ([0, 1] * 4, {"test_size": 0.9, "validation_size": 0.05}),
+    ],
+)
+def test_too_few_images_to_carve(labelled, saved, load, refused, labels, options):
+    with refused("test" if options else "too few"):
+        load(saved(train=labelled(labels)), **options)
+
+
+# --- fewer images
+
+
+def test_fewer_images_of_train(load):
+    whole = rows_of(load(dataset="digits"))
+    few = load(dataset="digits", samples_per_class=3)
+    assert np.bincount(few["train"]["label"][:]).tolist() == [3] * 10
+    some = load(dataset="digits", max_train_samples=100)
+    assert len(some["train"]) == 100
+    for data in map(rows_of, (few, some)):
+        assert set(data["train"]) < set(whole["train"])
+        assert (data["validation"], data["test"]) == (whole["validation"], whole["test"])
+    assert rows_of(load(dataset="digits", max_train_samples=10**6)) == whole
+
+
+def test_more_images_than_there_are(labelled, read, refused):
+    with refused("samples_per_class: 3", "'b' (2)"):
+        read(labelled([0, 0, 0, 1, 1]), samples_per_class=3)
+
+
+def test_only_some_classes(load, labels_of):
+    from sklearn.datasets import load_digits
+
+    data, digits = load(dataset="digits", classes=["7", "3"]), load_digits()
+    for rows in data.values():
+        assert rows.features["label"].names == ["3", "7"]  # in the data's order
+        assert labels_of(rows) == [str(label) for label in digits.target[rows["index"][:]]]
+        shown = np.stack([np.asarray(image) for image in rows["image"]])
+        assert np.array_equal(shown, np.rint(digits.images[rows["index"][:]] * (255 / 16)))
+    assert sum(map(len, data.values())) == np.isin(digits.target, (3, 7)).sum()
+
+
+def test_classes_that_are_not_there(labelled, read, refused):
+    with refused("classes", "'cat'", "a, b"):
+        read(labelled([0, 1]), classes=["a", "cat"])
+    with refused("classes", "test has no image"):
+        read(
+            labelled([0, 1, 2], ClassLabel(names=["a", "b", "c"])),
+            labelled([2], ClassLabel(names=["a", "b", "c"])),
+            classes=["a", "b"],
+        )
+
+
+def test_the_features_are_the_same_in_every_split(load):
+    expected = Features(image=Image(), label=ClassLabel(names=[str(i) for i in range(10)]), index=Value("int64"))
+    for rows in load(dataset="digits", samples_per_class=1).values():
+        assert dict(rows.features) == dict(expected)

@@ -1,0 +1,325 @@
+"""Decode once: the pixels that inference will see, from a cache that is whole or not there."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
+from PIL import Image as PILImage
+from torch.utils.data import DataLoader
+from transformers import (
+    BeitImageProcessor,
+    CLIPImageProcessor,
+    ConvNextImageProcessor,
+    DeiTImageProcessor,
+    EfficientNetImageProcessor,
+    LevitImageProcessor,
+    MobileNetV2ImageProcessor,
+    MobileViTImageProcessor,
+    ViTImageProcessor,
+)
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+import ftkit.data.tensors
+from ftkit.data.pixels import channel_statistics, normalizer
+from ftkit.data.tensors import collate, default_cache_dir, image_tensors
+
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+AS_IT_IS = ViTImageProcessor(size={"height": 4, "width": 6})
+
+
+def timm_processor(height, width, **options):
+    data = {"input_size": [3, height, width], "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
+    return TimmWrapperImageProcessor(data | IMAGENET | options, architecture="test_vit")
+
+
+@pytest.fixture
+def split_of(tmp_path):
+    """A split of image files, 0.png, 1.png, …, with labels in turn and `index` from 100. None leaves a broken file."""
+
+    def write(images: list) -> Dataset:
+        folder = tmp_path / "images"
+        folder.mkdir(exist_ok=True)
+        paths = [folder / f"{i}.png" for i in range(len(images))]
+        for path, image in zip(paths, images, strict=True):
+            if image is None:
+                path.write_bytes(b"\x89PNG\r\n\x1a\n broken")
+            else:
+                image.save(path)
+        features = Features(image=Image(), label=ClassLabel(names=["a", "b", "c"]), index=Value("int64"))
+        columns = {"image": list(map(str, paths)), "label": [i % 3 for i in range(len(images))]}
+        return Dataset.from_dict(columns | {"index": range(100, 100 + len(images))}, features=features)
+
+    return write
+
+
+@pytest.fixture
+def grays(split_of, picture):
+    """A split of ten grey images of 4 x 6 pixels with the values 0 to 9."""
+    return split_of([picture(i) for i in range(10)])
+
+
+@pytest.fixture
+def tensors(tmp_path):
+    """`image_tensors` with a cache folder of the test's own."""
+
+    def make(split, processor=AS_IT_IS, channels=1, on_bad_image="error"):
+        return image_tensors(split, processor, channels, on_bad_image, str(tmp_path / "cache"))
+
+    return make
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """After this is called, decoding an image fails the test."""
+
+    def fail(*arguments):
+        raise AssertionError("an image was decoded again")
+
+    return lambda: monkeypatch.setattr(ftkit.data.tensors, "to_mode", fail)
+
+
+def test_a_split_as_tensors(grays, tensors):
+    data = tensors(grays)
+    assert (data.images.dtype, tuple(data.images.shape)) == (torch.uint8, (10, 1, 4, 6))
+    assert data.images[:, 0, 0, 0].tolist() == list(range(10))
+    assert (data.labels.tolist(), data.index.tolist()) == ([i % 3 for i in range(10)], list(range(100, 110)))
+    assert (len(data), data.class_names, data.skipped) == (10, ["a", "b", "c"], [])
+    assert data[3]["pixel_values"].shape == (1, 4, 6)
+    assert data[3]["labels"] == 0
+
+
+# --- the same pixels as in inference
+
+
+SMALL = {"height": 24, "width": 32}
+SAME = {"height": 40, "width": 30}
+PROCESSORS = {
+    "no resize": ViTImageProcessor(do_resize=False),
+    "the same size": ViTImageProcessor(size=SAME),
+    "smaller": ViTImageProcessor(size=SMALL),
+    "larger, bicubic": ViTImageProcessor(size={"height": 50, "width": 64}, resample=3),
+    "as ftkit makes it": ViTImageProcessor(
+        size=SMALL, do_convert_rgb=True, image_mean=[0.13] * 3, image_std=[0.3] * 3
+    ),
+    "no normalisation": ViTImageProcessor(size=SMALL, do_normalize=False),
+    "no rescaling": ViTImageProcessor(
+        size=SMALL, do_rescale=False, image_mean=[120, 110, 100], image_std=[50, 60, 70]
+    ),
+    "another scale": ViTImageProcessor(size=SMALL, rescale_factor=1 / 127.5),
+    "timm": timm_processor(24, 24),
+    "timm, cropped": timm_processor(24, 24, crop_pct=0.8),
+    "timm, squashed": timm_processor(24, 32, crop_mode="squash", interpolation="bilinear"),
+    "timm, the same size": timm_processor(40, 30),
+    "beit": BeitImageProcessor(size=SMALL, do_center_crop=True, crop_size={"height": 20, "width": 20}),
+    "clip": CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24),
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": 24}),
+    "deit": DeiTImageProcessor(size={"height": 28, "width": 28}, crop_size={"height": 24, "width": 24}),
+    "efficientnet": EfficientNetImageProcessor(size=SMALL),
+    "efficientnet, offset": EfficientNetImageProcessor(size=SMALL, rescale_factor=1 / 127.5, rescale_offset=True),
+    "levit": LevitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 24, "width": 24}),
+    "mobilenet": MobileNetV2ImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 24, "width": 24}),
+    "mobilevit": MobileViTImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 24, "width": 24}),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_are_those_of_the_saved_processor(split_of, tensors, name, channels):
+    processor = PROCESSORS[name]
+    noise = np.random.default_rng(0).integers(0, 256, (5, 40, 30, 3), np.uint8)
+    images = [PILImage.fromarray(image).convert("RGB" if channels == 3 else "L") for image in noise]
+    if name not in ("no resize", "the same size", "timm, the same size"):
+        images[1], images[3] = images[1].resize((33, 41)), images[3].rotate(90, expand=True)
+    shown = [image.convert("RGB") for image in images]  # `pipeline` feeds RGB
+    expected = [processor(image, return_tensors="pt")["pixel_values"][0] for image in shown]
+    got = normalizer(processor, 3)(tensors(split_of(images), processor, channels).images)
+    got = got.expand(-1, 3, -1, -1)
+    assert (got - torch.stack(expected)).abs().max() < 3e-6
+
+
+def test_one_channel_is_normalised_by_its_own_statistics(grays, tensors):
+    processor = ViTImageProcessor(
+        size={"height": 4, "width": 6}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]
+    )
+    got = normalizer(processor, 1)(tensors(grays, processor).images)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got[:, 0, 0, 0], (torch.arange(10) / 255 - 0.1) / 0.5)
+
+
+# --- the cache
+
+
+def test_the_second_time_nothing_is_decoded(grays, tensors, no_decoding):
+    first = tensors(grays)
+    no_decoding()
+    assert torch.equal(tensors(grays).images, first.images)
+    # The normalisation is no part of the pixels that are kept.
+    other = ViTImageProcessor(size={"height": 4, "width": 6}, image_mean=[0.1] * 3, image_std=[0.2] * 3)
+    assert torch.equal(tensors(grays, other).images, first.images)
+    with pytest.raises(AssertionError, match="decoded again"):
+        tensors(grays, channels=3)
+    with pytest.raises(AssertionError, match="decoded again"):
+        tensors(grays, ViTImageProcessor(size={"height": 8, "width": 8}))
+    with pytest.raises(AssertionError, match="decoded again"):
+        tensors(grays.select(range(5)))
+
+
+def test_a_folder_that_is_read_again_is_not_decoded_again(folder, load, tensors, no_decoding, values_of):
+    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+    first = tensors(load(root)["train"])
+    no_decoding()
+    again = tensors(load(root)["train"])
+    assert torch.equal(again.images, first.images)
+    assert again.images[:, 0, 0, 0].tolist() == values_of(load(root)["train"])
+
+
+def test_a_changed_file_is_decoded_again(folder, load, tensors, picture):
+    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+    tensors(load(root)["train"])
+    picture(200).save(root / "train" / "b" / "2.png")
+    assert tensors(load(root)["train"]).images[6].unique().tolist() == [200]
+
+
+def test_labels_are_those_of_now(grays, tensors):
+    tensors(grays)
+    relabelled = grays.remove_columns("label").add_column("label", [2] * 10, feature=grays.features["label"])
+    assert tensors(relabelled).labels.tolist() == [2] * 10
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
+def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypatch, error):
+    calls, whole = [], ftkit.data.tensors.pixel_geometry
+
+    def interrupted(processor):
+        def fail(images):
+            calls.append(len(list((tmp_path / "cache").iterdir())))
+            raise error("midway")
+
+        return fail
+
+    monkeypatch.setattr(ftkit.data.tensors, "pixel_geometry", interrupted)
+    with pytest.raises(Exception if error is not KeyboardInterrupt else KeyboardInterrupt):
+        tensors(grays)
+    assert calls == [1]  # something had been begun
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(ftkit.data.tensors, "pixel_geometry", whole)
+    assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
+
+
+def test_the_cache_is_private_to_each_user_of_it(grays, tensors):
+    first = tensors(grays)
+    first.images[:] = 255
+    assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path, grays, tensors, refused):
+    (tmp_path / "cache").write_bytes(b"a file")
+    with refused("cache_dir", tmp_path / "cache"):
+        tensors(grays)
+
+
+def test_without_a_cache_dir_the_cache_is_in_the_hugging_face_home(grays, monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_CACHE_HOME", str(tmp_path / "home"))
+    image_tensors(grays, AS_IT_IS, 1)
+    assert default_cache_dir() == tmp_path / "home" / "ftkit"
+    assert len(list(default_cache_dir().iterdir())) == 1
+    shutil.rmtree(default_cache_dir())
+
+
+# --- images that do not decode
+
+
+def broken_split(split_of, picture, bad=(2, 5)):
+    return split_of([None if i in bad else picture(i) for i in range(8)])
+
+
+def test_bad_images_are_named(split_of, picture, tensors, refused):
+    with refused("2 of 8", "images/2.png", "images/5.png", "--on_bad_image skip"):
+        tensors(broken_split(split_of, picture))
+
+
+def test_bad_images_can_be_left_out(split_of, picture, tensors):
+    for _ in range(2):  # built, and from the cache
+        data = tensors(broken_split(split_of, picture), on_bad_image="skip")
+        assert data.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4, 6, 7]
+        assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]
+        assert data.index.tolist() == [100, 101, 103, 104, 106, 107]
+        assert [(bad["index"], bad["file"].rsplit("/", 1)[1]) for bad in data.skipped] == [
+            (102, "2.png"),
+            (105, "5.png"),
+        ]
+        assert all(bad["reason"] for bad in data.skipped)
+
+
+def test_a_mended_image_is_taken(folder, load, tensors, picture, refused):
+    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+    (root / "train" / "a" / "1.png").write_bytes(b"broken")
+    with refused("a/1.png"):
+        tensors(load(root)["train"])
+    picture(77).save(root / "train" / "a" / "1.png")
+    assert tensors(load(root)["train"]).images[1].unique().tolist() == [77]
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_nothing_but_bad_images(split_of, picture, tensors, refused, on_bad_image):
+    with refused("8", "0.png"):
+        tensors(broken_split(split_of, picture, bad=range(8)), on_bad_image=on_bad_image)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "flipped", "a folder"])
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "tif", "bmp", "webp"])
+def test_every_kind_of_damage_is_a_bad_image(tmp_path, tensors, split_of, picture, damage, ending):
+    split = split_of([picture(i) for i in range(3)])
+    path = tmp_path / f"damaged.{ending}"
+    PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)).save(path)
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    elif damage == "flipped":
+        path.write_bytes(bytes(255 - byte for byte in data))
+    else:
+        path.unlink()
+        if damage != "missing":
+            path.mkdir() if damage == "a folder" else path.touch()
+    files = Dataset.from_dict({"image": [str(path)], "label": [0], "index": [3]}, features=split.features)
+    data = tensors(concatenate_datasets([split, files]), on_bad_image="skip")
+    assert [bad["file"] for bad in data.skipped] == [str(path)]
+    assert data.index.tolist() == [100, 101, 102]
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_a_data_loader(grays, tensors, workers):
+    loader = DataLoader(tensors(grays), batch_size=4, collate_fn=collate, num_workers=workers)
+    batches = list(loader)
+    assert [tuple(batch["pixel_values"].shape) for batch in batches] == [(4, 1, 4, 6), (4, 1, 4, 6), (2, 1, 4, 6)]
+    assert {batch["pixel_values"].dtype for batch in batches} == {torch.uint8}
+    assert torch.cat([batch["pixel_values"][:, 0, 0, 0] for batch in batches]).tolist() == list(range(10))
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [i % 3 for i in range(10)]
+
+
+def test_shuffled_batches_keep_images_and_labels_together(grays, tensors):
+    torch.manual_seed(0)
+    (batch,) = DataLoader(tensors(grays), batch_size=10, shuffle=True, collate_fn=collate)
+    values = batch["pixel_values"][:, 0, 0, 0].tolist()
+    assert sorted(values) == list(range(10)) != values
+    assert batch["labels"].tolist() == [value % 3 for value in values]
+
+
+# --- statistics
+
+
+def test_channel_statistics_are_exact():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 7, 5), np.uint8))
+    images[:, 1] = 51
+    images[:, 2] = torch.where(images[:, 2] > 127, 255, 0)
+    mean, std = channel_statistics(images)
+    exact = (images.double() / 255).transpose(0, 1).flatten(1)
+    assert mean == [round(float(value), 4) for value in exact.mean(1)]
+    assert std == [max(round(float(value), 4), 1e-4) for value in exact.std(1, correction=0)]
+    assert mean[1] == 0.2
+    assert std[1] > 0  # nothing is divided by zero

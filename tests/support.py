@@ -1,0 +1,21 @@
+"""Helpers that the tests share."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def load_recipe_script(name: str) -> ModuleType:
+    """The script `recipes/<name>.py` as a module."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", REPO / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def finetune(output_dir: Path, *options: object) -> Path:
+    """Run the main job in this process; returns the run's folder."""
+    load_recipe_script("finetune").main([*map(str, options), "--output_dir", str(output_dir)])
+    return output_dir

@@ -1,0 +1,268 @@
+"""The main job, through its face: a command line in, a run's folder out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from support import REPO, finetune, load_recipe_script
+
+from ftkit.config import UserError
+from ftkit.evaluation.predictions import read_predictions
+
+QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_all_it_promises(digits_run):
+    entries = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
+    assert {
+        "config.yaml",
+        "run.json",
+        "model/model.safetensors",
+        "model/config.json",
+        "model/preprocessor_config.json",
+        "evaluation/predictions.parquet",
+        "evaluation/metrics.json",
+        "evaluation/report.md",
+        "stages/0-all/trainer_state.json",
+    } <= entries
+    record = json.loads((digits_run / "run.json").read_text())
+    assert record["splits"] == {"train": 1293, "validation": 144, "test": 360}
+    assert record["test"]["accuracy"] > 0.9
+    assert record["parameters"]["total"] == record["parameters"]["trained"] > 0
+    assert record["stages"][0]["images_per_second"] > 0 and record["peak_memory_mb"]["ram"] > 0
+    config = json.loads((digits_run / "model" / "config.json").read_text())
+    assert list(config["id2label"].values()) == [str(i) for i in range(10)]
+
+
+def test_every_metric_follows_from_the_stored_predictions(digits_run):
+    labels, predicted, probabilities, names = read_predictions(digits_run / "evaluation" / "predictions.parquet")
+    metrics = json.loads((digits_run / "evaluation" / "metrics.json").read_text())
+    assert (probabilities.argmax(1) == predicted).all()
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    assert metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
+    assert metrics["confusion_matrix"] == confusion_matrix(labels, predicted).tolist()
+    per_class = f1_score(labels, predicted, average=None)
+    assert [metrics["per_class"][name]["f1"] for name in names] == pytest.approx(list(per_class), abs=1e-12)
+    report = (digits_run / "evaluation" / "report.md").read_text()
+    assert f"**Accuracy {metrics['accuracy']:.4f}** on 360 images" in report
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path):
+    runs = [finetune(tmp_path / name, *QUICK, "--seed", seed) for name, seed in (("a", 7), ("b", 7), ("c", 8))]
+    assert weights(runs[0]) == weights(runs[1])
+    assert weights(runs[0]) != weights(runs[2])
+
+
+def test_the_saved_configuration_repeats_the_run(tmp_path):
+    options = [*QUICK, "--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--classes", "1", "7", "3"]
+    first = finetune(tmp_path / "first", *options, "--label_smoothing_factor", "0.1")
+    again = finetune(tmp_path / "again", "--config", first / "config.yaml")
+    assert weights(first) == weights(again)
+    saved = [yaml.safe_load((run / "config.yaml").read_text()) for run in (first, again)]
+    assert all(config.pop("output_dir") for config in saved)
+    assert saved[0] == saved[1] and saved[0]["classes"] == ["1", "7", "3"]
+
+
+def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
+    load_recipe_script("evaluate").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
+    first, again = (
+        read_predictions(folder / "predictions.parquet") for folder in (digits_run / "evaluation", tmp_path / "again")
+    )
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_allclose(first[2], again[2], atol=1e-6)
+
+
+def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
+    """Class folders in another order, and fewer of them, than the model knows."""
+    from ftkit.config import DataArguments
+    from ftkit.data.sources import load_data
+
+    test = load_data(DataArguments(dataset="digits"))["test"]
+    for row in test:
+        name = test.features["label"].int2str(row["label"])
+        if name in ("7", "3"):
+            folder = tmp_path / "digits" / "test" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            row["image"].save(folder / f"{row['index']}.png")
+            (tmp_path / "digits" / "train" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(20):
+                row["image"].save(tmp_path / "digits" / "train" / name / f"{i}.png")
+    arguments = ["--model", digits_run, "--data_dir", tmp_path / "digits", "--output_dir", tmp_path / "out"]
+    load_recipe_script("evaluate").main([str(argument) for argument in arguments])
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.9
+    assert {name for name, row in metrics["per_class"].items() if row["n"]} == {"3", "7"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--gradient_accumulation_steps", "3"],
+        ["--bf16", "true"],
+        ["--optim", "sgd", "--optim_args", "momentum=0.9", "--lr_scheduler_type", "polynomial"],
+        ["--label_smoothing_factor", "0.1", "--model_args", '{"dropout": 0.5}'],
+        ["--max_grad_norm", "0", "--weight_decay", "0.1", "--warmup_steps", "3"],
+        ["--eval_strategy", "steps", "--eval_steps", "2", "--logging_steps", "1"],
+        ["--eval_strategy", "no"],
+        ["--dataloader_num_workers", "1"],
+        ["--model", "timm/test_resnet", "--gradient_checkpointing", "true", "--image_size", "32"],
+        ["--model", "rnn", "--model_args", '{"cell": "gru", "bidirectional": true}', "--dropout", "0.1"],
+        ["--max_steps", "3"],
+    ],
+    ids=lambda options: " ".join(options[:2]),
+)
+def test_training_options_work_by_their_own_names(tmp_path, options):
+    run = finetune(tmp_path / "run", *QUICK, *options)
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["n"] == 360
+
+
+def test_gradient_accumulation_is_one_big_batch(tmp_path):
+    """Two micro-batches of 50 make the step of one batch of 100: the logged loss and the weights say so."""
+    one, two = (
+        finetune(tmp_path / str(n), *QUICK, "--model", "mlp", "--per_device_train_batch_size", 100 // n,
+                 "--gradient_accumulation_steps", n, "--optim", "sgd", "--logging_steps", 1)
+        for n in (1, 2)
+    )  # fmt: skip
+    losses = [
+        [log["loss"] for log in json.loads((run / "stages/0-all/trainer_state.json").read_text())["log_history"]
+         if "loss" in log]
+        for run in (one, two)
+    ]  # fmt: skip
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_early_stopping_keeps_the_best(tmp_path):
+    run = finetune(tmp_path / "run", "--max_train_samples", "100", "--num_train_epochs", "50", "--learning_rate",
+                   "0.01", "--early_stopping_patience", "2")  # fmt: skip
+    state = json.loads((run / "stages/0-all/trainer_state.json").read_text())
+    accuracies = [log["eval_accuracy"] for log in state["log_history"] if "eval_accuracy" in log]
+    assert len(accuracies) < 50
+    assert state["best_metric"] == max(accuracies)
+    assert all(accuracy <= max(accuracies[:-2]) for accuracy in accuracies[-2:])
+
+
+def test_tensorboard_sees_the_losses(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = finetune(tmp_path / "run", *QUICK, "--report_to", "tensorboard")
+    events = next(run.rglob("events.out.tfevents*"))
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    assert {"train/loss", "eval/accuracy", "eval/loss"} <= set(accumulator.Tags()["scalars"])
+
+
+def test_fine_tuning_starts_from_the_saved_weights(digits_run, tmp_path):
+    """With a learning rate of 0 the same classes keep their head, and so the accuracy."""
+    model = str(digits_run / "model")
+    run = finetune(tmp_path / "same", *QUICK, "--model", model, "--method", "full", "--learning_rate", "0")
+    accuracy = [json.loads((r / "run.json").read_text())["test"]["accuracy"] for r in (digits_run, run)]
+    # BatchNorm's running statistics follow the data even so, by a little.
+    assert accuracy[1] == pytest.approx(accuracy[0], abs=0.03)
+    fewer = finetune(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1")
+    config = json.loads((fewer / "model" / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["1", "4", "9"]
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
+    run = finetune(tmp_path / "run", *QUICK)
+    (run / "notes.txt").write_text("mine")
+    before = weights(run)
+    with pytest.raises(UserError, match="holds a finished run.*--overwrite true"):
+        finetune(run, *QUICK, "--seed", "9")
+    assert weights(run) == before
+    finetune(run, *QUICK, "--seed", "9", "--overwrite", "true")
+    assert weights(run) != before
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
+    options = ["--model", "mlp", "--max_train_samples", "200", "--num_train_epochs", "3"]
+    whole = finetune(tmp_path / "whole", *options, "--save_total_limit", "3")
+    part = finetune(tmp_path / "part", *options, "--save_total_limit", "3")
+    for checkpoint in sorted(part.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:]))[1:]:
+        subprocess.run(["rm", "-r", checkpoint], check=True)
+    (part / "run.json").unlink()
+    with pytest.raises(UserError, match="unfinished run.*--resume_from_checkpoint true"):
+        finetune(part, *options, "--save_total_limit", "3")
+    finetune(part, *options, "--save_total_limit", "3", "--resume_from_checkpoint", "true")
+    assert weights(part) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--learning_rat", "0.1"], "did you mean 'learning_rate'"),
+        (["--model", "convnett"], "'convnett' is unknown.*'convnet'"),
+        (["--model", "resnet18"], "'timm/resnet18'"),
+        (["--model", "timm/resnet81"], "timm knows no architecture 'resnet81'.*resnet18"),
+        (["--model", "./no/such/folder"], "does not exist"),
+        (["--model_args", '{"hidden": 3}'], "has no 'hidden'.*hidden_sizes"),
+        (["--model_args", '{"hidden_sizes": "big"}'], "hidden_sizes='big'"),
+        (["--model", "mlp", "--method", "full"], "mlp has none"),
+        (["--classes", "0", "11"], "'11' not among the 10 classes"),
+        (["--samples_per_class", "1000"], "more than train has"),
+        (["--data_dir", "/no/such/folder"], "does not exist"),
+        (["--output_dir", "/dev/null"], "is a file|cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_message_and_leaves_nothing(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load_recipe_script("finetune").main(["--num_train_epochs", "1", *options])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+.*lower learning_rate"):
+        finetune(tmp_path / "run", "--model", "mlp", "--learning_rate", "1e30", "--optim", "sgd",
+                 "--max_grad_norm", "0", "--logging_steps", "1")  # fmt: skip
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_skipped_images_are_in_the_report(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(20):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"pets/{name}/{i}.png")
+    broken = tmp_path / "pets" / "cat" / "broken.png"
+    broken.write_bytes(b"not a picture")
+    options = ["--data_dir", tmp_path / "pets", "--num_train_epochs", "1"]
+    with pytest.raises(UserError, match="1 of .* images do not decode(.|\n)*broken.png(.|\n)*--on_bad_image skip"):
+        finetune(tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+    run = finetune(tmp_path / "run", *options, "--on_bad_image", "skip")
+    assert "broken.png" in (run / "evaluation" / "report.md").read_text()
+    skipped = json.loads((run / "run.json").read_text())["skipped_images"]
+    assert [image["file"] for images in skipped.values() for image in images] == [str(broken)]
+
+
+def test_the_command_of_the_readme(tmp_path):
+    """`accelerate launch recipes/finetune.py` as a user types it, and what it prints for a typo."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", str(REPO / "recipes" / "finetune.py")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*launch, "--num_train_epochs", "2"], cwd=tmp_path, env=environment, capture_output=True,
+                          text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout and "runs/digits-convnet-scratch/model" in done.stdout
+    assert (tmp_path / "runs/digits-convnet-scratch/run.json").is_file()
+
+    script = [sys.executable, str(REPO / "recipes" / "finetune.py"), "--epochs", "2", "--learning_rate", "fast"]
+    failed = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert failed.returncode == 2
+    assert "2 errors in the configuration" in failed.stderr and "Traceback" not in failed.stderr
