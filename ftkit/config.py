@@ -8,58 +8,23 @@ once, before data or model are touched.
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import math
 import os
 import re
 import sys
-import traceback
-from argparse import ArgumentParser
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ftkit.errors import ConfigError, UserError
+from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
+
 OWN_MODELS = ("mlp", "convnet", "rnn")
-
-
-class UserError(Exception):
-    """A mistake in the input: its message names the value, what was expected and the fix."""
-
-
-class ConfigError(UserError):
-    """Every error of a configuration, listed at once."""
-
-    def __init__(self, errors: list[str]):
-        self.errors = errors
-        count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
-        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {error}" for error in errors))
-
-
-@contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn a `UserError` into one message on standard error and exit code 2.
-
-    With `FTKIT_DEBUG=1` in the environment the traceback is shown as well.
-    """
-    try:
-        yield
-    except UserError as error:
-        if os.environ.get("FTKIT_DEBUG"):
-            traceback.print_exc()
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
-    """`" (did you mean 'a' or 'b'?)"` for the valid names that look like `name`, or an empty string."""
-    close = difflib.get_close_matches(name, valid, n=n, cutoff=0.6)
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 @dataclass
@@ -125,6 +90,8 @@ class DataArguments:
             for name in ("max_train_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
+        if not 0 <= self.split_seed < 2**32:
+            errors.append(f"split_seed: {self.split_seed} must be at least 0 and under 2^32")
         if self.max_train_samples is not None and self.samples_per_class is not None:
             errors.append("max_train_samples and samples_per_class contradict each other: give one of them")
         if self.dataset == "digits" and self.data_dir is not None:
@@ -169,14 +136,15 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.model_args, str):
-            self.model_args = json.loads(self.model_args)
+        if isinstance(self.model_args, str) and self.model_args.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):  # check() says so
+                self.model_args = json.loads(self.model_args)
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
         errors = []
         if self.model_args is not None and not isinstance(self.model_args, dict):
-            errors.append(f"model_args: {self.model_args!r} is not a mapping such as {{hidden_sizes: [128, 128]}}")
+            errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
         if self.dropout is not None and not 0 <= self.dropout < 1:
             errors.append(f"dropout: {self.dropout} must be at least 0 and under 1")
         if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 1):
@@ -247,6 +215,8 @@ class EvaluationArguments:
 
 
 GROUPS = (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments)
+# Keys that take one text or several; `HfArgumentParser` knows them as one.
+_LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # How a run is started and where it left off: these do not belong to what a run is.
 _NOT_SAVED = ("overwrite", "resume_from_checkpoint")
 
@@ -279,97 +249,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return getattr(value, "value", value)
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str):
-        raise ValueError(message)
-
-
-@dataclass
-class _Setting:
-    """One key with its value as command-line tokens, and where it stands."""
-
-    key: str
-    tokens: list[str]
-    origin: str
-
-    @property
-    def shown(self) -> str:
-        return " ".join(self.tokens)
-
-
-def _read_yaml(path: Path) -> list[_Setting]:
-    """The settings of a recipe. Scalars keep the text they were written with: `no`, `1e-3` and `007` stay so."""
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        raise UserError(f"--config {path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not valid YAML: {error}") from None
-    if not isinstance(root, yaml.MappingNode):
-        what = "is empty" if root is None else f"holds a {root.id} where"
-        raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
-    settings, errors, seen = [], [], set()
-    for key, value in root.value:
-        origin = f"{path}:{key.start_mark.line + 1}"
-        if key.value in seen:
-            errors.append(f"{origin}: {key.value} stands twice in this file: keep one")
-        seen.add(key.value)
-        if isinstance(value, yaml.ScalarNode):
-            if value.tag != "tag:yaml.org,2002:null":
-                settings.append(_Setting(key.value, [value.value], origin))
-        elif isinstance(value, yaml.SequenceNode) and all(isinstance(v, yaml.ScalarNode) for v in value.value):
-            settings.append(_Setting(key.value, [v.value for v in value.value], origin))
-        else:
-            plain = yaml.safe_load(yaml.serialize(value))
-            settings.append(_Setting(key.value, [json.dumps(plain)], origin))
-    if errors:
-        raise ConfigError(errors)
-    return settings
-
-
-def _read_command_line(arguments: list[str]) -> list[_Setting]:
-    """`--key value …`, `--key=value` and `--flag` as settings."""
-    settings: list[_Setting] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, equals, value = argument[2:].partition("=")
-            settings.append(_Setting(key.replace("-", "_"), [value] if equals else [], "command line"))
-        elif settings:
-            settings[-1].tokens.append(argument)
-        else:
-            raise UserError(f"command line: {argument!r} stands before any option: expected `--key value`")
-    return settings
-
-
-def _parse_setting(parser: _Parser, setting: _Setting) -> dict[str, Any]:
-    """The key and its typed value, or a `ValueError` with one sentence."""
-    option = f"--{setting.key}"
-    actions = parser._option_string_actions
-    if option not in actions or setting.key == "help":
-        keys = sorted({action.dest for action in actions.values()} - {"help"})
-        raise ValueError(f"{setting.key}: there is no such key{nearest(setting.key, keys)}")
-    action = actions[option]
-    # One value is glued to its option, so that a value may begin with a dash.
-    tokens = [f"{option}={setting.tokens[0]}"] if len(setting.tokens) == 1 else [option, *setting.tokens]
-    try:
-        namespace, extra = parser.parse_known_args(tokens)
-    except ValueError as error:
-        if action.choices is not None:
-            valid = [str(choice) for choice in action.choices]
-            hint = nearest(setting.shown, valid)
-            raise ValueError(f"{setting.key}: {setting.shown!r} is not one of {', '.join(valid)}{hint}") from None
-        if not setting.tokens:
-            raise ValueError(f"{setting.key}: needs a value") from None
-        kinds = {int: "a whole number", float: "a number", str: "text"}
-        expected = kinds.get(action.type, "true or false" if "bool" in str(action.type) else str(action.type))
-        raise ValueError(f"{setting.key}: {setting.shown!r} is not {expected} ({error})") from None
-    if extra:
-        raise ValueError(f"{setting.key}: takes one value, not {len(setting.tokens)}: {setting.shown!r}")
-    return {action.dest: getattr(namespace, action.dest)}
 
 
 def _defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -415,6 +294,7 @@ def _check_training(values: dict[str, Any]) -> list[str]:
         "warmup_steps": (lambda v: v >= 0, "at least 0"),
         "max_grad_norm": (lambda v: v >= 0, "at least 0"),
         "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
     }
     errors = [
         f"{key}: {values[key]} must be {expected}"
@@ -423,6 +303,13 @@ def _check_training(values: dict[str, Any]) -> list[str]:
     ]
     if values.get("fp16") and not torch.accelerator.is_available():
         errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
+    for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        try:
+            mapping = isinstance(json.loads(values.get(key) or "{}"), dict)
+        except json.JSONDecodeError:
+            mapping = False
+        if not mapping:
+            errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
     if values.get("push_to_hub"):
         errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
     return errors
@@ -445,18 +332,18 @@ def _check_together(values: dict[str, Any]) -> list[str]:
     return errors
 
 
-def _read_values(parser: _Parser, settings: list[_Setting]) -> tuple[dict[str, Any], list[str]]:
-    """Typed values by key, later settings over earlier ones, and what is wrong with any of them."""
-    values, errors = {}, []
+def _read_values(parser: HfArgumentParser, settings: list[Setting], errors: list[str]) -> dict[str, Any]:
+    """Typed values by key, later settings over earlier ones; what is wrong with any of them goes to `errors`."""
+    values = {}
     for setting in settings:
         try:
-            values |= _parse_setting(parser, setting)
+            values |= parse_setting(parser, setting, _LISTS)
         except ValueError as error:
             errors.append(f"{setting.origin}: {error}")
     _find_local_data(values)
     if not values.get("dataset") and not values.get("data_dir"):
         errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
-    return values, errors
+    return values
 
 
 def _build_checked(groups: tuple[type, ...], values: dict[str, Any], errors: list[str]) -> list[Any]:
@@ -478,17 +365,19 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
         UserError: the recipe cannot be read.
         ConfigError: with every unknown key, wrong type, value out of range and contradiction.
     """
-    selector = ArgumentParser(add_help=False, allow_abbrev=False)
-    selector.add_argument("--config", type=Path)
-    selected, rest = selector.parse_known_args(arguments)
-    overrides = _read_command_line(rest)
-    recipe = _read_yaml(selected.config or default_recipe) if selected.config or default_recipe else []
-    if selected.config is None and {"dataset", "data_dir"} & {s.key for s in overrides}:
+    errors: list[str] = []
+    overrides = read_command_line(arguments)
+    chosen = [setting for setting in overrides if setting.key == "config"]
+    overrides = [setting for setting in overrides if setting.key != "config"]
+    if len(chosen) > 1 or any(len(setting.texts) != 1 for setting in chosen):
+        raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
+    path = Path(chosen[0].texts[0]) if chosen else default_recipe
+    recipe = read_yaml(path, errors) if path else []
+    if not chosen and {"dataset", "data_dir"} & {setting.key for setting in overrides}:
         recipe = [setting for setting in recipe if setting.key not in ("dataset", "data_dir")]
-    parser = _Parser(GROUPS, allow_abbrev=False, prog="finetune.py")
+    parser = HfArgumentParser(GROUPS, prog="finetune.py")
     _answer_help(parser, overrides)
-    values, errors = _read_values(parser, recipe + overrides)
-    values = _defaults(values)
+    values = _defaults(_read_values(parser, recipe + overrides, errors))
     groups = _build_checked(GROUPS[:-1], values, errors)
     errors += _check_training(values) + _check_together(values)
     training = None if errors else _build(TrainingArguments, machine_defaults() | values, errors)
@@ -503,26 +392,27 @@ def parse_evaluation(arguments: list[str]) -> tuple[DataArguments, EvaluationArg
     Raises:
         ConfigError: with everything that is wrong.
     """
-    overrides = _read_command_line(arguments)
+    errors: list[str] = []
+    overrides = read_command_line(arguments)
     groups = (DataArguments, EvaluationArguments)
-    parser = _Parser(groups, allow_abbrev=False, prog="evaluate.py")
+    parser = HfArgumentParser(groups, prog="evaluate.py")
     _answer_help(parser, overrides)
     keys = {f.name for f in dataclasses.fields(DataArguments)}
     model = next((setting.shown for setting in overrides if setting.key == "model"), None)
     if model is None:
         raise ConfigError(["model is missing: give --model a folder or a name on the Hub"])
     saved = [path for path in (Path(model) / "config.yaml", Path(model).parent / "config.yaml") if path.is_file()]
-    recipe = [setting for setting in _read_yaml(saved[0]) if setting.key in keys] if saved else []
+    recipe = [setting for setting in read_yaml(saved[0], errors) if setting.key in keys] if saved else []
     if {"dataset", "data_dir"} & {setting.key for setting in overrides}:
         recipe = []
-    values, errors = _read_values(parser, recipe + overrides)
+    values = _read_values(parser, recipe + overrides, errors)
     data, evaluation = _build_checked(groups, values, errors)
     if errors:
         raise ConfigError(errors)
     return data, evaluation
 
 
-def _answer_help(parser: _Parser, settings: list[_Setting]) -> None:
+def _answer_help(parser: HfArgumentParser, settings: list[Setting]) -> None:
     if "help" in {setting.key for setting in settings}:
         parser.print_help()
         sys.exit(0)

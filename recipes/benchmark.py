@@ -41,12 +41,13 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from ftkit.config import Config, UserError, nearest, parse_config, user_errors
+from ftkit.config import Config, parse_config
 from ftkit.console import banner, fact, set_up_console
 from ftkit.data.images import describe_images
-from ftkit.data.pixels import Normalize8Bit, normalization, normalizer
+from ftkit.data.pixels import normalizer
 from ftkit.data.sources import load_data
 from ftkit.data.tensors import ImageTensors, image_tensors
+from ftkit.errors import UserError, nearest, user_errors
 from ftkit.models.build import build_model, fit_normalization
 from ftkit.training.provenance import environment
 from ftkit.training.trainer import ImageTrainer
@@ -118,7 +119,7 @@ def make_task(config: Config, dataset: Dataset) -> Task:
     model, processor = fresh_model(config, dataset)
     tensors = image_tensors(dataset, processor, images.channels, cache_dir=config.data.cache_dir)
     processor = fit_normalization(config.model, model, processor, tensors.images, pretrained=False)
-    mean, std = (values[: images.channels] for values in normalization(processor))
+    mean, std = (values[: images.channels] for values in (processor.image_mean, processor.image_std))
     return Task(config, tensors, as_png(tensors), processor, mean, std)
 
 
@@ -216,7 +217,7 @@ def tutorial(task: Task) -> tuple[nn.Module, Callable[[], Any]]:
 def raw(task: Task) -> tuple[nn.Module, Callable[[], Any]]:
     """No data path and no loop around the step: what is left is what PyTorch itself needs."""
     model, device = plain_model(task), task.device
-    images = Normalize8Bit(task.mean, task.std)(task.tensors.images.to(device))
+    images = normalizer(task.processor, task.tensors.images.shape[1])(task.tensors.images.to(device))
     labels = task.tensors.labels.to(device)
 
     def epoch() -> None:
@@ -243,7 +244,7 @@ SIDES: dict[str, Side] = {"stock": stock, "tutorial": tutorial, "raw": raw, "ftk
 
 def score(task: Task, model: nn.Module) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `model` on a sample of the training images."""
-    images = Normalize8Bit(task.mean, task.std)(task.tensors.images[:SAMPLE].to(task.device))
+    images = normalizer(task.processor, task.tensors.images.shape[1])(task.tensors.images[:SAMPLE].to(task.device))
     labels = task.tensors.labels[:SAMPLE].to(task.device)
     model.eval()
     with torch.inference_mode():

@@ -11,7 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ftkit.config import parse_evaluation, user_errors
+from ftkit.config import parse_evaluation
+from ftkit.errors import user_errors
 
 
 def main(arguments: list[str]) -> None:

@@ -5,15 +5,16 @@
     accelerate launch recipes/finetune.py --data_dir path/to/photos --model timm/resnet18 --image_size 64
 
 Without `--config` it is recipes/digits/convnet.yaml: data that ship with scikit-learn, no network. Every key of a
-recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`, `cifar10`, …
-are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
+recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`,
+`cifar10`, … are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
 """
 
 import sys
 import time
 from pathlib import Path
 
-from ftkit.config import parse_config, user_errors
+from ftkit.config import parse_config
+from ftkit.errors import user_errors
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
 

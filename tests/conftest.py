@@ -16,7 +16,7 @@ os.environ |= {"HF_HOME": _CACHES.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_T
 @pytest.fixture
 def refused():
     """`with refused("a", "b"):` expects a `UserError` whose message holds every one of the words, in any order."""
-    from ftkit.config import UserError
+    from ftkit.errors import UserError
 
     def expect(*words):
         return pytest.raises(UserError, match="(?s)" + "".join(f"(?=.*{re.escape(str(word))})" for word in words))

@@ -11,14 +11,12 @@ from transformers import TrainingArguments
 
 from ftkit.config import (
     Config,
-    ConfigError,
     DataArguments,
     MethodArguments,
     ModelArguments,
-    UserError,
     parse_config,
-    user_errors,
 )
+from ftkit.errors import ConfigError, UserError, user_errors
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -225,7 +223,7 @@ def test_every_key_of_training_arguments_works_by_its_own_name(recipe):
         ("lr_scheduler_type", "cosin", ["'cosin'", "did you mean 'cosine'"]),
         ("optim", "adamw_torchh", ["'adamw_torch'"]),
         ("eval_strategy", "epochs", ["'epoch'"]),
-        ("image_size", "[28, wide]", ["28 wide", "whole number"]),
+        ("image_size", "[28, wide]", ["'wide'", "whole number"]),
         ("lerning_rate", "0.1", ["no such key", "'learning_rate'"]),
         ("learn", "0.1", ["no such key"]),
         ("learning_rat", "0.1", ["no such key", "'learning_rate'"]),

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 from support import REPO, finetune, load_recipe_script
 
-from ftkit.config import UserError
+from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
 
 QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
@@ -46,11 +46,13 @@ def test_a_run_leaves_all_it_promises(digits_run):
 
 
 def test_every_metric_follows_from_the_stored_predictions(digits_run):
-    labels, predicted, probabilities, names = read_predictions(digits_run / "evaluation" / "predictions.parquet")
+    stored = read_predictions(digits_run / "evaluation" / "predictions.parquet")
+    labels, predicted, probabilities, names = stored.labels, stored.predicted, stored.probabilities, stored.class_names
     metrics = json.loads((digits_run / "evaluation" / "metrics.json").read_text())
     assert (probabilities.argmax(1) == predicted).all()
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    assert metrics["negative_log_likelihood"] == pytest.approx(log_loss(labels, probabilities.astype(float)), abs=1e-5)
     assert metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
     assert metrics["confusion_matrix"] == confusion_matrix(labels, predicted).tolist()
     per_class = f1_score(labels, predicted, average=None)
@@ -80,8 +82,8 @@ def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
     first, again = (
         read_predictions(folder / "predictions.parquet") for folder in (digits_run / "evaluation", tmp_path / "again")
     )
-    np.testing.assert_array_equal(first[0], again[0])
-    np.testing.assert_allclose(first[2], again[2], atol=1e-6)
+    np.testing.assert_array_equal(first.labels, again.labels)
+    np.testing.assert_allclose(first.probabilities, again.probabilities, atol=1e-6)
 
 
 def test_evaluate_matches_labels_by_name(digits_run, tmp_path):

@@ -1,6 +1,8 @@
 """Folders of class folders, and CSV or JSON-lines files of paths and labels, as a `DatasetDict` of paths."""
 
+import json
 import re
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 
-from ftkit.config import UserError, nearest
+from ftkit.errors import UserError, nearest
 
 # What other people's folders call their splits.
 SPLIT_NAMES = {
@@ -53,12 +55,14 @@ def _is_visible_dir(path: Path) -> bool:
 
 def split_folders(folder: Path) -> dict[str, Path]:
     """The sub-folders of `folder` named like splits, by ftkit's names; empty where `train` is not among them."""
-    found = {
-        split: path
-        for split, names in SPLIT_NAMES.items()
-        for path in sorted(folder.iterdir())
-        if _is_visible_dir(path) and path.name.lower() in names
-    }
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        split = next((key for key, names in SPLIT_NAMES.items() if path.name.lower() in names), None)
+        if split is None or not _is_visible_dir(path):
+            continue
+        if split in found:
+            raise UserError(f"data_dir: {found[split]} and {path} are both {split}: keep one")
+        found[split] = path
     return found if "train" in found else {}
 
 
@@ -78,14 +82,20 @@ def read_class_folders(folder: Path) -> DatasetDict:
             (path, class_dir.name)
             for class_dir in natural_sorted_paths(p for p in root.iterdir() if _is_visible_dir(p))
             for path in natural_sorted_paths(class_dir.rglob("*"))
-            if path.suffix.lower() in suffixes and not path.name.startswith(".")
+            if path.suffix.lower() in suffixes and not _is_hidden(path.relative_to(class_dir))
         ]
+        if split != "train" and not files[split] and any(path.suffix.lower() in suffixes for path in root.iterdir()):
+            raise UserError(f"data_dir: {root} holds images without class folders: move them to {split}/<class>/")
     if not files["train"]:
         raise UserError(
             f"data_dir: {roots['train']} holds no images in class folders: expected <class>/<image> below it, or "
             "IDX files, CIFAR batches, parquet files, a CSV or JSON-lines file, or a save_to_disk folder"
         )
     return _by_name(folder, files)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def natural_sorted_paths(paths) -> list[Path]:
@@ -155,9 +165,9 @@ def read_tables(files: dict[str, Path], image_column: str | None, label_column: 
         empty = table.index[table[label].isna() | (table[label] == "") | table[image].isna()]
         if len(empty):
             raise UserError(f"{path}: row {empty[0] + 1} has no {image!r} or no {label!r} ({len(empty)} such rows)")
-        splits = table["split"].str.lower() if "split" in table.columns else [file_split] * len(table)
+        splits = table["split"] if "split" in table.columns else [file_split] * len(table)
         for name, text, split in zip(table[image], table[label], splits, strict=True):
-            known = next((key for key, names in SPLIT_NAMES.items() if split in names), None)
+            known = next((key for key, names in SPLIT_NAMES.items() if str(split).lower() in names), None)
             if known is None:
                 raise UserError(f"{path}: split {split!r} is not one of train, validation, test")
             rows.setdefault(known, []).append((path.parent / name, text))
@@ -176,12 +186,18 @@ def _read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".csv", ".tsv"):
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
+            with warnings.catch_warnings():
+                # A row with more values than the header has names is a broken row, not an index.
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, index_col=False)
         else:
-            table = pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-    except (ValueError, OSError) as error:
+            table = pd.DataFrame([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
+    except (ValueError, OSError, AttributeError, pd.errors.ParserWarning) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
     if table.empty:
         raise UserError(f"{path}: holds no rows")
     table.columns = [str(name) for name in table.columns]
-    return table.apply(lambda column: column.map(lambda v: v if isinstance(v, str) or pd.isna(v) else str(v)))
+    for row, value in enumerate(table.to_numpy().flat):
+        if isinstance(value, (list, dict)):
+            raise UserError(f"{path}: row {row // table.shape[1] + 1} holds {value!r}: expected a path or a label")
+    return table.map(lambda value: None if value is None or value != value else str(value)).astype(object)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+# What PIL's decoders raise; that it knows no such format is an OSError, RuntimeError comes from AVIF.
+BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _SAMPLE = 256
 _ORIENTATION = 0x0112
@@ -59,13 +60,14 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     255); what is transparent is laid on white.
     """
     mode = "L" if channels == 1 else "RGB"
-    if image.mode == mode and _ORIENTATION not in image.getexif():
+    transparent = "transparency" in image.info
+    if image.mode == mode and not transparent and _ORIENTATION not in image.getexif():
         image.load()
         return image
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bit(image)
-    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)

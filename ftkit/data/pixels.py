@@ -1,4 +1,9 @@
-"""What an image processor does to pixels: resizing once, while decoding; normalising on every batch."""
+"""What an image processor does to pixels: resizing once, while decoding; normalising on every batch.
+
+Nothing of it is written again here. Every processor turns 8-bit pixels into numbers by a scale and an offset for each
+channel; these are measured on a black and a white image, and taken back from its output to get its resized 8-bit
+pixels. So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
+"""
 
 import json
 from collections.abc import Callable
@@ -6,17 +11,17 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms import MaybeToTensor, ToNumpy
-from torchvision.transforms import Normalize, PILToTensor, ToTensor
-from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from ftkit.errors import UserError
+
+_PROBE = 64  # side of the images that a processor is probed with, in pixels
 
 
 class Normalize8Bit:
-    """uint8 (B, C, H, W) -> float32 with `(x / 255 - mean) / std` by channel; one channel spreads over three."""
+    """uint8 (B, C, H, W) -> float32, times `scale` plus `offset` by channel; one channel spreads over three."""
 
-    def __init__(self, mean: list[float], std: list[float]):
-        self.scale = (1 / (255 * torch.tensor(std))).view(1, -1, 1, 1)
-        self.offset = (-torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1)
+    def __init__(self, scale: torch.Tensor, offset: torch.Tensor):
+        self.scale, self.offset = scale.view(1, -1, 1, 1), offset.view(1, -1, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if self.scale.device != images.device:
@@ -24,19 +29,65 @@ class Normalize8Bit:
         return torch.addcmul(self.offset, images.to(torch.float32), self.scale)
 
 
-def normalization(processor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by channel that an image processor takes, for pixels in 0..1."""
-    if isinstance(processor, TimmWrapperImageProcessor):
-        return list(processor.data_config["mean"]), list(processor.data_config["std"])
-    factor = 255 * processor.rescale_factor if processor.do_rescale else 255
-    mean, std = ([0.0], [1.0]) if not processor.do_normalize else (processor.image_mean, processor.image_std)
-    return [value / factor for value in mean], [value / factor for value in std]
-
-
 def normalizer(processor, channels: int) -> Normalize8Bit:
-    """What `processor` does to decoded pixels, for a model that takes 1 or 3 channels."""
-    mean, std = (values[:channels] for values in normalization(processor))
-    return Normalize8Bit(mean, std)
+    """What `processor` does to the values of 8-bit pixels, for a model that takes 1 or 3 channels.
+
+    Raises:
+        UserError: it does more than a scale and an offset by channel.
+    """
+    side = (_PROBE, _PROBE)
+    black, white = (_process(processor, [Image.new("RGB", side, color)])[0] for color in ("black", "white"))
+    row, column = black.shape[1] // 2, black.shape[2] // 2
+    offset = black[:, row, column]
+    normalize = Normalize8Bit((white[:, row, column] - offset) / 255, offset)
+    values = _process(processor, [_noise(*side)])
+    error = (normalize(_to_8_bit(values, normalize)) - values).abs().max() / normalize.scale.abs().max()
+    if error > 0.51:
+        raise UserError(
+            f"{type(processor).__name__} does more to pixels than resize, scale and shift them (it is off by "
+            f"{error:.1f} of 255 steps): ftkit cannot train behind it; use a model with another image processor"
+        )
+    return Normalize8Bit(normalize.scale.flatten()[:channels], normalize.offset.flatten()[:channels])
+
+
+def pixel_geometry(processor) -> Callable[[list[Image.Image]], np.ndarray]:
+    """The resizing and cropping of `processor`: n images, all grey or all RGB -> uint8 (n, C, H, W).
+
+    Whether the processor leaves images of a size alone is asked once for each size, with noise.
+    """
+    normalize = normalizer(processor, 3)
+    unchanged: dict[tuple[int, int], bool] = {}
+
+    def transform(images: list[Image.Image]) -> np.ndarray:
+        pixels = _to_8_bit(_process(processor, images), normalize).numpy()
+        return pixels[:, :1] if images[0].mode == "L" else pixels
+
+    def geometry(images: list[Image.Image]) -> np.ndarray:
+        sizes = {image.size for image in images}
+        for size in sizes - unchanged.keys():
+            probe = [_noise(*size)]
+            unchanged[size] = np.array_equal(transform(probe), _as_arrays(probe))
+        return _as_arrays(images) if len(sizes) == 1 and unchanged[sizes.pop()] else transform(images)
+
+    return geometry
+
+
+def _process(processor, images: list[Image.Image]) -> torch.Tensor:
+    """float32 (n, 3, H, W), as `pipeline` would have it."""
+    return processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+
+
+def _to_8_bit(values: torch.Tensor, normalize: Normalize8Bit) -> torch.Tensor:
+    return ((values - normalize.offset) / normalize.scale).round().clamp(0, 255).to(torch.uint8)
+
+
+def _noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def _as_arrays(images: list[Image.Image]) -> np.ndarray:
+    arrays = np.stack([np.asarray(image) for image in images])
+    return arrays[:, None] if arrays.ndim == 3 else arrays.transpose(0, 3, 1, 2)
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
@@ -48,54 +99,13 @@ def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     return [round(float(m), 4) for m in mean], [max(round(float(s), 4), 1e-4) for s in std]
 
 
-def pixel_geometry(processor) -> Callable[[list[Image.Image]], np.ndarray]:
-    """The part of an image processor before rescaling: a list of n images -> uint8 (n, C, H, W).
-
-    Taking it from the processor that is saved with the model makes training see what inference will see. Whether the
-    processor leaves images of a size alone is asked once for each size, with noise.
-    """
-    if isinstance(processor, TimmWrapperImageProcessor):
-        to_tensor = (ToTensor, MaybeToTensor, ToNumpy, PILToTensor, Normalize)
-        steps = [step for step in processor.val_transforms.transforms if not isinstance(step, to_tensor)]
-
-        def transform(images: list[Image.Image]) -> np.ndarray:
-            for step in steps:
-                images = [step(image) for image in images]
-            return _as_arrays(images)
-    else:
-
-        def transform(images: list[Image.Image]) -> np.ndarray:
-            plain = {"do_rescale": False, "do_normalize": False, "do_convert_rgb": False}
-            return processor(images, **plain, return_tensors="pt")["pixel_values"].to(torch.uint8).numpy()
-
-    unchanged: dict[tuple[str, tuple[int, int]], bool] = {}
-
-    def geometry(images: list[Image.Image]) -> np.ndarray:
-        kinds = {(image.mode, image.size) for image in images}
-        for mode, size in kinds - unchanged.keys():
-            noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], len(mode)), dtype=np.uint8)
-            probe = [Image.fromarray(noise.squeeze(-1) if mode == "L" else noise)]
-            unchanged[mode, size] = np.array_equal(transform(probe), _as_arrays(probe))
-        if len(kinds) == 1 and unchanged[kinds.pop()]:
-            return _as_arrays(images)
-        return transform(images)
-
-    return geometry
-
-
-def _as_arrays(images: list[Image.Image]) -> np.ndarray:
-    arrays = np.stack([np.asarray(image) for image in images])
-    return arrays[:, None] if arrays.ndim == 3 else arrays.transpose(0, 3, 1, 2)
-
-
 def geometry_key(processor) -> str:
     """What of a processor shapes the pixels: all but the normalisation."""
+    statistics = ("mean", "std", "image_mean", "image_std")
 
     def strip(value):
         if isinstance(value, dict):
-            return {
-                k: strip(v) for k, v in sorted(value.items()) if k not in ("mean", "std", "image_mean", "image_std")
-            }
+            return {key: strip(inner) for key, inner in sorted(value.items()) if key not in statistics}
         return value
 
     return json.dumps(strip(processor.to_dict()), default=str)

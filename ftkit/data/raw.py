@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ftkit.config import UserError
+from ftkit.errors import UserError
 
 IDX_NAME = re.compile(r"(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[13][-.]ubyte(\.gz)?$")
 _CIFAR_BATCHES = {
@@ -79,6 +79,8 @@ def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             raise UserError(
                 f"{folder}: {split}: images of shape {images.shape} do not fit labels of shape {labels.shape}"
             )
+        if not len(images):
+            raise UserError(f"{files[split, 'images']}: holds no images. Download it again")
         splits[split] = images, labels
     return splits
 
@@ -136,10 +138,13 @@ def read_cifar_folder(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndar
             data = batch.get("data")
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
                 raise UserError(f"{folder / name}: holds no uint8 `data` of 3072 values an image. Download it again")
-            if len(batch.get(label_key, ())) != len(data):
+            labels = batch.get(label_key)
+            if not isinstance(labels, list) or [type(label) for label in labels] != [int] * len(data):
                 raise UserError(f"{folder / name}: holds no `{label_key}` for its {len(data)} images")
         images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[split] = images, np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
     meta = _read_cifar_batch(folder / files["meta"])
-    names = [n.decode() if isinstance(n, bytes) else n for n in meta[f"{prefix or ''}label_names"]]
-    return splits, names
+    names = meta.get(f"{prefix}label_names")
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{folder / files['meta']}: holds no `{prefix}label_names`. Download it again")
+    return splits, [name.decode() if isinstance(name, bytes) else str(name) for name in names]

@@ -7,7 +7,7 @@ import datasets.config
 import huggingface_hub.constants
 from huggingface_hub import get_session, is_offline_mode
 
-from ftkit.config import UserError
+from ftkit.errors import UserError
 
 TIMEOUT_S = 3.0
 

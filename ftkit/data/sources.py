@@ -8,11 +8,12 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets.info import DatasetInfo
 
-from ftkit.config import DataArguments, UserError
+from ftkit.config import DataArguments
 from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, read_class_folders, read_tables, table_files
 from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.remote import from_hub
 from ftkit.data.splits import canonical, complete_splits, keep_classes, take_fewer
+from ftkit.errors import UserError
 
 # Short names: the Hub's own, what a local folder of it must hold, and the column where the choice is not unique.
 HUB_NAMES = {
@@ -54,7 +55,9 @@ def load_data(args: DataArguments) -> DatasetDict:
         UserError: the data are not there, or are not what they should be.
     """
     raw = _read_folder(args) if args.data_dir else _read_name(args)
-    label_column = args.label_column or _DEFAULT_LABELS.get(args.dataset)
+    label_column = args.label_column
+    if label_column is None and (usual := _DEFAULT_LABELS.get(args.dataset)) in next(iter(raw.values())).features:
+        label_column = usual
     splits = keep_classes(canonical(raw, args, label_column), args.classes)
     return take_fewer(complete_splits(splits, args), args)
 
@@ -110,22 +113,21 @@ def _read_folder(args: DataArguments) -> DatasetDict:
 def _read_saved(path: Path) -> DatasetDict:
     try:
         saved = load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowInvalid, KeyError) as error:
+    except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
         raise UserError(f"data_dir: {path} is not a whole save_to_disk folder: {error}") from None
-    return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    return saved.with_format(None)
 
 
 def _parquet_files(folder: Path) -> dict[str, list[Path]]:
     """Parquet files by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob("*.parquet")):
-        stem = file.stem.split("-")[0].lower()
-        for split, names in SPLIT_NAMES.items():
-            if stem in names or file.parent.name.lower() in names:
-                found.setdefault(split, []).append(file)
-                break
-        else:
-            found.setdefault("train" if stem.isdecimal() else stem, []).append(file)
+        # The file's own name says more than that of its folder, and `data_dir` itself says nothing.
+        places = [file.stem.split("-")[0].lower(), *(part.lower() for part in file.parent.relative_to(folder).parts)]
+        named = [split for place in places for split, names in SPLIT_NAMES.items() if place in names]
+        split = named[0] if named else "train" if places[0].isdecimal() else places[0]
+        found.setdefault(split, []).append(file)
     return {"train": next(iter(found.values()))} if len(found) == 1 else found
 
 

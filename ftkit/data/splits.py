@@ -1,14 +1,16 @@
 """From what was read to train, validation and test: columns by type, splits carved, fewer images where asked."""
 
 import logging
+import math
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
-from ftkit.config import DataArguments, UserError, nearest
+from ftkit.config import DataArguments
 from ftkit.data.folders import SPLIT_NAMES, natural_sorted
 from ftkit.data.images import column
+from ftkit.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,12 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
     train = splits["train"]
     image = _find_column(train, "image_column", args.image_column, (Image,), "picture")
     label = _label_column(train, label_column)
+    for split, dataset in splits.items():
+        if not len(dataset):
+            raise UserError(f"{split} holds no images: remove it, or name another {split}_split")
+        for name in (image, label):
+            if name not in dataset.column_names:
+                raise UserError(f"column {name!r} of train is missing in {split}: {', '.join(dataset.column_names)}")
     names = _class_names(splits, label)
     return DatasetDict({split: _rename(dataset, split, image, label, names) for split, dataset in splits.items()})
 
@@ -72,25 +80,31 @@ def _class_names(splits: dict[str, Dataset], label: str) -> list[str]:
         raise UserError(
             f"label_column: {label!r} holds {_type_name(feature)}: expected class labels, text or integers"
         )
-    values = {split: set(dataset.unique(label)) for split, dataset in splits.items()}
+    values = {split: _label_values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}")
-        if unknown := natural_sorted({str(v) for v in found - values["train"]}):
+        if unknown := natural_sorted(found - values["train"]):
             raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
-    return natural_sorted({str(value) for value in values["train"]})
+    return natural_sorted(values["train"])
+
+
+def _label_values(dataset: Dataset, label: str) -> set[str | None]:
+    feature = dataset.features[label]
+    if isinstance(feature, ClassLabel):
+        return {feature.names[value] if value is not None and value >= 0 else None for value in dataset.unique(label)}
+    return {None if value is None else str(value) for value in dataset.unique(label)}
 
 
 def _rename(dataset: Dataset, split: str, image: str, label: str, names: list[str]) -> Dataset:
-    for name in (image, label):
-        if name not in dataset.column_names:
-            raise UserError(f"the column {name!r} of train is missing in {split}: {', '.join(dataset.column_names)}")
     feature = dataset.features[label]
     dataset = dataset.select_columns([image, label])
     dataset = dataset.rename_columns({a: b for a, b in ((image, "image"), (label, "label")) if a != b})
     if not isinstance(dataset.features["image"], Image):
         raise UserError(f"image_column: {image!r} holds {_type_name(dataset.features['image'])}: expected images")
     if not isinstance(feature, ClassLabel):
+        if unknown := natural_sorted(_label_values(dataset, "label") - set(names)):
+            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
         labels = [names.index(str(value)) for value in dataset["label"]]
         dataset = dataset.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=names))
     elif feature.names != names:
@@ -113,11 +127,12 @@ def complete_splits(splits: DatasetDict, args: DataArguments) -> DatasetDict:
 def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset, Dataset]:
     labels = column(train, "label")
     counts = np.bincount(labels)
-    if counts[counts > 0].min() < 2 or round(len(train) * share) < (counts > 0).sum():
+    classes, carved = (counts > 0).sum(), math.ceil(len(train) * share)
+    if counts[counts > 0].min() < 2 or min(carved, len(train) - carved) < classes:
         rare = train.features["label"].int2str(int(np.where(counts > 0, counts, counts.max() + 1).argmin()))
         raise UserError(
             f"there is no {split} split, and {len(train)} images ({counts[counts > 0].min()} of class {rare!r}) are "
-            f"too few to carve {share:.0%} of each class out of train: add images, raise {split}_size, or give a "
+            f"too few to carve {share:.0%} of each class out of train: add images, change {split}_size, or give a "
             f"{split} split"
         )
     from sklearn.model_selection import train_test_split  # `Dataset.train_test_split` reads the labels one by one
@@ -151,13 +166,10 @@ def keep_classes(splits: DatasetDict, classes: list[str] | None) -> DatasetDict:
     """Only the images of `classes` (all of them where it is None); labels are numbered anew in the data's order."""
     if classes is None:
         return splits
-    kept = DatasetDict({split: _keep_classes(dataset, classes) for split, dataset in splits.items()})
-    if empty := [split for split, dataset in kept.items() if not len(dataset)]:
-        raise UserError(f"classes: {', '.join(classes)}: {empty[0]} has no image of them")
-    return kept
+    return DatasetDict({split: _keep_classes(dataset, classes, split) for split, dataset in splits.items()})
 
 
-def _keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
+def _keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
     names = dataset.features["label"].names
     if unknown := [name for name in classes if name not in names]:
         raise UserError(
@@ -166,7 +178,9 @@ def _keep_classes(dataset: Dataset, classes: list[str]) -> Dataset:
         )
     kept = [name for name in names if name in classes]
     rows = np.flatnonzero(np.isin(column(dataset, "label"), [names.index(name) for name in kept]))
-    return relabel(dataset.select(rows), kept, what="the data")
+    if not len(rows):
+        raise UserError(f"classes: {split} has no image of {', '.join(classes)}")
+    return relabel(dataset.select(rows), kept, what=split)
 
 
 def relabel(dataset: Dataset, names: list[str], what: str) -> Dataset:

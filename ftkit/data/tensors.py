@@ -17,9 +17,9 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ftkit.config import UserError
 from ftkit.data.images import BAD_IMAGE_ERRORS, column, encoded, open_image, to_mode
 from ftkit.data.pixels import geometry_key, pixel_geometry
+from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 _CHUNK = 256

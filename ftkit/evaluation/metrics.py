@@ -1,6 +1,6 @@
 """Metrics as `evaluate` modules that live in the package: nothing is fetched."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import evaluate
@@ -69,14 +69,31 @@ class ClassScores(_ClassMetric):
         }
 
 
-def compute_metrics(labels: np.ndarray, predicted: np.ndarray, class_names: list[str]) -> dict[str, Any]:
-    """All numbers of `metrics.json` from class indices (N,).
+class Predictions(NamedTuple):
+    """What is stored of an evaluation, a row an image.
+
+    `index` int64 (N,), the row in the split it was read from; `labels` and `predicted` int64 (N,), indices into
+    `class_names`; `losses` float64 (N,), the cross-entropy of each image in nats; `probabilities` float32 (N, C).
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
+    losses: np.ndarray
+    probabilities: np.ndarray
+    class_names: list[str]
+
+
+def compute_metrics(predictions: Predictions) -> dict[str, Any]:
+    """All numbers of `metrics.json`.
 
     Returns:
-        `n`, `accuracy`, `macro_f1`, `majority_baseline` (the accuracy of always naming the most frequent class),
-        `per_class` by name (`n`, `accuracy` = recall, `precision`, `f1`) and `confusion_matrix` (rows: true class).
+        `n`, `accuracy`, `macro_f1`, `negative_log_likelihood` (nats an image), `majority_baseline` (the accuracy of
+        always naming the most frequent class), `per_class` by name (`n`, `accuracy` = recall, `precision`, `f1`) and
+        `confusion_matrix` (rows: true class).
     """
-    inputs = {"predictions": predicted, "references": labels}
+    inputs = {"predictions": predictions.predicted, "references": predictions.labels}
+    class_names, n = predictions.class_names, len(predictions.labels)
 
     def metric(module: type[_ClassMetric], **options):
         return module(keep_in_memory=True).compute(**inputs, **options)
@@ -84,10 +101,11 @@ def compute_metrics(labels: np.ndarray, predicted: np.ndarray, class_names: list
     scores = metric(ClassScores, num_classes=len(class_names))
     matrix = metric(ConfusionMatrix, num_classes=len(class_names))["confusion_matrix"]
     return {
-        "n": len(labels),
+        "n": n,
         "accuracy": metric(Accuracy)["accuracy"],
         "macro_f1": scores["macro_f1"],
-        "majority_baseline": float(matrix.sum(1).max() / max(len(labels), 1)),
+        "negative_log_likelihood": float(predictions.losses.mean()),
+        "majority_baseline": float(matrix.sum(1).max() / max(n, 1)),
         "per_class": {
             name: {"n": row["n"], "accuracy": row["recall"], "precision": row["precision"], "f1": row["f1"]}
             for name, row in zip(class_names, scores["classes"], strict=True)

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
-from scipy.special import softmax
+from scipy.special import log_softmax
 
-from ftkit.config import UserError
-from ftkit.evaluation.metrics import compute_metrics
+from ftkit.errors import UserError
+from ftkit.evaluation.metrics import Predictions, compute_metrics
 from ftkit.evaluation.report import write_report
 
 
@@ -28,40 +29,42 @@ def write_evaluation(
         The metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    probabilities = softmax(logits.astype(np.float64), axis=1).astype(np.float32)
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    probabilities = np.exp(log_probabilities).astype(np.float32)
     label = ClassLabel(names=class_names)
     features = Features(
         index=Value("int64"),
         label=label,
         predicted=label,
         probabilities=List(Value("float32"), length=len(class_names)),
+        loss=Value("float64"),
     )
     rows = {
         "index": index,
         "label": labels,
         "predicted": probabilities.argmax(1),
         "probabilities": list(probabilities),
+        # The cross-entropy of each image: a probability in float32 may be 0 where this is large.
+        "loss": -log_probabilities[np.arange(len(labels)), labels],
     }
     Dataset.from_dict(rows, features=features).to_parquet(folder / "predictions.parquet")
-    labels, predicted, _, names = read_predictions(folder / "predictions.parquet")
-    metrics = compute_metrics(labels, predicted, names)
+    metrics = compute_metrics(read_predictions(folder / "predictions.parquet"))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(folder / "report.md", metrics, record)
     return metrics
 
 
-def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Labels (N,), predicted classes (N,), probabilities float32 (N, C) and the class names of a predictions file.
+def read_predictions(path: Path) -> Predictions:
+    """Read a `predictions.parquet`.
 
     Raises:
         UserError: the file is missing or is not one of ftkit's.
     """
-    import pyarrow.parquet as pq
-
     try:
         table = pq.read_table(path)
         names = Features.from_arrow_schema(table.schema)["label"].names
+        columns = [table[name].to_numpy() for name in ("index", "label", "predicted", "loss")]
         probabilities = np.stack(table["probabilities"].to_numpy())
     except (OSError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: not a predictions file of ftkit: {error}") from None
-    return table["label"].to_numpy(), table["predicted"].to_numpy(), probabilities, names
+    return Predictions(*columns, probabilities, names)

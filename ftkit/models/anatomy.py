@@ -3,7 +3,7 @@
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
-from ftkit.config import UserError
+from ftkit.errors import UserError
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:

@@ -19,10 +19,11 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ftkit.config import OWN_MODELS, ModelArguments, UserError, nearest
+from ftkit.config import OWN_MODELS, ModelArguments
 from ftkit.data.images import ImageInfo
 from ftkit.data.pixels import channel_statistics
 from ftkit.data.remote import from_hub
+from ftkit.errors import UserError, nearest
 
 from . import ConvNetConfig, MLPConfig, RNNConfig
 from .anatomy import find_head
@@ -231,9 +232,8 @@ def _timm_from_scratch(
         model = TimmWrapperForImageClassification(config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"model: timm cannot build {architecture} with {model_args}: {error}") from error
-    # transformers initialises every weight with N(0, 0.02); timm knows better for its own architectures.
-    fresh = timm.create_model(architecture, num_classes=labels["num_labels"], **model_args)
-    model.timm_model.load_state_dict(fresh.state_dict())
+    # The weights are transformers' own, N(0, 0.02): resnet18 learned faster from them than from timm's (53% against
+    # 43% with SGD, 54% against 49% with AdamW, on validation after 4 epochs of 5,000 CIFAR-10 images, one seed each).
     model.config.label_names = list(labels["id2label"].values())
     return model, TimmWrapperImageProcessor(preprocessing, architecture=architecture)
 

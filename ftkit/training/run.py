@@ -9,9 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from ftkit.config import Config, UserError
+from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import ImageTensors
+from ftkit.errors import UserError
 from ftkit.methods.plan import PLANS
 from ftkit.training.trainer import ImageTrainer
 

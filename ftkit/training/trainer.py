@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from ftkit.config import UserError
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import ImageTensors, collate
+from ftkit.errors import UserError
 
 
 def accuracy_and_loss(prediction) -> dict[str, float]:

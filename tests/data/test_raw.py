@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftkit.config import UserError
 from ftkit.data.raw import read_idx
+from ftkit.errors import UserError
 
 rng = np.random.default_rng(0)
 IMAGES = {"train": rng.integers(0, 256, (40, 5, 7), np.uint8), "t10k": rng.integers(0, 256, (8, 5, 7), np.uint8)}

@@ -1,0 +1,143 @@
+"""Settings as they are written, in YAML or on a command line, and their typed values by one `HfArgumentParser`."""
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ftkit.errors import UserError, nearest
+
+
+@dataclass
+class Setting:
+    """One key with its value as the texts that stand there, and where it stands. `texts` is None for a null."""
+
+    key: str
+    texts: list[str] | None
+    origin: str
+
+    @property
+    def shown(self) -> str:
+        return " ".join(self.texts or [])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which `1e-3` is a number, as in Python and JSON."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+)
+
+
+def read_yaml(path: Path, errors: list[str]) -> list[Setting]:
+    """The settings of a flat recipe. Scalars keep the text they were written with: `no`, `1e-3` and `007` stay so.
+
+    Args:
+        path: the file.
+        errors: what is wrong with single lines is appended here.
+
+    Raises:
+        UserError: the file cannot be read, or is no mapping.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not valid YAML: {error}") from None
+    if not isinstance(root, yaml.MappingNode):
+        what = "is empty" if root is None else f"holds a {root.id} where keys were expected"
+        raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
+    settings: dict[str, Setting] = {}
+    for key, value in root.value:
+        origin = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            errors.append(f"{origin}: expected a key such as `learning_rate`, not a {key.id}")
+            continue
+        if key.value in settings:
+            errors.append(f"{origin}: {key.value} stands twice in this file: keep one")
+        try:
+            settings[key.value] = Setting(key.value, _texts(value), origin)
+        except (TypeError, yaml.YAMLError) as error:
+            errors.append(f"{origin}: {key.value}: not a mapping of plain values: {error}")
+    return list(settings.values())
+
+
+def _texts(value: yaml.Node) -> list[str] | None:
+    """The value as command-line texts; a mapping becomes JSON."""
+    if isinstance(value, yaml.ScalarNode):
+        return None if value.tag == "tag:yaml.org,2002:null" else [value.value]
+    if isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
+        return [item.value for item in value.value]
+    return [json.dumps(yaml.load(yaml.serialize(value), Loader=_Loader))]
+
+
+def read_command_line(arguments: list[str]) -> list[Setting]:
+    """`--key value …`, `--key=value` and `--flag` as settings.
+
+    Raises:
+        UserError: a value stands before any key.
+    """
+    settings: list[Setting] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            settings.append(Setting(key.replace("-", "_"), [value] if equals else [], "command line"))
+        elif settings:
+            settings[-1].texts.append(argument)
+        else:
+            raise UserError(f"command line: {argument!r} stands before any option: expected `--key value`")
+    return settings
+
+
+def parse_setting(parser: HfArgumentParser, setting: Setting, lists: frozenset[str]) -> dict[str, Any]:
+    """The key with its typed value (nothing for a null), by the option that `parser` has of that name.
+
+    The option's own type, choices and number of values judge it. `argparse` itself is not run: it takes values that
+    begin with a dash for options, and stops at the first error.
+
+    Args:
+        lists: keys that take one text or several, which the parser knows as texts only.
+
+    Raises:
+        ValueError: with one sentence that names the key, the value and what was expected.
+    """
+    options = parser._option_string_actions
+    action = options.get(f"--{setting.key}")
+    if action is None or setting.key == "help":
+        keys = sorted({option.dest for option in options.values()} - {"help"})
+        raise ValueError(f"{setting.key}: there is no such key{nearest(setting.key, keys)}")
+    if setting.texts is None:
+        return {}
+    if not setting.texts and action.nargs in (0, "?"):
+        return {action.dest: action.const}
+    if not setting.texts:
+        raise ValueError(f"{setting.key}: needs a value")
+    if action.nargs == 0:
+        raise ValueError(f"{setting.key}: takes no value, not {setting.shown!r}")
+    values = [_convert(action, setting.key, text) for text in setting.texts]
+    if action.nargs == "+" or (len(values) > 1 and setting.key in lists):
+        return {action.dest: values}
+    if len(values) > 1:
+        raise ValueError(f"{setting.key}: takes one value, not {len(values)}: {setting.shown!r}")
+    return {action.dest: values[0]}
+
+
+def _convert(action: argparse.Action, key: str, text: str) -> Any:
+    try:
+        value = action.type(text)
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        kinds = {int: "a whole number", float: "a number"}
+        raise ValueError(f"{key}: {text!r} is not {kinds.get(action.type, 'true or false')}") from None
+    if action.choices is not None and value not in action.choices:
+        valid = [str(choice) for choice in action.choices]
+        raise ValueError(f"{key}: {text!r} is not one of {', '.join(valid)}{nearest(text, valid)}")
+    return value
