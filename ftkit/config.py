@@ -275,7 +275,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 def machine_defaults() -> dict[str, Any]:
     """What depends on the machine, and does not belong into a saved configuration."""
-    defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty()}
+    defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "ddp_find_unused_parameters": False}
     if not torch.accelerator.is_available():
         # Without `use_cpu` bf16 is refused on a machine that has no accelerator.
         defaults |= {"use_cpu": True, "dataloader_pin_memory": False}

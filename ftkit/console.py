@@ -14,7 +14,7 @@ logger = logging.getLogger("ftkit")
 def set_up_console(args: TrainingArguments) -> None:
     """Send ftkit's log to standard output on the main process, and only warnings on the others.
 
-    The libraries' own bars and remarks are kept for a terminal, and for `log_level: info`.
+    The libraries' own remarks are kept for `log_level: info`.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -22,7 +22,7 @@ def set_up_console(args: TrainingArguments) -> None:
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.disable_tqdm:
         datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()  # a bar for each file of a checkpoint
     if args.get_process_log_level() > logging.INFO:
         transformers.utils.logging.set_verbosity_error()
         warnings.filterwarnings("ignore", module="torch.utils.data")

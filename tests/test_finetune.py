@@ -146,6 +146,15 @@ def test_gradient_accumulation_is_one_big_batch(tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_an_evaluation_is_one_line(tmp_path, capfd, terminal):
+    finetune(tmp_path / "run", *QUICK, "--disable_tqdm", str(not terminal).lower(), "--logging_steps", 1)
+    shown = "".join(capfd.readouterr())
+    assert shown.count("epoch 1/1   loss ") == 1
+    assert "eval_loss" not in shown and "grad_norm" not in shown
+    assert ("it/s]" in shown) == terminal
+
+
 def test_early_stopping_keeps_the_best(tmp_path):
     run = finetune(tmp_path / "run", "--max_train_samples", "100", "--num_train_epochs", "50", "--learning_rate",
                    "0.01", "--early_stopping_patience", "2")  # fmt: skip

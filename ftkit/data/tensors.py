@@ -130,7 +130,13 @@ def _decode(dataset: Dataset, geometry: Callable, channels: int, path: Path) -> 
     skipped: list[dict] = []
     array = None
     index = column(dataset, "index").tolist()
-    progress = tqdm(total=len(dataset), desc="decoding images", unit="image", disable=len(dataset) < 2000, leave=False)
+    progress = tqdm(
+        total=len(dataset),
+        desc="decoding images",
+        unit="image",
+        disable=None if len(dataset) >= 2000 else True,
+        leave=False,
+    )
     for start in range(0, len(dataset), _CHUNK):
         rows, images = [], []
         chunk = encoded(dataset.select(range(start, min(start + _CHUNK, len(dataset)))))

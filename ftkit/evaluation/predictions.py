@@ -47,7 +47,7 @@ def write_evaluation(
         # The cross-entropy of each image: a probability in float32 may be 0 where this is large.
         "loss": -log_probabilities[np.arange(len(labels)), labels],
     }
-    Dataset.from_dict(rows, features=features).to_parquet(folder / "predictions.parquet")
+    pq.write_table(Dataset.from_dict(rows, features=features).data.table, folder / "predictions.parquet")
     metrics = compute_metrics(read_predictions(folder / "predictions.parquet"))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(folder / "report.md", metrics, record)

@@ -92,9 +92,6 @@ class ImageTrainer(Trainer):
     ):
         # The batches of `ImageTensors` are whole: the Trainer must neither look for columns nor for label names.
         args.remove_unused_columns, args.label_names = False, ["labels"]
-        callbacks = [EvaluationLines()]
-        if early_stopping_patience is not None:
-            callbacks.append(EarlyStoppingCallback(early_stopping_patience))
         super().__init__(
             model=model,
             args=args,
@@ -103,9 +100,11 @@ class ImageTrainer(Trainer):
             eval_dataset=eval_dataset,
             compute_metrics=accuracy_and_loss,
             preprocess_logits_for_metrics=first_output,
-            callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
+        self.add_callback(EvaluationLines())
+        if early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(early_stopping_patience))
         self.normalize = normalize
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
 
