@@ -21,7 +21,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ftkit.errors import ConfigError, UserError
+from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
 OWN_MODELS = ("mlp", "convnet", "rnn")
@@ -163,19 +163,57 @@ class ModelArguments:
 class MethodArguments:
     """How the model is trained."""
 
-    method: Literal["scratch", "full"] = field(
+    method: Literal[
+        "scratch", "full", "linear_probe", "lp_ft", "gradual_unfreeze", "surgical", "bitfit", "norm_tuning"
+    ] = field(
         default="scratch",
-        metadata={"help": "scratch: random weights. full: start from trained weights and tune all of them."},
+        metadata={"help": "scratch: random weights. All others start from trained weights; full tunes all of them."},
+    )
+    stages: list | str | None = field(
+        default=None,
+        metadata={"help": "A plan of your own: a list of mappings with `train` and training arguments (JSON)."},
+    )
+    surgical_groups: list[str] | None = field(
+        default=None, metadata={"help": "The layer groups, or patterns of module names, that `surgical` trains."}
+    )
+    train_batchnorm_stats: bool = field(
+        default=False, metadata={"help": "Let the running statistics of frozen BatchNorms follow the data."}
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a better one on validation."}
     )
 
+    def __post_init__(self):
+        if isinstance(self.stages, str) and self.stages.startswith("["):
+            with contextlib.suppress(json.JSONDecodeError):  # check() says so
+                self.stages = json.loads(self.stages)
+
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
+        errors = []
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            return [f"early_stopping_patience: {self.early_stopping_patience} must be at least 1"]
-        return []
+            errors.append(f"early_stopping_patience: {self.early_stopping_patience} must be at least 1")
+        if (self.method == "surgical") != (self.surgical_groups is not None):
+            errors.append(f"surgical_groups belongs to method: surgical, and only there (method: {self.method})")
+        if self.stages is not None and not isinstance(self.stages, list):
+            return [*errors, f'stages: {self.stages!r} is not a list of mappings such as [{{"train": "head"}}]']
+        for number, stage in enumerate(self.stages or []):
+            errors += _check_stage(f"stages[{number}]", stage)
+        if self.stages == []:
+            errors.append("stages: the list is empty: leave it out, or give at least one stage")
+        return errors
+
+
+def _check_stage(where: str, stage: Any) -> list[str]:
+    if not isinstance(stage, dict) or "train" not in stage:
+        return [f"{where}: {stage!r} is not a mapping with `train`"]
+    train, named = stage["train"], ("head", "all", "bias", "norm")
+    last = isinstance(train, dict) and list(train) == ["last"] and type(train["last"]) is int and train["last"] > 0
+    patterns = isinstance(train, list) and train and all(isinstance(pattern, str) for pattern in train)
+    if not (train in named or last or patterns):
+        expected = f"one of {', '.join(named)}, a mapping `last: n`, or a list of module names"
+        return [f"{where}.train: {train!r} is not {expected}"]
+    return []
 
 
 @dataclass
@@ -319,10 +357,10 @@ def _check_together(values: dict[str, Any]) -> list[str]:
     """Keys of different groups that contradict each other."""
     errors = []
     model, method = values.get("model", ModelArguments.model), values.get("method", MethodArguments.method)
-    if method == "full" and model in OWN_MODELS:
+    if method != "scratch" and model in OWN_MODELS:
         errors.append(
-            f"method: full starts from trained weights, and model: {model} has none: use method: scratch, or give the "
-            "folder of a trained model"
+            f"method: {method} starts from trained weights, and model: {model} has none: use method: scratch, or give "
+            "the folder of a trained model"
         )
     if values.get("early_stopping_patience") is not None and not values.get("load_best_model_at_end"):
         errors.append(
@@ -380,10 +418,32 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     values = _defaults(_read_values(parser, recipe + overrides, errors))
     groups = _build_checked(GROUPS[:-1], values, errors)
     errors += _check_training(values) + _check_together(values)
+    if groups[2] is not None:
+        _type_stages(parser, groups[2].stages, errors)
     training = None if errors else _build(TrainingArguments, machine_defaults() | values, errors)
     if errors:
         raise ConfigError(errors)
     return Config(*groups, training, values)
+
+
+def _type_stages(parser: HfArgumentParser, stages: list[dict] | None, errors: list[str]) -> None:
+    """Give the training arguments of each stage their types, by the same judge as those of the run."""
+    keys = {f.name for f in dataclasses.fields(TrainingArguments)} - {"output_dir", "seed", "resume_from_checkpoint"}
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        for key in set(stage) - {"name", "train"} if isinstance(stage, dict) else ():
+            where = f"stages[{number}]"
+            if key not in keys:
+                errors.append(f"{where}: {key} is no training argument of a stage{nearest(key, sorted(keys))}")
+                continue
+            try:
+                stage |= parse_setting(parser, Setting(key, [_as_text(stage[key])], where), _LISTS)
+                errors += [f"{where}: {error}" for error in _check_training({key: stage[key]})]
+            except ValueError as error:
+                errors.append(f"{where}: {error}")
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
 
 
 def parse_evaluation(arguments: list[str]) -> tuple[DataArguments, EvaluationArguments]:

@@ -157,7 +157,7 @@ def test_an_evaluation_is_one_line(tmp_path, capfd, terminal):
 
 def test_early_stopping_keeps_the_best(tmp_path):
     run = finetune(tmp_path / "run", "--max_train_samples", "100", "--num_train_epochs", "50", "--learning_rate",
-                   "0.01", "--early_stopping_patience", "2")  # fmt: skip
+                   "0.01", "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy")  # fmt: skip
     state = json.loads((run / "stages/0-all/trainer_state.json").read_text())
     accuracies = [log["eval_accuracy"] for log in state["log_history"] if "eval_accuracy" in log]
     assert len(accuracies) < 50

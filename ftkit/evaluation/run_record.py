@@ -28,7 +28,7 @@ def describe_run(
         "splits": {split: len(rows) for split, rows in tensors.items()},
         "skipped_images": {split: rows.skipped for split, rows in tensors.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in tensors.items()},
-        "parameters": {"total": model.num_parameters(), "trained": model.num_parameters(only_trainable=True)},
+        "parameters": {"total": model.num_parameters(), "trained": max(s["trained_parameters"] for s in stages)},
         "stages": stages,
         "seconds": round(seconds, 1),
         "processes": config.training.world_size,

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ftkit.config import MethodArguments
+
+Train = str | list[str] | dict[str, int]
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -10,17 +14,61 @@ class Stage:
 
     Attributes:
         name: how its folder and its lines in the log are called.
-        train: what moves; `all` is every parameter.
+        train: what moves: `head`, `all`, `bias`, `norm`, `{"last": n}` (the last n layer groups and the head) or a
+            list of patterns of module names (see `freezing.trained_parameters`).
         arguments: the training arguments that differ from the run's.
     """
 
     name: str
-    train: str = "all"
+    train: Train = "all"
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-# `scratch` and `full` move the same parameters; they differ in the weights that they start from.
-PLANS: dict[str, list[Stage]] = {"scratch": [Stage("all")], "full": [Stage("all")]}
+def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) -> list[Stage]:
+    """The stages of a method.
+
+    Args:
+        args: `method`, or the `stages` that a recipe spells out; `surgical_groups` for `surgical`.
+        layer_groups: how many the model has, the head counted.
+        learning_rate: the run's, from which a plan derives that of its stages.
+
+    Returns:
+        - `scratch`, `full`: all parameters; they differ in the weights that they start from.
+        - `linear_probe`: the head.
+        - `lp_ft`: the head, then all with a tenth of the learning rate (Kumar et al. 2022, arXiv:2202.10054).
+        - `gradual_unfreeze`: the head, then one layer group more in each stage, from the last to the first (Howard &
+          Ruder 2018, arXiv:1801.06146).
+        - `surgical`: the chosen groups alone (Lee et al. 2022, arXiv:2210.11466).
+        - `bitfit`: the biases and the head (Ben Zaken et al. 2022, arXiv:2106.10199).
+        - `norm_tuning`: the scales and shifts of the normalisation layers, and the head.
+    """
+    if args.stages is not None:
+        return [
+            Stage(
+                str(stage.get("name", _name(stage["train"]))),
+                stage["train"],
+                {key: value for key, value in stage.items() if key not in ("name", "train")},
+            )
+            for stage in args.stages
+        ]
+    if args.method == "lp_ft":
+        return [Stage("head", "head"), Stage("all", "all", {"learning_rate": learning_rate / 10})]
+    if args.method == "gradual_unfreeze":
+        return [
+            Stage("head", "head"),
+            *(Stage(f"last-{n}", {"last": n}) for n in range(1, layer_groups - 1)),
+            Stage("all", "all"),
+        ]
+    if args.method == "surgical":
+        return [Stage("surgical", list(args.surgical_groups))]
+    train = {"scratch": "all", "full": "all", "linear_probe": "head", "bitfit": "bias", "norm_tuning": "norm"}
+    return [Stage(train[args.method], train[args.method])]
+
+
+def _name(train: Train) -> str:
+    if isinstance(train, dict):
+        return f"last-{train['last']}"
+    return train if isinstance(train, str) else "chosen"
 
 
 def starts_from_trained_weights(method: str) -> bool:

@@ -1,5 +1,8 @@
-"""Which part of a model is its head."""
+"""The parts of a model: its head, and its layer groups from input to output."""
 
+from itertools import takewhile
+
+from timm.models import group_parameters
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
@@ -30,3 +33,58 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
             f"layers with {model.config.num_labels} outputs: {', '.join(linear) or 'none'}"
         )
     return found[0], linear[found[0]]
+
+
+def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
+    """Parameter names by layer group, in the order from input to output; every parameter is in one group.
+
+    timm models are grouped as timm does it (`group_matcher(coarse=True)`: stem, stages or blocks, head). In other
+    models, transformers' and ftkit's own, the layers are the items of the lists of modules along the way from input
+    to output, and what stands beside them (embeddings, a last norm). The last group is the head.
+
+    Raises:
+        UserError: the head cannot be found.
+    """
+    head, _ = find_head(model)
+    if isinstance(model, TimmWrapperForImageClassification):
+        network = model.timm_model
+        grouped = group_parameters(network, network.group_matcher(coarse=True))
+        members = [[f"timm_model.{name}" for name in grouped[key]] for key in sorted(grouped)]
+        groups = {_common_place(names): names for names in members}
+    else:
+        groups = {
+            place: [f"{place}.{name}" for name, _ in part.named_parameters()] for place, part in _along(model, "")
+        }
+    grouped = {name for names in groups.values() for name in names}
+    # Parameters of a model itself, such as a class token, belong to its input.
+    loose = [name for name, _ in model.named_parameters() if name not in grouped]
+    groups = {"input": loose, **groups}
+    body = {place: [name for name in names if not name.startswith(f"{head}.")] for place, names in groups.items()}
+    last = [name for name, _ in model.named_parameters() if name.startswith(f"{head}.")]
+    return {**{place: names for place, names in body.items() if names}, head: last}
+
+
+def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
+    """The modules along the way: a list of modules gives its items, what holds such a list gives its own parts."""
+    parts = []
+    for name, child in module.named_children():
+        inner = f"{place}.{name}".lstrip(".")
+        if isinstance(child, (nn.ModuleList, nn.Sequential)):
+            parts += [(f"{inner}.{i}", item) for i, item in child.named_children()]
+        elif any(isinstance(part, nn.ModuleList) for part in child.children()) or (
+            any(type(part).__name__.endswith("Encoder") for part in child.children())
+        ):
+            parts += _along(child, inner)
+        else:
+            parts.append((inner, child))
+    return parts
+
+
+def _common_place(names: list[str]) -> str:
+    """The module that all of these parameters are in, or the first one's where they have none in common."""
+    modules = [name.rpartition(".")[0] or name for name in names]
+    common = takewhile(
+        lambda parts: len(set(parts)) == 1, zip(*(module.split(".") for module in modules), strict=False)
+    )
+    shared = ".".join(part for part, *_ in common)
+    return shared if shared not in ("", "timm_model") else modules[0]

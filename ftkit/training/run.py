@@ -1,19 +1,23 @@
 """A run's folder, and a plan carried out in it stage by stage."""
 
 import dataclasses
+import json
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-from transformers.trainer_utils import get_last_checkpoint
+from safetensors.torch import load_model, save_model
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import ImageTensors
 from ftkit.errors import UserError
-from ftkit.methods.plan import PLANS
+from ftkit.methods.freezing import only_training, trained_parameters
+from ftkit.methods.plan import Stage
+from ftkit.models.anatomy import layer_groups
 from ftkit.training.trainer import ImageTrainer
 
 logger = logging.getLogger(__name__)
@@ -61,40 +65,86 @@ def begin_run(config: Config) -> None:
 
 
 def run_plan(
-    config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: ImageTensors, validation: ImageTensors
+    config: Config,
+    plan: list[Stage],
+    model: PreTrainedModel,
+    normalize: Normalize8Bit,
+    train: ImageTensors,
+    validation: ImageTensors,
 ) -> tuple[ImageTrainer, list[dict[str, Any]]]:
-    """Carry out the method's plan.
+    """Carry out a plan, stage by stage.
 
-    Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`.
+    Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`. It begins with the
+    weights that validation chose in the one before, and only what it declares moves. With `resume_from_checkpoint`
+    the stages that are finished are passed over, and training goes on inside the one that is not.
 
     Returns:
         The trainer of the last stage, which holds the model that validation chose, and for each stage its name,
-        seconds, steps, images per second, and the best value on validation.
+        parameters trained, seconds, steps, images per second, and the best value on validation.
 
     Raises:
-        UserError: there is no checkpoint to resume from, or the loss is not finite.
+        UserError: there is no checkpoint to resume from, the loss is not finite, or something frozen has moved.
     """
     results = []
-    plan = PLANS[config.method.method]
+    groups = layer_groups(model)
     for number, stage in enumerate(plan):
         folder = Path(config.training.output_dir) / "stages" / f"{number}-{stage.name}"
         args = dataclasses.replace(config.training, output_dir=str(folder), **stage.arguments)
-        trainer = ImageTrainer(model, args, normalize, train, validation, config.method.early_stopping_patience)
-        output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
+        trained = trained_parameters(model, groups, stage.train)
+        with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
+            trainer = ImageTrainer(model, args, normalize, train, validation, config.method.early_stopping_patience)
+            if args.resume_from_checkpoint and (folder / "result.json").exists():
+                load_model(model, folder / "model.safetensors")
+                results.append(json.loads((folder / "result.json").read_text()))
+                logger.info("  stage %d, %s: finished before", number, stage.name)
+                continue
+            _say_what_trains(number, stage, model, groups, trained, args)
+            output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
         trainer.save_state()
-        results.append(
-            {
-                "stage": stage.name,
-                "train": stage.train,
-                "steps": output.global_step,
-                "epochs": trainer.state.epoch,
-                "seconds": round(output.metrics["train_runtime"], 2),
-                "images_per_second": round(output.metrics["train_samples_per_second"], 1),
-                "best_metric": trainer.state.best_metric,
-                "best_step": trainer.state.best_global_step,
-            }
-        )
+        results.append(_result(stage, trainer, output, sum(model.get_parameter(name).numel() for name in trained)))
+        if trainer.is_world_process_zero() and number < len(plan) - 1:
+            save_model(model, str(folder / "model.safetensors"))
+            (folder / "result.json").write_text(json.dumps(results[-1]))
     return trainer, results
+
+
+def _say_what_trains(
+    number: int,
+    stage: Stage,
+    model: PreTrainedModel,
+    groups: dict[str, list[str]],
+    trained: set[str],
+    args: TrainingArguments,
+) -> None:
+    """The table at the start of a stage: group, parameters, of which trained, learning rate, weight decay."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    logger.info(
+        "  stage %d, %s: %s of %s parameters, learning rate %g, weight decay %g",
+        number,
+        stage.name,
+        f"{sum(sizes[name] for name in trained):,}",
+        f"{sum(sizes.values()):,}",
+        args.learning_rate,
+        args.weight_decay,
+    )
+    for place, names in groups.items():
+        moving = sum(sizes[name] for name in names if name in trained)
+        state = f"{moving:,} trained" if moving else "frozen"
+        logger.info("    %-32s %12s   %s", place, f"{sum(sizes[name] for name in names):,}", state)
+
+
+def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int) -> dict[str, Any]:
+    return {
+        "stage": stage.name,
+        "train": stage.train,
+        "trained_parameters": trained,
+        "steps": output.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": round(output.metrics["train_runtime"], 2),
+        "images_per_second": round(output.metrics["train_samples_per_second"], 1),
+        "best_metric": trainer.state.best_metric,
+        "best_step": trainer.state.best_global_step,
+    }
 
 
 def _checkpoint(resume: str | None, folder: Path) -> str | None:

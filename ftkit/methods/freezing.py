@@ -1,0 +1,133 @@
+"""What a stage trains, and the proof that the rest did not move."""
+
+import fnmatch
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftkit.errors import UserError, nearest
+from ftkit.methods.plan import Train
+
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Train) -> set[str]:
+    """The names of the parameters that a stage moves.
+
+    Args:
+        model: whose parameters `groups` names.
+        groups: parameter names by layer group, from input to output, the head last.
+        train: as in `Stage`. Patterns are names of modules or of layer groups, with `*` and `?`; a module stands for
+            all that is in it. `bias` and `norm` train the head as well, which is new where the classes differ.
+
+    Raises:
+        UserError: a pattern fits nothing, or more groups are asked for than there are.
+    """
+    places = list(groups)
+    head = set(groups[places[-1]])
+    everything = {name for names in groups.values() for name in names}
+    if train == "all":
+        return everything
+    if train == "head":
+        return head
+    if train == "bias":
+        return head | {name for name in everything if name.rpartition(".")[2].endswith("bias")}
+    if train == "norm":
+        return head | {
+            f"{place}.{name}".lstrip(".")
+            for place, module in model.named_modules()
+            if _is_norm(module)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+    if isinstance(train, dict):
+        count = train["last"]
+        if count >= len(places):
+            raise UserError(
+                f"train: last {count} is more than the {len(places) - 1} layer groups before the head: "
+                f"{', '.join(places[:-1])}"
+            )
+        return {name for place in places[-1 - count :] for name in groups[place]}
+    return {name for pattern in train for name in _matching(model, groups, pattern)}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    kind = type(module).__name__.lower()
+    return isinstance(module, _BATCH_NORMS) or ("norm" in kind and not list(module.children()))
+
+
+def _matching(model: nn.Module, groups: dict[str, list[str]], pattern: str) -> list[str]:
+    if pattern in groups:
+        return groups[pattern]
+    names = [name for names in groups.values() for name in names]
+    found = [name for name in names if fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(name, f"{pattern}.*")]
+    if not found:
+        modules = [name for name, _ in model.named_modules() if name]
+        raise UserError(
+            f"train: {pattern!r} is no layer group and fits no module{nearest(pattern, modules)}: the layer groups "
+            f"are {', '.join(groups)}"
+        )
+    return found
+
+
+@contextmanager
+def only_training(
+    model: PreTrainedModel, trained: set[str], train: Train, train_batchnorm_stats: bool
+) -> Iterator[None]:
+    """Within, only `trained` parameters have gradients, and the running statistics of frozen BatchNorms stay.
+
+    A BatchNorm's statistics move where all its parameters train as part of a layer group or pattern, and never under
+    `bias` and `norm`, unless `train_batchnorm_stats`. When the block ends without an error, everything that was frozen
+    is compared with what it was.
+
+    Raises:
+        UserError: something that was frozen has moved; the message names the modules.
+    """
+    hooks = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    moving = set()
+    for place, module in model.named_modules():
+        if not isinstance(module, _BATCH_NORMS):
+            continue
+        own = [f"{place}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        with_group = train not in ("bias", "norm") and (train == "all" or (own and trained.issuperset(own)))
+        if with_group or train_batchnorm_stats:
+            moving |= {f"{place}.{name}" for name, _ in module.named_buffers()}
+        else:
+            # The Trainer calls model.train() at every step; this comes after it.
+            hooks.append(module.register_forward_pre_hook(_evaluate))
+    before = _digests(model, trained | moving)
+    try:
+        yield
+        after = _digests(model, trained | moving)
+        moved = sorted({name.rpartition(".")[0] for name, digest in before.items() if after[name] != digest})
+        if moved:
+            raise UserError(
+                f"{len(moved)} modules moved in a stage that froze them: {', '.join(moved[:10])}"
+                f"{', …' if len(moved) > 10 else ''}"
+            )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _evaluate(module: nn.Module, _inputs: tuple) -> None:
+    if module.training:
+        module.eval()
+
+
+def _digests(model: nn.Module, without: set[str]) -> dict[str, bytes]:
+    """A hash of every parameter and persistent buffer but those in `without`."""
+    return {
+        name: hashlib.blake2b(_bytes(value), digest_size=16).digest()
+        for name, value in model.state_dict().items()
+        if name not in without
+    }
+
+
+def _bytes(value: torch.Tensor) -> memoryview:
+    return memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

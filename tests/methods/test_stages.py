@@ -1,0 +1,185 @@
+"""Plans and stages: what is declared moves, and nothing else."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import finetune
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from ftkit.config import MethodArguments, ModelArguments
+from ftkit.data.images import ImageInfo
+from ftkit.errors import UserError
+from ftkit.methods.freezing import only_training, trained_parameters
+from ftkit.methods.plan import make_plan
+from ftkit.models.anatomy import layer_groups
+from ftkit.models.build import build_model, save_model
+
+DIGITS = [str(i) for i in range(10)]
+MODELS = ["mlp", "convnet", "timm/test_resnet", "timm/test_vit", "vit"]
+QUICK = ["--max_train_samples", 100, "--num_train_epochs", 1, "--learning_rate", 0.01]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request, tmp_path_factory):
+    """A model with random weights for the digits 0 and 1 at 16 x 16 pixels, saved."""
+    path = tmp_path_factory.mktemp(request.param.replace("/", "-"))
+    torch.manual_seed(0)
+    if request.param == "vit":
+        config = ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                           intermediate_size=16, num_labels=2)  # fmt: skip
+        save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16}), path)
+    else:
+        args = ModelArguments(model=request.param, image_size=[16], model_args=_small(request.param))
+        save_model(*build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False), path)
+    return path
+
+
+def _small(model):
+    return {"hidden_sizes": [16, 16]} if model == "mlp" else None
+
+
+def moved(folder, run) -> tuple[set[str], set[str]]:
+    """The names of all weights and buffers but the head, and of those that a run moved."""
+    before, after = (load_file(path / "model.safetensors") for path in (folder, run / "model"))
+    assert before.keys() == after.keys()
+    body = {name for name in before if before[name].shape == after[name].shape}
+    return body, {name for name in body if not torch.equal(before[name], after[name])}
+
+
+PLANS = {
+    "full": [],
+    "linear_probe": [],
+    "lp_ft": [],
+    "gradual_unfreeze": [],
+    "bitfit": [],
+    "norm_tuning": [],
+    "last": ["--method", "full", "--stages", '[{"train": {"last": 1}}]'],
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
+    run = finetune(tmp_path / "run", *QUICK, "--model", folder, *(PLANS[plan] or ["--method", plan]))
+    body, changed = moved(folder, run)
+    statistics = {name for name in body if "running_" in name or "num_batches" in name}
+    parameters = body - statistics
+    model, _ = build_model(ModelArguments(model=str(folder)), DIGITS, ImageInfo((8, 8), 1), True)
+    groups = layer_groups(model)
+    head = set(list(groups.values())[-1])
+    if plan in ("full", "lp_ft", "gradual_unfreeze"):
+        assert changed == body - head
+    elif plan == "linear_probe":
+        assert changed == set()
+    elif plan == "bitfit":
+        assert changed == {name for name in parameters - head if name.endswith("bias")}
+    elif plan == "norm_tuning":
+        norms = {place for place, module in model.named_modules() if "Norm" in type(module).__name__}
+        assert changed == {n for n in parameters - head if n.rpartition(".")[0] in norms or "norm" in n}
+    else:
+        last = set(list(groups.values())[-2])
+        places = {name.rpartition(".")[0] for name in last}
+        assert changed - statistics == last
+        assert {name.rpartition(".")[0] for name in changed & statistics} <= places
+    results = json.loads((run / "run.json").read_text())["stages"]
+    expected = {"lp_ft": ["head", "all"], "last": ["last-1"]}.get(plan)
+    assert expected is None or [stage["stage"] for stage in results] == expected
+    for number, stage in enumerate(results):
+        assert (run / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json").is_file()
+
+
+def test_batchnorm_statistics_follow_only_when_asked(tmp_path):
+    torch.manual_seed(0)
+    model, processor = build_model(ModelArguments(model="convnet"), ["0", "1"], ImageInfo((8, 8), 1), False)
+    save_model(model, processor, tmp_path / "model")
+    options = [*QUICK, "--model", tmp_path / "model", "--method", "linear_probe"]
+    run = finetune(tmp_path / "run", *options, "--train_batchnorm_stats", "true")
+    body, changed = moved(tmp_path / "model", run)
+    assert changed == {name for name in body if "running_" in name or "num_batches" in name}
+
+
+def test_what_moves_although_frozen_is_named():
+    model, _ = build_model(ModelArguments(model="convnet"), DIGITS, ImageInfo((8, 8), 1), False)
+    trained = trained_parameters(model, layer_groups(model), "head")
+    named = r"2 modules moved .* stages.1.0.convolution, stem.normalization"
+    with pytest.raises(UserError, match=named), only_training(model, trained, "head", False), torch.no_grad():
+        model.stages[1][0].convolution.weight += 1
+        model.stem.normalization.running_mean += 1
+        model.classifier.weight += 1
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet", "rnn", "timm/test_resnet", "timm/test_vit"])
+def test_layer_groups_hold_every_parameter_once(name):
+    model, _ = build_model(ModelArguments(model=name, image_size=[16]), DIGITS, ImageInfo((8, 8), 1), False)
+    groups = layer_groups(model)
+    assert sorted(n for names in groups.values() for n in names) == sorted(n for n, _ in model.named_parameters())
+    outputs = [model.get_parameter(n) for n in list(groups.values())[-1] if n.endswith("weight")]
+    assert [weight.shape[0] for weight in outputs] == [10]
+
+
+def test_plans_are_lists_of_stages():
+    def stages(method, **options):
+        return [(s.train, s.arguments) for s in make_plan(MethodArguments(method, **options), 4, 0.1)]
+
+    assert stages("scratch") == stages("full") == [("all", {})]
+    assert stages("lp_ft") == [("head", {}), ("all", {"learning_rate": 0.01})]
+    assert [train for train, _ in stages("gradual_unfreeze")] == ["head", {"last": 1}, {"last": 2}, "all"]
+    assert stages("surgical", surgical_groups=["stem"]) == [(["stem"], {})]
+
+
+def test_stages_spelled_out_in_a_recipe(folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"dataset: digits\nmodel: {folder}\nmethod: full\nmax_train_samples: 60\nstages:\n"
+        "  - {name: warm, train: head, num_train_epochs: 2, learning_rate: 1e-2}\n"
+        "  - {train: all, num_train_epochs: 1, lr_scheduler_type: cosine}\n"
+    )
+    run = finetune(tmp_path / "run", "--config", recipe)
+    results = json.loads((run / "run.json").read_text())["stages"]
+    assert [(s["stage"], s["epochs"]) for s in results] == [("warm", 2.0), ("all", 1.0)]
+    again = finetune(tmp_path / "again", "--config", run / "config.yaml")
+    assert (run / "model/model.safetensors").read_bytes() == (again / "model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ('[{"train": "heads"}]', r"stages\[0\].train: 'heads' is not one of head, all"),
+        ('[{"train": {"last": 0}}]', "not one of"),
+        ('[{"learning_rate": 0.1}]', "not a mapping with `train`"),
+        ('[{"train": "head", "lerning_rate": 0.1}]', r"did you mean 'learning_rate'"),
+        ('[{"train": "head", "learning_rate": "fast"}]', "'fast' is not a number"),
+        ('[{"train": "head", "learning_rate": -1}]', "must be at least 0"),
+        ("head", "is not a list of mappings"),
+        ("[]", "the list is empty"),
+    ],
+)
+def test_broken_stages_are_named(tmp_path, stages, words):
+    with pytest.raises(UserError, match=words):
+        finetune(tmp_path / "run", "--stages", stages)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [(["stemm"], "'stemm' is no layer group.*did you mean 'stem'"), ({"last": 9}, "last 9 is more than the 4 layer")],
+)
+def test_what_is_not_in_the_model_is_named(train, words):
+    model, _ = build_model(ModelArguments(model="convnet"), DIGITS, ImageInfo((8, 8), 1), False)
+    with pytest.raises(UserError, match=words):
+        trained_parameters(model, layer_groups(model), train)
+
+
+def test_a_resume_goes_on_in_the_right_stage(tmp_path):
+    """The run is cut in its second stage; the resumed one ends with the same bytes."""
+    torch.manual_seed(0)
+    model, processor = build_model(ModelArguments(model="convnet"), ["0", "1"], ImageInfo((8, 8), 1), False)
+    save_model(model, processor, tmp_path / "model")
+    options = ["--model", tmp_path / "model", "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
+               "--save_total_limit", 9]  # fmt: skip
+    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    (part / "run.json").unlink()
+    shutil.rmtree(part / "stages" / "1-all" / sorted(p.name for p in (part / "stages/1-all").glob("check*"))[-1])
+    finetune(part, *options, "--resume_from_checkpoint", "true")
+    assert (whole / "model/model.safetensors").read_bytes() == (part / "model/model.safetensors").read_bytes()
