@@ -34,10 +34,9 @@ def main(arguments: list[str]) -> None:
     from ftkit.data.tensors import image_tensors
     from ftkit.evaluation.predictions import write_evaluation
     from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
-    from ftkit.methods.plan import make_plan, starts_from_trained_weights
-    from ftkit.models.anatomy import layer_groups
+    from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_normalization, model_channels, save_model
-    from ftkit.training.run import begin_run, check_run_folder, run_plan
+    from ftkit.training.run import begin_run, check_run_folder, prepare_plan, run_plan
 
     args = config.training
     set_up_console(args)
@@ -65,8 +64,8 @@ def main(arguments: list[str]) -> None:
     fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
     fact("input", " × ".join(map(str, tensors["train"].images.shape[1:])) + " (channels × height × width)")
 
-    plan = make_plan(config.method, len(layer_groups(model)), args.learning_rate)
-    fact("plan", f"{config.method.method}: {' → '.join(stage.name for stage in plan)}")
+    plan = prepare_plan(config, model)
+    fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan)}")
 
     banner("train")
     with args.main_process_first(local=False, desc="making the run's folder"):

@@ -5,7 +5,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel, TrainingArguments
@@ -16,7 +16,7 @@ from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import ImageTensors
 from ftkit.errors import UserError
 from ftkit.methods.freezing import only_training, trained_parameters
-from ftkit.methods.plan import Stage
+from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups
 from ftkit.training.trainer import ImageTrainer
 
@@ -64,9 +64,36 @@ def begin_run(config: Config) -> None:
         raise UserError(f"output_dir: {folder} cannot be written: {error}") from error
 
 
+class PreparedStage(NamedTuple):
+    """A stage with its folder, its training arguments and the names of the parameters that it moves."""
+
+    stage: Stage
+    folder: Path
+    args: TrainingArguments
+    trained: set[str]
+
+
+def prepare_plan(config: Config, model: PreTrainedModel) -> list[PreparedStage]:
+    """The plan of the run's method for this model, checked before anything is written.
+
+    Raises:
+        UserError: a stage names what the model does not have, or its training arguments contradict each other.
+    """
+    groups = layer_groups(model)
+    prepared = []
+    for number, stage in enumerate(make_plan(config.method, len(groups), config.training.learning_rate)):
+        folder = Path(config.training.output_dir) / "stages" / f"{number}-{stage.name}"
+        try:
+            args = dataclasses.replace(config.training, output_dir=str(folder), **stage.arguments)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"stages[{number}]: {error}") from None
+        prepared.append(PreparedStage(stage, folder, args, trained_parameters(model, groups, stage.train)))
+    return prepared
+
+
 def run_plan(
     config: Config,
-    plan: list[Stage],
+    plan: list[PreparedStage],
     model: PreTrainedModel,
     normalize: Normalize8Bit,
     train: ImageTensors,
@@ -86,37 +113,29 @@ def run_plan(
         UserError: there is no checkpoint to resume from, the loss is not finite, or something frozen has moved.
     """
     results = []
-    groups = layer_groups(model)
-    for number, stage in enumerate(plan):
-        folder = Path(config.training.output_dir) / "stages" / f"{number}-{stage.name}"
-        args = dataclasses.replace(config.training, output_dir=str(folder), **stage.arguments)
-        trained = trained_parameters(model, groups, stage.train)
+    for number, (stage, folder, args, trained) in enumerate(plan):
+        finished = folder / "result.json"
+        if args.resume_from_checkpoint and finished.exists():
+            load_model(model, folder / "model.safetensors")
+            results.append(json.loads(finished.read_text()))
+            logger.info("  stage %d, %s: finished before", number, stage.name)
+            continue
+        _say_what_trains(number, stage, model, trained, args)
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             trainer = ImageTrainer(model, args, normalize, train, validation, config.method.early_stopping_patience)
-            if args.resume_from_checkpoint and (folder / "result.json").exists():
-                load_model(model, folder / "model.safetensors")
-                results.append(json.loads((folder / "result.json").read_text()))
-                logger.info("  stage %d, %s: finished before", number, stage.name)
-                continue
-            _say_what_trains(number, stage, model, groups, trained, args)
             output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
         trainer.save_state()
         results.append(_result(stage, trainer, output, sum(model.get_parameter(name).numel() for name in trained)))
         if trainer.is_world_process_zero() and number < len(plan) - 1:
             save_model(model, str(folder / "model.safetensors"))
-            (folder / "result.json").write_text(json.dumps(results[-1]))
+            finished.write_text(json.dumps(results[-1]))
     return trainer, results
 
 
 def _say_what_trains(
-    number: int,
-    stage: Stage,
-    model: PreTrainedModel,
-    groups: dict[str, list[str]],
-    trained: set[str],
-    args: TrainingArguments,
+    number: int, stage: Stage, model: PreTrainedModel, trained: set[str], args: TrainingArguments
 ) -> None:
-    """The table at the start of a stage: group, parameters, of which trained, learning rate, weight decay."""
+    """The table at the start of a stage: layer group, parameters, of which trained, learning rate, weight decay."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     logger.info(
         "  stage %d, %s: %s of %s parameters, learning rate %g, weight decay %g",
@@ -127,7 +146,7 @@ def _say_what_trains(
         args.learning_rate,
         args.weight_decay,
     )
-    for place, names in groups.items():
+    for place, names in layer_groups(model).items():
         moving = sum(sizes[name] for name in names if name in trained)
         state = f"{moving:,} trained" if moving else "frozen"
         logger.info("    %-32s %12s   %s", place, f"{sum(sizes[name] for name in names):,}", state)

@@ -171,6 +171,13 @@ def test_what_is_not_in_the_model_is_named(train, words):
         trained_parameters(model, layer_groups(model), train)
 
 
+def test_a_plan_that_does_not_fit_leaves_nothing(folder, tmp_path):
+    options = [*QUICK, "--model", folder, "--method", "surgical", "--surgical_groups", "no.such.layer"]
+    with pytest.raises(UserError, match=r"'no.such.layer' is no layer group"):
+        finetune(tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resume_goes_on_in_the_right_stage(tmp_path):
     """The run is cut in its second stage; the resumed one ends with the same bytes."""
     torch.manual_seed(0)
