@@ -142,7 +142,7 @@ class ModelArguments:
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
-        errors = []
+        errors = _check_model_name(self.model)
         if self.model_args is not None and not isinstance(self.model_args, dict):
             errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -157,6 +157,40 @@ class ModelArguments:
         if self.image_std is not None and min(self.image_std) <= 0:
             errors.append(f"image_std: {self.image_std} must be positive")
         return errors
+
+
+def local_model(name: str) -> Path | None:
+    """The folder of a saved model that `name` means: itself, or `model/` of a run; None where it means no folder."""
+    path = Path(name).expanduser()
+    return next((folder for folder in (path, path / "model") if (folder / "config.json").is_file()), None)
+
+
+def _check_model_name(name: str) -> list[str]:
+    """Whether anybody can know a model of this name; what lies on the Hub is not asked here."""
+    path = Path(name).expanduser()
+    if name in OWN_MODELS or local_model(name) is not None:
+        return []
+    if path.is_dir():
+        return [f"model: the folder {path} holds no config.json: expected a saved model"]
+    if name.startswith(("/", "./", "../", "~")):
+        return [f"model: the folder {path} does not exist"]
+    if "/" in name and not name.startswith("timm/"):
+        return []
+
+    import timm  # late: most configurations name no timm model, and its list is long
+    from timm.models import split_model_name_tag
+
+    architecture, _ = split_model_name_tag(name.removeprefix("timm/"))
+    if name.startswith("timm/"):
+        known = timm.is_model(architecture)
+        hint = nearest(architecture, timm.list_models())
+        return [] if known else [f"model: timm knows no architecture {architecture!r}{hint}"]
+    hint = f" (did you mean 'timm/{name}'?)" if timm.is_model(architecture) else nearest(name, OWN_MODELS)
+    hint = hint or nearest(f"timm/{name}", [f"timm/{model}" for model in timm.list_models()])
+    return [
+        f"model: {name!r} is unknown{hint}: expected {', '.join(OWN_MODELS)}, timm/<architecture>, <owner>/<name> on "
+        "the Hub, or a local folder"
+    ]
 
 
 @dataclass
@@ -246,7 +280,11 @@ class EvaluationArguments:
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
-        errors = [] if self.batch_size >= 1 else [f"batch_size: {self.batch_size} must be at least 1"]
+        errors = _check_model_name(self.model)
+        if self.model in OWN_MODELS and local_model(self.model) is None:
+            errors.append(f"model: {self.model} has no trained weights: give the folder of a saved model")
+        if self.batch_size < 1:
+            errors.append(f"batch_size: {self.batch_size} must be at least 1")
         if self.output_dir and Path(self.output_dir).exists():
             errors.append(f"output_dir: {self.output_dir} exists: give the name of a new folder")
         return errors

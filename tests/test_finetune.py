@@ -86,6 +86,22 @@ def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
     np.testing.assert_allclose(first.probabilities, again.probabilities, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "model is missing"),
+        (["--model", "convnet", "--dataset", "digits"], "has no trained weights"),
+        (["--model", "./nothing", "--dataset", "digits"], "does not exist"),
+        (["--model", "{run}", "--output_dir", "{run}"], "exists: give the name of a new folder"),
+        (["--model", "{run}", "--split", "tset"], "did you mean 'test'"),
+        (["--model", "{run}/evaluation", "--dataset", "digits"], "holds no config.json"),
+    ],
+)
+def test_evaluate_names_what_is_wrong(digits_run, options, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe_script("evaluate").main([option.format(run=digits_run) for option in options])
+
+
 def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
     """Class folders in another order, and fewer of them, than the model knows."""
     from ftkit.config import DataArguments
@@ -219,6 +235,7 @@ def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
         (["--learning_rat", "0.1"], "did you mean 'learning_rate'"),
         (["--model", "convnett"], "'convnett' is unknown.*'convnet'"),
         (["--model", "resnet18"], "'timm/resnet18'"),
+        (["--model", "convnett", "--learning_rat", "1"], "2 errors"),
         (["--model", "timm/resnet81"], "timm knows no architecture 'resnet81'.*resnet18"),
         (["--model", "./no/such/folder"], "does not exist"),
         (["--model_args", '{"hidden": 3}'], "has no 'hidden'.*hidden_sizes"),

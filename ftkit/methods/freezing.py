@@ -89,7 +89,7 @@ def only_training(
     hooks = []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
-    moving = set()
+    moving = {name for name, _ in model.named_buffers()} if train == "all" else set()
     for place, module in model.named_modules():
         if not isinstance(module, _BATCH_NORMS):
             continue

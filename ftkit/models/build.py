@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ftkit.config import OWN_MODELS, ModelArguments
+from ftkit.config import OWN_MODELS, ModelArguments, local_model
 from ftkit.data.images import ImageInfo
 from ftkit.data.pixels import channel_statistics
 from ftkit.data.remote import from_hub
@@ -50,27 +50,18 @@ def build_model(
         does not know the data's mean and standard deviation yet: see `fit_normalization`.
 
     Raises:
-        UserError: nobody knows the model, it takes other arguments, or it cannot be loaded.
+        UserError: the model takes other arguments, or cannot be loaded.
     """
     labels = {
         "num_labels": len(class_names),
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
     }
-    folder = _local_folder(args.model)
+    folder = local_model(args.model)
     if folder is None and args.model in _OWN_CONFIGS:
         return _own_model(args, labels, images)
-    if folder is None and args.model.startswith("timm/"):
-        architecture = _timm_architecture(args.model)
-        if not pretrained:
-            return _timm_from_scratch(args, architecture, labels, images)
-    elif folder is None and "/" not in args.model:
-        known = [*OWN_MODELS, *timm.list_models(), *(f"timm/{name}" for name in timm.list_models())]
-        close = nearest(args.model, known) if args.model not in known else f" (did you mean 'timm/{args.model}'?)"
-        raise UserError(
-            f"model: {args.model!r} is unknown{close}: expected {', '.join(OWN_MODELS)}, timm/<architecture>, "
-            "<owner>/<name> on the Hub, or a local folder"
-        )
+    if folder is None and args.model.startswith("timm/") and not pretrained:
+        return _timm_from_scratch(args, labels, images)
     return _from_config_or_weights(args, str(folder or _hub_name(args.model)), folder is not None, labels, pretrained)
 
 
@@ -82,7 +73,9 @@ def load_model(
     Raises:
         UserError: there is no such model, or it cannot be loaded.
     """
-    folder = _local_folder(model)
+    folder = local_model(model)
+    if folder is None and Path(model).is_dir():
+        raise UserError(f"model: the folder {model} holds no config.json: expected a saved model")
     name, options = str(folder or model), {"revision": revision, "trust_remote_code": trust_remote_code}
     return _load(
         lambda: (
@@ -137,18 +130,6 @@ def model_channels(model: PreTrainedModel) -> int:
     return getattr(model.config, "num_channels", 3)
 
 
-def _local_folder(name: str) -> Path | None:
-    """The folder that `name` means: of a model, or of a run that holds one."""
-    path = Path(name).expanduser()
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    if path.is_dir() or name.startswith(("/", "./", "../", "~")):
-        state = "holds no config.json: expected a saved model" if path.is_dir() else "does not exist"
-        raise UserError(f"model: the folder {path} {state}")
-    return None
-
-
 def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
     """Height and width: as asked for, else those of the data, else `otherwise`."""
     if args.image_size:
@@ -184,16 +165,6 @@ def _own_model(args: ModelArguments, labels: dict, images: ImageInfo) -> tuple[P
     return model, processor
 
 
-def _timm_architecture(name: str) -> str:
-    """`resnet18` of `timm/resnet18` or `timm/resnet18.a1_in1k`, if timm knows it."""
-    architecture, _ = split_model_name_tag(name.removeprefix("timm/"))
-    if not timm.is_model(architecture):
-        raise UserError(
-            f"model: timm knows no architecture {architecture!r}{nearest(architecture, timm.list_models())}"
-        )
-    return architecture
-
-
 def _hub_name(name: str) -> str:
     """timm's weights are on the Hub by architecture and tag; without a tag, timm's own choice."""
     if not name.startswith("timm/") or "." in name:
@@ -206,10 +177,9 @@ def _hub_name(name: str) -> str:
     return f"{name}.{default.tag}"
 
 
-def _timm_from_scratch(
-    args: ModelArguments, architecture: str, labels: dict, images: ImageInfo
-) -> tuple[PreTrainedModel, Any]:
+def _timm_from_scratch(args: ModelArguments, labels: dict, images: ImageInfo) -> tuple[PreTrainedModel, Any]:
     """A timm architecture with random weights, for three channels: `pipeline` feeds no others."""
+    architecture, _ = split_model_name_tag(args.model.removeprefix("timm/"))
     default = timm.get_pretrained_cfg(architecture) or PretrainedCfg()
     model_args = dict(args.model_args or {})
     height, width = _side(args, images, otherwise=default.input_size[-1])

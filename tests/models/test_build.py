@@ -115,7 +115,6 @@ def test_dropout_by_one_name():
     [
         ("{folder}", {"model_args": {"hidden_sise": 3}}, "hidden_sise"),
         ("{folder}", {"image_size": [99]}, "image_size: .* has its own"),
-        ("{empty}", {}, "holds no config.json"),
         ("{broken}", {}, "cannot be loaded"),
         ("timm/resnet18", {"model_args": {"no_such_option": 1}}, "timm cannot build resnet18"),
     ],
@@ -123,10 +122,9 @@ def test_dropout_by_one_name():
 def test_what_is_refused(tmp_path, model, options, words):
     build, processor = build_model(ModelArguments(model="convnet"), ABC, COLOUR, pretrained=False)
     save_model(build, processor, tmp_path / "good")
-    (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
-    places = {"folder": tmp_path / "good", "empty": tmp_path / "empty", "broken": tmp_path / "broken"}
+    places = {"folder": tmp_path / "good", "broken": tmp_path / "broken"}
     with pytest.raises(UserError, match=words):
         build_model(
             ModelArguments(model=model.format(**places), **options), ABC, COLOUR, pretrained="timm" not in model
