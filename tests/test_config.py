@@ -9,13 +9,8 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from ftkit.config import (
-    Config,
-    DataArguments,
-    MethodArguments,
-    ModelArguments,
-    parse_config,
-)
+from ftkit.arguments import DataArguments, MethodArguments, ModelArguments
+from ftkit.config import Config, parse_config
 from ftkit.errors import ConfigError, UserError, user_errors
 
 RECIPES = Path(__file__).parents[1] / "recipes"

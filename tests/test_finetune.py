@@ -104,7 +104,7 @@ def test_evaluate_names_what_is_wrong(digits_run, options, message):
 
 def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
     """Class folders in another order, and fewer of them, than the model knows."""
-    from ftkit.config import DataArguments
+    from ftkit.arguments import DataArguments
     from ftkit.data.sources import load_data
 
     test = load_data(DataArguments(dataset="digits"))["test"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import REPO, finetune
 
-from ftkit.config import DataArguments
+from ftkit.arguments import DataArguments
 from ftkit.data.pixels import channel_statistics
 from ftkit.data.sources import load_data
 from ftkit.data.tensors import image_tensors

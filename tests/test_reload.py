@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.special import log_softmax
 from support import finetune
 
-from ftkit.config import DataArguments
+from ftkit.arguments import DataArguments
 from ftkit.data.sources import load_data
 from ftkit.evaluation.predictions import read_predictions
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
 from datasets.info import DatasetInfo
 
-from ftkit.config import DataArguments
+from ftkit.arguments import DataArguments
 from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, read_class_folders, read_tables, table_files
 from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.remote import from_hub

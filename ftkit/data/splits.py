@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
-from ftkit.config import DataArguments
+from ftkit.arguments import DataArguments
 from ftkit.data.folders import SPLIT_NAMES, natural_sorted
 from ftkit.data.images import column
 from ftkit.errors import UserError, nearest

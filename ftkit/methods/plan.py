@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftkit.config import MethodArguments
+from ftkit.arguments import MethodArguments
 
 Train = str | list[str] | dict[str, int]
 

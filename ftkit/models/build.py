@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ftkit.config import OWN_MODELS, ModelArguments, local_model
+from ftkit.arguments import OWN_MODELS, ModelArguments, local_model
 from ftkit.data.images import ImageInfo
 from ftkit.data.pixels import channel_statistics
 from ftkit.data.remote import from_hub

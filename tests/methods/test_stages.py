@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from support import finetune
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from ftkit.config import MethodArguments, ModelArguments
+from ftkit.arguments import MethodArguments, ModelArguments
 from ftkit.data.images import ImageInfo
 from ftkit.errors import UserError
 from ftkit.methods.freezing import only_training, trained_parameters

@@ -12,7 +12,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ftkit.config import ModelArguments
+from ftkit.arguments import ModelArguments
 from ftkit.data.images import ImageInfo
 from ftkit.errors import UserError
 from ftkit.models.anatomy import find_head
