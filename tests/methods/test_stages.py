@@ -37,6 +37,15 @@ def folder(request, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def convnet(tmp_path_factory):
+    """A convnet with random weights for the digits 0 and 1, saved."""
+    path = tmp_path_factory.mktemp("convnet-alone")
+    torch.manual_seed(0)
+    save_model(*build_model(ModelArguments(model="convnet"), ["0", "1"], ImageInfo((8, 8), 1), False), path)
+    return path
+
+
 def _small(model):
     return {"hidden_sizes": [16, 16]} if model == "mlp" else None
 
@@ -90,13 +99,10 @@ def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
         assert (run / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json").is_file()
 
 
-def test_batchnorm_statistics_follow_only_when_asked(tmp_path):
-    torch.manual_seed(0)
-    model, processor = build_model(ModelArguments(model="convnet"), ["0", "1"], ImageInfo((8, 8), 1), False)
-    save_model(model, processor, tmp_path / "model")
-    options = [*QUICK, "--model", tmp_path / "model", "--method", "linear_probe"]
+def test_batchnorm_statistics_follow_only_when_asked(convnet, tmp_path):
+    options = [*QUICK, "--model", convnet, "--method", "linear_probe"]
     run = finetune(tmp_path / "run", *options, "--train_batchnorm_stats", "true")
-    body, changed = moved(tmp_path / "model", run)
+    body, changed = moved(convnet, run)
     assert changed == {name for name in body if "running_" in name or "num_batches" in name}
 
 
@@ -129,10 +135,10 @@ def test_plans_are_lists_of_stages():
     assert stages("surgical", surgical_groups=["stem"]) == [(["stem"], {})]
 
 
-def test_stages_spelled_out_in_a_recipe(folder, tmp_path):
+def test_stages_spelled_out_in_a_recipe(convnet, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"dataset: digits\nmodel: {folder}\nmethod: full\nmax_train_samples: 60\nstages:\n"
+        f"dataset: digits\nmodel: {convnet}\nmethod: full\nmax_train_samples: 60\nstages:\n"
         "  - {name: warm, train: head, num_train_epochs: 2, learning_rate: 1e-2}\n"
         "  - {train: all, num_train_epochs: 1, lr_scheduler_type: cosine}\n"
     )
@@ -171,19 +177,16 @@ def test_what_is_not_in_the_model_is_named(train, words):
         trained_parameters(model, layer_groups(model), train)
 
 
-def test_a_plan_that_does_not_fit_leaves_nothing(folder, tmp_path):
-    options = [*QUICK, "--model", folder, "--method", "surgical", "--surgical_groups", "no.such.layer"]
+def test_a_plan_that_does_not_fit_leaves_nothing(convnet, tmp_path):
+    options = [*QUICK, "--model", convnet, "--method", "surgical", "--surgical_groups", "no.such.layer"]
     with pytest.raises(UserError, match=r"'no.such.layer' is no layer group"):
         finetune(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resume_goes_on_in_the_right_stage(tmp_path):
+def test_a_resume_goes_on_in_the_right_stage(convnet, tmp_path):
     """The run is cut in its second stage; the resumed one ends with the same bytes."""
-    torch.manual_seed(0)
-    model, processor = build_model(ModelArguments(model="convnet"), ["0", "1"], ImageInfo((8, 8), 1), False)
-    save_model(model, processor, tmp_path / "model")
-    options = ["--model", tmp_path / "model", "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
+    options = ["--model", convnet, "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
                "--save_total_limit", 9]  # fmt: skip
     whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
     (part / "run.json").unlink()
