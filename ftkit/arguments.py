@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -217,6 +218,11 @@ class MethodArguments:
             return [*errors, f'stages: {self.stages!r} is not a list of mappings such as [{{"train": "head"}}]']
         for number, stage in enumerate(self.stages or []):
             errors += _check_stage(f"stages[{number}]", stage)
+        if self.stages and self.method not in ("scratch", "full"):
+            errors.append(
+                f"stages and method: {self.method} contradict each other: with stages of your own, method "
+                "is scratch or full, which says where the weights come from"
+            )
         if self.stages == []:
             errors.append("stages: the list is empty: leave it out, or give at least one stage")
         return errors
@@ -231,6 +237,9 @@ def _check_stage(where: str, stage: Any) -> list[str]:
     if not (train in named or last or patterns):
         expected = f"one of {', '.join(named)}, a mapping `last: n`, or a list of module names"
         return [f"{where}.train: {train!r} is not {expected}"]
+    name = str(stage.get("name", "stage"))
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        return [f"{where}.name: {name!r} names a folder: use letters, digits, `-`, `_` and `.`"]
     return []
 
 

@@ -20,7 +20,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """What `run.json` says of a run beside its metrics; all of it can be written as JSON."""
     return {
-        "command": shlex.join(["accelerate", "launch", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),  # the launcher's own options are not handed down
         "dataset": config.data.dataset or Path(config.data.data_dir).name,
         "model": config.model.model,
         "method": config.method.method,

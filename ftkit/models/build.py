@@ -74,8 +74,6 @@ def load_model(
         UserError: there is no such model, or it cannot be loaded.
     """
     folder = local_model(model)
-    if folder is None and Path(model).is_dir():
-        raise UserError(f"model: the folder {model} holds no config.json: expected a saved model")
     name, options = str(folder or model), {"revision": revision, "trust_remote_code": trust_remote_code}
     return _load(
         lambda: (
@@ -240,6 +238,8 @@ def _load(load, name: str, local: bool) -> Any:
 def _from_config_or_weights(
     args: ModelArguments, name: str, local: bool, labels: dict, pretrained: bool
 ) -> tuple[PreTrainedModel, Any]:
+    if args.image_size:
+        raise UserError(f"image_size: {name} has its own, in its image processor: leave it out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = _load(lambda: AutoConfig.from_pretrained(name, **source), name, local)
     is_timm = isinstance(config, TimmWrapperConfig)
@@ -270,6 +270,4 @@ def _from_config_or_weights(
     if is_timm:
         model.config.label_names = list(labels["id2label"].values())
     processor = _load(lambda: AutoImageProcessor.from_pretrained(name, **source), name, local)
-    if args.image_size:
-        raise UserError(f"image_size: {name} has its own, in its image processor: leave it out")
     return model, processor

@@ -159,12 +159,18 @@ def test_stages_spelled_out_in_a_recipe(convnet, tmp_path):
         ('[{"train": "head", "learning_rate": "fast"}]', "'fast' is not a number"),
         ('[{"train": "head", "learning_rate": -1}]', "must be at least 0"),
         ("head", "is not a list of mappings"),
+        ('[{"train": "head", "name": "../../elsewhere"}]', "names a folder: use letters"),
         ("[]", "the list is empty"),
     ],
 )
 def test_broken_stages_are_named(tmp_path, stages, words):
     with pytest.raises(UserError, match=words):
         finetune(tmp_path / "run", "--stages", stages)
+
+
+def test_stages_and_a_named_plan_contradict_each_other(convnet, tmp_path):
+    with pytest.raises(UserError, match="stages and method: lp_ft contradict each other"):
+        finetune(tmp_path / "run", "--model", convnet, "--method", "lp_ft", "--stages", '[{"train": "all"}]')
 
 
 @pytest.mark.parametrize(
