@@ -8,7 +8,6 @@ once, before data or model are touched.
 
 import dataclasses
 import json
-import math
 import os
 import re
 import sys
@@ -16,22 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ftkit.arguments import (
     OWN_MODELS,
     DataArguments,
     EvaluationArguments,
+    LossArguments,
     MethodArguments,
     ModelArguments,
     RunArguments,
+    weights_file,
 )
+from ftkit.arguments.data import EMBEDDED
+from ftkit.arguments.method import PLANS, default_learning_rate
+from ftkit.arguments.training import TrainingArguments, check_training, machine_defaults
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
-GROUPS = (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments)
+GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, RunArguments, TrainingArguments)
 # Keys that take one text or several; `HfArgumentParser` knows them as one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # How a run is started and where it left off: these do not belong to what a run is.
@@ -45,6 +48,7 @@ class Config:
     data: DataArguments
     model: ModelArguments
     method: MethodArguments
+    loss: LossArguments
     run: RunArguments
     training: TrainingArguments
     values: dict[str, Any]
@@ -52,7 +56,7 @@ class Config:
     def to_yaml(self) -> str:
         """The resolved configuration as a recipe: running it again repeats the run."""
         own = {}
-        for group in (self.data, self.model, self.method, self.run):
+        for group in (self.data, self.model, self.method, self.loss, self.run):
             own |= {k: v for k, v in dataclasses.asdict(group).items() if v is not None}
         training = {k: v for k, v in self.values.items() if k not in own and v is not None}
         resolved = {k: v for k, v in (own | training).items() if k not in _NOT_SAVED}
@@ -76,6 +80,7 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         "logging_steps": 50,
         "logging_nan_inf_filter": False,  # it hides NaN, and waits for the device at every step
         "save_total_limit": 1,
+        "learning_rate": default_learning_rate(values.get("method", MethodArguments.method)),
     }
     strategy = values.get("eval_strategy", "epoch")
     defaults["save_strategy"] = "epoch" if strategy == "no" else strategy
@@ -90,48 +95,6 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     return defaults | values
 
 
-def machine_defaults() -> dict[str, Any]:
-    """What depends on the machine, and does not belong into a saved configuration."""
-    defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "ddp_find_unused_parameters": False}
-    if not torch.accelerator.is_available():
-        # Without `use_cpu` bf16 is refused on a machine that has no accelerator.
-        defaults |= {"use_cpu": True, "dataloader_pin_memory": False}
-    return defaults
-
-
-def _check_training(values: dict[str, Any]) -> list[str]:
-    """What `TrainingArguments` lets pass and nobody means."""
-    ranges = {
-        "learning_rate": (lambda v: v >= 0, "at least 0"),
-        "num_train_epochs": (lambda v: v > 0, "more than 0"),
-        "per_device_train_batch_size": (lambda v: v >= 1, "at least 1"),
-        "per_device_eval_batch_size": (lambda v: v >= 1, "at least 1"),
-        "gradient_accumulation_steps": (lambda v: v >= 1, "at least 1"),
-        "weight_decay": (lambda v: v >= 0, "at least 0"),
-        "warmup_steps": (lambda v: v >= 0, "at least 0"),
-        "max_grad_norm": (lambda v: v >= 0, "at least 0"),
-        "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
-        "seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
-    }
-    errors = [
-        f"{key}: {values[key]} must be {expected}"
-        for key, (valid, expected) in ranges.items()
-        if key in values and not (math.isfinite(values[key]) and valid(values[key]))
-    ]
-    if values.get("fp16") and not torch.accelerator.is_available():
-        errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
-    for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        try:
-            mapping = isinstance(json.loads(values.get(key) or "{}"), dict)
-        except json.JSONDecodeError:
-            mapping = False
-        if not mapping:
-            errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
-    if values.get("push_to_hub"):
-        errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
-    return errors
-
-
 def _check_together(values: dict[str, Any]) -> list[str]:
     """Keys of different groups that contradict each other."""
     errors = []
@@ -141,6 +104,10 @@ def _check_together(values: dict[str, Any]) -> list[str]:
             f"method: {method} starts from trained weights, and model: {model} has none: use method: scratch, or give "
             "the folder of a trained model"
         )
+    if method == "scratch" and weights_file(model) is not None:
+        errors.append(f"method: scratch starts from random weights, and {model} holds trained ones: use another")
+    if weights_file(model) is not None and method not in PLANS and not values.get("merge_adapters"):
+        errors.append(f"merge_adapters: an adapter cannot name {model} as what it belongs to: set it to true")
     if values.get("early_stopping_patience") is not None and not values.get("load_best_model_at_end"):
         errors.append(
             "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
@@ -196,7 +163,7 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     _answer_help(parser, overrides)
     values = _defaults(_read_values(parser, recipe + overrides, errors))
     groups = _build_checked(GROUPS[:-1], values, errors)
-    errors += _check_training(values) + _check_together(values)
+    errors += check_training(values) + _check_together(values)
     if groups[2] is not None:
         _type_stages(parser, groups[2].stages, errors)
     training = None if errors else _build(TrainingArguments, machine_defaults() | values, errors)
@@ -216,7 +183,7 @@ def _type_stages(parser: HfArgumentParser, stages: list[dict] | None, errors: li
                 continue
             try:
                 stage |= parse_setting(parser, Setting(key, [_as_text(stage[key])], where), _LISTS)
-                errors += [f"{where}: {error}" for error in _check_training({key: stage[key]})]
+                errors += [f"{where}: {error}" for error in check_training({key: stage[key]})]
             except ValueError as error:
                 errors.append(f"{where}: {error}")
 
@@ -269,7 +236,12 @@ def _build(group: type, values: dict[str, Any], errors: list[str]) -> Any:
 def _find_local_data(values: dict[str, Any]) -> None:
     """Look a short dataset name up in the folder `FTKIT_DATA_DIR`; make `data_dir` independent of where we stand."""
     shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
-    if shared and dataset not in (None, "digits") and not values.get("data_dir") and (Path(shared) / dataset).is_dir():
+    if (
+        shared
+        and dataset not in (None, *EMBEDDED)
+        and not values.get("data_dir")
+        and (Path(shared) / dataset).is_dir()
+    ):
         values["data_dir"] = str(Path(shared) / dataset)
     if values.get("data_dir"):
         values["data_dir"] = str(Path(values["data_dir"]).expanduser().absolute())

@@ -26,6 +26,8 @@ def set_up_console(args: TrainingArguments) -> None:
     if args.get_process_log_level() > logging.INFO:
         transformers.utils.logging.set_verbosity_error()
         warnings.filterwarnings("ignore", module="torch.utils.data")
+        # PEFT asks transformers by an old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def banner(title: str) -> None:

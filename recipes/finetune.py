@@ -36,7 +36,9 @@ def main(arguments: list[str]) -> None:
     from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
     from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_normalization, model_channels, save_model
-    from ftkit.training.run import begin_run, check_run_folder, prepare_plan, run_plan
+    from ftkit.training.run import prepare_plan, run_plan
+    from ftkit.training.run_folder import begin_run, check_run_folder
+    from ftkit.training.trainer import ImageTrainer
 
     args = config.training
     set_up_console(args)
@@ -64,22 +66,23 @@ def main(arguments: list[str]) -> None:
     fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
     fact("input", " × ".join(map(str, tensors["train"].images.shape[1:])) + " (channels × height × width)")
 
-    plan = prepare_plan(config, model)
-    fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan)}")
+    normalize = normalizer(processor, model_channels(model))
+    plan = prepare_plan(config, model, normalize, tensors["train"])
+    fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
     banner("train")
     with args.main_process_first(local=False, desc="making the run's folder"):
         if args.process_index == 0:
             begin_run(config)
-    normalize = normalizer(processor, model_channels(model))
-    trainer, stages = run_plan(config, plan, model, normalize, tensors["train"], tensors["validation"])
+    model, stages = run_plan(config, plan, normalize, tensors["train"], tensors["validation"])
 
     banner("evaluate")
+    trainer = ImageTrainer(model, args, normalize, eval_dataset=tensors["test"])
     logits, labels, _ = trainer.predict(tensors["test"])
     if args.process_index != 0:
         return
-    save_model(trainer.accelerator.unwrap_model(trainer.model), processor, folder / "model")
-    record = describe_run(config, tensors, trainer.model, stages, seconds=time.monotonic() - started)
+    save_model(model, processor, folder / "model")
+    record = describe_run(config, tensors, model, stages, seconds=time.monotonic() - started)
     metrics = write_evaluation(folder / "evaluation", logits, labels, tensors["test"].index.numpy(), names, record)
     write_run_record(folder, record, metrics)
     next_steps(folder, record, metrics)

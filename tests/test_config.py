@@ -159,7 +159,7 @@ def test_values_keep_the_meaning_they_were_written_with(given, key, text, value)
 
 def test_null_leaves_the_default(recipe):
     config = recipe("max_train_samples: null\nlearning_rate: ~\nimage_column:\nvalidation_size: null")
-    assert (config.data, config.training.learning_rate) == (DataArguments(dataset="digits"), 5e-5)
+    assert (config.data, config.training.learning_rate) == (DataArguments(dataset="digits"), 1e-3)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ HUB_NAMES = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
 }
-SHORT_NAMES = ("digits", *HUB_NAMES)
+SHORT_NAMES = ("digits", "blobs", *HUB_NAMES)
 _LOCAL_FILES = {
     "mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
     "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
@@ -63,8 +63,8 @@ def load_data(args: DataArguments) -> DatasetDict:
 
 
 def _read_name(args: DataArguments) -> DatasetDict:
-    if args.dataset == "digits":
-        return _read_digits()
+    if args.dataset in _EMBEDDED:
+        return _EMBEDDED[args.dataset]()
     name = HUB_NAMES.get(args.dataset, args.dataset)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
         raise UserError(f"dataset: {name!r} is not a known short name (did you mean {' or '.join(map(repr, close))}?)")
@@ -146,6 +146,19 @@ def _read_digits() -> DatasetDict:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     return _from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
+
+
+def _make_blobs() -> DatasetDict:
+    """2,000 points in 5 clouds of 10 dimensions, as images of 1 x 10 pixels: the smallest task that there is."""
+    from sklearn.datasets import make_blobs
+
+    points, labels = make_blobs(2000, 10, centers=5, cluster_std=6.0, random_state=0)
+    low, high = points.min(), points.max()
+    pixels = np.rint((points - low) / (high - low) * 255).astype(np.uint8)
+    return _from_arrays(Path("scikit-learn"), {"train": (pixels[:, None], labels)}, [f"blob {i}" for i in range(5)])
+
+
+_EMBEDDED = {"digits": _read_digits, "blobs": _make_blobs}
 
 
 def _from_arrays(source: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str]) -> DatasetDict:

@@ -34,27 +34,31 @@ class ImageTensors(TorchDataset):
         labels: int64 (N,).
         index: int64 (N,), the row of each image in the split it was read from.
         class_names: the name of each label.
+        fingerprint: of the dataset.
+        key: what of the dataset, the processor and the mode the pixels are.
         skipped: what did not decode: dictionaries of `index`, `file` and `reason`.
     """
 
-    def __init__(self, images: torch.Tensor, dataset: Dataset, skipped: list[dict]):
+    def __init__(self, images: torch.Tensor, dataset: Dataset, skipped: list[dict], key: str):
         self.images = images
         self.labels = torch.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
         self.class_names = dataset.features["label"].names
         self.fingerprint = dataset._fingerprint
         self.skipped = skipped
+        self.key = key
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.images[row], "labels": self.labels[row]}
+        return {"pixel_values": self.images[row], "labels": self.labels[row], "index": self.index[row]}
 
     def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W) and `labels` int64 (B,): one gather, nothing per sample."""
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,): nothing per sample."""
         rows = torch.tensor(rows)
-        return {"pixel_values": self.images.index_select(0, rows), "labels": self.labels.index_select(0, rows)}
+        columns = {"pixel_values": self.images, "labels": self.labels, "index": self.index}
+        return {name: values.index_select(0, rows) for name, values in columns.items()}
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -84,15 +88,12 @@ def image_tensors(
         UserError: images that do not decode (all are named, up to ten in the message), or a full disk.
     """
     key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
-    root = Path(cache_dir) if cache_dir else default_cache_dir()
-    folder = root / key
-    if not folder.is_dir():
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            _build(dataset, pixel_geometry(processor), channels, folder)
-        except OSError as error:
-            hint = "the disk is full: free space" if error.errno == errno.ENOSPC else "it cannot be written"
-            raise UserError(f"cache_dir: {root}: {hint} ({error}), or give another folder") from error
+
+    def write(folder: Path) -> None:
+        skipped = _decode(dataset, pixel_geometry(processor), channels, folder / "images.npy")
+        (folder / "skipped.json").write_text(json.dumps(skipped))
+
+    folder = cached(key, write, cache_dir)
     skipped = json.loads((folder / "skipped.json").read_text())
     if skipped and on_bad_image == "error":
         listed = "\n".join(f"  - {bad['file']}: {bad['reason']}" for bad in skipped[:10])
@@ -107,22 +108,35 @@ def image_tensors(
         good = np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])
         images, dataset = images[torch.from_numpy(good)], dataset.select(good)
         logger.warning("left out %d images that do not decode, the first: %s", len(skipped), skipped[0]["file"])
-    return ImageTensors(images, dataset, skipped)
+    return ImageTensors(images, dataset, skipped, key)
 
 
-def _build(dataset: Dataset, geometry: Callable, channels: int, folder: Path) -> None:
-    """Write `images.npy` and `skipped.json` aside, then rename: a cache is complete or not there."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+def cached(key: str, write: Callable[[Path], None], cache_dir: str | None = None) -> Path:
+    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which is renamed when it is whole.
+
+    Raises:
+        UserError: a full disk, or a folder that cannot be written.
+    """
+    root = Path(cache_dir) if cache_dir else default_cache_dir()
+    folder = root / key
+    if folder.is_dir():
+        return folder
     try:
-        skipped = _decode(dataset, geometry, channels, aside / "images.npy")
-        (aside / "skipped.json").write_text(json.dumps(skipped))
+        root.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
         try:
-            os.replace(aside, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first, with the same bytes
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            write(aside)
+            try:
+                os.replace(aside, folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was first, with the same bytes
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        hint = "the disk is full: free space" if error.errno == errno.ENOSPC else "it cannot be written"
+        raise UserError(f"cache_dir: {root}: {hint} ({error}), or give another folder") from error
+    return folder
 
 
 def _decode(dataset: Dataset, geometry: Callable, channels: int, path: Path) -> list[dict]:

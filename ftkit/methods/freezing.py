@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftkit.errors import UserError, nearest
+from ftkit.methods.adapters import is_bookkeeping
 from ftkit.methods.plan import Train
-
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+from ftkit.models.anatomy import BATCH_NORMS, is_norm
 
 
 def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Train) -> set[str]:
@@ -21,17 +21,20 @@ def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Tr
     Args:
         model: whose parameters `groups` names.
         groups: parameter names by layer group, from input to output, the head last.
-        train: as in `Stage`. Patterns are names of modules or of layer groups, with `*` and `?`; a module stands for
-            all that is in it. `bias` and `norm` train the head as well, which is new where the classes differ.
+        train: as in `Stage`. `adapters` are what PEFT made trainable, the head with them. Patterns are names of
+            modules or of layer groups, with `*` and `?`; a module stands for all that is in it. `bias` and `norm`
+            train the head as well, which is new where the classes differ.
 
     Raises:
         UserError: a pattern fits nothing, or more groups are asked for than there are.
     """
     places = list(groups)
-    head = set(groups[places[-1]])
+    head = {name for name in groups[places[-1]] if model.get_parameter(name).requires_grad}  # PEFT keeps the old one
     everything = {name for names in groups.values() for name in names}
     if train == "all":
         return everything
+    if train == "adapters":
+        return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if train == "head":
         return head
     if train == "bias":
@@ -40,7 +43,7 @@ def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Tr
         return head | {
             f"{place}.{name}".lstrip(".")
             for place, module in model.named_modules()
-            if _is_norm(module)
+            if is_norm(module)
             for name, _ in module.named_parameters(recurse=False)
         }
     if isinstance(train, dict):
@@ -52,11 +55,6 @@ def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Tr
             )
         return {name for place in places[-1 - count :] for name in groups[place]}
     return {name for pattern in train for name in _matching(model, groups, pattern)}
-
-
-def _is_norm(module: nn.Module) -> bool:
-    kind = type(module).__name__.lower()
-    return isinstance(module, _BATCH_NORMS) or ("norm" in kind and not list(module.children()))
 
 
 def _matching(model: nn.Module, groups: dict[str, list[str]], pattern: str) -> list[str]:
@@ -91,19 +89,20 @@ def only_training(
         parameter.requires_grad_(name in trained)
     moving = {name for name, _ in model.named_buffers()} if train == "all" else set()
     for place, module in model.named_modules():
-        if not isinstance(module, _BATCH_NORMS):
+        if not isinstance(module, BATCH_NORMS):
             continue
         own = [f"{place}.{name}" for name, _ in module.named_parameters(recurse=False)]
-        with_group = train not in ("bias", "norm") and (train == "all" or (own and trained.issuperset(own)))
-        if with_group or train_batchnorm_stats:
+        whole = train not in ("bias", "norm", "adapters") and own and trained.issuperset(own)
+        if train == "all" or whole or train_batchnorm_stats:
             moving |= {f"{place}.{name}" for name, _ in module.named_buffers()}
         else:
             # The Trainer calls model.train() at every step; this comes after it.
             hooks.append(module.register_forward_pre_hook(_evaluate))
-    before = _digests(model, trained | moving)
+    moving |= {name for name, _ in model.named_parameters() if train == "adapters" and is_bookkeeping(name)}
+    before = digests(model, trained | moving)
     try:
         yield
-        after = _digests(model, trained | moving)
+        after = digests(model, trained | moving)
         moved = sorted({name.rpartition(".")[0] for name, digest in before.items() if after[name] != digest})
         if moved:
             raise UserError(
@@ -120,7 +119,7 @@ def _evaluate(module: nn.Module, _inputs: tuple) -> None:
         module.eval()
 
 
-def _digests(model: nn.Module, without: set[str]) -> dict[str, bytes]:
+def digests(model: nn.Module, without: set[str]) -> dict[str, bytes]:
     """A hash of every parameter and persistent buffer but those in `without`."""
     return {
         name: hashlib.blake2b(_bytes(value), digest_size=16).digest()

@@ -14,8 +14,8 @@ class Stage:
 
     Attributes:
         name: how its folder and its lines in the log are called.
-        train: what moves: `head`, `all`, `bias`, `norm`, `{"last": n}` (the last n layer groups and the head) or a
-            list of patterns of module names (see `freezing.trained_parameters`).
+        train: what moves: `head`, `all`, `bias`, `norm`, `adapters`, `{"last": n}` (the last n layer groups and the
+            head) or a list of patterns of module names (see `freezing.trained_parameters`).
         arguments: the training arguments that differ from the run's.
     """
 
@@ -41,6 +41,7 @@ def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) ->
         - `surgical`: the chosen groups alone (Lee et al. 2022, arXiv:2210.11466).
         - `bitfit`: the biases and the head (Ben Zaken et al. 2022, arXiv:2106.10199).
         - `norm_tuning`: the scales and shifts of the normalisation layers, and the head.
+        - any other: the adapters that `ftkit.methods.adapters` puts into the model, and the head.
     """
     if args.stages is not None:
         return [
@@ -62,7 +63,8 @@ def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) ->
     if args.method == "surgical":
         return [Stage("surgical", list(args.surgical_groups))]
     train = {"scratch": "all", "full": "all", "linear_probe": "head", "bitfit": "bias", "norm_tuning": "norm"}
-    return [Stage(train[args.method], train[args.method])]
+    trained = "adapters" if args.is_adapter else train[args.method]
+    return [Stage(trained, trained)]
 
 
 def _name(train: Train) -> str:

@@ -1,12 +1,20 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
-from itertools import takewhile
+from collections import Counter
 
 from timm.models import group_parameters
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
 from ftkit.errors import UserError
+
+BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, of torch's or of any other library's."""
+    kind = type(module).__name__.lower()
+    return isinstance(module, BATCH_NORMS) or ("norm" in kind and not list(module.children()))
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
@@ -64,6 +72,26 @@ def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
     return {**{place: names for place, names in body.items() if names}, head: last}
 
 
+def plain_name(name: str) -> str:
+    """A parameter's or module's name without what PEFT puts before it."""
+    return name.removeprefix("base_model.model.")
+
+
+def regroup(groups: dict[str, list[str]], model: nn.Module) -> dict[str, list[str]]:
+    """`groups` of a model for the same model after modules in it were wrapped, as PEFT does.
+
+    A parameter belongs to the group of the module of `groups` that it lies in now.
+    """
+    places = {name.rpartition(".")[0]: place for place, names in groups.items() for name in names}
+    regrouped: dict[str, list[str]] = {place: [] for place in groups}
+    for name, _ in model.named_parameters():
+        module = plain_name(name).rpartition(".")[0]
+        while module not in places and module:
+            module = module.rpartition(".")[0]
+        regrouped[places.get(module, next(iter(groups)))].append(name)
+    return regrouped
+
+
 def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
     """The modules along the way: a list of modules gives its items, what holds such a list gives its own parts."""
     parts = []
@@ -81,10 +109,17 @@ def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
 
 
 def _common_place(names: list[str]) -> str:
-    """The module that all of these parameters are in, or the first one's where they have none in common."""
+    """The innermost module that all of these parameters are in, or else one that at least half are in.
+
+    timm puts a last norm beside the last block, and position embeddings beside the stem.
+    """
     modules = [name.rpartition(".")[0] or name for name in names]
-    common = takewhile(
-        lambda parts: len(set(parts)) == 1, zip(*(module.split(".") for module in modules), strict=False)
+    around = Counter(
+        ".".join(parts[:n]) for parts in (m.split(".") for m in modules) for n in range(1, len(parts) + 1)
     )
-    shared = ".".join(part for part, *_ in common)
-    return shared if shared not in ("", "timm_model") else modules[0]
+    del around["timm_model"]
+    for share in (1, 0.5):
+        shared = [place for place, count in around.items() if count >= share * len(modules)]
+        if shared:
+            return max(shared, key=lambda place: place.count("."))
+    return modules[0]

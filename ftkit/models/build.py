@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from peft import PeftConfig, PeftModel
 from timm.models import PretrainedCfg, split_model_name_tag
 from transformers import (
     AutoConfig,
@@ -19,7 +20,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ftkit.arguments import OWN_MODELS, ModelArguments, local_model
+from ftkit.arguments import OWN_MODELS, ModelArguments, local_model, weights_file
 from ftkit.data.images import ImageInfo
 from ftkit.data.pixels import channel_statistics
 from ftkit.data.remote import from_hub
@@ -27,6 +28,7 @@ from ftkit.errors import UserError, nearest
 
 from . import ConvNetConfig, MLPConfig, RNNConfig
 from .anatomy import find_head
+from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 _OWN_CONFIGS = dict(zip(OWN_MODELS, (MLPConfig, ConvNetConfig, RNNConfig), strict=True))
@@ -39,7 +41,8 @@ def build_model(
     """Build or load a classifier for `class_names`.
 
     Args:
-        args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub or a local folder.
+        args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub, a local folder, or a file of
+            weights for `architecture`.
         class_names: in the order of the data's labels; they go into the model's config.
         images: size and channels of the data, for models that have no size of their own.
         pretrained: load trained weights, with a new head where the classes differ; otherwise only the architecture is
@@ -57,7 +60,12 @@ def build_model(
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: i for i, name in enumerate(class_names)},
     }
-    folder = local_model(args.model)
+    file, folder = weights_file(args.model), local_model(args.model)
+    if file is not None:
+        named = dataclasses.replace(args, model=args.architecture, architecture=None)
+        model, processor = build_model(named, class_names, images, pretrained=False)
+        load_weights(model, file)
+        return model, processor
     if folder is None and args.model in _OWN_CONFIGS:
         return _own_model(args, labels, images)
     if folder is None and args.model.startswith("timm/") and not pretrained:
@@ -75,14 +83,23 @@ def load_model(
     """
     folder = local_model(model)
     name, options = str(folder or model), {"revision": revision, "trust_remote_code": trust_remote_code}
-    return _load(
-        lambda: (
-            AutoModelForImageClassification.from_pretrained(name, **options),
-            AutoImageProcessor.from_pretrained(name, **options),
-        ),
-        name,
-        folder is not None,
-    )
+
+    def load() -> tuple[PreTrainedModel, Any]:
+        if folder is not None and (folder / "adapter_config.json").is_file():
+            classifier = _with_adapters(folder, trust_remote_code)
+        else:
+            classifier = AutoModelForImageClassification.from_pretrained(name, **options)
+        return classifier, AutoImageProcessor.from_pretrained(name, **options)
+
+    return _load(load, name, folder is not None)
+
+
+def _with_adapters(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+    """The model that the adapters in a folder belong to, with them in it; the head is theirs."""
+    base, code = PeftConfig.from_pretrained(folder).base_model_name_or_path, {"trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(folder, **code)
+    model = AutoModelForImageClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True, **code)
+    return PeftModel.from_pretrained(model, folder)
 
 
 def fit_normalization(
@@ -95,7 +112,8 @@ def fit_normalization(
     """
     if args.image_mean is not None:
         return _set_normalization(model, processor, args.image_mean, args.image_std)
-    return processor if pretrained else _set_normalization(model, processor, *channel_statistics(train_images))
+    known = pretrained and weights_file(args.model) is None
+    return processor if known else _set_normalization(model, processor, *channel_statistics(train_images))
 
 
 def _set_normalization(model: PreTrainedModel, processor: Any, mean: list[float], std: list[float]) -> Any:
@@ -109,9 +127,15 @@ def _set_normalization(model: PreTrainedModel, processor: Any, mean: list[float]
     return processor
 
 
-def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
-    """Save what `from_pretrained` and `pipeline` load: weights (safetensors), config, image processor."""
+def save_model(model: PreTrainedModel | PeftModel, processor: Any, folder: Path) -> None:
+    """Save what `from_pretrained` and `pipeline` load: weights (safetensors), config, image processor.
+
+    Of a model with adapters these are the adapters and the head, beside the config of the whole model.
+    """
     model.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        model.get_base_model().config.save_pretrained(folder)
+        (folder / "README.md").unlink()  # PEFT's is a form to be filled in
     if not isinstance(processor, TimmWrapperImageProcessor):  # that one lives in config.json
         processor.save_pretrained(folder)
 
@@ -238,6 +262,11 @@ def _load(load, name: str, local: bool) -> Any:
 def _from_config_or_weights(
     args: ModelArguments, name: str, local: bool, labels: dict, pretrained: bool
 ) -> tuple[PreTrainedModel, Any]:
+    if local and (Path(name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"model: {name} holds adapters, not a whole model: fine-tune what they belong to, or make them a part "
+            "of it with --merge_adapters true when they are trained"
+        )
     if args.image_size:
         raise UserError(f"image_size: {name} has its own, in its image processor: leave it out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
@@ -22,6 +23,7 @@ class MLPConfig(PreTrainedConfig):
         hidden_sizes: features of each hidden layer, from input to output; `[]` is softmax regression.
         activation: any name in `transformers.activations.ACT2FN`.
         dropout: probability of dropping a hidden feature, in [0, 1).
+        initialization: "torch" (Kaiming uniform with a = √5, random biases) or "keras" (Glorot uniform, zero biases).
 
     Raises:
         ValueError: if a value is not one of these.
@@ -34,6 +36,7 @@ class MLPConfig(PreTrainedConfig):
     hidden_sizes: list[int] | tuple[int, ...] = (512,)
     activation: str = "relu"
     dropout: float = 0.0
+    initialization: str = "torch"
     # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
     problem_type: str | None = "single_label_classification"
 
@@ -61,6 +64,8 @@ class MLPConfig(PreTrainedConfig):
             raise ValueError(f"activation={self.activation!r} is unknown; use one of {', '.join(nearest)}")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} must be a probability in [0, 1), such as 0.1")
+        if self.initialization not in ("torch", "keras"):
+            raise ValueError(f'initialization={self.initialization!r} is unknown; use "torch" or "keras"')
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -92,7 +97,12 @@ class MLPForImageClassification(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, that of every PyTorch tutorial, instead of transformers' N(0, 0.02).
-        if isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear):
+            return
+        if self.config.initialization == "keras":
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        else:
             module.reset_parameters()
 
     def forward(

@@ -1,13 +1,15 @@
-"""A run's folder, and a plan carried out in it stage by stage."""
+"""A plan carried out stage by stage in a run's folder."""
 
 import dataclasses
 import json
 import logging
-import shutil
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft import PeftModel
 from safetensors.torch import load_model, save_model
+from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
@@ -15,141 +17,166 @@ from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import ImageTensors
 from ftkit.errors import UserError
+from ftkit.methods.adapters import add_adapters, merged
 from ftkit.methods.freezing import only_training, trained_parameters
+from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
-from ftkit.models.anatomy import layer_groups
-from ftkit.training.trainer import ImageTrainer
+from ftkit.models.anatomy import layer_groups, plain_name, regroup
+from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.trainer import ImageTrainer, Objective
 
 logger = logging.getLogger(__name__)
-_ENTRIES = ("config.yaml", "run.json", "stages", "model", "evaluation")
-
-
-def check_run_folder(config: Config) -> Path:
-    """The run's folder, if it is free, or if the configuration says what to do with what lies there.
-
-    Raises:
-        UserError: it holds a finished run, or an unfinished one, or is no folder.
-    """
-    folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file: give the name of a folder")
-    if config.run.overwrite or not any((folder / entry).exists() for entry in _ENTRIES):
-        return folder
-    if (folder / "run.json").exists():
-        raise UserError(
-            f"output_dir: {folder} holds a finished run: give another --output_dir, or --overwrite true to replace it"
-        )
-    if not resume:
-        raise UserError(
-            f"output_dir: {folder} holds an unfinished run: --resume_from_checkpoint true goes on with it, "
-            "--overwrite true replaces it"
-        )
-    return folder
-
-
-def begin_run(config: Config) -> None:
-    """Clear what a run to be overwritten left (nothing else in that folder is touched) and save the configuration."""
-    folder = Path(config.training.output_dir)
-    if config.run.overwrite:
-        for entry in _ENTRIES:
-            path = folder / entry
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output_dir: {folder} cannot be written: {error}") from error
 
 
 class PreparedStage(NamedTuple):
-    """A stage with its folder, its training arguments and the names of the parameters that it moves."""
+    """A stage with its folder, its training arguments, what moves, and how each parameter is optimised."""
 
     stage: Stage
     folder: Path
     args: TrainingArguments
     trained: set[str]
+    settings: dict[str, Setting]
 
 
-def prepare_plan(config: Config, model: PreTrainedModel) -> list[PreparedStage]:
+class Plan(NamedTuple):
+    """The stages of a run, and the model that they train, with adapters where the method has them.
+
+    `groups` are parameter names by layer group, from input to output, the head last.
+    """
+
+    model: PreTrainedModel | PeftModel
+    groups: dict[str, list[str]]
+    stages: list[PreparedStage]
+
+
+def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: ImageTensors) -> Plan:
     """The plan of the run's method for this model, checked before anything is written.
 
     Raises:
-        UserError: a stage names what the model does not have, or its training arguments contradict each other.
+        UserError: a stage names what the model does not have, its training arguments contradict each other, or no
+            layer takes the adapters.
     """
-    groups = layer_groups(model)
-    prepared = []
-    for number, stage in enumerate(make_plan(config.method, len(groups), config.training.learning_rate)):
-        folder = Path(config.training.output_dir) / "stages" / f"{number}-{stage.name}"
+    groups, training = layer_groups(model), config.training
+    stages = []
+    for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
+        folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         try:
-            args = dataclasses.replace(config.training, output_dir=str(folder), **stage.arguments)
+            stages.append((stage, folder, dataclasses.replace(training, output_dir=str(folder), **stage.arguments)))
         except (ValueError, TypeError) as error:
             raise UserError(f"stages[{number}]: {error}") from None
-        prepared.append(PreparedStage(stage, folder, args, trained_parameters(model, groups, stage.train)))
-    return prepared
+    if config.method.is_adapter:
+        steps = sum(_steps(args, len(train)) for stage, _, args in stages if stage.train == "adapters")
+        model = add_adapters(config.method, model, normalize(train.images[:2]), steps)
+        groups = regroup(groups, model)
+    prepared = [
+        PreparedStage(
+            stage,
+            folder,
+            args,
+            trained_parameters(model, groups, stage.train),
+            parameter_settings(model, groups, args.learning_rate, config.method, config.loss),
+        )
+        for stage, folder, args in stages
+    ]
+    return Plan(model, groups, prepared)
+
+
+def _steps(args: TrainingArguments, images: int) -> int:
+    """Optimizer steps of a stage."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(images / (args.per_device_train_batch_size * args.world_size))
+    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
 def run_plan(
-    config: Config,
-    plan: list[PreparedStage],
-    model: PreTrainedModel,
-    normalize: Normalize8Bit,
-    train: ImageTensors,
-    validation: ImageTensors,
-) -> tuple[ImageTrainer, list[dict[str, Any]]]:
+    config: Config, plan: Plan, normalize: Normalize8Bit, train: ImageTensors, validation: ImageTensors
+) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Carry out a plan, stage by stage.
 
     Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`. It begins with the
     weights that validation chose in the one before, and only what it declares moves. With `resume_from_checkpoint`
-    the stages that are finished are passed over, and training goes on inside the one that is not.
+    the stages that are finished are passed over, and training goes on inside the one that is not. Where the head
+    alone trains on pixels that do not change, it trains on features that are computed once.
 
     Returns:
-        The trainer of the last stage, which holds the model that validation chose, and for each stage its name,
-        parameters trained, seconds, steps, images per second, and the best value on validation.
+        The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
+        its name, parameters trained, seconds, steps, images per second, and the best value on validation.
 
     Raises:
-        UserError: there is no checkpoint to resume from, the loss is not finite, or something frozen has moved.
+        UserError: there is no checkpoint to resume from, the loss is not finite, something frozen has moved, or
+            merging adapters changes the logits.
     """
+    model, groups, _ = plan
     results = []
-    for number, (stage, folder, args, trained) in enumerate(plan):
+    for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
         finished = folder / "result.json"
         if args.resume_from_checkpoint and finished.exists():
             load_model(model, folder / "model.safetensors")
             results.append(json.loads(finished.read_text()))
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
-        _say_what_trains(number, stage, model, trained, args)
+        _say_what_trains(number, plan)
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
-            trainer = ImageTrainer(model, args, normalize, train, validation, config.method.early_stopping_patience)
+            objective = Objective(config.loss, settings, len(train.class_names), config.data.augment or [])
+            trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
         trainer.save_state()
         results.append(_result(stage, trainer, output, sum(model.get_parameter(name).numel() for name in trained)))
-        if trainer.is_world_process_zero() and number < len(plan) - 1:
+        if trainer.is_world_process_zero() and number < len(plan.stages) - 1:
             save_model(model, str(folder / "model.safetensors"))
             finished.write_text(json.dumps(results[-1]))
-    return trainer, results
+    return (merged(model, normalize(validation.images[:64])) if config.method.merge_adapters else model), results
 
 
-def _say_what_trains(
-    number: int, stage: Stage, model: PreTrainedModel, trained: set[str], args: TrainingArguments
-) -> None:
+def _trainer(
+    config: Config,
+    model: PreTrainedModel | PeftModel,
+    head: str,
+    stage: Stage,
+    args: TrainingArguments,
+    objective: Objective,
+    normalize: Normalize8Bit,
+    train: ImageTensors,
+    validation: ImageTensors,
+) -> ImageTrainer:
+    """The trainer of a stage: of the head on cached features where that gives the same, else of the whole model."""
+    changing = objective.augment or config.loss.mixup or config.loss.cutmix or config.method.train_batchnorm_stats
+    if stage.train == "head" and config.method.cache_features and not changing:
+        features = FeatureExtractor(model, head, args, normalize, config.data.cache_dir)
+        reason = features.why_not(train)
+        if reason is None:
+            inside = {plain_name(name): setting for name, setting in objective.settings.items()}
+            own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}
+            objective = dataclasses.replace(objective, settings=own)
+            alone = HeadAlone(model, head)
+            return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
+        logger.info("  every step goes through the frozen body: %s", reason)
+    return ImageTrainer(model, args, normalize, objective, train, validation)
+
+
+def _say_what_trains(number: int, plan: Plan) -> None:
     """The table at the start of a stage: layer group, parameters, of which trained, learning rate, weight decay."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    stage, _, args, trained, settings = plan.stages[number]
+    sizes = {name: parameter.numel() for name, parameter in plan.model.named_parameters()}
     logger.info(
-        "  stage %d, %s: %s of %s parameters, learning rate %g, weight decay %g",
+        "  stage %d, %s: %s of %s parameters train",
         number,
         stage.name,
         f"{sum(sizes[name] for name in trained):,}",
         f"{sum(sizes.values()):,}",
-        args.learning_rate,
-        args.weight_decay,
     )
-    for place, names in layer_groups(model).items():
-        moving = sum(sizes[name] for name in names if name in trained)
-        state = f"{moving:,} trained" if moving else "frozen"
-        logger.info("    %-32s %12s   %s", place, f"{sum(sizes[name] for name in names):,}", state)
+    width = max(map(len, plan.groups))
+    logger.info("    %-*s %12s %12s   %-13s %s", width, "", "parameters", "trained", "learning rate", "weight decay")
+    for place, names in plan.groups.items():
+        moving = [name for name in names if name in trained]
+        row = f"    {place:<{width}} {sum(sizes[name] for name in names):>12,}"
+        if not moving:
+            logger.info("%s %12s", row, "frozen")
+            continue
+        decays = any(settings[name].decays for name in moving)
+        rate, decay = settings[moving[0]].learning_rate, args.weight_decay if decays else 0.0
+        logger.info("%s %12s   %-13.3g %g", row, f"{sum(sizes[name] for name in moving):,}", rate, decay)
 
 
 def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int) -> dict[str, Any]:

@@ -1,18 +1,35 @@
 """A thin `Trainer` for batches of uint8 images."""
 
 import math
-import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from timm.data.mixup import Mixup
+from torch import nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
+from torch.utils.data import Dataset
+from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ftkit.data.pixels import Normalize8Bit
-from ftkit.data.tensors import ImageTensors, collate
+from ftkit.arguments import LossArguments
+from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
+from ftkit.data.augment import augment
+from ftkit.data.tensors import collate
 from ftkit.errors import UserError
+from ftkit.methods.adapters import RankAllocation, adapter_state, finish_adapters, orthogonality
+from ftkit.methods.parameter_groups import Setting
+from ftkit.training.ema import WeightAverage
+from ftkit.training.losses import class_shares, make_loss
+from ftkit.training.progress import EvaluationLines
 
 
 def accuracy_and_loss(prediction) -> dict[str, float]:
@@ -29,66 +46,54 @@ def accuracy_and_loss(prediction) -> dict[str, float]:
     }
 
 
-class EvaluationLines(ProgressCallback):
-    """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log."""
-
-    def __init__(self):
-        super().__init__()
-        self.losses: list[float] = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.current_step = time.monotonic(), state.global_step
-        if state.is_world_process_zero:
-            self.training_bar = tqdm(
-                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
-            )
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        if not args.disable_tqdm:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_log = True  # an epoch may be shorter than logging_steps
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        super().on_evaluate(args, state, control, **kwargs)
-        if not state.is_world_process_zero or self.training_bar is None:
-            return
-        width = len(f"{args.num_train_epochs:g}")
-        loss = f"{sum(self.losses) / len(self.losses):.4f}" if self.losses else "-"
-        self.losses = []
-        self.training_bar.write(
-            f"  epoch {state.epoch:>{width}.4g}/{args.num_train_epochs:g}   loss {loss}   validation: loss "
-            f"{metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.4f}   "
-            f"{time.monotonic() - self.started:.1f} s"
-        )
-
-
 def first_output(logits, labels):
     """Only the logits of a model that returns more."""
     return logits[0] if isinstance(logits, tuple) else logits
 
 
+@dataclass
+class Objective:
+    """What a stage minimises, and how.
+
+    Attributes:
+        args: the loss and its regularisation.
+        settings: learning rate and weight decay of every parameter, by name.
+        num_classes: C.
+        augment: what is done to training images; see `ftkit.data.augment`.
+    """
+
+    args: LossArguments
+    settings: dict[str, Setting]
+    num_classes: int
+    augment: list[str]
+
+
 class ImageTrainer(Trainer):
-    """`Trainer` over `ImageTensors`: images stay uint8 until they are on the device, then are normalised as a batch.
+    """`Trainer` over `ImageTensors`: images stay uint8 until they are on the device, then all is done to the batch.
 
     It also leaves out what costs a step and changes nothing: the walk over all parameters to count floating-point
     operations, and the gradient norm where it is not clipped (`max_grad_norm: 0`). A loss that is not finite ends
     the run when it is logged.
+
+    Args:
+        model: a classifier whose output has `logits` (N, C).
+        args: of the stage.
+        normalize: from uint8 to what the model takes.
+        objective: the loss and what belongs to it; None for a trainer that only predicts.
+        train_dataset: to train on.
+        eval_dataset: to choose the checkpoint on.
     """
+
+    loss_is_scaled_for_ga = False  # the loss is the mean over the batch
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: nn.Module,
         args: TrainingArguments,
-        normalize: Normalize8Bit,
-        train_dataset: ImageTensors | None = None,
-        eval_dataset: ImageTensors | None = None,
-        early_stopping_patience: int | None = None,
+        normalize: Callable[[torch.Tensor], torch.Tensor],
+        objective: Objective | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
     ):
         # The batches of `ImageTensors` are whole: the Trainer must neither look for columns nor for label names.
         args.remove_unused_columns, args.label_names = False, ["labels"]
@@ -103,14 +108,126 @@ class ImageTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines())
-        if early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(early_stopping_patience))
         self.normalize = normalize
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
+        self.objective = objective
+        self.average = None
+        if objective is not None:
+            self._set_up(objective)
+
+    def _set_up(self, objective: Objective) -> None:
+        args = objective.args
+        self.loss = make_loss(args, self.args.label_smoothing_factor)
+        self.penalised = [
+            parameter
+            for name, parameter in self.model.named_parameters()
+            if args.l1 and parameter.requires_grad and objective.settings[name].decays
+        ]
+        self.mixup = None
+        if args.mixup or args.cutmix:
+            self.mixup = Mixup(args.mixup, args.cutmix, label_smoothing=0.0, num_classes=objective.num_classes)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        if args.ema_decay is not None:
+            self.average = WeightAverage(self.model, args.ema_decay)
+            self.add_callback(self.average)
+        self.add_callback(RankAllocation())
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs = super()._prepare_inputs(inputs)
-        return {**inputs, "pixel_values": self.normalize(inputs["pixel_values"])}
+        images, labels = inputs["pixel_values"], inputs["labels"]
+        if not self.model.training:
+            return {"pixel_values": self.normalize(images), "labels": labels}
+        if self.objective.augment:
+            epoch = int(self.state.epoch)
+            images = augment(images, inputs["index"], self.objective.augment, self.args.seed, epoch)
+        images = self.normalize(images)
+        if self.mixup is not None:
+            images, labels = self._mix(images, labels)
+        return {"pixel_values": images, "labels": labels}
+
+    def _mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """timm mixes pairs: the last image of an odd batch stays as it is."""
+        even = len(images) // 2 * 2
+        shares = class_shares(labels, self.objective.num_classes)
+        if even:
+            images[:even], shares[:even] = self.mixup(images[:even], labels[:even])
+        return images, shares
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The mean loss of the batch; in training with L1 and what an adapter adds."""
+        outputs = model(pixel_values=inputs["pixel_values"])
+        if not self.model.training:
+            loss = F.cross_entropy(outputs.logits.float(), inputs["labels"])
+            return (loss, outputs) if return_outputs else loss
+        loss = self.loss(outputs.logits, inputs["labels"]) + orthogonality(self.model)
+        if self.penalised:
+            loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
+        return (loss, outputs) if return_outputs else loss
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict]:
+        """transformers' optimizers, and timm's by its factory for `optim: timm/<name>`."""
+        if not str(args.optim).startswith(TIMM_OPTIMIZERS):
+            return Trainer.get_optimizer_cls_and_kwargs(args, model)
+        from timm.optim import create_optimizer_v2
+
+        name = args.optim.removeprefix(TIMM_OPTIMIZERS)
+        options = {"lr": args.learning_rate, **timm_optimizer_options(args.optim_args)}
+        return (lambda groups, **options: create_optimizer_v2(groups, opt=name, **options)), options
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""
+        make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        if is_optimizer_factory(make) or options.keys() & {"params", "model", "optimizer_dict"}:
+            return super().create_optimizer(model)  # GaLore, LOMO, Muon, …: these group the parameters themselves
+        if self.optimizer is None:
+            groups: dict[tuple, list] = {}
+            for name, parameter in (self.model if model is None else model).named_parameters():
+                if parameter.requires_grad:
+                    setting = self.objective.settings[name]
+                    decay = self.args.weight_decay if setting.decays else 0.0
+                    groups.setdefault((setting.learning_rate, decay), []).append(parameter)
+            self.optimizer = make(
+                [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()],
+                **options,
+            )
+        return self.optimizer
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate the averaged weights where there are such, else the model's own."""
+        with self.average.applied() if self.average else nullcontext():
+            return super().evaluate(*args, **kwargs)
+
+    def train(self, *args, **kwargs):
+        """Train; the model ends with the weights that validation chose, averaged if they are."""
+        output = super().train(*args, **kwargs)
+        finish_adapters(self.model)
+        if self.average is not None:
+            self.average.keep(self.state.best_model_checkpoint if self.args.load_best_model_at_end else None)
+        return output
+
+    def _save(self, output_dir=None, state_dict=None):
+        if isinstance(self.model, PeftModel):
+            # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_file(adapter_state(self.model), Path(output_dir) / SAFE_WEIGHTS_NAME)
+        else:
+            super()._save(output_dir, state_dict)
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(output_dir))
+
+    def _load_best_model(self):
+        if isinstance(self.model, PeftModel):
+            best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
+            self.model.load_state_dict(best, strict=False)
+        else:
+            super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint))
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """The `Trainer`'s own estimate, without counting the parameters at every step."""

@@ -6,8 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import finetune
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from support import assert_reloads, finetune
 
 from ftkit.arguments import MethodArguments, ModelArguments
 from ftkit.data.images import ImageInfo
@@ -15,39 +14,10 @@ from ftkit.errors import UserError
 from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.plan import make_plan
 from ftkit.models.anatomy import layer_groups
-from ftkit.models.build import build_model, save_model
+from ftkit.models.build import build_model
 
 DIGITS = [str(i) for i in range(10)]
-MODELS = ["mlp", "convnet", "timm/test_resnet", "timm/test_vit", "vit"]
 QUICK = ["--max_train_samples", 100, "--num_train_epochs", 1, "--learning_rate", 0.01]
-
-
-@pytest.fixture(scope="module", params=MODELS)
-def folder(request, tmp_path_factory):
-    """A model with random weights for the digits 0 and 1 at 16 x 16 pixels, saved."""
-    path = tmp_path_factory.mktemp(request.param.replace("/", "-"))
-    torch.manual_seed(0)
-    if request.param == "vit":
-        config = ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                           intermediate_size=16, num_labels=2)  # fmt: skip
-        save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16}), path)
-    else:
-        args = ModelArguments(model=request.param, image_size=[16], model_args=_small(request.param))
-        save_model(*build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False), path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def convnet(tmp_path_factory):
-    """A convnet with random weights for the digits 0 and 1, saved."""
-    path = tmp_path_factory.mktemp("convnet-alone")
-    torch.manual_seed(0)
-    save_model(*build_model(ModelArguments(model="convnet"), ["0", "1"], ImageInfo((8, 8), 1), False), path)
-    return path
-
-
-def _small(model):
-    return {"hidden_sizes": [16, 16]} if model == "mlp" else None
 
 
 def moved(folder, run) -> tuple[set[str], set[str]]:
@@ -97,6 +67,7 @@ def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
     assert expected is None or [stage["stage"] for stage in results] == expected
     for number, stage in enumerate(results):
         assert (run / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json").is_file()
+    assert_reloads(run)
 
 
 def test_batchnorm_statistics_follow_only_when_asked(convnet, tmp_path):

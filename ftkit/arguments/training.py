@@ -1,0 +1,98 @@
+"""transformers' `TrainingArguments`, with timm's optimizers, and what it lets pass and nobody means."""
+
+import ast
+import json
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from ftkit.errors import nearest
+
+TIMM_OPTIMIZERS = "timm/"
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """All of transformers' own by their own names; `optim` may also be `timm/<optimizer>`."""
+
+    def __post_init__(self):
+        optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)
+        if timm:
+            self.optim = "adamw_torch"  # for transformers' check of the name
+        super().__post_init__()
+        if timm:
+            self.optim = optim
+
+
+def machine_defaults() -> dict[str, Any]:
+    """What depends on the machine, and does not belong into a saved configuration."""
+    defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "ddp_find_unused_parameters": False}
+    if not torch.accelerator.is_available():
+        # Without `use_cpu` bf16 is refused on a machine that has no accelerator.
+        defaults |= {"use_cpu": True, "dataloader_pin_memory": False}
+    return defaults
+
+
+def check_training(values: dict[str, Any]) -> list[str]:
+    """What `TrainingArguments` lets pass and nobody means."""
+    ranges = {
+        "learning_rate": (lambda v: v >= 0, "at least 0"),
+        "num_train_epochs": (lambda v: v > 0, "more than 0"),
+        "per_device_train_batch_size": (lambda v: v >= 1, "at least 1"),
+        "per_device_eval_batch_size": (lambda v: v >= 1, "at least 1"),
+        "gradient_accumulation_steps": (lambda v: v >= 1, "at least 1"),
+        "weight_decay": (lambda v: v >= 0, "at least 0"),
+        "warmup_steps": (lambda v: v >= 0, "at least 0"),
+        "max_grad_norm": (lambda v: v >= 0, "at least 0"),
+        "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
+    }
+    errors = [
+        f"{key}: {values[key]} must be {expected}"
+        for key, (valid, expected) in ranges.items()
+        if key in values and not (math.isfinite(values[key]) and valid(values[key]))
+    ]
+    if values.get("fp16") and not torch.accelerator.is_available():
+        errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
+    for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        try:
+            mapping = isinstance(json.loads(values.get(key) or "{}"), dict)
+        except json.JSONDecodeError:
+            mapping = False
+        if not mapping:
+            errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
+    errors += _check_timm_optimizer(str(values.get("optim", "")), values.get("optim_args"))
+    if values.get("push_to_hub"):
+        errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
+    return errors
+
+
+def timm_optimizer_options(text: str | None) -> dict[str, Any]:
+    """`optim_args`, such as `betas=(0.9, 0.95),eps=1e-6`, as keyword arguments.
+
+    Raises:
+        ValueError: it is not a list of `name=value`.
+    """
+    try:
+        keywords = ast.parse(f"f({text or ''})", mode="eval").body.keywords
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
+    except (SyntaxError, ValueError, AttributeError):
+        raise ValueError(f"optim_args: {text!r} is not a list such as eps=1e-6,betas=(0.9, 0.95)") from None
+
+
+def _check_timm_optimizer(optim: str, options: str | None) -> list[str]:
+    if not optim.startswith(TIMM_OPTIMIZERS):
+        return []
+    from timm.optim import list_optimizers  # late: most recipes take another
+
+    known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)
+    errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
+    try:
+        timm_optimizer_options(options)
+    except ValueError as error:
+        errors.append(str(error))
+    return errors

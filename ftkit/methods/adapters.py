@@ -1,0 +1,235 @@
+"""Adapters of PEFT: which layers of a model take them, and merging them back into plain weights."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.utils import PeftType
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from ftkit.arguments import MethodArguments, local_model
+from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
+from ftkit.errors import UserError
+from ftkit.models.anatomy import find_head, is_norm
+
+logger = logging.getLogger(__name__)
+_MERGE_TOLERANCE = 1e-4  # of logits, where they are of the order of 1
+_NORM_METHODS = (PeftType.LN_TUNING,)  # these train the norms themselves, and would take any layer
+
+
+def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: torch.Tensor, steps: int) -> PeftModel:
+    """The model with the adapters of `args.method`, whose head trains and is saved with them.
+
+    Unless `adapter_args` names `target_modules`, adapters go to every linear and convolutional layer of the body
+    that the method can adapt. Which these are is not looked up but tried on a copy of each kind of layer: adapters
+    are added, run forward and backward, and merged if they will be.
+
+    Args:
+        args: `method`, `adapter_args`, `merge_adapters`.
+        model: with random or trained weights; its modules are replaced.
+        pixel_values: float (B, C, H, W), any images, to see what the layers are given.
+        steps: optimizer steps of the whole run, which AdaLoRA plans its ranks by.
+
+    Raises:
+        UserError: an option is wrong, or no layer of the model takes such adapters.
+    """
+    head, _ = find_head(model)
+    options = _options(args, steps)
+    if "target_modules" not in options:
+        options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
+    options["modules_to_save"] = sorted({head, *options.get("modules_to_save", [])})
+    try:
+        adapted = get_peft_model(model, _config(args.method, options))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"adapter_args: {args.method} with target_modules {options['target_modules']} does not fit the model, "
+            f"whose modules are {', '.join(_kinds(model))}: {_first_line(error)}"
+        ) from error
+    base = local_model(model.name_or_path)
+    if base is not None:
+        adapted.active_peft_config.base_model_name_or_path = str(base.resolve())
+    return adapted
+
+
+def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
+    """The plain model with the adapters in its weights.
+
+    Args:
+        pixel_values: float (B, C, H, W), images on which the logits are compared before and after.
+
+    Raises:
+        UserError: the method cannot be merged, or the logits differ by more than 1e-4 of their size.
+    """
+    before = _logits(model, pixel_values)
+    plain = model.merge_and_unload()
+    difference = (_logits(plain, pixel_values) - before).abs().max().item()
+    if not difference <= _MERGE_TOLERANCE * max(1.0, before.abs().max().item()):
+        raise UserError(
+            f"merge_adapters: the merged weights give other logits (by {difference:.2g}): leave it out, and the "
+            "adapters are saved as they are"
+        )
+    return plain
+
+
+class RankAllocation(TrainerCallback):
+    """Lets AdaLoRA give its ranks to the layers that need them, after every step (Zhang et al. 2023)."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if _is_adalora(model):
+            model.base_model.update_and_allocate(state.global_step + 1)
+
+
+def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """What of a model changes while its adapters train, by name."""
+    return {
+        name: parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or is_bookkeeping(name)
+    }
+
+
+def is_bookkeeping(name: str) -> bool:
+    """Whether a parameter has no gradient and changes even so: AdaLoRA's ranks."""
+    return ".ranknum." in name
+
+
+def finish_adapters(model: nn.Module) -> None:
+    """Save all ranks of AdaLoRA, masked ones as zeros: its pattern is that of the last step, not of the best one."""
+    if _is_adalora(model):
+        model.active_peft_config.rank_pattern = None
+
+
+def _is_adalora(model: nn.Module) -> bool:
+    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA
+
+
+def orthogonality(model: nn.Module) -> torch.Tensor | float:
+    """AdaLoRA's regularisation, which PEFT adds only to a loss that the model computes itself; 0 for all others.
+
+    The mean of ‖P Pᵀ - I‖ over the singular vectors of all layers, times `orth_reg_weight` (arXiv:2303.10512, eq. 4).
+    """
+    if not _is_adalora(model):
+        return 0.0
+    norms = []
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            product = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
+            norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+    return model.active_peft_config.orth_reg_weight * torch.stack(norms).mean()
+
+
+def _options(args: MethodArguments, steps: int) -> dict[str, Any]:
+    """The options of the method: ftkit's defaults under the recipe's own."""
+    defaults: dict[str, Any] = dict(LORA_VARIANTS.get(args.method, {}))
+    if args.method == "ia3":
+        defaults["feedforward_modules"] = []  # scale what comes out of a layer, never what goes in
+    if args.method == "adalora":
+        defaults |= {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
+    return defaults | (args.adapter_args or {})
+
+
+def _config(method: str, options: dict[str, Any]) -> PeftConfig:
+    try:
+        return adapter_configs()[method](**options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"adapter_args: {_first_line(error)}") from error
+
+
+def _adaptable(
+    args: MethodArguments, model: PreTrainedModel, head: str, pixel_values: torch.Tensor, options: dict[str, Any]
+) -> list[str]:
+    """The names of the layers of the body that take the adapters."""
+    norms = _config(args.method, {**options, "target_modules": ["0"]}).peft_type in _NORM_METHODS
+    inputs = _layer_inputs(model, is_norm if norms else _is_linear_or_convolution, pixel_values)
+    inputs = {name: given for name, given in inputs.items() if name != head}
+    found, refused = [], {}
+    tried: dict[tuple, str | None] = {}
+    for name, given in inputs.items():
+        layer = model.get_submodule(name)
+        kind = (repr(layer), given.shape)
+        if kind not in tried:
+            tried[kind] = _refusal(args, layer, given, options)
+        if tried[kind] is None:
+            found.append(name)
+        else:
+            refused[name] = tried[kind]
+    reasons = "; ".join(dict.fromkeys(refused.values()))
+    if not found:
+        raise UserError(
+            f"method: {args.method} fits none of the {len(inputs)} {'norm' if norms else 'linear and convolutional'} "
+            f"layers before the head{': ' + reasons[:400] if reasons else ''}: set adapter_args, or use another method"
+        )
+    if refused:
+        logger.info("adapters: %s leaves out %d layers: %s (%s)", args.method, len(refused),
+                    ", ".join(list(refused)[:8]), reasons[:200])  # fmt: skip
+    return found
+
+
+def _is_linear_or_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Linear, nn.Conv2d))
+
+
+def _kinds(model: nn.Module) -> list[str]:
+    """The last parts of the names of all linear and convolutional layers, each once."""
+    names = [name for name, layer in model.named_modules() if _is_linear_or_convolution(layer)]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))[:20]
+
+
+def _layer_inputs(
+    model: PreTrainedModel, wanted: Callable[[nn.Module], bool], pixel_values: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What each of the wanted layers is given when the model sees the images, in the order of the model."""
+    inputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _layer, given, name=name: inputs.setdefault(name, given[0]))
+        for name, layer in model.named_modules()
+        if wanted(layer)
+    ]
+    try:
+        _logits(model, pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
+def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
+    """Why a layer cannot be adapted, or None. The layer itself is not touched."""
+    with torch.random.fork_rng():
+        try:
+            tried = get_peft_model(
+                nn.Sequential(copy.deepcopy(layer)), _config(args.method, {**options, "target_modules": ["0"]})
+            )
+            trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
+            with torch.no_grad():
+                for parameter in trained:
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+            tried(given).square().mean().backward()
+            if not trained or any(parameter.grad is None for parameter in trained):
+                return "not every parameter gets a gradient"
+            if args.merge_adapters:
+                with torch.no_grad():
+                    before = tried.eval()(given)
+                    after = tried.merge_and_unload()(given)
+                difference = (after - before).abs().max() / before.abs().max().clamp(min=1.0)
+                return None if difference <= _MERGE_TOLERANCE else f"merging changes its output by {difference:.2g}"
+        except Exception as error:  # PEFT's tuners raise what they like: ValueError, TypeError, KeyError, …
+            return _first_line(error)
+    return None
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    training = model.training
+    device = next(model.parameters()).device
+    logits = model.eval()(pixel_values=pixel_values.to(device)).logits
+    model.train(training)
+    return logits
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,53 @@
+"""The learning rate of every parameter, and which of them decay."""
+
+import re
+from typing import NamedTuple
+
+from torch import nn
+from transformers import TimmWrapperForImageClassification
+
+from ftkit.arguments import LossArguments, MethodArguments
+
+
+class Setting(NamedTuple):
+    """What the optimizer does with a parameter: its learning rate, and whether weight decay and L1 reach it."""
+
+    learning_rate: float
+    decays: bool
+
+
+def parameter_settings(
+    model: nn.Module,
+    groups: dict[str, list[str]],
+    learning_rate: float,
+    method: MethodArguments,
+    loss: LossArguments,
+) -> dict[str, Setting]:
+    """The setting of every parameter, by name.
+
+    Layer-wise decay (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254): the group that stands
+    n groups before the head learns with `learning_rate * layer_decay ** n`; the head with `head_lr_multiplier` times
+    the learning rate. Weight decay leaves out vectors (biases, scales and shifts of norms) and position embeddings,
+    unless `decay_norms_and_biases`.
+
+    Args:
+        groups: parameter names by layer group, from input to output, the head last.
+    """
+    kept = _no_weight_decay(model)
+    settings = {}
+    for distance, names in enumerate(reversed(groups.values())):
+        rate = learning_rate * (method.layer_decay**distance if distance else method.head_lr_multiplier)
+        for name in names:
+            matrix = sum(side > 1 for side in model.get_parameter(name).shape) > 1 and name not in kept
+            settings[name] = Setting(rate, matrix or loss.decay_norms_and_biases)
+    return settings
+
+
+def _no_weight_decay(model: nn.Module) -> set[str]:
+    """Position embeddings, and what timm says of its models."""
+    kept = {name for name, _ in model.named_parameters() if re.search(r"pos(ition)?_(embed|bias)", name)}
+    for place, module in model.named_modules():
+        if isinstance(module, TimmWrapperForImageClassification):
+            prefix = f"{place}.timm_model.".lstrip(".")
+            kept |= {prefix + name for name in getattr(module.timm_model, "no_weight_decay", set)()}
+    return kept

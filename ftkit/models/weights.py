@@ -1,0 +1,107 @@
+"""Weights from elsewhere: a file with a `state_dict`, made to fit a model by name, or else by order."""
+
+import logging
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftkit.errors import UserError
+
+from .anatomy import find_head
+
+logger = logging.getLogger(__name__)
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # where training scripts put it
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # what DistributedDataParallel, torch.compile and Lightning add
+_WAY_OUT = "where the file comes from, save the weights alone: torch.save(model.state_dict(), path)"
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Load the weights of a file into all of `model` but its head, whose classes no such file names.
+
+    Keys are matched by name, without the prefixes that wrappers add; where no name fits, and the file holds tensors
+    of the same shapes in the same order, by order.
+
+    Args:
+        path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only=True`.
+
+    Raises:
+        UserError: the file cannot be read without running code from it, or leaves a part of the model without
+            weights; the message lists the keys that fit nowhere.
+    """
+    given, (head, _) = _read(path), find_head(model)
+    wanted = model.state_dict()
+    body = {name for name in wanted if not name.startswith(f"{head}.")}
+    fitted = _by_name(given, wanted) or _by_order(given, wanted, body)
+    missing = sorted(name for name in body - fitted.keys() if not name.endswith("num_batches_tracked"))
+    used = {id(value) for value in fitted.values()}
+    left = [f"{name} {tuple(value.shape)}" for name, value in given.items() if id(value) not in used]
+    if missing:
+        raise UserError(
+            f"model: {path} does not fit {type(model).__name__}: {len(missing)} of its tensors get no weights, such "
+            f"as {', '.join(f'{name} {tuple(wanted[name].shape)}' for name in missing[:5])}; of the file "
+            f"{len(left)} keys fit nowhere: {', '.join(left[:10]) or 'none'}: name another architecture or model_args"
+        )
+    model.load_state_dict({name: value for name, value in fitted.items() if name in body}, strict=False)
+    logger.info("weights: %d tensors of %s; the head is new, since the file names no classes", len(body), path)
+    if left:
+        logger.info("weights: %d keys fit nowhere: %s", len(left), ", ".join(left[:20]))
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_layers_in(path)):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        names = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:5])
+        raise UserError(
+            f"model: {path} holds more than weights, and reading it would run code from it ({names}): {_WAY_OUT}"
+        ) from None
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model: {path} cannot be read as a file of weights: {reason}") from None
+    if isinstance(loaded, nn.Module):
+        loaded = loaded.state_dict()
+    inside = [loaded[key] for key in _NESTED if key in loaded] if isinstance(loaded, dict) else []
+    nested = next((value for value in [*inside, loaded] if isinstance(value, dict)), {})
+    tensors = {str(name): value for name, value in nested.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"model: {path} holds no weights by name: expected a state_dict; {_WAY_OUT}")
+    return tensors
+
+
+def _layers_in(path: Path) -> list:
+    """What a pickled module made of torch's own layers alone needs beside tensors; nothing for any other file."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # what `torch.load` will name
+        return []
+    layers = [getattr(nn, name.rpartition(".")[2], None) for name in names if name.startswith("torch.nn.modules.")]
+    return layers if len(layers) == len(names) and None not in layers else []
+
+
+def _by_name(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    fitted = {}
+    for key, value in given.items():
+        for prefix in _PREFIXES:
+            key = key.removeprefix(prefix)
+        name = next((name for name in (key, f"timm_model.{key}") if name in wanted), None)
+        if name is not None and wanted[name].shape == value.shape:
+            fitted[name] = value
+    return fitted
+
+
+def _by_order(
+    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], body: set[str]
+) -> dict[str, torch.Tensor]:
+    pairs = list(zip(wanted, given, strict=False))
+    if len(given) != len(wanted) or any(wanted[a].shape != given[b].shape for a, b in pairs if a in body):
+        return {}
+    logger.info("weights: no name fits; taken in order: %s", ", ".join(f"{b} → {a}" for a, b in pairs if a in body))
+    return {a: given[b] for a, b in pairs}

@@ -1,0 +1,127 @@
+"""The fast road of a linear probe: the features of a frozen body are computed once, and the head trains on them."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets.fingerprint import Hasher
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, TrainingArguments
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from ftkit.data.pixels import Normalize8Bit
+from ftkit.data.tensors import ImageTensors, cached
+from ftkit.methods.freezing import digests
+from ftkit.models.anatomy import plain_name
+
+logger = logging.getLogger(__name__)
+_VERSION = 1  # of what is cached: raise it when the computation changes
+
+
+class HeadAlone(nn.Module):
+    """The head of a model, for features instead of pixels; training it trains the model's own head."""
+
+    def __init__(self, model: PreTrainedModel, head: str):
+        super().__init__()
+        self.head, self.config = model.get_submodule(head), model.config
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutputWithNoAttention:
+        """Features float (N, D) -> `logits` float (N, C)."""
+        return ImageClassifierOutputWithNoAttention(logits=self.head(pixel_values))
+
+
+class Features(Dataset):
+    """The features of a split, in place of its pixels: float32 (N, D)."""
+
+    def __init__(self, features: torch.Tensor, tensors: ImageTensors):
+        self.features, self.labels = features, tensors.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": self.features[row], "labels": self.labels[row]}
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        """The batch as `pixel_values` float32 (B, D) and `labels` int64 (B,)."""
+        rows = torch.tensor(rows)
+        return {"pixel_values": self.features.index_select(0, rows), "labels": self.labels.index_select(0, rows)}
+
+
+class FeatureExtractor:
+    """What the head of a model is given, for every image of a split.
+
+    Args:
+        model: whose body is frozen.
+        head: the name of its head.
+        args: device, batch size and precision of the run.
+        normalize: from uint8 to what the model takes.
+        cache_dir: where features are kept, by the weights, the pixels and their normalisation.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        head: str,
+        args: TrainingArguments,
+        normalize: Normalize8Bit,
+        cache_dir: str | None,
+    ):
+        self.model, self.args, self.normalize, self.cache_dir = model.to(args.device), args, normalize, cache_dir
+        self.head = model.get_submodule(head)
+        body = digests(model, {name for name in model.state_dict() if plain_name(name).startswith(f"{head}.")})
+        self.key = (_VERSION, body, model.config.to_json_string(), args.bf16, args.fp16, args.device.type)
+
+    def why_not(self, tensors: ImageTensors) -> str | None:
+        """Why the features would not give what training through the body gives, or None. A few images are tried."""
+        images, training = tensors.images[:8], self.model.training
+        try:
+            features, logits = self._run(images, training=False)
+            in_training, _ = self._run(images, training=True)
+            if not torch.equal(features, in_training):
+                return "the body computes something else in training than in evaluation, such as dropout"
+            if features.ndim != 2 or not torch.allclose(
+                self._apply(self.head, features), logits, atol=1e-5, rtol=1e-4
+            ):
+                return "the model computes more behind its head"
+        finally:
+            self.model.train(training)
+        return None
+
+    def __call__(self, tensors: ImageTensors) -> Features:
+        """The features of a split, computed or taken from the cache."""
+
+        def write(folder: Path) -> None:
+            logger.info("  features of %s images: computed once, kept for the next run", f"{len(tensors):,}")
+            batches = tensors.images.split(self.args.per_device_eval_batch_size)
+            features = [self._run(images, training=False)[0] for images in batches]
+            np.save(folder / "features.npy", torch.cat(features).numpy())
+
+        shift = (self.normalize.scale.tolist(), self.normalize.offset.tolist())
+        key = Hasher.hash((*self.key, tensors.key, shift))
+        with self.args.main_process_first(desc="computing features"):
+            folder = cached(f"features-{key}", write, self.cache_dir)
+        return Features(torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c")), tensors)
+
+    @torch.no_grad()
+    def _run(self, images: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the head is given, and the logits, float32 on the CPU, of uint8 images."""
+        given: list[torch.Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _head, inputs: given.append(inputs[0]))
+        try:
+            self.model.train(training)
+            pixel_values = self.normalize(images.to(self.args.device))
+            logits = self._apply(lambda values: self.model(pixel_values=values).logits, pixel_values)
+        finally:
+            hook.remove()
+        return given[0].float().cpu(), logits
+
+    @torch.no_grad()
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+        dtype = torch.float16 if self.args.fp16 else torch.bfloat16
+        device = self.args.device
+        with torch.autocast(device.type, dtype, enabled=self.args.bf16 or self.args.fp16):
+            return function(values.to(device)).float().cpu()

@@ -1,0 +1,183 @@
+"""Adapters of PEFT: the details that bite."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from support import assert_reloads, finetune
+from transformers import AutoModelForImageClassification
+
+from ftkit.arguments import MethodArguments, ModelArguments
+from ftkit.data.images import ImageInfo
+from ftkit.methods.adapters import add_adapters, merged
+from ftkit.models.anatomy import find_head
+from ftkit.models.build import build_model, load_model, save_model
+
+QUICK = ["--max_train_samples", 100, "--num_train_epochs", 2, "--learning_rate", 0.01]
+METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]
+LINEAR_ONLY = ["vera", "randlora", "delora"]
+
+
+@pytest.mark.parametrize("method", METHODS + LINEAR_ONLY)
+def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused, method):
+    """The predictions come again from the untouched base and the adapter's file: nothing else has moved."""
+    convolutional = any(name in folder.name for name in ("convnet", "resnet"))
+    nothing_fits = (convolutional and method in LINEAR_ONLY) or ("mlp" in folder.name and method == "ln_tuning")
+    if nothing_fits:
+        with refused(f"method: {method} fits none of the"):
+            finetune(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
+        assert not (tmp_path / "run").exists()
+        return
+    run = finetune(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
+    assert not (run / "model" / "model.safetensors").exists()
+    saved = load_file(run / "model" / "adapter_model.safetensors")
+    head, _ = find_head(AutoModelForImageClassification.from_pretrained(folder))
+    assert any(head in name for name in saved) and any(head not in name for name in saved)
+    assert_reloads(run)
+    record = json.loads((run / "run.json").read_text())
+    assert 0 < record["parameters"]["trained"] < record["parameters"]["total"]
+    assert record["stages"][0]["best_metric"] > 0  # labels and metrics are known to the Trainer
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera"])
+def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
+    arguments = [*QUICK, "--model", folder, "--method", method, "--merge_adapters", "true"]
+    reason = {"vera": "No layers types compatible", "oft": "merging changes its output"}.get(method)
+    if reason and ("convnet" in folder.name or ("resnet" in folder.name and method == "vera")):
+        with refused(f"method: {method} fits none of the", reason):
+            finetune(tmp_path / "run", *arguments)
+        return
+    run = finetune(tmp_path / "run", *arguments)
+    names = [set(load_file(path / "model.safetensors")) for path in (folder, run / "model")]
+    assert names[0] == names[1]
+    assert_reloads(run)
+
+
+def test_the_adapter_folder_loads_by_pefts_own_classes(convnet, tmp_path):
+    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
+    base = AutoModelForImageClassification.from_pretrained(convnet, num_labels=10, ignore_mismatched_sizes=True)
+    theirs, ours = PeftModel.from_pretrained(base, run / "model").eval(), load_model(str(run))[0].eval()
+    images = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(pixel_values=images).logits, ours(pixel_values=images).logits)
+
+
+def test_any_option_by_its_own_name(convnet, tmp_path):
+    args = json.dumps({"r": 2, "target_modules": ["stem.convolution"], "lora_alpha": 5})
+    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--adapter_args", args)
+    config = json.loads((run / "model" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 5, ["stem.convolution"])
+    assert config["modules_to_save"] == ["classifier"]
+    assert config["base_model_name_or_path"] == str(convnet.resolve())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "lorra"], ["method: 'lorra' is unknown", "'lora'"]),
+        (
+            ["--method", "lora", "--adapter_args", '{"lora_alfa": 3}'],
+            ["lora has no option 'lora_alfa'", "'lora_alpha'"],
+        ),
+        (["--method", "lora", "--adapter_args", "r=3"], ["not a mapping"]),
+        (["--method", "lora", "--adapter_args", '{"r": 0}'], ["r", "0"]),
+        (
+            ["--method", "lora", "--adapter_args", '{"target_modules": ["q_proj"]}'],
+            ["does not fit", "q_proj", "convolution"],
+        ),
+        (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with an adapter"]),
+        (["--method", "lora", "--stages", '[{"train": "all"}]'], ["would not be saved with an adapter"]),
+        (["--method", "full", "--stages", '[{"train": "adapters"}]'], ["needs a method that adds them"]),
+        (["--method", "full", "--merge_adapters", "true"], ["merge_adapters belongs to the methods of peft"]),
+        (["--method", "prefix_tuning"], ["'prefix_tuning' is unknown"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_named_before_anything_is_written(convnet, tmp_path, refused, arguments, words):
+    with refused(*words):
+        finetune(tmp_path / "run", *QUICK, "--model", convnet, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_head_first_then_adapters(convnet, tmp_path):
+    """Stages of one's own under an adapter: a linear probe, then LoRA from its head."""
+    stages = '[{"train": "head"}, {"train": "adapters", "learning_rate": 1e-3}]'
+    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--stages", stages)
+    trained = [stage["trained_parameters"] for stage in json.loads((run / "run.json").read_text())["stages"]]
+    assert trained[0] == 970 < trained[1]
+    assert_reloads(run)
+
+
+def test_a_run_with_adapters_resumes_to_the_same_bytes(convnet, tmp_path):
+    arguments = [*QUICK, "--model", convnet, "--method", "lora", "--save_total_limit", 9]
+    whole, part = finetune(tmp_path / "whole", *arguments), finetune(tmp_path / "part", *arguments)
+    (part / "run.json").unlink()
+    last = max(part.glob("stages/0-adapters/checkpoint-*"), key=lambda path: int(path.name[11:]))
+    last.rename(tmp_path / "lost")
+    finetune(part, *arguments, "--resume_from_checkpoint", "true")
+    files = [run / "model" / "adapter_model.safetensors" for run in (whole, part)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_grouped_and_depthwise_convolutions(tmp_path):
+    """LoRA leaves out what PEFT refuses; LoHa and IA3 take them; all that is merged gives the same logits."""
+    args = ModelArguments(model="timm/mobilenetv3_small_050", image_size=[32])
+    taken = {}
+    for method in ("lora", "loha", "ia3", "adalora"):
+        torch.manual_seed(0)
+        model, _ = build_model(args, ["a", "b"], ImageInfo((32, 32), 3), pretrained=False)
+        depthwise = {name for name, module in model.named_modules() if getattr(module, "groups", 1) > 1}
+        images = torch.randn(4, 3, 32, 32)
+        adapted = add_adapters(MethodArguments(method, merge_adapters=True), model, images, steps=10)
+        taken[method] = depthwise & set(adapted.targeted_module_names)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.01 * torch.randn_like(parameter))
+            before = adapted.eval()(pixel_values=images).logits
+            np.testing.assert_allclose(merged(adapted, images)(pixel_values=images).logits, before, atol=1e-4)
+    assert depthwise and taken == {"lora": set(), "loha": depthwise, "ia3": depthwise, "adalora": set()}
+
+
+def test_adalora_gives_its_ranks_away(convnet, tmp_path):
+    """The budget falls from `init_r` to `target_r`: PEFT's own callback is called at every step."""
+    run = finetune(tmp_path / "run", "--max_train_samples", 100, "--num_train_epochs", 20, "--learning_rate", 0.01,
+                   "--model", convnet, "--method", "adalora", "--eval_strategy", "no")  # fmt: skip
+    values = load_file(run / "model" / "adapter_model.safetensors")
+    ranks = [(value != 0).sum().item() for name, value in values.items() if "lora_E" in name]
+    assert sum(ranks) == 8 * len(ranks) < sum(value.numel() for name, value in values.items() if "lora_E" in name)
+
+
+def test_adapters_are_no_model_to_start_from(convnet, tmp_path, refused):
+    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
+    with refused("holds adapters, not a whole model", "--merge_adapters true"):
+        finetune(tmp_path / "again", *QUICK, "--model", run, "--method", "full")
+
+
+def test_merging_that_changes_the_logits_is_refused(convnet, refused):
+    model, _ = build_model(ModelArguments(model=str(convnet)), ["0", "1"], ImageInfo((8, 8), 1), True)
+    adapted = add_adapters(MethodArguments("lora"), model, torch.randn(2, 1, 8, 8), steps=1)
+    whole = adapted.merge_and_unload
+
+    def broken():
+        plain = whole()
+        torch.nn.init.ones_(find_head(plain)[1].weight)
+        return plain
+
+    adapted.merge_and_unload = broken
+    with refused("merge_adapters: the merged weights give other logits"):
+        merged(adapted, torch.randn(2, 1, 8, 8))
+
+
+def test_adapters_of_a_timm_model_keep_its_processor(tmp_path):
+    torch.manual_seed(0)
+    base = tmp_path / "base"
+    args = ModelArguments(model="timm/test_resnet", image_size=[16], image_mean=[0.4], image_std=[0.2])
+    model, processor = build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False)
+    save_model(model, processor, base)
+    run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora", "--classes", "3", "7")
+    model, processor = load_model(str(run))
+    assert list(model.config.label_names) == ["3", "7"] and processor.to_dict()["data_config"]["input_size"][-1] == 16
