@@ -30,3 +30,35 @@ def digits_run(tmp_path_factory):
     from support import finetune
 
     return finetune(tmp_path_factory.mktemp("digits") / "run", "--num_train_epochs", "6")
+
+
+@pytest.fixture(scope="session", params=["mlp", "convnet", "timm/test_resnet", "timm/test_vit", "vit"])
+def folder(request, tmp_path_factory):
+    """A model of each family with random weights for the digits 0 and 1 at 16 x 16 pixels, saved."""
+    return _save_model(request.param, tmp_path_factory.mktemp(request.param.replace("/", "-")), size=16)
+
+
+@pytest.fixture(scope="session")
+def convnet(tmp_path_factory):
+    """A convnet with random weights for the digits 0 and 1, saved."""
+    return _save_model("convnet", tmp_path_factory.mktemp("convnet-alone"), size=8)
+
+
+def _save_model(name, path, size):
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    from ftkit.arguments import ModelArguments
+    from ftkit.data.images import ImageInfo
+    from ftkit.models.build import build_model, save_model
+
+    torch.manual_seed(0)
+    if name == "vit":
+        config = ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                           intermediate_size=16, num_labels=2)  # fmt: skip
+        save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16}), path)
+    else:
+        small = {"hidden_sizes": [16, 16]} if name == "mlp" else None
+        args = ModelArguments(model=name, image_size=[size], model_args=small)
+        save_model(*build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False), path)
+    return path

@@ -4,11 +4,12 @@ import ast
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
+from transformers.training_args import OptimizerNames
 
 from ftkit.errors import nearest
 
@@ -18,6 +19,11 @@ TIMM_OPTIMIZERS = "timm/"
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
     """All of transformers' own by their own names; `optim` may also be `timm/<optimizer>`."""
+
+    optim: str = field(
+        default=OptimizerNames.ADAMW_TORCH_FUSED.value,
+        metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
+    )
 
     def __post_init__(self):
         optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)
@@ -65,7 +71,7 @@ def check_training(values: dict[str, Any]) -> list[str]:
             mapping = False
         if not mapping:
             errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
-    errors += _check_timm_optimizer(str(values.get("optim", "")), values.get("optim_args"))
+    errors += _check_optimizer(values.get("optim", TrainingArguments.optim), values.get("optim_args"))
     if values.get("push_to_hub"):
         errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
     return errors
@@ -78,15 +84,18 @@ def timm_optimizer_options(text: str | None) -> dict[str, Any]:
         ValueError: it is not a list of `name=value`.
     """
     try:
-        keywords = ast.parse(f"f({text or ''})", mode="eval").body.keywords
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in keywords}
+        call = ast.parse(f"f({text or ''})", mode="eval").body
+        if call.args:
+            raise ValueError("a value without a name")
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AttributeError):
         raise ValueError(f"optim_args: {text!r} is not a list such as eps=1e-6,betas=(0.9, 0.95)") from None
 
 
-def _check_timm_optimizer(optim: str, options: str | None) -> list[str]:
+def _check_optimizer(optim: str, options: str | None) -> list[str]:
     if not optim.startswith(TIMM_OPTIMIZERS):
-        return []
+        known = [name.value for name in OptimizerNames]
+        return [] if optim in known else [f"optim: {optim!r} is not one of {', '.join(known)}{nearest(optim, known)}"]
     from timm.optim import list_optimizers  # late: most recipes take another
 
     known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)

@@ -59,10 +59,13 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         with torch.serialization.safe_globals(_layers_in(path)):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        names = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)[:5])
-        raise UserError(
-            f"model: {path} holds more than weights, and reading it would run code from it ({names}): {_WAY_OUT}"
-        ) from None
+        calls = ", ".join(_globals_in(path)[:5])
+        why = (
+            f"reading it would run code from it ({calls})"
+            if calls
+            else "it is no file of torch.save, or a pickle of old"
+        )
+        raise UserError(f"model: {path} cannot be read as a file of weights: {why}: {_WAY_OUT}") from None
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"model: {path} cannot be read as a file of weights: {reason}") from None
@@ -78,12 +81,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 def _layers_in(path: Path) -> list:
     """What a pickled module made of torch's own layers alone needs beside tensors; nothing for any other file."""
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # what `torch.load` will name
-        return []
+    names = _globals_in(path)
     layers = [getattr(nn, name.rpartition(".")[2], None) for name in names if name.startswith("torch.nn.modules.")]
     return layers if len(layers) == len(names) and None not in layers else []
+
+
+def _globals_in(path: Path) -> list[str]:
+    """The functions and classes that a file of `torch.save` calls for beyond plain tensors; none of another file."""
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # `torch.load` says what is wrong with it
+        return []
 
 
 def _by_name(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

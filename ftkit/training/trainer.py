@@ -179,7 +179,8 @@ class ImageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""
         make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        if is_optimizer_factory(make) or options.keys() & {"params", "model", "optimizer_dict"}:
+        own_groups = is_optimizer_factory(make) or options.keys() & {"params", "model", "optimizer_dict"}
+        if own_groups and not str(self.args.optim).startswith(TIMM_OPTIMIZERS):
             return super().create_optimizer(model)  # GaLore, LOMO, Muon, …: these group the parameters themselves
         if self.optimizer is None:
             groups: dict[tuple, list] = {}

@@ -1,0 +1,78 @@
+"""The fast road of a linear probe: features of a frozen body, computed once."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+from support import assert_reloads, finetune
+
+from ftkit.evaluation.predictions import read_predictions
+
+PROBE = ["--method", "linear_probe", "--max_train_samples", 150, "--num_train_epochs", 3, "--learning_rate", 0.01]
+
+
+def predictions(run):
+    return read_predictions(run / "evaluation" / "predictions.parquet")
+
+
+def cached_features(cache):
+    return sorted(cache.glob("features-*"))
+
+
+def test_the_same_predictions_as_through_the_body(folder, tmp_path):
+    cache = tmp_path / "cache"
+    options = [*PROBE, "--model", folder, "--cache_dir", cache]
+    fast = finetune(tmp_path / "fast", *options)
+    slow = finetune(tmp_path / "slow", *options, "--cache_features", "false")
+    assert len(cached_features(cache)) == 2  # of train and validation
+    np.testing.assert_array_equal(predictions(fast).predicted, predictions(slow).predicted)
+    np.testing.assert_allclose(predictions(fast).probabilities, predictions(slow).probabilities, atol=1e-4)
+    assert_reloads(fast)
+
+
+def test_the_cache_is_keyed_by_weights_pixels_and_normalisation(convnet, tmp_path):
+    cache = tmp_path / "cache"
+    options = [*PROBE, "--model", convnet, "--cache_dir", cache]
+    runs = [finetune(tmp_path / str(seed), *options, "--seed", seed) for seed in range(2)]
+    assert len(cached_features(cache)) == 2  # another seed has another head, on the same features
+    finetune(tmp_path / "normalised", *options, "--image_mean", "0.2", "--image_std", "0.4")
+    assert len(cached_features(cache)) == 4
+    finetune(tmp_path / "fewer", *options, "--max_train_samples", "140")
+    assert len(cached_features(cache)) == 5
+    other = finetune(
+        tmp_path / "other", "--model", runs[0], "--method", "full", "--max_steps", "1", "--cache_dir", cache
+    )
+    finetune(tmp_path / "moved", *options, "--model", other)
+    assert len(cached_features(cache)) == 7
+
+
+def test_lp_ft_starts_from_the_probe(convnet, tmp_path):
+    options = ["--model", convnet, *PROBE[2:]]
+    probe = finetune(tmp_path / "probe", *options, "--method", "linear_probe")
+    both = finetune(tmp_path / "both", *options, "--method", "lp_ft")
+    first = load_file(both / "stages" / "0-head" / "model.safetensors")
+    alone = load_file(probe / "model" / "model.safetensors")
+    assert all((first[name] == alone[name]).all() for name in alone)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--augment", "flip"], ["--mixup", "0.2"], ["--train_batchnorm_stats", "true"], ["--dropout", "0.5"]],
+    ids=lambda options: options[0],
+)
+def test_what_changes_from_step_to_step_takes_the_long_road(convnet, tmp_path, options):
+    cache = tmp_path / "cache"
+    run = finetune(tmp_path / "run", *PROBE, "--model", convnet, "--cache_dir", cache, *options)
+    assert not cached_features(cache)
+    assert json.loads((run / "run.json").read_text())["stages"][0]["trained_parameters"] == 970
+
+
+def test_a_probe_resumes_to_the_same_bytes(convnet, tmp_path):
+    options = [*PROBE, "--model", convnet, "--save_total_limit", 9]
+    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    (part / "run.json").unlink()
+    max(part.glob("stages/0-head/checkpoint-*"), key=lambda path: int(path.name[11:])).rename(tmp_path / "lost")
+    finetune(part, *options, "--resume_from_checkpoint", "true")
+    files = [run / "model" / "model.safetensors" for run in (whole, part)]
+    assert files[0].read_bytes() == files[1].read_bytes()

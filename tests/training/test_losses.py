@@ -1,0 +1,160 @@
+"""Losses and regularisation, against the libraries' own and through the main job."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import brier_score_loss
+from support import assert_reloads, finetune
+from timm.loss import BinaryCrossEntropy
+from torch.nn import functional as F
+
+from ftkit.arguments import LossArguments
+from ftkit.training.losses import make_loss
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [5.0, 4.0, 0.0], [-2.0, 0.0, 2.0]])
+LABELS = torch.tensor([0, 2, 1, 1])
+SHARES = torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.0, 1.0], [0.5, 0.25, 0.25], [0.0, 1.0, 0.0]])
+QUICK = ["--max_train_samples", 200, "--num_train_epochs", 2, "--model", "mlp", "--logging_steps", 1]
+
+
+def of(name, smoothing=0.0, **options):
+    return make_loss(LossArguments(name, **options), smoothing)
+
+
+def test_each_loss_is_what_the_libraries_compute():
+    one_hot = F.one_hot(LABELS, 3).numpy()
+    assert of("cross_entropy")(LOGITS, LABELS).item() == pytest.approx(F.cross_entropy(LOGITS, LABELS).item())
+    brier = np.mean([brier_score_loss(one_hot[:, c], LOGITS.softmax(1)[:, c]) for c in range(3)])
+    assert of("mse")(LOGITS, LABELS).item() == pytest.approx(brier)
+    assert of("bce")(LOGITS, LABELS).item() == pytest.approx(BinaryCrossEntropy(smoothing=0.0)(LOGITS, LABELS).item())
+    p = LOGITS.softmax(1)[range(4), LABELS]
+    assert of("focal", focal_gamma=3.0)(LOGITS, LABELS).item() == pytest.approx(
+        (-((1 - p) ** 3) * p.log()).mean().item()
+    )
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "mse", "bce", "focal"])
+def test_shares_of_classes_and_smoothing_mean_the_same_everywhere(name):
+    loss = of(name)
+    torch.testing.assert_close(loss(LOGITS, F.one_hot(LABELS, 3).float()), loss(LOGITS, LABELS))
+    smooth = SHARES * 0.9 + 0.1 / 3
+    torch.testing.assert_close(of(name, 0.1)(LOGITS, SHARES), loss(LOGITS, smooth))
+    assert torch.isfinite(loss(100 * LOGITS, LABELS))
+
+
+def losses(run):
+    history = json.loads((run / "stages/0-all/trainer_state.json").read_text())["log_history"]
+    return [log["loss"] for log in history if "loss" in log]
+
+
+@pytest.mark.parametrize("name", ["mse", "bce", "focal"])
+def test_a_run_minimises_the_loss_that_was_asked_for(tmp_path, name):
+    run = finetune(tmp_path / "run", *QUICK, "--loss", name, "--label_smoothing_factor", 0)
+    first = {"mse": 0.09, "bce": 0.7, "focal": 1.9}[name]  # of probabilities near 0.1 and logits near 0
+    assert losses(run)[0] == pytest.approx(first, rel=0.1)
+    assert losses(run)[-1] < losses(run)[0]
+
+
+def test_l1_is_added_to_the_loss_and_makes_weights_small(tmp_path):
+    """At a learning rate of 0 the loss differs by lambda times the sum of the weights, without biases."""
+    options = [*QUICK, "--learning_rate", 0, "--max_steps", 1, "--seed", 3]
+    plain, with_l1 = finetune(tmp_path / "0", *options), finetune(tmp_path / "1", *options, "--l1", "0.001")
+    weights = load_file(plain / "model" / "model.safetensors")
+    expected = 0.001 * sum(value.abs().sum().item() for name, value in weights.items() if name.endswith("weight"))
+    assert losses(with_l1)[0] - losses(plain)[0] == pytest.approx(expected, rel=1e-3)
+
+
+def decayed(tmp_path, *options):
+    """The names of the weights that weight decay alone makes smaller."""
+    runs = [
+        finetune(tmp_path / str(decay), "--model", "convnet", "--max_train_samples", 64, "--max_steps", 1, "--optim",
+                 "sgd", "--warmup_steps", 0, "--learning_rate", 0.1, "--weight_decay", decay, *options)
+        for decay in (0, 0.5)
+    ]  # fmt: skip
+    before, after = (load_file(run / "model" / "model.safetensors") for run in runs)
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_weight_decay_leaves_out_norms_and_biases_unless_asked(tmp_path):
+    names = decayed(tmp_path / "default")
+    assert names and all(name.endswith(("convolution.weight", "classifier.weight")) for name in names)
+    everything = decayed(tmp_path / "all", "--decay_norms_and_biases", "true")
+    assert names < everything and any("normalization" in name for name in everything)
+
+
+def test_mixup_and_cutmix_train_and_repeat(tmp_path):
+    options = ["--max_train_samples", 103, "--num_train_epochs", 2, "--per_device_train_batch_size", 25,
+               "--mixup", 0.4, "--cutmix", 1.0, "--save_total_limit", 9]  # fmt: skip
+    runs = [finetune(tmp_path / str(n), *options) for n in range(2)]
+    plain = finetune(tmp_path / "plain", *options[:-6], "--save_total_limit", 9)
+    files = [(run / "model" / "model.safetensors").read_bytes() for run in (*runs, plain)]
+    assert files[0] == files[1] != files[2]
+    (runs[1] / "run.json").unlink()
+    max(runs[1].glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:])).rename(tmp_path / "lost")
+    finetune(runs[1], *options, "--resume_from_checkpoint", "true")
+    assert (runs[1] / "model" / "model.safetensors").read_bytes() == files[0]
+
+
+def averages(path):
+    return load_file(path / "average.safetensors")
+
+
+def test_the_average_is_evaluated_saved_and_resumed(tmp_path):
+    """The average is what its definition says, over the checkpoints of every step; a resume ends with the same."""
+    options = ["--max_train_samples", 90, "--num_train_epochs", 2, "--per_device_train_batch_size", 30,
+               "--ema_decay", 0.9, "--save_strategy", "steps", "--eval_strategy", "steps", "--eval_steps", 1,
+               "--save_steps", 1, "--save_total_limit", 99]  # fmt: skip
+    run = finetune(tmp_path / "run", *options)
+    checkpoints = sorted(run.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:]))
+    expected = None
+    for count, checkpoint in enumerate(checkpoints):
+        weights = load_file(checkpoint / "model.safetensors")["classifier.weight"]
+        decay = min(0.9, (1 + count) / (10 + count))
+        expected = weights if expected is None else decay * expected + (1 - decay) * weights
+        torch.testing.assert_close(averages(checkpoint)["classifier.weight"], expected)
+    state = json.loads((run / "stages/0-all/trainer_state.json").read_text())
+    best = run / "stages" / "0-all" / f"checkpoint-{state['best_global_step']}"
+    saved = load_file(run / "model" / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in averages(best).items() if name in saved)
+    assert_reloads(run)
+
+    again = finetune(tmp_path / "again", *options)
+    (again / "run.json").unlink()
+    for checkpoint in again.glob("stages/0-all/checkpoint-*"):
+        if int(checkpoint.name[11:]) > 3:
+            checkpoint.rename(tmp_path / checkpoint.name)
+    finetune(again, *options, "--resume_from_checkpoint", "true")
+    assert (again / "model" / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("optim", ["timm/lamb", "timm/muon", "adafactor", "timm/lion"])
+def test_other_optimizers(tmp_path, optim):
+    run = finetune(tmp_path / "run", *QUICK, "--optim", optim, "--learning_rate", "1e-3")
+    assert losses(run)[-1] < losses(run)[0]
+    again = finetune(tmp_path / "again", "--config", run / "config.yaml")
+    assert losses(again) == losses(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--optim", "timm/lam"], ["timm has no optimizer 'lam'", "'lamb'"]),
+        (["--optim", "timm/lamb", "--optim_args", "eps"], ["optim_args: 'eps' is not a list such as"]),
+        (["--optim", "adamw"], ["optim: 'adamw' is not one of", "did you mean"]),
+        (["--loss", "hinge"], ["'hinge' is not one of cross_entropy, mse, bce, focal"]),
+        (["--focal_gamma", "3"], ["focal_gamma belongs to loss: focal"]),
+        (["--ema_decay", "1"], ["ema_decay: 1.0 must be more than 0 and under 1"]),
+        (["--l1", "-1"], ["l1: -1.0 must be at least 0"]),
+        (["--layer_decay", "0"], ["layer_decay: 0.0 must be more than 0"]),
+        (["--head_lr_multiplier", "0"], ["head_lr_multiplier: 0.0 must be more than 0"]),
+        (["--augment", "flipp"], ["augment: 'flipp' is none of random_crop, flip", "'flip'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_named(tmp_path, refused, options, words):
+    with refused(*words):
+        finetune(tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
