@@ -48,9 +48,11 @@ from ftkit.data.pixels import normalizer
 from ftkit.data.sources import load_data
 from ftkit.data.tensors import ImageTensors, image_tensors
 from ftkit.errors import UserError, nearest, user_errors
+from ftkit.methods.parameter_groups import parameter_settings
+from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model, fit_normalization
 from ftkit.training.provenance import environment
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.trainer import ImageTrainer, Objective
 
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5
 WARM_UP_BATCHES = 4
@@ -235,8 +237,12 @@ def raw(task: Task) -> tuple[nn.Module, Callable[[], Any]]:
 def ftkit(task: Task) -> tuple[nn.Module, Callable[[], Any]]:
     """The road of recipes/finetune.py."""
     model, _ = fresh_model(task.config, task.png)
-    normalize = normalizer(task.processor, task.tensors.images.shape[1])
-    return model, ImageTrainer(model, task.config.training, normalize, task.tensors).train
+    config, normalize = task.config, normalizer(task.processor, task.tensors.images.shape[1])
+    settings = parameter_settings(
+        model, layer_groups(model), config.training.learning_rate, config.method, config.loss
+    )
+    objective = Objective(config.loss, settings, len(task.tensors.class_names), augment=[])
+    return model, ImageTrainer(model, config.training, normalize, objective, task.tensors).train
 
 
 SIDES: dict[str, Side] = {"stock": stock, "tutorial": tutorial, "raw": raw, "ftkit": ftkit}

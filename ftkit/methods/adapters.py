@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -199,7 +200,8 @@ def _layer_inputs(
 
 def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
     """Why a layer cannot be adapted, or None. The layer itself is not touched."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PEFT remarks, it remarks again when the layer itself is adapted
         try:
             tried = get_peft_model(
                 nn.Sequential(copy.deepcopy(layer)), _config(args.method, {**options, "target_modules": ["0"]})

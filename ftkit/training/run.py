@@ -78,6 +78,9 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         )
         for stage, folder, args in stages
     ]
+    head = list(groups)[-1]
+    if not any(stage.trained.intersection(groups[head]) for stage in prepared):
+        logger.warning("no stage trains the head, %s: where its classes are new, name it as well", head)
     return Plan(model, groups, prepared)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import assert_reloads, finetune
+from transformers import AutoModelForImageClassification
 
 from ftkit.arguments import MethodArguments, ModelArguments
 from ftkit.data.images import ImageInfo
@@ -35,13 +36,16 @@ PLANS = {
     "gradual_unfreeze": [],
     "bitfit": [],
     "norm_tuning": [],
+    "surgical": [],
     "last": ["--method", "full", "--stages", '[{"train": {"last": 1}}]'],
 }
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
-    run = finetune(tmp_path / "run", *QUICK, "--model", folder, *(PLANS[plan] or ["--method", plan]))
+    chosen = list(layer_groups(AutoModelForImageClassification.from_pretrained(folder)))[:1]
+    surgical = ["--surgical_groups", *chosen] if plan == "surgical" else []
+    run = finetune(tmp_path / "run", *QUICK, "--model", folder, *(PLANS[plan] or ["--method", plan]), *surgical)
     body, changed = moved(folder, run)
     statistics = {name for name in body if "running_" in name or "num_batches" in name}
     parameters = body - statistics
@@ -58,9 +62,9 @@ def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
         norms = {place for place, module in model.named_modules() if "Norm" in type(module).__name__}
         assert changed == {n for n in parameters - head if n.rpartition(".")[0] in norms or "norm" in n}
     else:
-        last = set(list(groups.values())[-2])
-        places = {name.rpartition(".")[0] for name in last}
-        assert changed - statistics == last
+        trained = set(list(groups.values())[0 if plan == "surgical" else -2])
+        places = {name.rpartition(".")[0] for name in trained}
+        assert changed - statistics == trained
         assert {name.rpartition(".")[0] for name in changed & statistics} <= places
     results = json.loads((run / "run.json").read_text())["stages"]
     expected = {"lp_ft": ["head", "all"], "last": ["last-1"]}.get(plan)

@@ -1,0 +1,87 @@
+"""Learning rates by layer group, what decays, and the table that says so."""
+
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import finetune
+
+from ftkit.arguments import LossArguments, MethodArguments, ModelArguments
+from ftkit.data.images import ImageInfo
+from ftkit.methods.parameter_groups import parameter_settings
+from ftkit.models.anatomy import layer_groups
+from ftkit.models.build import build_model
+
+
+def build(name):
+    return build_model(ModelArguments(model=name, image_size=[32]), ["0", "1"], ImageInfo((8, 8), 1), False)[0]
+
+
+def settings(model, **method):
+    return parameter_settings(model, layer_groups(model), 0.1, MethodArguments("full", **method), LossArguments())
+
+
+@pytest.mark.parametrize("name", ["convnet", "timm/test_resnet", "timm/test_vit"])
+def test_rates_fall_from_the_head_to_the_input(name):
+    model = build(name)
+    groups, found = layer_groups(model), settings(model, layer_decay=0.5, head_lr_multiplier=4)
+    rates = [{found[name].learning_rate for name in names} for names in groups.values()]
+    expected = [0.1 * 0.5**n for n in range(len(groups) - 1, 0, -1)] + [0.4]
+    assert [rate for (rate,) in rates] == pytest.approx(expected)
+
+
+def test_vectors_and_embeddings_of_position_do_not_decay():
+    model = build("timm/test_vit")
+    found = settings(model)
+    assert {name for name, setting in found.items() if setting.decays} == {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and name.rpartition(".")[2] not in ("pos_embed", "cls_token", "reg_token")
+    }
+    everything = parameter_settings(
+        model, layer_groups(model), 0.1, MethodArguments("full"), LossArguments(decay_norms_and_biases=True)
+    )
+    assert all(setting.decays for setting in everything.values())
+    assert everything.keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "lp_ft"])
+def test_the_steps_are_as_large_as_the_rates_say(convnet, tmp_path, method):
+    """SGD without momentum: after one step from the same weights, a parameter has moved by its rate."""
+    options = ["--model", convnet, "--method", method, "--max_train_samples", 64, "--max_steps", 1, "--optim", "sgd",
+               "--learning_rate", 0.01, "--warmup_steps", 0, "--weight_decay", 0]  # fmt: skip
+    runs = [
+        finetune(tmp_path / str(n), *options, "--save_strategy", "no", "--load_best_model_at_end", "false", *extra)
+        for n, extra in enumerate(([], ["--layer_decay", 0.5, "--head_lr_multiplier", 10]))
+    ]
+    assert all((run / "run.json").is_file() for run in runs)
+    if method != "full":
+        return
+    start = load_file(convnet / "model.safetensors")
+    plain, scaled = (load_file(run / "model" / "model.safetensors") for run in runs)
+    for name, factor in (("stem.convolution.weight", 0.5**4), ("stages.2.0.convolution.weight", 0.5)):
+        torch.testing.assert_close(
+            scaled[name] - start[name], factor * (plain[name] - start[name]), atol=1e-6, rtol=0.05
+        )
+
+
+def test_the_table_of_a_stage_says_what_trains(convnet, tmp_path, capsys):
+    stages = '[{"train": {"last": 1}}, {"train": "norm"}]'
+    finetune(tmp_path / "run", "--model", convnet, "--method", "full", "--stages", stages, "--max_train_samples", 64,
+             "--num_train_epochs", 1, "--learning_rate", 0.1, "--weight_decay", 0.5, "--layer_decay", 0.5)  # fmt: skip
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["stages.1", "52,128", "frozen"] in rows
+    assert ["stages.2", "207,936", "207,936", "0.05", "0.5"] in rows
+    assert ["classifier", "970", "970", "0.1", "0.5"] in rows
+    assert ["stem", "264", "48", "0.00625", "0"] in rows
+    assert re.search(r"stage 0, last-1: 208,906 of 266,530 parameters train", shown)
+
+
+def test_a_head_that_no_stage_trains_is_said(convnet, tmp_path, capsys):
+    options = ["--model", convnet, "--method", "surgical", "--max_train_samples", 64, "--num_train_epochs", 1]
+    finetune(tmp_path / "a", *options, "--surgical_groups", "stem")
+    assert "no stage trains the head, classifier" in capsys.readouterr().out
+    finetune(tmp_path / "b", *options, "--surgical_groups", "stem", "classifier")
+    assert "no stage trains the head" not in capsys.readouterr().out
