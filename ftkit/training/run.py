@@ -88,7 +88,8 @@ def _steps(args: TrainingArguments, images: int) -> int:
     """Optimizer steps of a stage."""
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(images / (args.per_device_train_batch_size * args.world_size))
+    batches = images / (args.per_device_train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 

@@ -133,6 +133,15 @@ class ImageTrainer(Trainer):
             self.add_callback(self.average)
         self.add_callback(RankAllocation())
 
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        """`dataloader_drop_last` is for training, where the `Trainer` would leave images out of evaluations too."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         inputs = super()._prepare_inputs(inputs)
         images, labels = inputs["pixel_values"], inputs["labels"]
@@ -201,8 +210,20 @@ class ImageTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
 
     def train(self, *args, **kwargs):
-        """Train; the model ends with the weights that validation chose, averaged if they are."""
-        output = super().train(*args, **kwargs)
+        """Train; the model ends with the weights that validation chose, averaged if they are.
+
+        Raises:
+            UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
+        """
+        try:
+            output = super().train(*args, **kwargs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"one of the {len(self.train_dataset):,} images makes a batch alone, and BatchNorm needs two: "
+                "set dataloader_drop_last: true, or another per_device_train_batch_size"
+            ) from error
         finish_adapters(self.model)
         if self.average is not None:
             self.average.keep(self.state.best_model_checkpoint if self.args.load_best_model_at_end else None)
