@@ -208,6 +208,10 @@ def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, optio
             )
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
             with torch.no_grad():
+                own = copy.deepcopy(layer)(given)
+                # Most adapters begin as nothing, some with noise; OFT on larger kernels triples what comes out.
+                if (tried(given) - own).abs().max() > own.abs().max():
+                    return "it changes the layer's output by more than its size before it has learned anything"
                 for parameter in trained:
                     parameter.add_(0.05 * torch.randn_like(parameter))
             tried(given).square().mean().backward()

@@ -25,7 +25,10 @@ LINEAR_ONLY = ["vera", "randlora", "delora"]
 def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused, method):
     """The predictions come again from the untouched base and the adapter's file: nothing else has moved."""
     convolutional = any(name in folder.name for name in ("convnet", "resnet"))
-    nothing_fits = (convolutional and method in LINEAR_ONLY) or ("mlp" in folder.name and method == "ln_tuning")
+    nothing_fits = (convolutional and method in LINEAR_ONLY) or (method, folder.name[:3]) in (
+        ("ln_tuning", "mlp"),  # it has no norms
+        ("oft", "con"),  # it has only kernels of 3 x 3, for which PEFT's OFT does not begin as the identity
+    )
     if nothing_fits:
         with refused(f"method: {method} fits none of the"):
             finetune(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
@@ -45,7 +48,7 @@ def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused,
 @pytest.mark.parametrize("method", ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera"])
 def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
     arguments = [*QUICK, "--model", folder, "--method", method, "--merge_adapters", "true"]
-    reason = {"vera": "No layers types compatible", "oft": "merging changes its output"}.get(method)
+    reason = {"vera": "No layers types compatible", "oft": "before it has learned anything"}.get(method)
     if reason and ("convnet" in folder.name or ("resnet" in folder.name and method == "vera")):
         with refused(f"method: {method} fits none of the", reason):
             finetune(tmp_path / "run", *arguments)
