@@ -163,7 +163,9 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     _answer_help(parser, overrides)
     values = _defaults(_read_values(parser, recipe + overrides, errors))
     groups = _build_checked(GROUPS[:-1], values, errors)
-    errors += check_training(values) + _check_together(values)
+    errors += check_training(values)
+    if not any(error.startswith("method:") for error in errors):  # one message for one misspelt name
+        errors += _check_together(values)
     if groups[2] is not None:
         _type_stages(parser, groups[2].stages, errors)
     training = None if errors else _build(TrainingArguments, machine_defaults() | values, errors)

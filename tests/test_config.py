@@ -254,7 +254,7 @@ def test_all_errors_are_listed_at_once(recipe):
     """
     with pytest.raises(ConfigError) as caught:
         recipe("\n".join(line.strip() for line in text.splitlines()), "--weight_decay", "-1", "--bogus")
-    words = ["recipe.yaml:2: lerning_rate", "recipe.yaml:3: seed", "recipe.yaml:4: method", "validation_size: 1.5"]
+    words = ["recipe.yaml:2: lerning_rate", "recipe.yaml:3: seed", "method: 'ful'", "validation_size: 1.5"]
     words += ["model_args", "max_train_samples and samples_per_class", "weight_decay: -1", "command line: bogus"]
     assert len(caught.value.errors) == len(words)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -395,7 +395,7 @@ ROUND_TRIPS = [
 
 
 def _contents(config: Config) -> dict:
-    groups = (config.data, config.model, config.method, config.training)
+    groups = (config.data, config.model, config.method, config.loss, config.training)
     return {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
 
 
@@ -423,3 +423,14 @@ def test_defaults_of_the_dataclasses_hold():
     config = parse_config(["--dataset", "digits"])
     assert config.data == DataArguments(dataset="digits")
     assert (config.model, config.method) == (ModelArguments(), MethodArguments())
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"), [("scratch", 1e-3), ("full", 1e-4), ("linear_probe", 1e-2), ("lora", 1e-3)]
+)
+def test_each_method_has_a_learning_rate_of_its_own(method, rate, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    arguments = ["--dataset", "digits", "--model", str(tmp_path if method != "scratch" else "mlp"), "--method", method]
+    assert parse_config(arguments).training.learning_rate == rate
+    given = parse_config([*arguments, "--learning_rate", "0.5"])
+    assert given.training.learning_rate == 0.5 and "learning_rate: 0.5" in given.to_yaml()

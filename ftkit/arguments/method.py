@@ -12,10 +12,17 @@ from ftkit.errors import nearest
 PLANS = ("scratch", "full", "linear_probe", "lp_ft", "gradual_unfreeze", "surgical", "bitfit", "norm_tuning")
 # Variants of PEFT's LoRA that have a name of their own, and the option that makes them.
 LORA_VARIANTS = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
-# Where a method begins unless a recipe says otherwise (AdamW). Adapters that only scale what is there, or mix fixed
-# random directions, want larger steps. How they were found stands in the recipes of these methods.
-LEARNING_RATES = {"full": 1e-3, "gradual_unfreeze": 1e-3, "linear_probe": 1e-2, "lp_ft": 1e-2, "scratch": 1e-3}
-_LEARNING_RATE = 3e-3
+# The learning rate of a method (AdamW) unless a recipe gives one. They are cautious, for large models trained on much
+# data; what moves few parameters may move them further. recipes/cifar10 has larger ones, for a small network.
+LEARNING_RATES = {
+    "scratch": 1e-3,
+    "full": 1e-4,
+    "linear_probe": 1e-2,
+    "lp_ft": 1e-3,
+    "gradual_unfreeze": 3e-4,
+    "surgical": 3e-4,
+}
+_LEARNING_RATE = 1e-3
 _MAPPINGS = ("stages", "adapter_args")
 
 
