@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ftkit.arguments import MethodArguments, local_model
 from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
-from ftkit.errors import UserError
+from ftkit.errors import UserError, nearest
 from ftkit.models.anatomy import find_head, is_norm
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
     options = _options(args, steps)
     if "target_modules" not in options:
         options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
-    options["modules_to_save"] = sorted({head, *options.get("modules_to_save", [])})
+    options["modules_to_save"] = sorted({head, *_known(options.get("modules_to_save", []), model)})
     try:
         adapted = get_peft_model(model, _config(args.method, options))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -121,6 +121,15 @@ def orthogonality(model: nn.Module) -> torch.Tensor | float:
             product = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
             norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
     return model.active_peft_config.orth_reg_weight * torch.stack(norms).mean()
+
+
+def _known(names: list[str], model: nn.Module) -> list[str]:
+    """`modules_to_save` that a recipe adds, each of which must be there: PEFT passes over those that are not."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if not any(module == name or module.endswith(f".{name}") for module in modules):
+            raise UserError(f"adapter_args: modules_to_save: the model has no module {name!r}{nearest(name, modules)}")
+    return names
 
 
 def _options(args: MethodArguments, steps: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from datasets.fingerprint import Hasher
 from torch import nn
 from torch.utils.data import Dataset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
@@ -96,9 +97,16 @@ class FeatureExtractor:
 
         def write(folder: Path) -> None:
             logger.info("  features of %s images: computed once, kept for the next run", f"{len(tensors):,}")
+            array, start = None, 0
             batches = tensors.images.split(self.args.per_device_eval_batch_size)
-            features = [self._run(images, training=False)[0] for images in batches]
-            np.save(folder / "features.npy", torch.cat(features).numpy())
+            for images in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
+                features, _ = self._run(images, training=False)
+                if array is None:
+                    shape = (len(tensors), features.shape[1])
+                    array = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
+                array[start : start + len(features)] = features
+                start += len(features)
+            array.flush()
 
         shift = (self.normalize.scale.tolist(), self.normalize.offset.tolist())
         key = Hasher.hash((*self.key, tensors.key, shift))

@@ -91,6 +91,7 @@ def test_any_option_by_its_own_name(convnet, tmp_path):
             ["--method", "lora", "--adapter_args", '{"target_modules": ["q_proj"]}'],
             ["does not fit", "q_proj", "convolution"],
         ),
+        (["--method", "lora", "--adapter_args", '{"modules_to_save": ["stemm"]}'], ["no module 'stemm'", "'stem'"]),
         (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with an adapter"]),
         (["--method", "lora", "--stages", '[{"train": "all"}]'], ["would not be saved with an adapter"]),
         (["--method", "full", "--stages", '[{"train": "adapters"}]'], ["needs a method that adds them"]),
