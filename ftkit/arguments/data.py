@@ -1,12 +1,27 @@
 """Which images to read."""
 
+import contextlib
+import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ftkit.errors import nearest
 
 EMBEDDED = ("digits", "blobs")  # data that need no file
-AUGMENTATIONS = ("random_crop", "flip")
+# What can be done to training images, with the options of each and their defaults; see ftkit/data/augment.py.
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "flip": {},
+    "random_crop": {"padding": 4, "mode": "zeros"},
+    "random_resized_crop": {"scale": [0.08, 1.0], "ratio": [0.75, 1.3333]},
+    "translate": {"share": 0.125},
+    "rotate": {"degrees": 10.0},
+    "affine": {"degrees": 10.0, "translate": 0.1, "scale": [0.9, 1.1], "shear": 5.0},
+    "cutout": {"size": 8},
+    "random_erasing": {"probability": 0.5, "scale": [0.02, 0.33], "ratio": [0.3, 3.3]},
+    "brightness": {"strength": 0.2},
+    "contrast": {"strength": 0.2},
+    "saturation": {"strength": 0.2},
+}
 
 
 @dataclass
@@ -51,7 +66,10 @@ class DataArguments:
     classes: list[str] | None = field(default=None, metadata={"help": "Keep only the classes with these names."})
     augment: list[str] | None = field(
         default=None,
-        metadata={"help": f"What is done to training images, in turn: {', '.join(AUGMENTATIONS)}. Default: nothing."},
+        metadata={
+            "help": f"What is done to training images, in turn: {', '.join(AUGMENTATIONS)}; in a recipe also with "
+            "options, as {random_crop: {padding: 2}}. Default: nothing."
+        },
     )
     on_bad_image: Literal["error", "skip"] = field(
         default="error",
@@ -60,6 +78,11 @@ class DataArguments:
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
     )
+
+    def __post_init__(self):
+        if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
+            with contextlib.suppress(json.JSONDecodeError):  # check() says so
+                self.augment = json.loads(self.augment[0])
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
@@ -89,10 +112,38 @@ class DataArguments:
             )
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             errors.append(f"classes: {self.classes} must name at least two classes, each once")
-        for name in self.augment or []:
-            if name not in AUGMENTATIONS:
-                errors.append(f"augment: {name!r} is none of {', '.join(AUGMENTATIONS)}{nearest(name, AUGMENTATIONS)}")
+        names = [str(next(iter(step), "") if isinstance(step, dict) else step) for step in self.augment or []]
+        errors += [error for step in self.augment or [] for error in _check_augmentation(step)]
+        errors += [f"augment: {name} stands twice: keep one" for name in dict.fromkeys(names) if names.count(name) > 1]
         splits = [self.train_split, self.validation_split, self.test_split]
         if len(set(splits)) < 3:
             errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
         return errors
+
+
+def _check_augmentation(step: Any) -> list[str]:
+    name, options = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
+    if not isinstance(name, str) or name not in AUGMENTATIONS:
+        return [f"augment: {name!r} is none of {', '.join(AUGMENTATIONS)}{nearest(str(name), list(AUGMENTATIONS))}"]
+    if not isinstance(options, dict):
+        return [f"augment: {name}: {options!r} is not a mapping of {', '.join(AUGMENTATIONS[name]) or 'no options'}"]
+    errors = []
+    for key, value in options.items():
+        default = AUGMENTATIONS[name].get(key)
+        pair = isinstance(default, list)
+        numbers = value if pair and isinstance(value, list) and len(value) == 2 else [value]
+        if default is None:
+            valid = list(AUGMENTATIONS[name])
+            errors.append(f"augment: {name} has no option {key!r}{nearest(key, valid)}: {', '.join(valid) or 'none'}")
+        elif isinstance(default, str):
+            if value not in ("zeros", "reflect"):
+                errors.append(f"augment: {name}: {key}: {value!r} is not zeros or reflect")
+        elif pair != (len(numbers) == 2) or not all(type(n) in (int, float) and n >= 0 for n in numbers):
+            errors.append(
+                f"augment: {name}: {key}: {value!r} is not {'two numbers' if pair else 'a number'} from 0 up"
+            )
+        elif pair and not 0 < numbers[0] <= numbers[1]:
+            errors.append(f"augment: {name}: {key}: {value!r} must be two numbers more than 0, the larger one last")
+        elif type(default) is int and type(value) is not int:
+            errors.append(f"augment: {name}: {key}: {value!r} is not a whole number of pixels")
+    return errors

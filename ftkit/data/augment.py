@@ -2,15 +2,20 @@
 
 The numbers of an image are a function of (seed, epoch, the image's row, operation), so that a batch is the same
 whatever worker, rank or resumed run computes it. They come from a counter-based generator: a hash of the counter.
+What an operation does to an image with given parameters is what torchvision's function of that name does.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-_CROP_PADDING = 4  # pixels, as in He et al. 2016 (arXiv:1512.03385) for CIFAR-10
+from ftkit.errors import UserError
+
 _MASK = 0xFFFFFFFF
+_DRAWS = 8  # random numbers for an image and an operation, more than any of them needs
 
 
 def random_bits(seed: int, epoch: int, rows: torch.Tensor, operation: str, count: int) -> torch.Tensor:
@@ -41,38 +46,231 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 16)
 
 
-def flip(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Every second image, left to right. uint8 (B, C, H, W) -> the same."""
-    return torch.where((bits[:, 0] & 1).bool().view(-1, 1, 1, 1), images.flip(3), images)
-
-
-def random_crop(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Shifted by up to 4 pixels each way, black beyond the edge. uint8 (B, C, H, W) -> the same."""
-    batch, channels, height, width = images.shape
-    span = 2 * _CROP_PADDING + 1
-    padded = F.pad(images, (_CROP_PADDING,) * 4)
-    rows = bits[:, :1] * span // (_MASK + 1) + torch.arange(height, device=images.device)
-    columns = bits[:, 1:2] * span // (_MASK + 1) + torch.arange(width, device=images.device)
-    index = (rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)).view(batch, 1, -1)
-    return padded.flatten(2).gather(2, index.expand(-1, channels, -1)).view(images.shape)
-
-
-_OPERATIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    "random_crop": random_crop,
-    "flip": flip,
-}
-
-
-def augment(images: torch.Tensor, rows: torch.Tensor, names: list[str], seed: int, epoch: int) -> torch.Tensor:
-    """`images` after the named operations, in their order.
+def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, epoch: int) -> torch.Tensor:
+    """`images` after the operations of `steps`, in their order.
 
     Args:
         images: uint8 (B, C, H, W); not changed.
         rows: int64 (B,), the row of each image in its dataset.
-        names: of `ftkit.arguments.data.AUGMENTATIONS`.
+        steps: names, or mappings of one name to its options; see `ftkit.arguments.data.AUGMENTATIONS`.
         seed: of the run.
         epoch: from 0.
     """
-    for name in names:
-        images = _OPERATIONS[name](images, random_bits(seed, epoch, rows, name, 2))
+    for step in steps:
+        name, options = next(iter(step.items())) if isinstance(step, dict) else (step, {})
+        images = _OPERATIONS[name](images, random_bits(seed, epoch, rows, name, _DRAWS), **options)
     return images
+
+
+# Each of these takes uint8 (B, C, H, W) and random bits, int64 (B, n), and gives uint8 (B, C, H, W).
+
+
+def flip(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Every second image, left to right."""
+    return torch.where((bits[:, 0] & 1).bool().view(-1, 1, 1, 1), images.flip(3), images)
+
+
+def _uniform(bits: torch.Tensor) -> torch.Tensor:
+    """float64 over [0, 1), in steps of 2^-32."""
+    return bits.double() / (_MASK + 1)
+
+
+def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode: str = "zeros") -> torch.Tensor:
+    """A crop of the image's own size out of the image padded on all sides (He et al. 2016, arXiv:1512.03385).
+
+    Args:
+        padding: pixels; less than the image's side for `mode: reflect`.
+        mode: `zeros` (black) or `reflect`.
+    """
+    if mode == "reflect" and padding >= min(images.shape[2:]):
+        raise UserError(f"augment: random_crop: padding {padding} must be less than the side of the images to reflect")
+    shifts = (_uniform(bits[:, :2]) * (2 * padding + 1)).long() - padding
+    return _shift(images, shifts, mode)
+
+
+def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) -> torch.Tensor:
+    """A shift of up to this share of the side each way, in whole pixels, black beyond the edge."""
+    most = torch.tensor([int(share * side) for side in images.shape[2:]], device=images.device)
+    return _shift(images, (_uniform(bits[:, :2]) * (2 * most + 1)).long() - most, "zeros")
+
+
+def _shift(images: torch.Tensor, shifts: torch.Tensor, mode: str) -> torch.Tensor:
+    """The windows of the images' own size that begin at `shifts`, int64 (B, 2): rows down, columns right."""
+    batch, channels, height, width = images.shape
+    down, right = (
+        shifts[:, axis : axis + 1] + torch.arange(side, device=images.device)
+        for axis, side in enumerate((height, width))
+    )
+    inside = None
+    if mode == "reflect":
+        down, right = (side - 1 - (side - 1 - at.abs()).abs() for at, side in ((down, height), (right, width)))
+    else:
+        inside = ((down >= 0) & (down < height)).unsqueeze(2) & ((right >= 0) & (right < width)).unsqueeze(1)
+        down, right = down.clamp(0, height - 1), right.clamp(0, width - 1)
+    index = (down.unsqueeze(2) * width + right.unsqueeze(1)).view(batch, 1, -1).expand(-1, channels, -1)
+    shifted = images.flatten(2).gather(2, index).view(images.shape)
+    return shifted if inside is None else shifted * inside.unsqueeze(1)
+
+
+def cutout(images: torch.Tensor, bits: torch.Tensor, size: int = 8) -> torch.Tensor:
+    """A black square around a random pixel, cut off at the edge (DeVries & Taylor 2017, arXiv:1708.04552)."""
+    sides = torch.tensor(images.shape[2:], device=images.device)
+    corner = (_uniform(bits[:, :2]) * sides).long() - size // 2
+    return _erase(images, corner, torch.full_like(corner, size))
+
+
+def random_erasing(
+    images: torch.Tensor,
+    bits: torch.Tensor,
+    probability: float = 0.5,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+) -> torch.Tensor:
+    """A black rectangle, of a share of the area and a ratio of its sides (Zhong et al. 2020, arXiv:1708.04896)."""
+    numbers = _uniform(bits)
+    sides = _random_sides(images, numbers, scale, ratio)
+    space = torch.tensor(images.shape[2:], device=images.device) - sides
+    corner = (numbers[:, 2:4] * (space + 1)).long()
+    return _erase(images, corner, sides * (numbers[:, 4:5] < probability))
+
+
+def _random_sides(images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio: Any) -> torch.Tensor:
+    """Height and width, int64 (B, 2), of a share of the area and a ratio of the sides, both uniform (of its log)."""
+    height, width = images.shape[2:]
+    area = height * width * (scale[0] + numbers[:, 0] * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (low + numbers[:, 1] * (high - low)).exp()  # width / height
+    sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=1).round().long()
+    return torch.minimum(sides.clamp(min=1), torch.tensor([height, width], device=images.device))
+
+
+def _erase(images: torch.Tensor, corner: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+    spans = []
+    for axis, side in enumerate(images.shape[2:]):
+        at = torch.arange(side, device=images.device)
+        begin, length = corner[:, axis : axis + 1], sides[:, axis : axis + 1]
+        spans.append((at >= begin) & (at < begin + length))
+    return images * ~(spans[0].unsqueeze(2) & spans[1].unsqueeze(1)).unsqueeze(1)
+
+
+def random_resized_crop(
+    images: torch.Tensor,
+    bits: torch.Tensor,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> torch.Tensor:
+    """A rectangle of a share of the area, resized to the image's own size (Szegedy et al. 2015, arXiv:1409.4842).
+
+    Resized linearly with antialiasing; a rectangle that is larger than the image in one direction is cut there.
+    """
+    numbers = _uniform(bits)
+    sides = _random_sides(images, numbers, scale, ratio)
+    space = torch.tensor(images.shape[2:], device=images.device) - sides
+    corner = (numbers[:, 2:4] * (space + 1)).long()
+    down, right = (_resampling(side, corner[:, i], sides[:, i]) for i, side in enumerate(images.shape[2:]))
+    resized = torch.einsum("bij,bcjk,blk->bcil", down, images.float(), right)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _resampling(side: int, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Weights float (B, side, side) that take `length` pixels from `begin` on to `side` pixels."""
+    at = torch.arange(side, device=begin.device).double()
+    scale = (length / side).view(-1, 1, 1)
+    support = scale.clamp(min=1)
+    center = (at + 0.5).view(1, -1, 1) * scale
+    source = at.view(1, 1, -1) - begin.view(-1, 1, 1)
+    weights = (1 - ((source + 0.5 - center) / support).abs()).clamp(min=0)
+    weights = weights * ((source >= 0) & (source < length.view(-1, 1, 1)))
+    return (weights / weights.sum(2, keepdim=True)).float()
+
+
+def rotate(images: torch.Tensor, bits: torch.Tensor, degrees: float = 10.0) -> torch.Tensor:
+    """By up to this angle each way, around the centre; black beyond the edge, linear in between."""
+    return affine(images, bits, degrees, translate=0.0, scale=(1.0, 1.0), shear=0.0)
+
+
+def affine(
+    images: torch.Tensor,
+    bits: torch.Tensor,
+    degrees: float = 10.0,
+    translate: float = 0.1,
+    scale: tuple[float, float] = (0.9, 1.1),
+    shear: float = 5.0,
+) -> torch.Tensor:
+    """Rotated, scaled, sheared and shifted around the centre; black beyond the edge, linear in between.
+
+    Args:
+        degrees: up to this angle each way.
+        translate: a share of the side, each way, in whole pixels.
+        scale: from, to.
+        shear: up to this angle each way, in degrees, along x and y.
+    """
+    numbers, (height, width) = _uniform(bits), images.shape[2:]
+    angle = torch.deg2rad((2 * numbers[:, 0] - 1) * degrees)
+    size = scale[0] + numbers[:, 1] * (scale[1] - scale[0])
+    shear_x, shear_y = (torch.deg2rad((2 * numbers[:, n] - 1) * shear) for n in (2, 3))
+    shift_x, shift_y = (((2 * numbers[:, n] - 1) * translate * side).round() for n, side in ((4, width), (5, height)))
+    # The inverse of: shift ∘ rotation ∘ shear along y ∘ shear along x ∘ scale.
+    turned = angle - shear_y
+    a = turned.cos() / shear_y.cos()
+    b = -turned.cos() * shear_x.tan() / shear_y.cos() - angle.sin()
+    c = turned.sin() / shear_y.cos()
+    d = -turned.sin() * shear_x.tan() / shear_y.cos() + angle.cos()
+    rows = [torch.stack([d, -b], 1) / size.unsqueeze(1), torch.stack([-c, a], 1) / size.unsqueeze(1)]
+    shift = torch.stack([shift_x, shift_y], 1)
+    x = torch.arange(width, device=images.device) + 0.5 - width / 2
+    y = torch.arange(height, device=images.device) + 0.5 - height / 2
+    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).double()  # (H, W, 2)
+    moved = points - shift.view(-1, 1, 1, 2)
+    grid = torch.stack([(moved * row.view(-1, 1, 1, 2)).sum(-1) for row in rows], dim=-1)
+    grid = grid / torch.tensor([width / 2, height / 2], device=images.device)
+    sampled = F.grid_sample(images.float(), grid.float(), mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.round().clamp(0, 255).to(torch.uint8)
+
+
+def brightness(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
+    """Times a factor from 1 - strength to 1 + strength."""
+    return _blend(images.float(), 0.0, _factor(bits, strength))
+
+
+def contrast(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
+    """Away from the mean grey value of the image, or towards it, by a factor from 1 - strength to 1 + strength."""
+    return _blend(images.float(), _grey(images).mean((1, 2, 3), keepdim=True), _factor(bits, strength))
+
+
+def saturation(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
+    """Away from the grey image, or towards it, by a factor from 1 - strength to 1 + strength; of colour images."""
+    return images if images.shape[1] == 1 else _blend(images.float(), _grey(images), _factor(bits, strength))
+
+
+def _factor(bits: torch.Tensor, strength: float) -> torch.Tensor:
+    return (1 + (2 * _uniform(bits[:, 0]) - 1) * strength).float().view(-1, 1, 1, 1)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    if images.shape[1] == 1:
+        return images.float()
+    red, green, blue = images.float().split(1, dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()  # as torchvision does
+
+
+def _blend(images: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
+    return (images * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
+
+
+_OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    operation.__name__: operation
+    for operation in (
+        affine,
+        brightness,
+        contrast,
+        cutout,
+        flip,
+        random_crop,
+        random_erasing,
+        random_resized_crop,
+        rotate,
+        saturation,
+        translate,
+    )
+}

@@ -1,57 +1,183 @@
 """Augmentation of a batch, against torchvision's for the same parameters; its numbers depend on nothing else."""
 
 import numpy as np
+import pytest
 import torch
 from support import finetune
+from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TV
 
-from ftkit.data.augment import augment, flip, random_bits, random_crop
+from ftkit.arguments.data import AUGMENTATIONS
+from ftkit.config import parse_config
+from ftkit.data import augment as A
 
-ROWS = torch.arange(64)
-IMAGES = torch.randint(0, 256, (64, 3, 9, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-
-
-def test_flip_and_crop_are_torchvisions():
-    bits = random_bits(1, 2, ROWS, "flip", 2)
-    flipped, cropped = flip(IMAGES, bits), random_crop(IMAGES, bits)
-    for image, left_right, shifted, (a, b) in zip(IMAGES, flipped, cropped, bits.tolist(), strict=True):
-        assert torch.equal(left_right, TV.horizontal_flip(image) if a % 2 else image)
-        top, left = a * 9 >> 32, b * 9 >> 32
-        assert torch.equal(shifted, TV.crop(TV.pad(image, [4]), top, left, 9, 12))
+ROWS = torch.arange(40)
 
 
-def test_an_image_gets_the_same_in_any_batch():
-    names = ["random_crop", "flip"]
-    whole = augment(IMAGES, ROWS, names, seed=5, epoch=3)
-    order = torch.randperm(64)
-    parts = [augment(IMAGES[rows], ROWS[rows], names, seed=5, epoch=3) for rows in order.split(10)]
+@pytest.fixture(params=[(3, 20, 28), (1, 16, 16)], ids=["colour", "grey"])
+def images(request):
+    coarse = torch.randint(0, 256, (40, request.param[0], 8, 8), generator=torch.Generator().manual_seed(0))
+    return F.interpolate(coarse.float(), size=request.param[1:], mode="bilinear").round().to(torch.uint8)
+
+
+def check(name, images, reference, tolerance=0, **options):
+    """The batch's operation against `reference(image, uniform numbers of that image)`, image by image."""
+    bits = A.random_bits(1, 2, ROWS, name, 8)
+    before, done = images.clone(), getattr(A, name)(images, bits, **options)
+    expected = torch.stack([reference(image, u) for image, u in zip(images, (bits / 2**32).tolist(), strict=True)])
+    assert done.dtype == torch.uint8 and done.shape == images.shape and torch.equal(images, before)
+    difference = (done.int() - expected.int()).abs()
+    assert difference.max() <= tolerance and (difference > 0).float().mean() < 0.15
+    assert not torch.equal(done, images) or name == "saturation"
+
+
+def test_flip(images):
+    bits = A.random_bits(1, 2, ROWS, "flip", 8)
+    expected = [TV.horizontal_flip(i) if b % 2 else i for i, b in zip(images, bits[:, 0].tolist(), strict=True)]
+    assert torch.equal(A.flip(images, bits), torch.stack(expected))
+
+
+@pytest.mark.parametrize(("padding", "mode"), [(4, "zeros"), (3, "reflect"), (15, "reflect")])
+def test_random_crop(images, padding, mode):
+    def reference(image, u):
+        padded = TV.pad(image, [padding], padding_mode="constant" if mode == "zeros" else mode)
+        return TV.crop(padded, *(int(n * (2 * padding + 1)) for n in u[:2]), *image.shape[1:])
+
+    check("random_crop", images, reference, padding=padding, mode=mode)
+
+
+def test_translate(images):
+    def reference(image, u):
+        most = [int(0.2 * side) for side in image.shape[1:]]
+        down, right = (int(n * (2 * m + 1)) - m for n, m in zip(u, most, strict=False))
+        return TV.affine(image, 0.0, [-right, -down], 1.0, [0.0, 0.0])
+
+    check("translate", images, reference, share=0.2)
+
+
+def test_cutout(images):
+    def reference(image, u):
+        top, left = (int(n * side) - 3 for n, side in zip(u, image.shape[1:], strict=False))
+        bottom, right = top + 6, left + 6
+        top, left = max(top, 0), max(left, 0)
+        return TV.erase(image, top, left, bottom - top, right - left, torch.tensor(0, dtype=torch.uint8))
+
+    check("cutout", images, reference, size=6)
+
+
+def sides(image, u, scale, ratio):
+    """Height and width of a share of the area and a ratio of the sides, as torchvision draws them."""
+    height, width = image.shape[1:]
+    area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
+    aspect = np.exp(np.log(ratio[0]) + u[1] * (np.log(ratio[1]) - np.log(ratio[0])))
+    tall, wide = min(round(np.sqrt(area / aspect)), height), min(round(np.sqrt(area * aspect)), width)
+    return int(u[2] * (height - tall + 1)), int(u[3] * (width - wide + 1)), tall, wide
+
+
+def test_random_erasing(images):
+    def reference(image, u):
+        place = sides(image, u, (0.02, 0.33), (0.3, 3.3))
+        return TV.erase(image, *place, torch.tensor(0, dtype=torch.uint8)) if u[4] < 0.7 else image
+
+    check("random_erasing", images, reference, probability=0.7)
+
+
+def test_random_resized_crop(images):
+    def reference(image, u):
+        place = sides(image, u, (0.08, 1.0), (3 / 4, 4 / 3))
+        return TV.resized_crop(image, *place, list(image.shape[1:]), antialias=True)
+
+    check("random_resized_crop", images, reference, tolerance=1)  # torchvision's weights are of 8 bits
+
+
+def test_rotate_and_affine(images):
+    def turned(image, u):
+        return TV.affine(image, (2 * u[0] - 1) * 15, [0, 0], 1.0, [0.0, 0.0], InterpolationMode.BILINEAR)
+
+    def moved(image, u):
+        v, (height, width) = [2 * n - 1 for n in u], image.shape[1:]
+        shift = [round(v[4] * 0.2 * width), round(v[5] * 0.2 * height)]
+        scale, shear = 0.8 + u[1] * 0.5, [v[2] * 7, v[3] * 7]
+        return TV.affine(image, v[0] * 20, shift, scale, shear, InterpolationMode.BILINEAR)
+
+    check("rotate", images, turned, tolerance=1, degrees=15)
+    check("affine", images, moved, tolerance=1, degrees=20, translate=0.2, scale=(0.8, 1.3), shear=7)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_colours(images, name):
+    function = getattr(TV, f"adjust_{name}")
+    check(name, images, lambda image, u: function(image, 1 + (2 * u[0] - 1) * 0.4), tolerance=1, strength=0.4)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_an_image_gets_the_same_in_any_batch(images, name):
+    steps = [{name: AUGMENTATIONS[name]}]
+    whole = A.augment(images, ROWS, steps, seed=5, epoch=3)
+    assert torch.equal(whole, A.augment(images, ROWS, [name], seed=5, epoch=3))  # the defaults are those that are told
+    order = torch.randperm(len(ROWS), generator=torch.Generator().manual_seed(0))
+    parts = [A.augment(images[rows], ROWS[rows], steps, seed=5, epoch=3) for rows in order.split(7)]
     assert torch.equal(torch.cat(parts), whole[order])
-    assert not torch.equal(whole, augment(IMAGES, ROWS, names, seed=5, epoch=4))
-    assert not torch.equal(whole, augment(IMAGES, ROWS, names, seed=6, epoch=3))
+    if name != "saturation" or images.shape[1] == 3:
+        assert not torch.equal(whole, A.augment(images, ROWS, steps, seed=5, epoch=4))
+        assert not torch.equal(whole, A.augment(images, ROWS, steps, seed=6, epoch=3))
 
 
 def test_the_numbers_look_random():
     """Uniform by image and by epoch, and independent of the neighbour, the epoch, the seed and the operation."""
     rows = torch.arange(50_000)
     draws = [
-        random_bits(*key, rows, name, 2).double().numpy() / 2**32
+        A.random_bits(*key, rows, name, 2).double().numpy() / 2**32
         for *key, name in ((1, 2, "flip"), (1, 3, "flip"), (2, 2, "flip"), (1, 2, "random_crop"))
     ]
     columns = np.concatenate([*draws, np.roll(draws[0], 1, axis=0)], axis=1)
     assert np.abs(np.histogram(columns, bins=16, range=(0, 1))[0] / columns.size * 16 - 1).max() < 0.02
     correlation = np.corrcoef(columns.T) - np.eye(columns.shape[1])
     assert np.abs(correlation).max() < 0.025
-    epochs = np.concatenate([random_bits(0, e, torch.tensor([7]), "flip", 1).numpy() & 1 for e in range(4000)])
+    epochs = np.concatenate([A.random_bits(0, e, torch.tensor([7]), "flip", 1).numpy() & 1 for e in range(4000)])
     assert abs(epochs.mean() - 0.5) < 0.03
 
 
 def test_a_run_with_augmentation_repeats_and_resumes(tmp_path):
-    options = ["--max_train_samples", 96, "--num_train_epochs", 3, "--augment", "random_crop", "flip",
-               "--save_total_limit", 9]  # fmt: skip
-    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
-    plain = finetune(tmp_path / "plain", *options[:4])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "dataset: digits\nmodel: convnet\nmax_train_samples: 96\nnum_train_epochs: 3\nsave_total_limit: 9\n"
+        "augment: [{random_crop: {padding: 1, mode: reflect}}, flip, cutout: {size: 2}]\n"
+    )
+    whole, part = (finetune(tmp_path / name, "--config", recipe) for name in ("whole", "part"))
+    plain = finetune(tmp_path / "plain", "--config", recipe, "--augment", "translate")
+    again = finetune(tmp_path / "again", "--config", whole / "config.yaml")
     (part / "run.json").unlink()
     max(part.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:])).rename(tmp_path / "lost")
-    finetune(part, *options, "--resume_from_checkpoint", "true")
-    files = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, part, plain)]
-    assert files[0] == files[1] != files[2]
+    finetune(part, "--config", recipe, "--resume_from_checkpoint", "true")
+    files = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, part, again, plain)]
+    assert files[0] == files[1] == files[2] != files[3]
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        (["flipp"], ["'flipp' is none of flip, random_crop", "did you mean 'flip'"]),
+        (["flip", "flip"], ["flip stands twice"]),
+        (['[{"random_crop": {"paddin": 2}}]'], ["random_crop has no option 'paddin' (did you mean 'padding'?)"]),
+        (['[{"random_crop": {"padding": 2.5}}]'], ["padding: 2.5 is not a whole number"]),
+        (['[{"random_crop": {"mode": "wrap"}}]'], ["mode: 'wrap' is not zeros or reflect"]),
+        (['[{"random_crop": 4}]'], ["random_crop: 4 is not a mapping of padding, mode"]),
+        (['[{"affine": {"scale": 2}}]'], ["scale: 2 is not two numbers"]),
+        (['[{"affine": {"scale": [2, 1]}}]'], ["the larger one last"]),
+        (['[{"rotate": {"degrees": "ten"}}]'], ["degrees: 'ten' is not a number"]),
+        (['[["flip"]]'], ["is none of"]),
+        (['[{"flip": {"p": 1}}]'], ["flip has no option 'p'"]),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(refused, augment, words):
+    with refused(*words):
+        parse_config(["--dataset", "digits", "--augment", *augment])
+
+
+def test_a_reflection_needs_an_image_that_is_large_enough(tmp_path, refused):
+    with refused("padding 8 must be less than the side"):
+        finetune(tmp_path / "run", "--max_train_samples", 64, "--num_train_epochs", 1, "--augment",
+                 '[{"random_crop": {"padding": 8, "mode": "reflect"}}]')  # fmt: skip
