@@ -10,6 +10,7 @@ import pytest
 _CACHES = tempfile.TemporaryDirectory(prefix="ftkit-tests-", ignore_cleanup_errors=True)
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH"):
     os.environ.pop(_name, None)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of pytest-xdist's workers: two threads would wait
 os.environ |= {"HF_HOME": _CACHES.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 

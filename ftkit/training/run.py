@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,12 +122,14 @@ def run_plan(
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
+        started = time.monotonic()
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             objective = Objective(config.loss, settings, len(train.class_names), config.data.augment or [])
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
         trainer.save_state()
-        results.append(_result(stage, trainer, output, sum(model.get_parameter(name).numel() for name in trained)))
+        size, seconds = sum(model.get_parameter(name).numel() for name in trained), time.monotonic() - started
+        results.append(_result(stage, trainer, output, size, seconds))
         if trainer.is_world_process_zero() and number < len(plan.stages) - 1:
             save_model(model, str(folder / "model.safetensors"))
             finished.write_text(json.dumps(results[-1]))
@@ -183,14 +186,15 @@ def _say_what_trains(number: int, plan: Plan) -> None:
         logger.info("%s %12s   %-13.3g %g", row, f"{sum(sizes[name] for name in moving):,}", rate, decay)
 
 
-def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int) -> dict[str, Any]:
+def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int, seconds: float) -> dict[str, Any]:
+    """`seconds` of the whole stage: with cached features, the time that it took to compute them is a part of it."""
     return {
         "stage": stage.name,
         "train": stage.train,
         "trained_parameters": trained,
         "steps": output.global_step,
         "epochs": trainer.state.epoch,
-        "seconds": round(output.metrics["train_runtime"], 2),
+        "seconds": round(seconds, 2),
         "images_per_second": round(output.metrics["train_samples_per_second"], 1),
         "best_metric": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
