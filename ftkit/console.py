@@ -26,7 +26,8 @@ def set_up_console(args: TrainingArguments) -> None:
     if args.get_process_log_level() > logging.INFO:
         transformers.utils.logging.set_verbosity_error()
         warnings.filterwarnings("ignore", module="torch.utils.data")
-        # PEFT asks transformers by an old name.
+        # PEFT asks transformers by an old name, and does not know the norms that `ln_tuning` was tried on.
+        warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 

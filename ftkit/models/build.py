@@ -252,7 +252,7 @@ def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
 
 def _load(load, name: str, local: bool) -> Any:
     if not local:
-        return from_hub(load, what=f"model {name}", fix=_LOCAL_FIX)
+        return from_hub(load, what=f"model {name} (there is no such folder)", fix=_LOCAL_FIX)
     try:
         return load()
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
