@@ -45,6 +45,12 @@ def convnet(tmp_path_factory):
     return _save_model("convnet", tmp_path_factory.mktemp("convnet-alone"), size=8)
 
 
+@pytest.fixture(scope="session")
+def mlp(tmp_path_factory):
+    """A multilayer perceptron with random weights for the digits 0 and 1, saved."""
+    return _save_model("mlp", tmp_path_factory.mktemp("mlp-alone"), size=8)
+
+
 def _save_model(name, path, size):
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.utils import PeftType
+from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -42,7 +42,7 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
     options = _options(args, steps)
     if "target_modules" not in options:
         options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
-    options["modules_to_save"] = sorted({head, *_known(options.get("modules_to_save", []), model)})
+    options["modules_to_save"] = sorted({head, *_known(options.get("modules_to_save") or [], model)})
     try:
         adapted = get_peft_model(model, _config(args.method, options))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
@@ -50,6 +50,8 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
             f"adapter_args: {args.method} with target_modules {options['target_modules']} does not fit the model, "
             f"whose modules are {', '.join(_kinds(model))}: {_first_line(error)}"
         ) from error
+    if args.merge_adapters:
+        merged(copy.deepcopy(adapted), pixel_values)  # what cannot be merged is refused before it is trained
     base = local_model(model.name_or_path)
     if base is not None:
         adapted.active_peft_config.base_model_name_or_path = str(base.resolve())
@@ -66,7 +68,15 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
         UserError: the method cannot be merged, or the logits differ by more than 1e-4 of their size.
     """
     before = _logits(model, pixel_values)
-    plain = model.merge_and_unload()
+    try:
+        plain = model.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        raise UserError(f"merge_adapters: they cannot be merged: {_first_line(error)}: leave it out") from error
+    for place, module in list(plain.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):  # LN tuning leaves them in
+            plain.set_submodule(place, module.modules_to_save[module.active_adapters[0]])
+    if left := [place for place, module in plain.named_modules() if type(module).__module__.startswith("peft.")]:
+        raise UserError(f"merge_adapters: PEFT leaves modules of its own in the model ({left[0]}, …): leave it out")
     difference = (_logits(plain, pixel_values) - before).abs().max().item()
     if not difference <= _MERGE_TOLERANCE * max(1.0, before.abs().max().item()):
         raise UserError(
@@ -168,6 +178,11 @@ def _adaptable(
         else:
             refused[name] = tried[kind]
     reasons = "; ".join(dict.fromkeys(refused.values()))
+    if not inputs:
+        raise UserError(
+            f"method: {args.method}: the model has no {'norm' if norms else 'linear or convolutional'} layers before "
+            "its head to adapt: use another method, or another model"
+        )
     if not found:
         raise UserError(
             f"method: {args.method} fits none of the {len(inputs)} {'norm' if norms else 'linear and convolutional'} "

@@ -32,13 +32,14 @@ def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Tr
     head = {name for name in groups[places[-1]] if model.get_parameter(name).requires_grad}  # PEFT keeps the old one
     everything = {name for names in groups.values() for name in names}
     if train == "all":
-        return everything
+        # A mask token serves pretraining only: it never gets a gradient, for which other processes would wait.
+        return {name for name in everything if not name.endswith("mask_token")}
     if train == "adapters":
         return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if train == "head":
         return head
     if train == "bias":
-        return head | {name for name in everything if name.rpartition(".")[2].endswith("bias")}
+        return head | {name for name in everything if _is_bias(name, model.get_parameter(name))}
     if train == "norm":
         return head | {
             f"{place}.{name}".lstrip(".")
@@ -55,6 +56,11 @@ def trained_parameters(model: nn.Module, groups: dict[str, list[str]], train: Tr
             )
         return {name for place in places[-1 - count :] for name in groups[place]}
     return {name for pattern in train for name in _matching(model, groups, pattern)}
+
+
+def _is_bias(name: str, parameter: nn.Parameter) -> bool:
+    """A vector called so: `bias`, `in_proj_bias`, `bias_ih_l0`."""
+    return parameter.ndim == 1 and "bias" in name.rpartition(".")[2].split("_")
 
 
 def _matching(model: nn.Module, groups: dict[str, list[str]], pattern: str) -> list[str]:
@@ -85,8 +91,11 @@ def only_training(
         UserError: something that was frozen has moved; the message names the modules.
     """
     hooks = []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained)
+    # By tensor, not by name: a shared one has several.
+    tensors = {id(parameter) for name, parameter in _all_parameters(model) if name in trained}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in tensors)
+    trained = trained | {name for name, parameter in _all_parameters(model) if id(parameter) in tensors}
     moving = {name for name, _ in model.named_buffers()} if train == "all" else set()
     for place, module in model.named_modules():
         if not isinstance(module, BATCH_NORMS):
@@ -112,6 +121,10 @@ def only_training(
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _all_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
 
 
 def _evaluate(module: nn.Module, _inputs: tuple) -> None:

@@ -38,9 +38,15 @@ def parameter_settings(
     for distance, names in enumerate(reversed(groups.values())):
         rate = learning_rate * (method.layer_decay**distance if distance else method.head_lr_multiplier)
         for name in names:
-            matrix = sum(side > 1 for side in model.get_parameter(name).shape) > 1 and name not in kept
-            settings[name] = Setting(rate, matrix or loss.decay_norms_and_biases)
+            decays = _is_matrix(name, model.get_parameter(name)) and name not in kept
+            settings[name] = Setting(rate, decays or loss.decay_norms_and_biases)
     return settings
+
+
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """What maps features to features, also by rank 1; not a vector, nor one with sides of 1 around it."""
+    ranks = ".lora_" in name and parameter.ndim > 1
+    return parameter.ndim == 2 or ranks or sum(side > 1 for side in parameter.shape) > 1
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:

@@ -1,20 +1,19 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
-from collections import Counter
-
 from timm.models import group_parameters
 from torch import nn
 from transformers import PreTrainedModel, TimmWrapperForImageClassification
 
 from ftkit.errors import UserError
 
+_PIECES = 4  # of a group's name
 BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer, of torch's or of any other library's."""
     kind = type(module).__name__.lower()
-    return isinstance(module, BATCH_NORMS) or ("norm" in kind and not list(module.children()))
+    return isinstance(module, BATCH_NORMS) or ("norm" in kind and any(True for _ in module.parameters(recurse=False)))
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
@@ -26,19 +25,22 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     Raises:
         UserError: there is no such layer; the message names the linear layers with as many outputs as classes.
     """
-    linear = {
+    classes = model.config.num_labels
+    candidates = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == classes
     }
+    linear = {name: module for name, module in candidates.items() if isinstance(module, nn.Linear)}
     if isinstance(model, TimmWrapperForImageClassification):
         found = [name for name, module in linear.items() if module is model.timm_model.get_classifier()]
     else:
         found = [name for name in linear if "classifier" in name.split(".")]
     if len(found) != 1:
+        listed = ", ".join(f"{name} ({type(module).__name__})" for name, module in candidates.items())
         raise UserError(
-            f"model: the head of {type(model).__name__} cannot be found: {len(found)} layers could be it; linear "
-            f"layers with {model.config.num_labels} outputs: {', '.join(linear) or 'none'}"
+            f"model: the head of {type(model).__name__} cannot be found, one linear layer is expected: {len(found)} "
+            f"could be it; modules with {classes} outputs: {listed or 'none'}"
         )
     return found[0], linear[found[0]]
 
@@ -54,22 +56,29 @@ def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
         UserError: the head cannot be found.
     """
     head, _ = find_head(model)
-    if isinstance(model, TimmWrapperForImageClassification):
-        network = model.timm_model
-        grouped = group_parameters(network, network.group_matcher(coarse=True))
-        members = [[f"timm_model.{name}" for name in grouped[key]] for key in sorted(grouped)]
-        groups = {_common_place(names): names for names in members}
-    else:
-        groups = {
-            place: [f"{place}.{name}" for name, _ in part.named_parameters()] for place, part in _along(model, "")
-        }
-    grouped = {name for names in groups.values() for name in names}
+    last = [name for name, _ in model.named_parameters() if name.startswith(f"{head}.")]
+    members = [[name for name in names if name not in last] for names in _members(model)]
+    grouped = {name for names in members for name in [*names, *last]}
     # Parameters of a model itself, such as a class token, belong to its input.
     loose = [name for name, _ in model.named_parameters() if name not in grouped]
-    groups = {"input": loose, **groups}
-    body = {place: [name for name in names if not name.startswith(f"{head}.")] for place, names in groups.items()}
-    last = [name for name, _ in model.named_parameters() if name.startswith(f"{head}.")]
-    return {**{place: names for place, names in body.items() if names}, head: last}
+    groups: dict[str, list[str]] = {}
+    for names in filter(None, [loose, *members]):
+        label = _label(model, names)
+        groups[label if label not in groups else f"{label}+{len(groups)}"] = names
+    return {**groups, head: last}
+
+
+def _members(model: PreTrainedModel) -> list[list[str]]:
+    """The parameter names of each group, the head's among them."""
+    place, network = "", model
+    if isinstance(model, TimmWrapperForImageClassification):
+        place, network = "timm_model", model.timm_model
+        try:
+            grouped = group_parameters(network, network.group_matcher(coarse=True))
+            return [[f"timm_model.{name}" for name in grouped[key]] for key in sorted(grouped)]
+        except (AttributeError, AssertionError, NotImplementedError):
+            pass  # timm does not group every one of its models
+    return [[f"{inner}.{name}" for name, _ in part.named_parameters()] for inner, part in _along(network, place)]
 
 
 def plain_name(name: str) -> str:
@@ -108,18 +117,19 @@ def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
     return parts
 
 
-def _common_place(names: list[str]) -> str:
-    """The innermost module that all of these parameters are in, or else one that at least half are in.
+def _label(model: nn.Module, names: list[str]) -> str:
+    """What a group is called: the module that it is, or the modules and parameters that make it up, joined by `+`.
 
-    timm puts a last norm beside the last block, and position embeddings beside the stem.
+    A group that is called like a module holds all of its parameters and no others.
     """
-    modules = [name.rpartition(".")[0] or name for name in names]
-    around = Counter(
-        ".".join(parts[:n]) for parts in (m.split(".") for m in modules) for n in range(1, len(parts) + 1)
-    )
-    del around["timm_model"]
-    for share in (1, 0.5):
-        shared = [place for place, count in around.items() if count >= share * len(modules)]
-        if shared:
-            return max(shared, key=lambda place: place.count("."))
-    return modules[0]
+    outside = [name for name, _ in model.named_parameters() if name not in set(names)]
+    around = {".".join(parts[:n]) for parts in (name.split(".") for name in outside) for n in range(len(parts))}
+    pieces: list[str] = []
+    for name in names:
+        parts = name.split(".")
+        inside = (".".join(parts[:n]) for n in range(1, len(parts) + 1) if ".".join(parts[:n]) not in around)
+        piece = next(inside, name)
+        if piece not in pieces:
+            pieces.append(piece)
+    shown = [pieces[0], *(piece.removeprefix("timm_model.") for piece in pieces[1:])]
+    return "+".join(shown if len(shown) <= _PIECES else [*shown[: _PIECES - 1], f"{len(shown) - _PIECES + 1}-more"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets.fingerprint import Hasher
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -74,7 +75,8 @@ class FeatureExtractor:
         self.model, self.args, self.normalize, self.cache_dir = model.to(args.device), args, normalize, cache_dir
         self.head = model.get_submodule(head)
         body = digests(model, {name for name in model.state_dict() if plain_name(name).startswith(f"{head}.")})
-        self.key = (_VERSION, body, model.config.to_json_string(), args.bf16, args.fp16, args.device.type)
+        adapters = sorted(map(str, vars(model.active_peft_config).items())) if isinstance(model, PeftModel) else None
+        self.key = (_VERSION, body, model.config.to_json_string(), adapters, args.bf16, args.fp16, args.device.type)
 
     def why_not(self, tensors: ImageTensors) -> str | None:
         """Why the features would not give what training through the body gives, or None. A few images are tried."""

@@ -27,6 +27,7 @@ def make_loss(args: LossArguments, label_smoothing: float) -> Loss:
     def focal(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         log_probabilities = F.log_softmax(logits, dim=1)
         easy = -torch.expm1(log_probabilities)  # 1 - p
+        easy = easy.clamp(min=torch.finfo(easy.dtype).tiny)  # the slope of a root is infinite at 0
         return -(shares * easy**args.focal_gamma * log_probabilities).sum(1).mean()
 
     of_shares = {

@@ -30,7 +30,7 @@ def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused,
         ("oft", "con"),  # it has only kernels of 3 x 3, for which PEFT's OFT does not begin as the identity
     )
     if nothing_fits:
-        with refused(f"method: {method} fits none of the"):
+        with refused(f"method: {method}"):
             finetune(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
         assert not (tmp_path / "run").exists()
         return
@@ -45,12 +45,15 @@ def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused,
     assert record["stages"][0]["best_metric"] > 0  # labels and metrics are known to the Trainer
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera"])
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"])
 def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
     arguments = [*QUICK, "--model", folder, "--method", method, "--merge_adapters", "true"]
     reason = {"vera": "No layers types compatible", "oft": "before it has learned anything"}.get(method)
-    if reason and ("convnet" in folder.name or ("resnet" in folder.name and method == "vera")):
-        with refused(f"method: {method} fits none of the", reason):
+    convolutional = "convnet" in folder.name or ("resnet" in folder.name and method == "vera")
+    if method == "ln_tuning" and "mlp" in folder.name:
+        convolutional, reason = True, "no norm layers"
+    if reason and convolutional:
+        with refused(f"method: {method}", reason):
             finetune(tmp_path / "run", *arguments)
         return
     run = finetune(tmp_path / "run", *arguments)
@@ -153,6 +156,35 @@ def test_adalora_gives_its_ranks_away(convnet, tmp_path):
     values = load_file(run / "model" / "adapter_model.safetensors")
     ranks = [(value != 0).sum().item() for name, value in values.items() if "lora_E" in name]
     assert sum(ranks) == 8 * len(ranks) < sum(value.numel() for name, value in values.items() if "lora_E" in name)
+
+
+@pytest.mark.parametrize("method", ["unilora", "tinylora"])
+def test_adapters_that_layers_share_are_not_taken_for_frozen_ones(tmp_path, mlp, method):
+    assert_reloads(finetune(tmp_path / "run", *QUICK, "--model", mlp, "--method", method))
+
+
+def test_what_cannot_be_merged_is_refused_before_it_trains(mlp, tmp_path, refused):
+    arguments = [
+        "--method",
+        "lily",
+        "--merge_adapters",
+        "true",
+        "--adapter_args",
+        '{"target_modules": ["layers.1.0"]}',
+    ]
+    with refused("merge_adapters: they cannot be merged"):
+        finetune(tmp_path / "run", *QUICK, "--model", mlp, *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_behind_other_adapters_are_other_features(convnet, tmp_path):
+    """What scales an adapter is in no weight: the cache must know it."""
+    stages, cache = '[{"train": "head"}, {"train": "adapters"}]', tmp_path / "cache"
+    for alpha in (1, 4):
+        args = {"init_lora_weights": False, "lora_alpha": alpha, "target_modules": ["stages.2.0.convolution"]}
+        finetune(tmp_path / str(alpha), *QUICK, "--model", convnet, "--method", "lora", "--cache_dir", cache,
+                 "--stages", stages, "--adapter_args", json.dumps(args))  # fmt: skip
+    assert len(list(cache.glob("features-*"))) == 4
 
 
 def test_adapters_are_no_model_to_start_from(convnet, tmp_path, refused):

@@ -4,8 +4,12 @@ import pytest
 import transformers as T
 from torch import nn
 
+from ftkit.arguments import ModelArguments
+from ftkit.data.images import ImageInfo
 from ftkit.errors import UserError
+from ftkit.methods.freezing import trained_parameters
 from ftkit.models.anatomy import find_head, layer_groups
+from ftkit.models.build import build_model
 
 _VIT = {
     "image_size": 16,
@@ -59,14 +63,46 @@ def test_layer_groups_go_from_input_to_head(name):
     assert firsts == sorted(firsts)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["test_vit", "test_resnet", "efficientnet_b0", "convnext_atto", "densenet121", "poolformer_s12", "rdnet_tiny"],
+)
+def test_timms_groups_hold_every_parameter_and_are_called_what_they_are(name):
+    """Also of models that timm does not group; a group that is called like a module is that module."""
+    args = ModelArguments(model=f"timm/{name}", image_size=[64])
+    model, _ = build_model(args, ["a", "b"], ImageInfo((64, 64), 3), pretrained=False)
+    groups, modules = layer_groups(model), dict(model.named_modules())
+    assert len(groups) > 5
+    assert sorted(n for names in groups.values() for n in names) == sorted(n for n, _ in model.named_parameters())
+    for label, names in groups.items():
+        if label in modules:
+            assert {f"{label}.{inner}" for inner, _ in modules[label].named_parameters()} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "least"), [("timm/efficientnet_b0_gn", "norm", 40_000), ("rnn", "bias", 200)]
+)
+def test_norms_and_biases_of_every_kind_are_found(name, train, least):
+    model, _ = build_model(ModelArguments(model=name, image_size=[32]), ["a", "b"], ImageInfo((32, 32), 1), False)
+    groups = layer_groups(model)
+    body = trained_parameters(model, groups, train) - trained_parameters(model, groups, "head")
+    assert sum(model.get_parameter(name).numel() for name in body) >= least
+
+
+def test_a_mask_token_of_pretraining_does_not_train():
+    model = MODELS["dinov2"][0](MODELS["dinov2"][1])
+    left = dict(model.named_parameters()).keys() - trained_parameters(model, layer_groups(model), "all")
+    assert left == {"dinov2.embeddings.mask_token"}
+
+
 def test_two_heads_are_named():
     model = T.DeiTForImageClassificationWithTeacher(T.DeiTConfig(**_VIT))
-    with pytest.raises(UserError, match="cls_classifier, distillation_classifier"):
+    with pytest.raises(UserError, match=r"cls_classifier \(Linear\), distillation_classifier \(Linear\)"):
         find_head(model)
 
 
 def test_no_head_is_said():
     model = T.ViTForImageClassification(T.ViTConfig(**_VIT))
     model.classifier = nn.Identity()
-    with pytest.raises(UserError, match="linear layers with 3 outputs: none"):
+    with pytest.raises(UserError, match="modules with 3 outputs: none"):
         layer_groups(model)

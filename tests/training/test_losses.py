@@ -45,6 +45,13 @@ def test_shares_of_classes_and_smoothing_mean_the_same_everywhere(name):
     assert torch.isfinite(loss(100 * LOGITS, LABELS))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_the_focal_loss_has_a_slope_where_an_image_is_certain(gamma):
+    logits = torch.tensor([[50.0, 0, 0], [0, 200.0, 0]], requires_grad=True)
+    of("focal", focal_gamma=gamma)(logits, torch.tensor([0, 2])).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 def losses(run):
     history = json.loads((run / "stages/0-all/trainer_state.json").read_text())["log_history"]
     return [log["loss"] for log in history if "loss" in log]
