@@ -1,6 +1,7 @@
 """Helpers that the tests share."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,17 @@ def assert_reloads(run: Path) -> None:
     tables = [pq.read_table(run / place / "predictions.parquet") for place in ("evaluation", "again")]
     stored, again = (np.stack(table["probabilities"].to_numpy()) for table in tables)
     np.testing.assert_allclose(again, stored, atol=1e-5)
+
+
+def interrupt(run: Path, keep: int = -1) -> None:
+    """Make a finished run one that was killed in its last stage, which has only its first `keep` checkpoints."""
+    last = max((run / "stages").iterdir(), key=lambda stage: int(stage.name.partition("-")[0]))
+    checkpoints = sorted(last.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    assert len(checkpoints) > 1
+    for path in (run / "model", run / "evaluation", *checkpoints[keep:]):
+        shutil.rmtree(path)
+    for path in (run / "run.json", last / "result.json", last / "model.safetensors"):
+        path.unlink()
 
 
 def finetune(output_dir: Path, *options: object) -> Path:

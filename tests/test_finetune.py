@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
-from support import REPO, finetune, load_recipe_script
+from support import REPO, finetune, interrupt, load_recipe_script
 
 from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
@@ -216,13 +216,60 @@ def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
     assert (run / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(tmp_path):
+    options = ["--max_train_samples", "100", "--num_train_epochs", "30", "--learning_rate", "0.01",
+               "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy", "--save_total_limit",
+               "99"]  # fmt: skip
+    whole = finetune(tmp_path / "whole", *options)
+    steps = [len(list(run.glob("stages/0-all/checkpoint-*"))) for run in (whole,)]
+    for keep in (1, steps[0] - 1, steps[0]):  # the last: it was killed between its last checkpoint and its result
+        part = finetune(tmp_path / str(keep), *options)
+        interrupt(part, keep)
+        finetune(part, *options, "--resume_from_checkpoint", "true")
+        assert weights(part) == weights(whole)
+
+
+def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
+    run = finetune(tmp_path / "run", *QUICK)
+    before = weights(run)
+    for name in ("run.json", "model/model.safetensors"):
+        (run / name).unlink()
+    finetune(run, *QUICK, "--resume_from_checkpoint", "true")
+    assert weights(run) == before and "stage 0, all: finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--metric_for_best_model", "acuracy"], ["'acuracy' is neither accuracy nor loss"]),
+        (["--optim", "timm/lamb", "--optim_args", "foo=1"], ["optim: timm/lamb, optim_args: foo=1", "foo"]),
+        (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
+        (["--optim", "timm/adahessian"], ["gradients of gradients"]),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], ["lr_scheduler_type: cosine_with_min_lr", "min_lr"]),
+        (["--dataloader_drop_last", "true", "--max_train_samples", "10"], ["10 images make no batch of 32"]),
+        (["--resume_from_checkpoint", "no/such/folder"], ["is not a folder"]),
+        (["--early_stopping_patience", "2", "--stages", '[{"train": "all", "load_best_model_at_end": false}]'],
+         ["needs load_best_model_at_end: true here as well"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_options_of_training_that_do_not_fit_are_one_sentence(tmp_path, refused, options, words):
+    with refused(*words):
+        finetune(tmp_path / "run", *QUICK, *options)
+
+
+def test_resume_false_is_no_resume(tmp_path, refused):
+    run = finetune(tmp_path / "run", *QUICK, "--num_train_epochs", "2", "--save_total_limit", "9")
+    interrupt(run)
+    with refused("unfinished run"):
+        finetune(run, *QUICK, "--resume_from_checkpoint", "false")
+
+
 def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
     options = ["--model", "mlp", "--max_train_samples", "200", "--num_train_epochs", "3"]
     whole = finetune(tmp_path / "whole", *options, "--save_total_limit", "3")
     part = finetune(tmp_path / "part", *options, "--save_total_limit", "3")
-    for checkpoint in sorted(part.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:]))[1:]:
-        subprocess.run(["rm", "-r", checkpoint], check=True)
-    (part / "run.json").unlink()
+    interrupt(part, keep=1)
     with pytest.raises(UserError, match="unfinished run.*--resume_from_checkpoint true"):
         finetune(part, *options, "--save_total_limit", "3")
     finetune(part, *options, "--save_total_limit", "3", "--resume_from_checkpoint", "true")

@@ -142,6 +142,8 @@ def _check_augmentation(step: Any) -> list[str]:
             errors.append(
                 f"augment: {name}: {key}: {value!r} is not {'two numbers' if pair else 'a number'} from 0 up"
             )
+        elif key in ("probability", "share", "translate") and not 0 <= numbers[0] <= 1:
+            errors.append(f"augment: {name}: {key}: {value!r} must be a share, from 0 to 1")
         elif pair and not 0 < numbers[0] <= numbers[1]:
             errors.append(f"augment: {name}: {key}: {value!r} must be two numbers more than 0, the larger one last")
         elif type(default) is int and type(value) is not int:

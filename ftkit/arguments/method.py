@@ -128,9 +128,32 @@ class MethodArguments:
                 errors.append(
                     f"adapter_args: {self.method} has no option {key!r}{nearest(key, options)}: {', '.join(options)}"
                 )
+            elif key in ("inference_mode", "task_type"):
+                errors.append(f"adapter_args: {key} is not for a classifier of images: leave it out")
+        errors += self._check_adapter_values(configs[self.method])
         if self.train_batchnorm_stats:
             errors.append(
                 "train_batchnorm_stats: true would move statistics that are not saved with an adapter: leave it out"
+            )
+        return errors
+
+    def _check_adapter_values(self, config: type) -> list[str]:
+        """What PEFT would take without a word, or answer with an error about something else."""
+        args, errors = self.adapter_args or {}, []
+        for option in dataclasses.fields(config):
+            number = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
+            if number and isinstance(args.get(option.name), str):
+                errors.append(f"adapter_args: {option.name}: {args[option.name]!r} is not a number")
+        saved = args.get("modules_to_save") or []
+        if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+            errors.append(f"adapter_args: modules_to_save: {saved!r} is not a list of names")
+        for key in ("layers_to_transform", "layers_pattern"):
+            if args.get(key) is not None and not args.get("target_modules"):
+                errors.append(f"adapter_args: {key} needs target_modules beside it, to choose from")
+        if str(args.get("init_lora_weights", "")).startswith("pissa_niter") and not self.merge_adapters:
+            errors.append(
+                f"adapter_args: init_lora_weights: {args['init_lora_weights']} draws at random what a reload would "
+                "have to repeat: use pissa, or merge_adapters: true"
             )
         return errors
 

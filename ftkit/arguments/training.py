@@ -72,6 +72,9 @@ def check_training(values: dict[str, Any]) -> list[str]:
         if not mapping:
             errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
     errors += _check_optimizer(values.get("optim", TrainingArguments.optim), values.get("optim_args"))
+    metric = values.get("metric_for_best_model")
+    if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
+        errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
     if values.get("push_to_hub"):
         errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
     return errors
@@ -96,10 +99,12 @@ def _check_optimizer(optim: str, options: str | None) -> list[str]:
     if not optim.startswith(TIMM_OPTIMIZERS):
         known = [name.value for name in OptimizerNames]
         return [] if optim in known else [f"optim: {optim!r} is not one of {', '.join(known)}{nearest(optim, known)}"]
-    from timm.optim import list_optimizers  # late: most recipes take another
+    from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes take another
 
     known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)
     errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
+    if name in known and get_optimizer_info(name).second_order:
+        errors.append(f"optim: {optim} wants gradients of gradients, which the Trainer does not make: use another")
     try:
         timm_optimizer_options(options)
     except ValueError as error:

@@ -19,6 +19,7 @@ from ftkit.models.anatomy import find_head, is_norm
 
 logger = logging.getLogger(__name__)
 _MERGE_TOLERANCE = 1e-4  # of logits, where they are of the order of 1
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of AdaLoRA's rank allocator
 _NORM_METHODS = (PeftType.LN_TUNING,)  # these train the norms themselves, and would take any layer
 
 
@@ -103,6 +104,26 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     }
 
 
+def rank_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What AdaLoRA knows beside its weights: how much each of them mattered so far, and which ranks it masks."""
+    if not _is_adalora(model):
+        return {}
+    allocator, pattern = model.base_model.rankallocator, model.active_peft_config.rank_pattern or {}
+    kept = {f"{kind}/{name}": value for kind in _IMPORTANCE for name, value in getattr(allocator, kind).items()}
+    return kept | {f"pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
+
+
+def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
+    """Take up again what `rank_state` gave."""
+    allocator, config = model.base_model.rankallocator, model.active_peft_config
+    for key, value in state.items():
+        kind, _, name = key.partition("/")
+        if kind == "pattern":
+            config.rank_pattern = {**(config.rank_pattern or {}), name: value.tolist()}
+        else:
+            getattr(allocator, kind)[name] = value.to(model.device)
+
+
 def is_bookkeeping(name: str) -> bool:
     """Whether a parameter has no gradient and changes even so: AdaLoRA's ranks."""
     return ".ranknum." in name
@@ -148,6 +169,8 @@ def _options(args: MethodArguments, steps: int) -> dict[str, Any]:
     if args.method == "ia3":
         defaults["feedforward_modules"] = []  # scale what comes out of a layer, never what goes in
     if args.method == "adalora":
+        if steps < 2:
+            raise UserError(f"method: adalora plans its ranks over the steps, and there is only {steps}: train longer")
         defaults |= {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
     return defaults | (args.adapter_args or {})
 

@@ -97,6 +97,11 @@ def load_model(
 def _with_adapters(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
     """The model that the adapters in a folder belong to, with them in it; the head is theirs."""
     base, code = PeftConfig.from_pretrained(folder).base_model_name_or_path, {"trust_remote_code": trust_remote_code}
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(
+            f"model: {folder} holds adapters of the model in {base}, which is not there: bring it back, or write its "
+            f"new place into base_model_name_or_path of {folder / 'adapter_config.json'}"
+        )
     config = AutoConfig.from_pretrained(folder, **code)
     model = AutoModelForImageClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True, **code)
     return PeftModel.from_pretrained(model, folder)

@@ -67,7 +67,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         )
         raise UserError(f"model: {path} cannot be read as a file of weights: {why}: {_WAY_OUT}") from None
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
+        if "TorchScript" in reason:
+            reason = f"it is a TorchScript archive: {_WAY_OUT}"
         raise UserError(f"model: {path} cannot be read as a file of weights: {reason}") from None
     if isinstance(loaded, nn.Module):
         loaded = loaded.state_dict()

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from ftkit.arguments import LossArguments
 from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import ImageTensors
@@ -62,9 +63,11 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         try:
-            stages.append((stage, folder, dataclasses.replace(training, output_dir=str(folder), **stage.arguments)))
+            args = dataclasses.replace(training, output_dir=str(folder), **stage.arguments)
         except (ValueError, TypeError) as error:
             raise UserError(f"stages[{number}]: {error}") from None
+        _check_stage(number, args, config.loss, len(train))
+        stages.append((stage, folder, args))
     if config.method.is_adapter:
         steps = sum(_steps(args, len(train)) for stage, _, args in stages if stage.train == "adapters")
         model = add_adapters(config.method, model, normalize(train.images[:2]), steps)
@@ -82,7 +85,20 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     head = list(groups)[-1]
     if not any(stage.trained.intersection(groups[head]) for stage in prepared):
         logger.warning("no stage trains the head, %s: where its classes are new, name it as well", head)
+    for stage in prepared:
+        if stage.stage.train in ("bias", "norm") and stage.trained <= set(groups[head]):
+            logger.warning("before the head there is no %s: the head alone trains", stage.stage.train)
     return Plan(model, groups, prepared)
+
+
+def _check_stage(number: int, args: TrainingArguments, loss: LossArguments, images: int) -> None:
+    if loss.early_stopping_patience is not None and not args.load_best_model_at_end:
+        raise UserError(f"stages[{number}]: early_stopping_patience needs load_best_model_at_end: true here as well")
+    if _steps(args, images) == 0:
+        raise UserError(
+            f"stages[{number}]: {images} images make no batch of {args.per_device_train_batch_size} on each of "
+            f"{args.world_size} processes under dataloader_drop_last: true: take smaller batches, or leave it out"
+        )
 
 
 def _steps(args: TrainingArguments, images: int) -> int:
@@ -130,7 +146,7 @@ def run_plan(
         trainer.save_state()
         size, seconds = sum(model.get_parameter(name).numel() for name in trained), time.monotonic() - started
         results.append(_result(stage, trainer, output, size, seconds))
-        if trainer.is_world_process_zero() and number < len(plan.stages) - 1:
+        if trainer.is_world_process_zero():
             save_model(model, str(folder / "model.safetensors"))
             finished.write_text(json.dumps(results[-1]))
     return (merged(model, normalize(validation.images[:64])) if config.method.merge_adapters else model), results
@@ -202,12 +218,11 @@ def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: i
 
 
 def _checkpoint(resume: str | None, folder: Path) -> str | None:
-    """The checkpoint that `resume_from_checkpoint` means: a folder, or with `true` the newest of the stage."""
-    if not resume or str(resume).lower() == "false":
+    """The checkpoint that `resume_from_checkpoint` means in a stage: the one it names, if that is of this stage, or
+    else the stage's newest."""
+    if not resume:
         return None
-    if str(resume).lower() != "true":
-        if not Path(resume).is_dir():
-            raise UserError(f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, or true")
+    if str(resume).lower() != "true" and Path(resume).absolute().parent == folder.absolute():
         return resume
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if last is None:

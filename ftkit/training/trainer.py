@@ -1,8 +1,8 @@
 """A thin `Trainer` for batches of uint8 images."""
 
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.arguments import LossArguments
@@ -25,11 +27,20 @@ from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_op
 from ftkit.data.augment import augment
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
-from ftkit.methods.adapters import RankAllocation, adapter_state, finish_adapters, orthogonality
+from ftkit.methods.adapters import (
+    RankAllocation,
+    adapter_state,
+    finish_adapters,
+    orthogonality,
+    rank_state,
+    restore_ranks,
+)
 from ftkit.methods.parameter_groups import Setting
 from ftkit.training.ema import WeightAverage
 from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.progress import EvaluationLines
+
+_RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
 
 
 def accuracy_and_loss(prediction) -> dict[str, float]:
@@ -128,6 +139,7 @@ class ImageTrainer(Trainer):
             self.mixup = Mixup(args.mixup, args.cutmix, label_smoothing=0.0, num_classes=objective.num_classes)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+            self.args.restore_callback_states_from_checkpoint = True  # a resume goes on counting
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
@@ -186,7 +198,29 @@ class ImageTrainer(Trainer):
         return (lambda groups, **options: create_optimizer_v2(groups, opt=name, **options)), options
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""
+        """The optimizer, with the learning rate and weight decay that each parameter has in the objective.
+
+        Raises:
+            UserError: a package is missing, or an option is unknown, missing or of another type.
+        """
+        with self._explained("optim", "optim_args"):
+            return self._make_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """The schedule, or one sentence about what is wrong with its options."""
+        with self._explained("lr_scheduler_type", "lr_scheduler_kwargs"):
+            return super().create_scheduler(num_training_steps, optimizer)
+
+    @contextmanager
+    def _explained(self, *names: str) -> Iterator[None]:
+        try:
+            yield
+        except (ImportError, TypeError, ValueError) as error:
+            values = self.args.to_dict()  # enums as their texts
+            given = ", ".join(f"{name}: {values[name]}" for name in names)
+            raise UserError(f"{given}: {error}") from error
+
+    def _make_optimizer(self, model: nn.Module | None) -> torch.optim.Optimizer:
         make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         own_groups = is_optimizer_factory(make) or options.keys() & {"params", "model", "optimizer_dict"}
         if own_groups and not str(self.args.optim).startswith(TIMM_OPTIMIZERS):
@@ -216,7 +250,7 @@ class ImageTrainer(Trainer):
             UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
         """
         try:
-            output = super().train(*args, **kwargs)
+            output = self._stopped_before(kwargs.get("resume_from_checkpoint")) or super().train(*args, **kwargs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -229,11 +263,26 @@ class ImageTrainer(Trainer):
             self.average.keep(self.state.best_model_checkpoint if self.args.load_best_model_at_end else None)
         return output
 
+    def _stopped_before(self, checkpoint: str | None) -> TrainOutput | None:
+        """The result of a stage that had stopped early when this checkpoint was written: there is nothing to go on."""
+        patience = self.objective.args.early_stopping_patience
+        if checkpoint is None or patience is None:
+            return None
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        stopping = state.stateful_callbacks["EarlyStoppingCallback"]
+        if stopping["attributes"]["early_stopping_patience_counter"] < patience:
+            return None
+        self.state = state
+        self._load_best_model()
+        return TrainOutput(state.global_step, 0.0, {"train_samples_per_second": 0.0})
+
     def _save(self, output_dir=None, state_dict=None):
         if isinstance(self.model, PeftModel):
             # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
             Path(output_dir).mkdir(parents=True, exist_ok=True)
             save_file(adapter_state(self.model), Path(output_dir) / SAFE_WEIGHTS_NAME)
+            if ranks := rank_state(self.model):
+                save_file(ranks, Path(output_dir) / _RANKS)
         else:
             super()._save(output_dir, state_dict)
         if self.average is not None and self.args.should_save:
@@ -248,6 +297,8 @@ class ImageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if (ranks := Path(resume_from_checkpoint) / _RANKS).is_file():
+            restore_ranks(self.model, load_file(ranks))
         if self.average is not None:
             self.average.load(Path(resume_from_checkpoint))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support import finetune
+from support import finetune, interrupt
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TV
@@ -148,8 +148,7 @@ def test_a_run_with_augmentation_repeats_and_resumes(tmp_path):
     whole, part = (finetune(tmp_path / name, "--config", recipe) for name in ("whole", "part"))
     plain = finetune(tmp_path / "plain", "--config", recipe, "--augment", "translate")
     again = finetune(tmp_path / "again", "--config", whole / "config.yaml")
-    (part / "run.json").unlink()
-    max(part.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:])).rename(tmp_path / "lost")
+    interrupt(part)
     finetune(part, "--config", recipe, "--resume_from_checkpoint", "true")
     files = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, part, again, plain)]
     assert files[0] == files[1] == files[2] != files[3]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support import assert_reloads, finetune
+from support import assert_reloads, finetune, interrupt
 from transformers import AutoModelForImageClassification
 
 from ftkit.arguments import MethodArguments, ModelArguments
@@ -95,6 +95,11 @@ def test_any_option_by_its_own_name(convnet, tmp_path):
             ["does not fit", "q_proj", "convolution"],
         ),
         (["--method", "lora", "--adapter_args", '{"modules_to_save": ["stemm"]}'], ["no module 'stemm'", "'stem'"]),
+        (["--method", "lora", "--adapter_args", '{"r": "8"}'], ["r: '8' is not a number"]),
+        (["--method", "lora", "--adapter_args", '{"modules_to_save": "stem"}'], ["'stem' is not a list of names"]),
+        (["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'], ["task_type is not for a classifier"]),
+        (["--method", "lora", "--adapter_args", '{"layers_to_transform": [0]}'], ["needs target_modules"]),
+        (["--method", "lora", "--adapter_args", '{"init_lora_weights": "pissa_niter_4"}'], ["use pissa"]),
         (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with an adapter"]),
         (["--method", "lora", "--stages", '[{"train": "all"}]'], ["would not be saved with an adapter"]),
         (["--method", "full", "--stages", '[{"train": "adapters"}]'], ["needs a method that adds them"]),
@@ -121,9 +126,7 @@ def test_head_first_then_adapters(convnet, tmp_path):
 def test_a_run_with_adapters_resumes_to_the_same_bytes(convnet, tmp_path):
     arguments = [*QUICK, "--model", convnet, "--method", "lora", "--save_total_limit", 9]
     whole, part = finetune(tmp_path / "whole", *arguments), finetune(tmp_path / "part", *arguments)
-    (part / "run.json").unlink()
-    last = max(part.glob("stages/0-adapters/checkpoint-*"), key=lambda path: int(path.name[11:]))
-    last.rename(tmp_path / "lost")
+    interrupt(part)
     finetune(part, *arguments, "--resume_from_checkpoint", "true")
     files = [run / "model" / "adapter_model.safetensors" for run in (whole, part)]
     assert files[0].read_bytes() == files[1].read_bytes()
@@ -217,3 +220,30 @@ def test_adapters_of_a_timm_model_keep_its_processor(tmp_path):
     run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora", "--classes", "3", "7")
     model, processor = load_model(str(run))
     assert list(model.config.label_names) == ["3", "7"] and processor.to_dict()["data_config"]["input_size"][-1] == 16
+
+
+@pytest.mark.parametrize("keep", [2, 8, 11])
+def test_adalora_resumes_to_the_same_bytes(mlp, tmp_path, keep):
+    """Before, while and after its ranks are given away: what it knows of their importance is in the checkpoint."""
+    args = json.dumps({"deltaT": 1, "init_r": 6, "target_r": 2})
+    arguments = ["--max_train_samples", 100, "--num_train_epochs", 12, "--per_device_train_batch_size", 100, "--model",
+                 mlp, "--method", "adalora", "--learning_rate", 0.02, "--save_total_limit", 99, "--warmup_steps", 0,
+                 "--adapter_args", args]  # fmt: skip
+    whole, part = finetune(tmp_path / "whole", *arguments), finetune(tmp_path / "part", *arguments)
+    interrupt(part, keep)
+    finetune(part, *arguments, "--resume_from_checkpoint", "true")
+    files = [run / "model" / "adapter_model.safetensors" for run in (whole, part)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_adalora_needs_steps_to_plan(mlp, tmp_path, refused):
+    with refused("adalora plans its ranks over the steps", "only 1"):
+        finetune(tmp_path / "run", "--model", mlp, "--method", "adalora", "--max_steps", 1)
+
+
+def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
+    base = finetune(tmp_path / "base", *QUICK, "--model", "mlp")
+    run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora")
+    base.rename(tmp_path / "moved")
+    with refused("holds adapters of the model in", "which is not there", "base_model_name_or_path"):
+        load_model(str(run))

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from support import finetune
 
@@ -77,6 +78,18 @@ def test_the_table_of_a_stage_says_what_trains(convnet, tmp_path, capsys):
     assert ["classifier", "970", "970", "0.1", "0.5"] in rows
     assert ["stem", "264", "48", "0.00625", "0"] in rows
     assert re.search(r"stage 0, last-1: 208,906 of 266,530 parameters train", shown)
+
+
+def test_a_plan_that_finds_nothing_but_the_head_is_said(mlp, tmp_path, capsys):
+    finetune(tmp_path / "run", "--model", mlp, "--method", "norm_tuning", "--max_train_samples", 64, "--max_steps", 1)
+    assert "before the head there is no norm: the head alone trains" in capsys.readouterr().out
+
+
+def test_adapters_of_rank_1_decay():
+    model = get_peft_model(build("convnet"), LoraConfig(r=1, target_modules=["convolution"]))
+    groups = {"all": [name for name, _ in model.named_parameters()]}
+    found = parameter_settings(model, groups, 0.1, MethodArguments("lora"), LossArguments())
+    assert all(setting.decays for name, setting in found.items() if ".lora_" in name)
 
 
 def test_a_head_that_no_stage_trains_is_said(convnet, tmp_path, capsys):

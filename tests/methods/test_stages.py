@@ -1,12 +1,11 @@
 """Plans and stages: what is declared moves, and nothing else."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import assert_reloads, finetune
+from support import assert_reloads, finetune, interrupt
 from transformers import AutoModelForImageClassification
 
 from ftkit.arguments import MethodArguments, ModelArguments
@@ -148,6 +147,16 @@ def test_stages_and_a_named_plan_contradict_each_other(convnet, tmp_path):
         finetune(tmp_path / "run", "--model", convnet, "--method", "lp_ft", "--stages", '[{"train": "all"}]')
 
 
+def test_a_checkpoint_that_is_named_belongs_to_its_stage(convnet, tmp_path):
+    options = ["--model", convnet, "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
+               "--save_total_limit", 9]  # fmt: skip
+    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    interrupt(part, keep=1)
+    (checkpoint,) = part.glob("stages/1-all/checkpoint-*")
+    finetune(part, *options, "--resume_from_checkpoint", checkpoint)
+    assert (whole / "model/model.safetensors").read_bytes() == (part / "model/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("train", "words"),
     [(["stemm"], "'stemm' is no layer group.*did you mean 'stem'"), ({"last": 9}, "last 9 is more than the 4 layer")],
@@ -170,7 +179,6 @@ def test_a_resume_goes_on_in_the_right_stage(convnet, tmp_path):
     options = ["--model", convnet, "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
                "--save_total_limit", 9]  # fmt: skip
     whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
-    (part / "run.json").unlink()
-    shutil.rmtree(part / "stages" / "1-all" / sorted(p.name for p in (part / "stages/1-all").glob("check*"))[-1])
+    interrupt(part)
     finetune(part, *options, "--resume_from_checkpoint", "true")
     assert (whole / "model/model.safetensors").read_bytes() == (part / "model/model.safetensors").read_bytes()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import brier_score_loss
-from support import assert_reloads, finetune
+from support import assert_reloads, finetune, interrupt
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
@@ -99,8 +99,7 @@ def test_mixup_and_cutmix_train_and_repeat(tmp_path):
     plain = finetune(tmp_path / "plain", *options[:-6], "--save_total_limit", 9)
     files = [(run / "model" / "model.safetensors").read_bytes() for run in (*runs, plain)]
     assert files[0] == files[1] != files[2]
-    (runs[1] / "run.json").unlink()
-    max(runs[1].glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:])).rename(tmp_path / "lost")
+    interrupt(runs[1])
     finetune(runs[1], *options, "--resume_from_checkpoint", "true")
     assert (runs[1] / "model" / "model.safetensors").read_bytes() == files[0]
 
@@ -129,10 +128,7 @@ def test_the_average_is_evaluated_saved_and_resumed(tmp_path):
     assert_reloads(run)
 
     again = finetune(tmp_path / "again", *options)
-    (again / "run.json").unlink()
-    for checkpoint in again.glob("stages/0-all/checkpoint-*"):
-        if int(checkpoint.name[11:]) > 3:
-            checkpoint.rename(tmp_path / checkpoint.name)
+    interrupt(again, keep=3)
     finetune(again, *options, "--resume_from_checkpoint", "true")
     assert (again / "model" / "model.safetensors").read_bytes() == (run / "model" / "model.safetensors").read_bytes()
 
