@@ -19,16 +19,17 @@ def main(arguments: list[str]) -> None:
     """Evaluate as `arguments`, a command line without the program's name, say."""
     data, evaluation = parse_evaluation(arguments)
 
+    from datasets import DatasetDict
     from transformers import TrainingArguments
 
     from ftkit.config import machine_defaults
     from ftkit.console import banner, fact, set_up_console
+    from ftkit.data.engine import load_images, set_up_loading
     from ftkit.data.images import describe_images
     from ftkit.data.pixels import normalizer
     from ftkit.data.sources import load_data
     from ftkit.data.splits import relabel
-    from ftkit.data.tensors import image_tensors
-    from ftkit.evaluation.predictions import write_evaluation
+    from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.models.build import class_names, load_model, model_channels
     from ftkit.training.trainer import ImageTrainer
 
@@ -45,26 +46,31 @@ def main(arguments: list[str]) -> None:
         with args.main_process_first(desc="reading the data"):
             rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
             channels = min(describe_images(rows).channels, model_channels(model))
-            tensors = image_tensors(rows, processor, channels, data.on_bad_image, data.cache_dir)
-        fact("images", f"{len(tensors):,} of {evaluation.split} of {data.data_dir or data.dataset}")
+            split = DatasetDict({evaluation.split: rows})
+            splits = load_images(split, processor, channels, data, seed=0)
+        set_up_loading(args, splits, workers=None)
+        images = splits[evaluation.split]
+        fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
         trainer = ImageTrainer(model, args, normalizer(processor, model_channels(model)))
-        logits, labels, _ = trainer.predict(tensors)
+        predicted = predict_split(trainer, images, data.test_time_augmentation)
     if args.process_index != 0:
         return
 
     record = {
         "model": evaluation.model,
         "dataset": data.dataset or Path(data.data_dir).name,
-        "splits": {evaluation.split: len(tensors)},
-        "skipped_images": {evaluation.split: tensors.skipped} if tensors.skipped else {},
-        "dataset_fingerprints": {evaluation.split: tensors.fingerprint},
+        "splits": {evaluation.split: len(images)},
+        "skipped_images": {evaluation.split: images.skipped} if images.skipped else {},
+        "dataset_fingerprints": {evaluation.split: images.fingerprint},
     }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(evaluation.output_dir or scratch)
-        metrics = write_evaluation(folder, logits, labels, tensors.index.numpy(), names, record)
+        metrics = write_evaluation(folder, predicted, images, names, record)
     banner("done")
     fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} images, macro F1 {metrics['macro_f1']:.4f}")
+    for name, accuracy in metrics.get("test_time_accuracy", {}).items():
+        fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
     fact("report", (evaluation.output_dir and folder / "report.md") or "not written: name a folder with --output_dir")
 
 

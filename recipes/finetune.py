@@ -28,14 +28,14 @@ def main(arguments: list[str]) -> None:
     from transformers import set_seed
 
     from ftkit.console import banner, fact, set_up_console
+    from ftkit.data.engine import load_images, set_up_loading
     from ftkit.data.images import describe_images
     from ftkit.data.pixels import normalizer
     from ftkit.data.sources import load_data
-    from ftkit.data.tensors import image_tensors
-    from ftkit.evaluation.predictions import write_evaluation
+    from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
     from ftkit.methods.plan import starts_from_trained_weights
-    from ftkit.models.build import build_model, fit_normalization, model_channels, save_model
+    from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.training.run import prepare_plan, run_plan
     from ftkit.training.run_folder import begin_run, check_run_folder
     from ftkit.training.trainer import ImageTrainer
@@ -48,42 +48,41 @@ def main(arguments: list[str]) -> None:
     banner("data")
     with args.main_process_first(desc="reading the data"):
         dataset = load_data(config.data)
-    names, images = dataset["train"].features["label"].names, describe_images(dataset["train"])
+    names, info = dataset["train"].features["label"].names, describe_images(dataset["train"])
     fact("source", config.data.data_dir or config.data.dataset)
     fact("images", ", ".join(f"{split} {len(rows):,}" for split, rows in dataset.items()))
     fact("classes", f"{len(names)}: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}")
 
     banner("model")
     pretrained = starts_from_trained_weights(config.method.method)
-    model, processor = build_model(config.model, names, images, pretrained)
-    channels = min(images.channels, model_channels(model))
+    model, processor = build_model(config.model, names, info, pretrained)
+    channels = min(info.channels, model_channels(model))
     with args.main_process_first(desc="decoding the images"):
-        tensors = {
-            split: image_tensors(rows, processor, channels, config.data.on_bad_image, config.data.cache_dir)
-            for split, rows in dataset.items()
-        }
-    processor = fit_normalization(config.model, model, processor, tensors["train"].images, pretrained)
-    fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
-    fact("input", " × ".join(map(str, tensors["train"].images.shape[1:])) + " (channels × height × width)")
-
+        images = load_images(dataset, processor, channels, config.data, args.seed)
+    set_up_loading(args, images, config.values.get("dataloader_num_workers"))
+    processor = fit_normalization(config.model, model, processor, images["train"], pretrained)
     normalize = normalizer(processor, model_channels(model))
-    plan = prepare_plan(config, model, normalize, tensors["train"])
+    fit_first_layer(model, normalize, images["train"], pretrained)
+    fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
+    fact("input", " × ".join(map(str, images["train"].shape)) + " (channels × height × width)")
+    plan = prepare_plan(config, model, normalize, images["train"])
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
     banner("train")
     with args.main_process_first(local=False, desc="making the run's folder"):
         if args.process_index == 0:
             begin_run(config)
-    model, stages = run_plan(config, plan, normalize, tensors["train"], tensors["validation"])
+    model, stages = run_plan(config, plan, normalize, images["train"], images["validation"])
 
     banner("evaluate")
-    trainer = ImageTrainer(model, args, normalize, eval_dataset=tensors["test"])
-    logits, labels, _ = trainer.predict(tensors["test"])
+    test = images["test"]
+    trainer = ImageTrainer(model, args, normalize, eval_dataset=test)
+    predicted = predict_split(trainer, test, config.data.test_time_augmentation)
     if args.process_index != 0:
         return
     save_model(model, processor, folder / "model")
-    record = describe_run(config, tensors, model, stages, seconds=time.monotonic() - started)
-    metrics = write_evaluation(folder / "evaluation", logits, labels, tensors["test"].index.numpy(), names, record)
+    record = describe_run(config, images, model, stages, seconds=time.monotonic() - started)
+    metrics = write_evaluation(folder / "evaluation", predicted, test, names, record)
     write_run_record(folder, record, metrics)
     next_steps(folder, record, metrics)
 

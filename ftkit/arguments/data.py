@@ -1,6 +1,7 @@
 """Which images to read."""
 
 import contextlib
+import inspect
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ EMBEDDED = ("digits", "blobs")  # data that need no file
 # What can be done to training images, with the options of each and their defaults; see ftkit/data/augment.py.
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "flip": {},
+    "alternating_flip": {},
     "random_crop": {"padding": 4, "mode": "zeros"},
     "random_resized_crop": {"scale": [0.08, 1.0], "ratio": [0.75, 1.3333]},
     "translate": {"share": 0.125},
@@ -21,7 +23,12 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "brightness": {"strength": 0.2},
     "contrast": {"strength": 0.2},
     "saturation": {"strength": 0.2},
+    "trivial_augment": {},
 }
+# Options of timm's transform that ftkit sets, or whose work it does itself: erasing is done to the batch.
+_NOT_OPTIONS = {"img_size", "mean", "std", "normalize", "use_prefetcher", "separate", "re_prob", "re_mode", "re_count"}
+_NOT_OPTIONS |= {"re_num_splits", "naflex", "patch_size", "max_seq_len", "patchify"}
+_NOT_OPTIONS |= {"patchify_channels_last", "patchify_flatten"}
 
 
 @dataclass
@@ -71,6 +78,31 @@ class DataArguments:
             "options, as {random_crop: {padding: 2}}. Default: nothing."
         },
     )
+    image_transform: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "timm's training transform for single images (crop, flip, colour jitter, AutoAugment, …), by the "
+            "options of timm.data.create_transform: {auto_augment: rand-m9-mstd0.5} (JSON). It needs data_engine: "
+            "stream. Default: none."
+        },
+    )
+    data_engine: Literal["auto", "tensor", "stream"] = field(
+        default="auto",
+        metadata={
+            "help": "tensor: decode all images once, into a memory map; stream: decode those of a batch, in workers; "
+            "auto: tensor where the decoded images fit into tensor_cache_gb."
+        },
+    )
+    tensor_cache_gb: float = field(
+        default=8.0, metadata={"help": "The most that auto decodes into a memory map, in GB (10^9 bytes)."}
+    )
+    test_time_augmentation: Literal["none", "flip"] = field(
+        default="none",
+        metadata={
+            "help": "flip: evaluate a second time with the logits averaged over each image and its mirror image; "
+            "reported beside the plain evaluation."
+        },
+    )
     on_bad_image: Literal["error", "skip"] = field(
         default="error",
         metadata={"help": "What to do about images that do not decode: stop before training, or leave them out."},
@@ -83,6 +115,9 @@ class DataArguments:
         if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
             with contextlib.suppress(json.JSONDecodeError):  # check() says so
                 self.augment = json.loads(self.augment[0])
+        if isinstance(self.image_transform, str):
+            with contextlib.suppress(json.JSONDecodeError):  # check() says so
+                self.image_transform = json.loads(self.image_transform)
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
@@ -101,6 +136,9 @@ class DataArguments:
             for name in ("max_train_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
+        if self.tensor_cache_gb < 0:
+            errors.append(f"tensor_cache_gb: {self.tensor_cache_gb} must be at least 0")
+        errors += self._check_transform()
         if not 0 <= self.split_seed < 2**32:
             errors.append(f"split_seed: {self.split_seed} must be at least 0 and under 2^32")
         if self.max_train_samples is not None and self.samples_per_class is not None:
@@ -115,10 +153,28 @@ class DataArguments:
         names = [str(next(iter(step), "") if isinstance(step, dict) else step) for step in self.augment or []]
         errors += [error for step in self.augment or [] for error in _check_augmentation(step)]
         errors += [f"augment: {name} stands twice: keep one" for name in dict.fromkeys(names) if names.count(name) > 1]
+        if {"flip", "alternating_flip"} <= set(names):
+            errors.append("augment: flip and alternating_flip would undo each other: keep one")
         splits = [self.train_split, self.validation_split, self.test_split]
         if len(set(splits)) < 3:
             errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
         return errors
+
+    def _check_transform(self) -> list[str]:
+        if self.image_transform is None:
+            return []
+        if self.data_engine == "tensor":
+            return ["image_transform changes single images, which data_engine: tensor has not: use stream"]
+        if not isinstance(self.image_transform, dict):
+            return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
+        from timm.data.transforms_factory import transforms_imagenet_train  # late: few runs use it
+
+        valid = sorted(inspect.signature(transforms_imagenet_train).parameters.keys() - _NOT_OPTIONS)
+        return [
+            f"image_transform: timm has no option {key!r}{nearest(key, valid)}: {', '.join(valid)}"
+            for key in self.image_transform
+            if key not in valid
+        ]
 
 
 def _check_augmentation(step: Any) -> list[str]:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
+from ftkit.data.pixel_ops import adjust_brightness, adjust_contrast, adjust_saturation, shift, warp
+from ftkit.data.trivial_augment import trivial_augment
 from ftkit.errors import UserError
 
 _MASK = 0xFFFFFFFF
@@ -28,15 +29,20 @@ def random_bits(seed: int, epoch: int, rows: torch.Tensor, operation: str, count
         operation: its name, so that two operations draw other numbers.
         count: how many an image needs.
     """
-    key = int.from_bytes(operation.encode()[-8:].rjust(8, b"\0"), "big")
-    key = (key ^ (key >> 32)) & _MASK
-    state = _mix(rows.unsqueeze(1) & _MASK)
-    for number in (seed & _MASK, epoch & _MASK, key):
-        state = _mix(state ^ _mix(torch.full_like(state, number)))
-    return _mix(state + torch.arange(1, count + 1, device=rows.device).unsqueeze(0) * 0x9E3779B9 & _MASK)
+    return _bits_of_all(seed, epoch, rows, [operation], count)[:, 0]
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
+def _bits_of_all(seed: int, epoch: int, rows: torch.Tensor, operations: list[str], count: int) -> torch.Tensor:
+    """`random_bits` of each operation, (B, operations, count), for little more than the price of one."""
+    state = _mix(rows & _MASK)
+    for number in (seed, epoch):
+        state = _mix(state ^ _mix(number & _MASK))
+    keys = [int.from_bytes(operation.encode()[-8:].rjust(8, b"\0"), "big") for operation in operations]
+    state = _mix(torch.stack([state ^ _mix((key ^ (key >> 32)) & _MASK) for key in keys], dim=1))
+    return _mix(state.unsqueeze(2) + torch.arange(1, count + 1, device=rows.device) * 0x9E3779B9 & _MASK)
+
+
+def _mix(x: Any) -> Any:
     """A bijection of 32-bit numbers in which every bit of the input changes half of the output's.
 
     The constants are those of "lowbias32" (Wellons, "Prospecting for Hash Functions", 2018).
@@ -56,9 +62,15 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
         seed: of the run.
         epoch: from 0.
     """
-    for step in steps:
-        name, options = next(iter(step.items())) if isinstance(step, dict) else (step, {})
-        images = _OPERATIONS[name](images, random_bits(seed, epoch, rows, name, _DRAWS), **options)
+    if not steps:
+        return images
+    named = [next(iter(step.items())) if isinstance(step, dict) else (step, {}) for step in steps]
+    all_bits = _bits_of_all(seed, epoch, rows, [name for name, _ in named], _DRAWS)
+    for (name, options), bits in zip(named, all_bits.unbind(1), strict=True):
+        if name == "alternating_flip":  # the same numbers in every epoch
+            images = alternating_flip(images, random_bits(seed, 0, rows, name, 1), epoch)
+        else:
+            images = _OPERATIONS[name](images, bits, **options)
     return images
 
 
@@ -67,7 +79,22 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
 
 def flip(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """Every second image, left to right."""
-    return torch.where((bits[:, 0] & 1).bool().view(-1, 1, 1, 1), images.flip(3), images)
+    chosen = (bits[:, 0] & 1).to(torch.uint8).view(-1, 1, 1, 1)
+    return images.flip(3).sub_(images).mul_(chosen).add_(images)  # modulo 256: several times faster than torch.where
+
+
+def alternating_flip(images: torch.Tensor, bits: torch.Tensor, epoch: int) -> torch.Tensor:
+    """Every image, left to right, in every second epoch; half of them begin (Jordan 2024, arXiv:2404.00498).
+
+    Args:
+        bits: the same in every epoch.
+    """
+    return flip(images, bits + epoch)
+
+
+def _below(bits: torch.Tensor, count: Any) -> torch.Tensor:
+    """int64 over 0 … count - 1, each about equally often."""
+    return bits * count >> 32
 
 
 def _uniform(bits: torch.Tensor) -> torch.Tensor:
@@ -84,38 +111,20 @@ def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode
     """
     if mode == "reflect" and padding >= min(images.shape[2:]):
         raise UserError(f"augment: random_crop: padding {padding} must be less than the side of the images to reflect")
-    shifts = (_uniform(bits[:, :2]) * (2 * padding + 1)).long() - padding
-    return _shift(images, shifts, mode)
+    return shift(images, _below(bits[:, :2], 2 * padding + 1) - padding, (padding, padding), mode)
 
 
 def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) -> torch.Tensor:
     """A shift of up to this share of the side each way, in whole pixels, black beyond the edge."""
-    most = torch.tensor([int(share * side) for side in images.shape[2:]], device=images.device)
-    return _shift(images, (_uniform(bits[:, :2]) * (2 * most + 1)).long() - most, "zeros")
-
-
-def _shift(images: torch.Tensor, shifts: torch.Tensor, mode: str) -> torch.Tensor:
-    """The windows of the images' own size that begin at `shifts`, int64 (B, 2): rows down, columns right."""
-    batch, channels, height, width = images.shape
-    down, right = (
-        shifts[:, axis : axis + 1] + torch.arange(side, device=images.device)
-        for axis, side in enumerate((height, width))
-    )
-    inside = None
-    if mode == "reflect":
-        down, right = (side - 1 - (side - 1 - at.abs()).abs() for at, side in ((down, height), (right, width)))
-    else:
-        inside = ((down >= 0) & (down < height)).unsqueeze(2) & ((right >= 0) & (right < width)).unsqueeze(1)
-        down, right = down.clamp(0, height - 1), right.clamp(0, width - 1)
-    index = (down.unsqueeze(2) * width + right.unsqueeze(1)).view(batch, 1, -1).expand(-1, channels, -1)
-    shifted = images.flatten(2).gather(2, index).view(images.shape)
-    return shifted if inside is None else shifted * inside.unsqueeze(1)
+    most = tuple(int(share * side) for side in images.shape[2:])
+    sides = torch.tensor(most, device=images.device)
+    return shift(images, _below(bits[:, :2], 2 * sides + 1) - sides, most)
 
 
 def cutout(images: torch.Tensor, bits: torch.Tensor, size: int = 8) -> torch.Tensor:
     """A black square around a random pixel, cut off at the edge (DeVries & Taylor 2017, arXiv:1708.04552)."""
     sides = torch.tensor(images.shape[2:], device=images.device)
-    corner = (_uniform(bits[:, :2]) * sides).long() - size // 2
+    corner = _below(bits[:, :2], sides) - size // 2
     return _erase(images, corner, torch.full_like(corner, size))
 
 
@@ -145,12 +154,15 @@ def _random_sides(images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio
 
 
 def _erase(images: torch.Tensor, corner: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
-    spans = []
-    for axis, side in enumerate(images.shape[2:]):
-        at = torch.arange(side, device=images.device)
-        begin, length = corner[:, axis : axis + 1], sides[:, axis : axis + 1]
-        spans.append((at >= begin) & (at < begin + length))
-    return images * ~(spans[0].unsqueeze(2) & spans[1].unsqueeze(1)).unsqueeze(1)
+    (batch, _, height, width), device = images.shape, images.device
+    outside = []
+    for axis, side in enumerate((height, width)):
+        at = torch.arange(side, device=device) - corner[:, axis : axis + 1]
+        outside.append((at < 0) | (at >= sides[:, axis : axis + 1]))
+    # A mask's rows are all one, or the rectangle's: copying them is faster than combining its two sides.
+    rows = torch.cat([outside[1], outside[1].new_ones(1, width)]).to(torch.uint8)
+    row = torch.arange(batch, device=device).unsqueeze(1).masked_fill(outside[0], batch)
+    return images * rows.index_select(0, row.flatten()).view(batch, 1, height, width)
 
 
 def random_resized_crop(
@@ -216,46 +228,27 @@ def affine(
     b = -turned.cos() * shear_x.tan() / shear_y.cos() - angle.sin()
     c = turned.sin() / shear_y.cos()
     d = -turned.sin() * shear_x.tan() / shear_y.cos() + angle.cos()
-    rows = [torch.stack([d, -b], 1) / size.unsqueeze(1), torch.stack([-c, a], 1) / size.unsqueeze(1)]
-    shift = torch.stack([shift_x, shift_y], 1)
-    x = torch.arange(width, device=images.device) + 0.5 - width / 2
-    y = torch.arange(height, device=images.device) + 0.5 - height / 2
-    points = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).double()  # (H, W, 2)
-    moved = points - shift.view(-1, 1, 1, 2)
-    grid = torch.stack([(moved * row.view(-1, 1, 1, 2)).sum(-1) for row in rows], dim=-1)
-    grid = grid / torch.tensor([width / 2, height / 2], device=images.device)
-    sampled = F.grid_sample(images.float(), grid.float(), mode="bilinear", padding_mode="zeros", align_corners=False)
-    return sampled.round().clamp(0, 255).to(torch.uint8)
+    inverse = torch.stack([d, -b, -c, a], 1) / size.unsqueeze(1)
+    return warp(images, inverse, torch.stack([shift_x, shift_y], 1))
 
 
 def brightness(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
     """Times a factor from 1 - strength to 1 + strength."""
-    return _blend(images.float(), 0.0, _factor(bits, strength))
+    return adjust_brightness(images, _factor(bits, strength))
 
 
 def contrast(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
     """Away from the mean grey value of the image, or towards it, by a factor from 1 - strength to 1 + strength."""
-    return _blend(images.float(), _grey(images).mean((1, 2, 3), keepdim=True), _factor(bits, strength))
+    return adjust_contrast(images, _factor(bits, strength))
 
 
 def saturation(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
     """Away from the grey image, or towards it, by a factor from 1 - strength to 1 + strength; of colour images."""
-    return images if images.shape[1] == 1 else _blend(images.float(), _grey(images), _factor(bits, strength))
+    return adjust_saturation(images, _factor(bits, strength))
 
 
 def _factor(bits: torch.Tensor, strength: float) -> torch.Tensor:
-    return (1 + (2 * _uniform(bits[:, 0]) - 1) * strength).float().view(-1, 1, 1, 1)
-
-
-def _grey(images: torch.Tensor) -> torch.Tensor:
-    if images.shape[1] == 1:
-        return images.float()
-    red, green, blue = images.float().split(1, dim=1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()  # as torchvision does
-
-
-def _blend(images: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    return (images * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)
+    return 1 + (2 * _uniform(bits[:, 0]) - 1) * strength
 
 
 _OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
@@ -272,5 +265,6 @@ _OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
         rotate,
         saturation,
         translate,
+        trivial_augment,
     )
 }

@@ -5,8 +5,8 @@ channel; these are measured on a black and a white image, and taken back from it
 pixels. So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
 """
 
+import copy
 import json
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -50,26 +50,32 @@ def normalizer(processor, channels: int) -> Normalize8Bit:
     return Normalize8Bit(normalize.scale.flatten()[:channels], normalize.offset.flatten()[:channels])
 
 
-def pixel_geometry(processor) -> Callable[[list[Image.Image]], np.ndarray]:
+class PixelGeometry:
     """The resizing and cropping of `processor`: n images, all grey or all RGB -> uint8 (n, C, H, W).
 
     Whether the processor leaves images of a size alone is asked once for each size, with noise.
     """
-    normalize = normalizer(processor, 3)
-    unchanged: dict[tuple[int, int], bool] = {}
 
-    def transform(images: list[Image.Image]) -> np.ndarray:
-        pixels = _to_8_bit(_process(processor, images), normalize).numpy()
-        return pixels[:, :1] if images[0].mode == "L" else pixels
+    def __init__(self, processor):
+        # A copy: the run's own is given the mean of the data later, and decoding goes on.
+        self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
+        self.unchanged: dict[tuple[int, int], bool] = {}
 
-    def geometry(images: list[Image.Image]) -> np.ndarray:
+    def __call__(self, images: list[Image.Image]) -> np.ndarray:
         sizes = {image.size for image in images}
-        for size in sizes - unchanged.keys():
-            probe = [_noise(*size)]
-            unchanged[size] = np.array_equal(transform(probe), _as_arrays(probe))
-        return _as_arrays(images) if len(sizes) == 1 and unchanged[sizes.pop()] else transform(images)
+        if len(sizes) == 1 and self._leaves_alone(sizes.pop()):
+            return _as_arrays(images)
+        return self._transform(images)
 
-    return geometry
+    def _leaves_alone(self, size: tuple[int, int]) -> bool:
+        if size not in self.unchanged:
+            probe = [_noise(*size)]
+            self.unchanged[size] = np.array_equal(self._transform(probe), _as_arrays(probe))
+        return self.unchanged[size]
+
+    def _transform(self, images: list[Image.Image]) -> np.ndarray:
+        pixels = _to_8_bit(_process(self.processor, images), self.normalize).numpy()
+        return pixels[:, :1] if images[0].mode == "L" else pixels
 
 
 def _process(processor, images: list[Image.Image]) -> torch.Tensor:
@@ -90,9 +96,14 @@ def _as_arrays(images: list[Image.Image]) -> np.ndarray:
     return arrays[:, None] if arrays.ndim == 3 else arrays.transpose(0, 3, 1, 2)
 
 
-def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation by channel of uint8 (N, C, H, W), for pixels in 0..1, rounded to 4 places."""
-    counts = np.stack([torch.bincount(images[:, c].flatten(), minlength=256).numpy() for c in range(images.shape[1])])
+def histogram(images: torch.Tensor | np.ndarray) -> np.ndarray:
+    """How often each value occurs in each channel of uint8 (N, C, H, W): int64 (C, 256)."""
+    channels = torch.as_tensor(images).transpose(0, 1).flatten(1)
+    return np.stack([torch.bincount(values, minlength=256).numpy() for values in channels])
+
+
+def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation by channel from a `histogram`, for pixels in 0..1, rounded to 4 places."""
     values = np.arange(256) / 255
     mean = counts @ values / counts.sum(1)
     std = np.sqrt(np.maximum(counts @ values**2 / counts.sum(1) - mean**2, 1e-8))

@@ -1,78 +1,127 @@
-"""Decode once: a split of images as one memory-mapped uint8 tensor, cached on disk."""
+"""A split as batches of uint8 images, and the engine that decodes all of it once."""
 
-import errno
 import json
 import logging
-import os
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import datasets.config
 import numpy as np
 import torch
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
-from ftkit.data.images import BAD_IMAGE_ERRORS, column, encoded, open_image, to_mode
-from ftkit.data.pixels import geometry_key, pixel_geometry
+from ftkit.data.cache import cached
+from ftkit.data.decoding import Decoded, Decoder, over_all_rows
+from ftkit.data.images import column
+from ftkit.data.pixels import geometry_key, histogram
 from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
-_CHUNK = 256
-_VERSION = 1  # of what is cached: raise it when decoding changes
+_VERSION = 2  # of what is cached: raise it when decoding changes
 
 
-class ImageTensors(TorchDataset):
-    """A split as tensors.
+class Batch(NamedTuple):
+    """What a batch of training is made of: rows int64 (B,), and the epoch, from 0."""
+
+    rows: torch.Tensor
+    epoch: int
+
+
+class Images(TorchDataset):
+    """A split, batch by batch. What `pixels` gives depends on the engine only in its speed.
 
     Attributes:
-        images: uint8 (N, C, H, W), a private memory map: read-only on disk.
         labels: int64 (N,).
         index: int64 (N,), the row of each image in the split it was read from.
         class_names: the name of each label.
         fingerprint: of the dataset.
         key: what of the dataset, the processor and the mode the pixels are.
         skipped: what did not decode: dictionaries of `index`, `file` and `reason`.
+        shape: of an image, (C, H, W).
     """
 
-    def __init__(self, images: torch.Tensor, dataset: Dataset, skipped: list[dict], key: str):
-        self.images = images
+    def __init__(self, dataset: Dataset, key: str, skipped: list[dict], shape: tuple[int, int, int]):
         self.labels = torch.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
         self.class_names = dataset.features["label"].names
         self.fingerprint = dataset._fingerprint
-        self.skipped = skipped
-        self.key = key
+        self.key, self.skipped, self.shape = key, skipped, shape
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.images[row], "labels": self.labels[row], "index": self.index[row]}
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,): nothing per sample."""
-        rows = torch.tensor(rows)
-        columns = {"pixel_values": self.images, "labels": self.labels, "index": self.index}
-        return {name: values.index_select(0, rows) for name, values in columns.items()}
+    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,)."""
+        rows, epoch = batch if isinstance(batch, Batch) else (torch.as_tensor(batch), 0)
+        rows = rows.to(self.labels.device)
+        return {
+            "pixel_values": self.pixels(rows, epoch),
+            "labels": self.labels.index_select(0, rows),
+            "index": self.index.index_select(0, rows),
+        }
+
+    def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
+        """The images of rows int64 (B,): uint8 (B, C, H, W)."""
+        raise NotImplementedError
+
+    def sample(self, count: int) -> torch.Tensor:
+        """Up to `count` images, evenly spaced: uint8 (n, C, H, W)."""
+        return self.pixels(torch.linspace(0, len(self) - 1, min(count, len(self))).long()).cpu()
+
+    def histogram(self) -> np.ndarray:
+        """How often each value occurs in each channel: int64 (C, 256)."""
+        raise NotImplementedError
+
+
+class ImageTensors(Images):
+    """A split in one tensor: a batch is one index into it.
+
+    Attributes:
+        images: uint8 (N, C, H, W), a private memory map: read-only on disk.
+    """
+
+    def __init__(self, images: torch.Tensor, dataset: Dataset, key: str, skipped: list[dict]):
+        super().__init__(dataset, key, skipped, tuple(images.shape[1:]))
+        self.images = images
+
+    def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
+        return self.images.index_select(0, rows)
+
+    def histogram(self) -> np.ndarray:
+        return histogram(self.images)
+
+    def to(self, device: torch.device) -> None:
+        """Move all of it to a device, where batches are then made."""
+        self.images, self.labels, self.index = (x.to(device) for x in (self.images, self.labels, self.index))
+
+
+class Mirrored(TorchDataset):
+    """The images of a split, left to right."""
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """As `Images` do it."""
+        batch = self.images.__getitems__(rows)
+        return batch | {"pixel_values": batch["pixel_values"].flip(3)}
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch of `ImageTensors` is whole already."""
+    """The batch of `Images` is whole already."""
     return batch
 
 
-def default_cache_dir() -> Path:
-    """`ftkit/` beside the caches of the other Hugging Face libraries (`HF_HOME`)."""
-    return Path(datasets.config.HF_CACHE_HOME).expanduser() / "ftkit"
-
-
 def image_tensors(
-    dataset: Dataset, processor, channels: int, on_bad_image: str = "error", cache_dir: str | None = None
+    dataset: Dataset, processor: Any, channels: int, on_bad_image: str = "error", cache_dir: str | None = None
 ) -> ImageTensors:
     """Decode a split into a uint8 memory map, or take the one that was made before.
 
@@ -90,11 +139,46 @@ def image_tensors(
     key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
 
     def write(folder: Path) -> None:
-        skipped = _decode(dataset, pixel_geometry(processor), channels, folder / "images.npy")
-        (folder / "skipped.json").write_text(json.dumps(skipped))
+        shape, missing, bad = None, 0, []
+        with (folder / "images").open("wb") as file:
+            decoder = Decoder(dataset, processor, channels)
+            for rows, decoded in over_all_rows(decoder, len(dataset), "decoding images"):
+                bad += decoded.bad
+                if decoded.pixels is None and shape is None:
+                    missing += len(rows)
+                    continue
+                if shape is None:
+                    shape = decoded.pixels.shape[1:]
+                    file.write(bytes(missing * int(np.prod(shape))))
+                file.write(_in_place(decoded, len(rows), shape))
+        (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
 
     folder = cached(key, write, cache_dir)
-    skipped = json.loads((folder / "skipped.json").read_text())
+    about = json.loads((folder / "about.json").read_text())
+    good = decodable(dataset, about["skipped"], on_bad_image)
+    array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
+    images = torch.from_numpy(array)
+    if good is not None:
+        images, dataset = images[torch.from_numpy(good)], dataset.select(good)
+    return ImageTensors(images, dataset, key, about["skipped"])
+
+
+def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarray:
+    """The pixels of `count` rows, black where an image does not decode."""
+    if len(decoded.positions) == count:
+        return np.ascontiguousarray(decoded.pixels)
+    pixels = np.zeros((count, *shape), np.uint8)
+    if decoded.positions:
+        pixels[decoded.positions] = decoded.pixels
+    return pixels
+
+
+def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.ndarray | None:
+    """The rows without those that do not decode, or None where all do.
+
+    Raises:
+        UserError: some do not decode and are not to be skipped, or none decodes.
+    """
     if skipped and on_bad_image == "error":
         listed = "\n".join(f"  - {bad['file']}: {bad['reason']}" for bad in skipped[:10])
         raise UserError(
@@ -103,73 +187,7 @@ def image_tensors(
         )
     if len(skipped) == len(dataset):
         raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")
-    images = torch.from_numpy(np.load(folder / "images.npy", mmap_mode="c"))
-    if skipped:
-        good = np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])
-        images, dataset = images[torch.from_numpy(good)], dataset.select(good)
-        logger.warning("left out %d images that do not decode, the first: %s", len(skipped), skipped[0]["file"])
-    return ImageTensors(images, dataset, skipped, key)
-
-
-def cached(key: str, write: Callable[[Path], None], cache_dir: str | None = None) -> Path:
-    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which is renamed when it is whole.
-
-    Raises:
-        UserError: a full disk, or a folder that cannot be written.
-    """
-    root = Path(cache_dir) if cache_dir else default_cache_dir()
-    folder = root / key
-    if folder.is_dir():
-        return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
-        try:
-            write(aside)
-            try:
-                os.replace(aside, folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another process was first, with the same bytes
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    except OSError as error:
-        hint = "the disk is full: free space" if error.errno == errno.ENOSPC else "it cannot be written"
-        raise UserError(f"cache_dir: {root}: {hint} ({error}), or give another folder") from error
-    return folder
-
-
-def _decode(dataset: Dataset, geometry: Callable, channels: int, path: Path) -> list[dict]:
-    """Decode every image of `dataset` into the array at `path`; returns what did not decode."""
-    skipped: list[dict] = []
-    array = None
-    index = column(dataset, "index").tolist()
-    progress = tqdm(
-        total=len(dataset),
-        desc="decoding images",
-        unit="image",
-        disable=None if len(dataset) >= 2000 else True,
-        leave=False,
-    )
-    for start in range(0, len(dataset), _CHUNK):
-        rows, images = [], []
-        chunk = encoded(dataset.select(range(start, min(start + _CHUNK, len(dataset)))))
-        for row, file in enumerate(chunk["image"], start):
-            try:
-                images.append(to_mode(open_image(file), channels))
-                rows.append(row)
-            except BAD_IMAGE_ERRORS as error:
-                name = file["path"] or f"row {index[row]}"
-                skipped.append(
-                    {"row": row, "index": index[row], "file": name, "reason": str(error) or type(error).__name__}
-                )
-        if images:
-            pixels = geometry(images)
-            if array is None:
-                array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(dataset), *pixels.shape[1:]))
-            array[rows] = pixels
-        progress.update(min(_CHUNK, len(dataset) - start))
-    progress.close()
-    if array is not None:
-        array.flush()
-    return skipped
+    if not skipped:
+        return None
+    logger.warning("left out %d images that do not decode, the first: %s", len(skipped), skipped[0]["file"])
+    return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])

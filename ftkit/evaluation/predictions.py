@@ -8,15 +8,58 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 from scipy.special import log_softmax
 
+from ftkit.data.tensors import Images, Mirrored
 from ftkit.errors import UserError
 from ftkit.evaluation.metrics import Predictions, compute_metrics
 from ftkit.evaluation.report import write_report
+from ftkit.training.trainer import ImageTrainer
+
+
+def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none") -> dict[str, np.ndarray]:
+    """Logits float (N, C) of a split: those of the images, `plain`, and those of `test_time`, where there is such.
+
+    `flip` are the logits averaged over each image and its mirror image (as in Krizhevsky et al. 2012).
+    """
+    predicted = {"plain": trainer.predict(images).predictions}
+    if test_time == "flip":
+        predicted["flip"] = (predicted["plain"] + trainer.predict(Mirrored(images)).predictions) / 2
+    return predicted
 
 
 def write_evaluation(
-    folder: Path, logits: np.ndarray, labels: np.ndarray, index: np.ndarray, class_names: list[str], record: dict
+    folder: Path, predicted: dict[str, np.ndarray], images: Images, class_names: list[str], record: dict
 ) -> dict:
     """Write `predictions.parquet`, then `metrics.json` and `report.md` from what was written.
+
+    What was predicted with test-time augmentation is evaluated likewise, in a folder of that name inside `folder`.
+
+    Args:
+        folder: made where it is missing.
+        predicted: from `predict_split`.
+        images: the split, with labels numbered as in `class_names`.
+        class_names: the model's.
+        record: what the report says of the run beside the metrics; see `write_report`.
+
+    Returns:
+        The metrics of the plain evaluation, with the `test_time_accuracy`, by name, of the others.
+    """
+    labels, index, others = images.labels.cpu().numpy(), images.index.cpu().numpy(), {}
+    for name, logits in predicted.items():
+        if name != "plain":
+            others[name] = _write(folder / name, logits, labels, index, class_names, record, {})["accuracy"]
+    return _write(folder, predicted["plain"], labels, index, class_names, record, others)
+
+
+def _write(
+    folder: Path,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    index: np.ndarray,
+    class_names: list[str],
+    record: dict,
+    test_time_accuracy: dict[str, float],
+) -> dict:
+    """Write one evaluation.
 
     Args:
         folder: made where it is missing.
@@ -24,6 +67,7 @@ def write_evaluation(
         labels: int64 (N,), indices into `class_names`.
         index: int64 (N,), the row of each image in the split it was read from.
         record: what the report says of the run beside the metrics; see `write_report`.
+        test_time_accuracy: of other evaluations of the same images, which lie in folders of these names.
 
     Returns:
         The metrics.
@@ -49,6 +93,8 @@ def write_evaluation(
     }
     pq.write_table(Dataset.from_dict(rows, features=features).data.table, folder / "predictions.parquet")
     metrics = compute_metrics(read_predictions(folder / "predictions.parquet"))
+    if test_time_accuracy:
+        metrics["test_time_accuracy"] = test_time_accuracy
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(folder / "report.md", metrics, record)
     return metrics

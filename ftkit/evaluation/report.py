@@ -52,7 +52,8 @@ def _skipped(skipped: dict[str, list[dict]]) -> str:
 def _stage(stage: dict[str, Any]) -> str:
     return (
         f"{stage['stage']}: {stage['epochs']:g} epochs, {stage['seconds']:.1f} s, "
-        f"{stage['images_per_second']:,.0f} images/s, best on validation at step {stage['best_step']}"
+        f"{stage['images_per_second']:,.0f} images/s, {stage['waiting_for_data']:.1%} of the time waiting for data, "
+        f"best on validation at step {stage['best_step']}"
     )
 
 
@@ -76,6 +77,10 @@ def write_report(path: Path, metrics: dict[str, Any], record: dict[str, Any]) ->
         f"# {escape(record['model'])} on {escape(record['dataset'])}",
         f"**Accuracy {metrics['accuracy']:.4f}** on {metrics['n']:,} images (macro F1 {metrics['macro_f1']:.4f}; "
         f"always naming the most frequent class: {metrics['majority_baseline']:.4f}).",
+        *(
+            f"Averaged over each image and its mirror image at test time ({name}): accuracy {accuracy:.4f}."
+            for name, accuracy in metrics.get("test_time_accuracy", {}).items()
+        ),
         _table(["", ""], [[escape(name), escape(text)] for name, text in _facts(record)]).replace("---:", "---"),
         "## By class",
         per_class,

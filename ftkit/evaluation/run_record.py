@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from ftkit.config import Config
 from ftkit.console import banner, fact
-from ftkit.data.tensors import ImageTensors
+from ftkit.data.tensors import Images
 from ftkit.training.provenance import environment, peak_memory_mb
 
 
 def describe_run(
-    config: Config, tensors: dict[str, ImageTensors], model: PreTrainedModel, stages: list[dict], seconds: float
+    config: Config, tensors: dict[str, Images], model: PreTrainedModel, stages: list[dict], seconds: float
 ) -> dict[str, Any]:
     """What `run.json` says of a run beside its metrics; all of it can be written as JSON."""
     return {
@@ -40,7 +40,8 @@ def describe_run(
 
 def write_run_record(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
     """Write `run.json`, by which a run counts as finished: whole or not at all."""
-    summary = {"test": {key: metrics[key] for key in ("n", "accuracy", "macro_f1")}}
+    keys = ("n", "accuracy", "macro_f1", "test_time_accuracy")
+    summary = {"test": {key: metrics[key] for key in keys if key in metrics}}
     aside = folder / ".run.json"
     aside.write_text(json.dumps(record | summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(aside, folder / "run.json")
@@ -50,6 +51,8 @@ def next_steps(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) ->
     """The last screen: the result, where it lies, and what to try."""
     banner("done")
     fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} test images (chosen on validation)")
+    for name, accuracy in metrics.get("test_time_accuracy", {}).items():
+        fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
     fact("time", f"{record['seconds']:.1f} s, {sum(s['seconds'] for s in record['stages']):.1f} s of it training")
     fact("model", folder / "model")
     fact("report", folder / "evaluation" / "report.md")

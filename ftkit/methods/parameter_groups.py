@@ -10,10 +10,12 @@ from ftkit.arguments import LossArguments, MethodArguments
 
 
 class Setting(NamedTuple):
-    """What the optimizer does with a parameter: its learning rate, and whether weight decay and L1 reach it."""
+    """What the optimizer does with a parameter: its learning rate, whether weight decay and L1 reach it, and whether
+    it is of the head, which Muon leaves to AdamW."""
 
     learning_rate: float
     decays: bool
+    of_head: bool = False
 
 
 def parameter_settings(
@@ -39,7 +41,7 @@ def parameter_settings(
         rate = learning_rate * (method.layer_decay**distance if distance else method.head_lr_multiplier)
         for name in names:
             decays = _is_matrix(name, model.get_parameter(name)) and name not in kept
-            settings[name] = Setting(rate, decays or loss.decay_norms_and_biases)
+            settings[name] = Setting(rate, decays or loss.decay_norms_and_biases, distance == 0)
     return settings
 
 

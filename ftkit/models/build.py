@@ -22,11 +22,12 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ftkit.arguments import OWN_MODELS, ModelArguments, local_model, weights_file
 from ftkit.data.images import ImageInfo
-from ftkit.data.pixels import channel_statistics
+from ftkit.data.pixels import Normalize8Bit, channel_statistics
 from ftkit.data.remote import from_hub
+from ftkit.data.tensors import Images
 from ftkit.errors import UserError, nearest
 
-from . import ConvNetConfig, MLPConfig, RNNConfig
+from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig
 from .anatomy import find_head
 from .weights import load_weights
 
@@ -108,17 +109,23 @@ def _with_adapters(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
 
 
 def fit_normalization(
-    args: ModelArguments, model: PreTrainedModel, processor: Any, train_images: torch.Tensor, pretrained: bool
+    args: ModelArguments, model: PreTrainedModel, processor: Any, train: Images, pretrained: bool
 ) -> Any:
     """The processor with the mean and standard deviation of the run: as given, else of trained weights, else measured.
 
     Args:
-        train_images: uint8 (N, C, H, W), measured where nothing else says what to take.
+        train: measured where nothing else says what to take.
     """
     if args.image_mean is not None:
         return _set_normalization(model, processor, args.image_mean, args.image_std)
     known = pretrained and weights_file(args.model) is None
-    return processor if known else _set_normalization(model, processor, *channel_statistics(train_images))
+    return processor if known else _set_normalization(model, processor, *channel_statistics(train.histogram()))
+
+
+def fit_first_layer(model: PreTrainedModel, normalize: Normalize8Bit, train: Images, pretrained: bool) -> None:
+    """Fit a first layer that takes its random weights from the data, on 5,000 images at most."""
+    if isinstance(model, ConvNetForImageClassification) and not pretrained:
+        model.fit_first_layer(normalize(train.sample(5000)))
 
 
 def _set_normalization(model: PreTrainedModel, processor: Any, mean: list[float], std: list[float]) -> Any:

@@ -10,6 +10,15 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from .channels import match_channels
 
+_CHOICES = {
+    "residual": (True, False),
+    "first_layer": ("convolution", "whitening"),
+    "downsampling": ("stride", "max_pool"),
+    "pooling": ("average", "max"),
+    "norm_scale": (True, False),
+    "identity_init": (True, False),
+}
+
 
 class ConvNetConfig(PreTrainedConfig):
     """
@@ -20,8 +29,17 @@ class ConvNetConfig(PreTrainedConfig):
         hidden_sizes: channels of each stage, from input to output; every stage halves the image.
         depths: residual blocks of each stage, as many numbers as `hidden_sizes`; 0 leaves only the convolution that
             begins a stage.
+        residual: a block is two convolutions beside a shortcut; without it, one convolution.
+        first_layer: `convolution`, or `whitening`: see [`Whitening`].
+        downsampling: what halves the image: a `stride` of 2, or a `max_pool` between convolution and normalisation.
+        pooling: of what the last stage gives: `average` or `max`.
         activation: any name in `transformers.activations.ACT2FN`.
         dropout: probability of dropping a pooled feature before the classifier, in [0, 1).
+        norm_momentum: the share that a batch has in BatchNorm's running statistics.
+        norm_scale: whether BatchNorm scales its outputs, beside shifting them.
+        identity_init: convolutions begin by handing their input on, as far as they have outputs for it
+            (Zagoruyko & Komodakis 2017, arXiv:1706.00388).
+        logit_scale: a constant factor on the logits.
 
     Raises:
         ValueError: if a value is not one of these.
@@ -32,8 +50,16 @@ class ConvNetConfig(PreTrainedConfig):
     num_channels: int = 1
     hidden_sizes: list[int] | tuple[int, ...] = (24, 48, 96)
     depths: list[int] | tuple[int, ...] = (0, 1, 1)
+    residual: bool = True
+    first_layer: str = "convolution"
+    downsampling: str = "stride"
+    pooling: str = "average"
     activation: str = "relu"
     dropout: float = 0.0
+    norm_momentum: float = 0.1
+    norm_scale: bool = True
+    identity_init: bool = False
+    logit_scale: float = 1.0
     # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
     problem_type: str | None = "single_label_classification"
 
@@ -56,37 +82,73 @@ class ConvNetConfig(PreTrainedConfig):
             raise ValueError(f"activation={self.activation!r} is unknown; use one of {', '.join(nearest)}")
         if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r} must be a probability in [0, 1), such as 0.1")
+        if not isinstance(self.norm_momentum, (int, float)) or not 0 < self.norm_momentum <= 1:
+            raise ValueError(f"norm_momentum={self.norm_momentum!r} must be a share in (0, 1], such as 0.1")
+        if not isinstance(self.logit_scale, (int, float)) or self.logit_scale <= 0:
+            raise ValueError(f"logit_scale={self.logit_scale!r} must be a positive number")
+        for name, valid in _CHOICES.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, valid))}")
+
+
+class Whitening(nn.Module):
+    """
+    A fixed convolution whose outputs are uncorrelated and of variance 1 on the data it was fitted to, with both signs
+    of each; only its bias is trained: (N, C, H, W) -> (N, 8 C, H - 1, W - 1).
+
+    Its 2x2 filters are the eigenvectors of the covariance of the images' patches, divided by the square root of the
+    eigenvalues (as in Page, "How to train your ResNet 8: bag of tricks", 2019).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        patch = torch.eye(4 * channels).view(-1, channels, 2, 2)
+        self.register_buffer("weight", torch.cat([patch, -patch]))
+        self.bias = nn.Parameter(torch.zeros(8 * channels))
+
+    @torch.no_grad()
+    def fit(self, pixel_values: torch.Tensor, epsilon: float = 5e-4) -> None:
+        """Set the filters from images float (N, C, H, W), normalised; `epsilon` is added to the eigenvalues."""
+        patches = pixel_values.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+        values, vectors = torch.linalg.eigh(patches.double().T.cov(correction=0))
+        filters = (vectors / (values.clamp(min=0) + epsilon).sqrt()).T.flip(0).view(-1, *self.weight.shape[1:])
+        self.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(pixel_values, self.weight, self.bias)
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, batch normalisation, activation: (N, C, H, W) -> (N, C', ⌈H / stride⌉, ⌈W / stride⌉)."""
+    """3x3 convolution, batch normalisation, activation; halving, (N, C, H, W) -> (N, C', H / 2, W / 2)."""
 
-    def __init__(self, in_channels: int, out_channels: int, activation: str, stride: int = 1):
+    def __init__(self, in_channels: int, out_channels: int, config: ConvNetConfig, halving: bool = False):
         super().__init__()
+        pool = halving and config.downsampling == "max_pool"
         # The normalisation takes the mean away, so a bias would do nothing.
+        stride = 2 if halving and not pool else 1
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.normalization = nn.BatchNorm2d(out_channels)
-        self.activation = ACT2FN[activation]
+        self.pool = nn.MaxPool2d(2, ceil_mode=True) if pool else nn.Identity()
+        self.normalization = nn.BatchNorm2d(out_channels, momentum=config.norm_momentum)
+        self.normalization.weight.requires_grad_(config.norm_scale)
+        self.activation = ACT2FN[config.activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.normalization(self.convolution(hidden)))
+        return self.activation(self.normalization(self.pool(self.convolution(hidden))))
 
 
 class ResidualBlock(nn.Module):
     """Two convolution blocks beside a shortcut: (N, C, H, W) -> the same."""
 
-    def __init__(self, channels: int, activation: str):
+    def __init__(self, channels: int, config: ConvNetConfig):
         super().__init__()
-        self.blocks = nn.Sequential(
-            ConvBlock(channels, channels, activation), ConvBlock(channels, channels, activation)
-        )
+        self.blocks = nn.Sequential(ConvBlock(channels, channels, config), ConvBlock(channels, channels, config))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden + self.blocks(hidden)
 
 
 class ConvNetForImageClassification(PreTrainedModel):
-    """A stem, stages of residual blocks that each halve the image, global average pooling, linear `classifier`."""
+    """A stem, stages of residual blocks that each halve the image, global pooling, linear `classifier`."""
 
     config_class = ConvNetConfig
     main_input_name = "pixel_values"
@@ -95,25 +157,36 @@ class ConvNetForImageClassification(PreTrainedModel):
     def __init__(self, config: ConvNetConfig):
         super().__init__(config)
         self.num_channels = config.num_channels
-        sizes, activation = config.hidden_sizes, config.activation
-        self.stem = ConvBlock(config.num_channels, sizes[0], activation)
+        if config.first_layer == "whitening":
+            previous = 8 * config.num_channels
+            self.stem = nn.Sequential(Whitening(config.num_channels), ACT2FN[config.activation])
+        else:
+            previous = config.hidden_sizes[0]
+            self.stem = ConvBlock(config.num_channels, previous, config)
         self.stages = nn.Sequential()
-        for previous, channels, depth in zip([sizes[0], *sizes], sizes, config.depths, strict=False):
-            self.stages.append(
-                nn.Sequential(
-                    ConvBlock(previous, channels, activation, stride=2),
-                    *(ResidualBlock(channels, activation) for _ in range(depth)),
-                )
-            )
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        for channels, depth in zip(config.hidden_sizes, config.depths, strict=True):
+            blocks = [
+                ResidualBlock(channels, config) if config.residual else ConvBlock(channels, channels, config)
+                for _ in range(depth)
+            ]
+            self.stages.append(nn.Sequential(ConvBlock(previous, channels, config, halving=True), *blocks))
+            previous = channels
+        self.pool = nn.AdaptiveAvgPool2d(1) if config.pooling == "average" else nn.AdaptiveMaxPool2d(1)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(sizes[-1], config.num_labels)
+        self.classifier = nn.Linear(previous, config.num_labels)
         self.post_init()
+
+    def fit_first_layer(self, pixel_values: torch.Tensor) -> None:
+        """Fit a first layer that takes its weights from the data: images float (N, C, H, W), normalised."""
+        if self.config.first_layer == "whitening":
+            self.stem[0].fit(match_channels(pixel_values, self.num_channels))
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, that of every PyTorch tutorial, instead of transformers' N(0, 0.02).
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             module.reset_parameters()
+            if self.config.identity_init and isinstance(module, nn.Conv2d):
+                nn.init.dirac_(module.weight[: module.in_channels])
         elif isinstance(module, nn.BatchNorm2d):
             # The same values as torch's, without overwriting statistics that a checkpoint has just filled in.
             super()._init_weights(module)
@@ -132,6 +205,6 @@ class ConvNetForImageClassification(PreTrainedModel):
         """
         hidden = self.stem(match_channels(pixel_values, self.num_channels))
         hidden = self.pool(self.stages(hidden)).flatten(1)
-        logits = self.classifier(self.dropout(hidden))
+        logits = self.classifier(self.dropout(hidden)) * self.config.logit_scale
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)

@@ -1,7 +1,7 @@
 """The fast road of a linear probe: the features of a frozen body are computed once, and the head trains on them."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +9,14 @@ import torch
 from datasets.fingerprint import Hasher
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from ftkit.data.cache import cached
 from ftkit.data.pixels import Normalize8Bit
-from ftkit.data.tensors import ImageTensors, cached
+from ftkit.data.tensors import Batch, Images, collate
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 
@@ -38,8 +39,8 @@ class HeadAlone(nn.Module):
 class Features(Dataset):
     """The features of a split, in place of its pixels: float32 (N, D)."""
 
-    def __init__(self, features: torch.Tensor, tensors: ImageTensors):
-        self.features, self.labels = features, tensors.labels
+    def __init__(self, features: torch.Tensor, tensors: Images):
+        self.features, self.labels = features, tensors.labels.cpu()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,9 +48,9 @@ class Features(Dataset):
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
         return {"pixel_values": self.features[row], "labels": self.labels[row]}
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch as `pixel_values` float32 (B, D) and `labels` int64 (B,)."""
-        rows = torch.tensor(rows)
+        rows = batch.rows if isinstance(batch, Batch) else torch.as_tensor(batch)
         return {"pixel_values": self.features.index_select(0, rows), "labels": self.labels.index_select(0, rows)}
 
 
@@ -78,9 +79,9 @@ class FeatureExtractor:
         adapters = sorted(map(str, vars(model.active_peft_config).items())) if isinstance(model, PeftModel) else None
         self.key = (_VERSION, body, model.config.to_json_string(), adapters, args.bf16, args.fp16, args.device.type)
 
-    def why_not(self, tensors: ImageTensors) -> str | None:
+    def why_not(self, tensors: Images) -> str | None:
         """Why the features would not give what training through the body gives, or None. A few images are tried."""
-        images, training = tensors.images[:8], self.model.training
+        images, training = tensors.sample(8), self.model.training
         try:
             features, logits = self._run(images, training=False)
             in_training, _ = self._run(images, training=True)
@@ -94,15 +95,16 @@ class FeatureExtractor:
             self.model.train(training)
         return None
 
-    def __call__(self, tensors: ImageTensors) -> Features:
+    def __call__(self, tensors: Images) -> Features:
         """The features of a split, computed or taken from the cache."""
 
         def write(folder: Path) -> None:
             logger.info("  features of %s images: computed once, kept for the next run", f"{len(tensors):,}")
             array, start = None, 0
-            batches = tensors.images.split(self.args.per_device_eval_batch_size)
-            for images in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
-                features, _ = self._run(images, training=False)
+            size, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
+            batches = DataLoader(tensors, size, collate_fn=collate, num_workers=workers)
+            for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
+                features, _ = self._run(batch["pixel_values"], training=False)
                 if array is None:
                     shape = (len(tensors), features.shape[1])
                     array = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)

@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 from ftkit.arguments import LossArguments
 from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
-from ftkit.data.tensors import ImageTensors
+from ftkit.data.tensors import Images
 from ftkit.errors import UserError
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.methods.freezing import only_training, trained_parameters
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     stages: list[PreparedStage]
 
 
-def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: ImageTensors) -> Plan:
+def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: Images) -> Plan:
     """The plan of the run's method for this model, checked before anything is written.
 
     Raises:
@@ -70,7 +70,7 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         stages.append((stage, folder, args))
     if config.method.is_adapter:
         steps = sum(_steps(args, len(train)) for stage, _, args in stages if stage.train == "adapters")
-        model = add_adapters(config.method, model, normalize(train.images[:2]), steps)
+        model = add_adapters(config.method, model, normalize(train.sample(2)), steps)
         groups = regroup(groups, model)
     prepared = [
         PreparedStage(
@@ -111,7 +111,7 @@ def _steps(args: TrainingArguments, images: int) -> int:
 
 
 def run_plan(
-    config: Config, plan: Plan, normalize: Normalize8Bit, train: ImageTensors, validation: ImageTensors
+    config: Config, plan: Plan, normalize: Normalize8Bit, train: Images, validation: Images
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Carry out a plan, stage by stage.
 
@@ -149,7 +149,7 @@ def run_plan(
         if trainer.is_world_process_zero():
             save_model(model, str(folder / "model.safetensors"))
             finished.write_text(json.dumps(results[-1]))
-    return (merged(model, normalize(validation.images[:64])) if config.method.merge_adapters else model), results
+    return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
 
 
 def _trainer(
@@ -160,8 +160,8 @@ def _trainer(
     args: TrainingArguments,
     objective: Objective,
     normalize: Normalize8Bit,
-    train: ImageTensors,
-    validation: ImageTensors,
+    train: Images,
+    validation: Images,
 ) -> ImageTrainer:
     """The trainer of a stage: of the head on cached features where that gives the same, else of the whole model."""
     changing = objective.augment or config.loss.mixup or config.loss.cutmix or config.method.train_batchnorm_stats
@@ -212,6 +212,7 @@ def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: i
         "epochs": trainer.state.epoch,
         "seconds": round(seconds, 2),
         "images_per_second": round(output.metrics["train_samples_per_second"], 1),
+        "waiting_for_data": round(output.metrics["waiting_for_data"], 4),
         "best_metric": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
     }

@@ -1,6 +1,9 @@
 """A thin `Trainer` for batches of uint8 images."""
 
+import itertools
+import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ftkit.arguments import LossArguments
 from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
 from ftkit.data.augment import augment
+from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
 from ftkit.methods.adapters import (
@@ -40,6 +44,9 @@ from ftkit.training.ema import WeightAverage
 from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.progress import EvaluationLines
 
+logger = logging.getLogger(__name__)
+_WAITING = 0.2  # share of the time of training that may go by waiting for data before it is said
+_SECONDS = 2.0  # of waiting are too few to speak of
 _RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
 
 
@@ -120,6 +127,9 @@ class ImageTrainer(Trainer):
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines())
         self.normalize = normalize
+        convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        self.waited = self.evaluated = 0.0  # seconds, for batches to train on, and between them
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         self.objective = objective
         self.average = None
@@ -154,16 +164,45 @@ class ImageTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def get_train_dataloader(self) -> TrainingLoader:
+        """Batches of `train_dataset`, which are this process's own: accelerate has nothing to add."""
+        args, images = self.args, self.train_dataset
+        seed = args.seed if args.data_seed is None else args.data_seed
+        batches = EpochBatches(
+            len(images),
+            self._train_batch_size,
+            seed,
+            args.process_index,
+            args.world_size,
+            args.dataloader_drop_last,
+        )
+        return TrainingLoader(
+            images,
+            batches,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of a step, and the time that it took to get them."""
+        started = time.perf_counter()
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        self.waited += time.perf_counter() - started
+        return batches, None
+
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        inputs = super()._prepare_inputs(inputs)
-        images, labels = inputs["pixel_values"], inputs["labels"]
-        if not self.model.training:
-            return {"pixel_values": self.normalize(images), "labels": labels}
-        if self.objective.augment:
-            epoch = int(self.state.epoch)
-            images = augment(images, inputs["index"], self.objective.augment, self.args.seed, epoch)
+        device, training = self.args.device, self.model.training
+        images = inputs["pixel_values"].to(device, non_blocking=True)
+        labels = inputs["labels"].to(device, non_blocking=True)
+        if training and self.objective.augment:
+            rows = inputs["index"].to(device, non_blocking=True)
+            images = augment(images, rows, self.objective.augment, self.args.seed, int(self.state.epoch))
         images = self.normalize(images)
-        if self.mixup is not None:
+        if images.ndim == 4:
+            images = images.contiguous(memory_format=self.memory_format)
+        if training and self.mixup is not None:
             images, labels = self._mix(images, labels)
         return {"pixel_values": images, "labels": labels}
 
@@ -226,22 +265,31 @@ class ImageTrainer(Trainer):
         if own_groups and not str(self.args.optim).startswith(TIMM_OPTIMIZERS):
             return super().create_optimizer(model)  # GaLore, LOMO, Muon, …: these group the parameters themselves
         if self.optimizer is None:
+            muon = str(self.args.optim).startswith(TIMM_OPTIMIZERS) and "muon" in self.args.optim
             groups: dict[tuple, list] = {}
             for name, parameter in (self.model if model is None else model).named_parameters():
                 if parameter.requires_grad:
                     setting = self.objective.settings[name]
                     decay = self.args.weight_decay if setting.decays else 0.0
-                    groups.setdefault((setting.learning_rate, decay), []).append(parameter)
+                    key = (setting.learning_rate, decay, muon and setting.of_head)
+                    groups.setdefault(key, []).append(parameter)
             self.optimizer = make(
-                [{"params": some, "lr": rate, "weight_decay": decay} for (rate, decay), some in groups.items()],
+                [
+                    {"params": some, "lr": rate, "weight_decay": decay}
+                    | ({"use_fallback": True} if adam else {})  # timm's Muon would take the head for a hidden layer
+                    for (rate, decay, adam), some in groups.items()
+                ],
                 **options,
             )
         return self.optimizer
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate the averaged weights where there are such, else the model's own."""
+        started = time.perf_counter()
         with self.average.applied() if self.average else nullcontext():
-            return super().evaluate(*args, **kwargs)
+            metrics = super().evaluate(*args, **kwargs)
+        self.evaluated += time.perf_counter() - started
+        return metrics
 
     def train(self, *args, **kwargs):
         """Train; the model ends with the weights that validation chose, averaged if they are.
@@ -258,10 +306,24 @@ class ImageTrainer(Trainer):
                 f"one of the {len(self.train_dataset):,} images makes a batch alone, and BatchNorm needs two: "
                 "set dataloader_drop_last: true, or another per_device_train_batch_size"
             ) from error
+        output.metrics["waiting_for_data"] = self._share_of_waiting(output.metrics.get("train_runtime", 0.0))
         finish_adapters(self.model)
         if self.average is not None:
             self.average.keep(self.state.best_model_checkpoint if self.args.load_best_model_at_end else None)
         return output
+
+    def _share_of_waiting(self, seconds: float) -> float:
+        """The share of the time of training that went by waiting for data; much of it is said, with what helps."""
+        share = self.waited / max(seconds - self.evaluated, self.waited, 1e-9)
+        if share > _WAITING and self.waited > _SECONDS:
+            workers = self.args.dataloader_num_workers
+            logger.warning(
+                "training waited for data for %.0f%% of its time: raise dataloader_num_workers (now %d), make the "
+                "images smaller once and for all, or let them be decoded once: data_engine: tensor",
+                100 * share,
+                workers,
+            )
+        return share
 
     def _stopped_before(self, checkpoint: str | None) -> TrainOutput | None:
         """The result of a stage that had stopped early when this checkpoint was written: there is nothing to go on."""

@@ -5,12 +5,13 @@ import pytest
 import torch
 from support import finetune, interrupt
 from torch.nn import functional as F
-from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as TV
 
 from ftkit.arguments.data import AUGMENTATIONS
 from ftkit.config import parse_config
 from ftkit.data import augment as A
+from ftkit.data import trivial_augment as T
 
 ROWS = torch.arange(40)
 
@@ -38,7 +39,7 @@ def test_flip(images):
     assert torch.equal(A.flip(images, bits), torch.stack(expected))
 
 
-@pytest.mark.parametrize(("padding", "mode"), [(4, "zeros"), (3, "reflect"), (15, "reflect")])
+@pytest.mark.parametrize(("padding", "mode"), [(4, "zeros"), (40, "zeros"), (3, "reflect"), (15, "reflect")])
 def test_random_crop(images, padding, mode):
     def reference(image, u):
         padded = TV.pad(image, [padding], padding_mode="constant" if mode == "zeros" else mode)
@@ -111,6 +112,54 @@ def test_colours(images, name):
     check(name, images, lambda image, u: function(image, 1 + (2 * u[0] - 1) * 0.4), tolerance=1, strength=0.4)
 
 
+def test_alternating_flip(images):
+    first, second, third = (A.augment(images, ROWS, ["alternating_flip"], seed=5, epoch=e) for e in (6, 7, 8))
+    assert torch.equal(first, third) and torch.equal(second, first.flip(3))
+    pairs = torch.tensor([0, 1], dtype=torch.uint8).expand(4000, 1, 1, 2)
+    begin = A.augment(pairs, torch.arange(4000), ["alternating_flip"], seed=5, epoch=0)[..., 0]
+    assert abs(begin.float().mean() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("name", T.SPACE)
+def test_trivial_augment_has_the_operations_of_torchvision(images, name):
+    """With all magnitudes of all of them."""
+    theirs = TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
+    their_name = next(n for n in theirs._AUGMENTATION_SPACE if n.lower() == name.replace("_", ""))
+    bins, signed = theirs._AUGMENTATION_SPACE[their_name]
+    strengths = bins(31, *images.shape[2:])
+    strengths = [0.0] * 31 if strengths is None else [float(n) for n in strengths]
+    strengths += [-n if signed else n for n in strengths]
+    images, magnitudes = images.repeat(2, 1, 1, 1)[:62], T._MAGNITUDES[list(T.SPACE).index(name)]
+    done = T.SPACE[name][0](images, magnitudes)
+    expected = torch.stack(
+        [
+            theirs._apply_image_or_video_transform(image, their_name, n, theirs.interpolation, theirs._fill)
+            for image, n in zip(images, strengths, strict=True)
+        ]
+    )
+    difference = (done.int() - expected.int()).abs()
+    assert done.dtype == torch.uint8 and difference.max() <= 1 and (difference > 0).float().mean() < 0.02
+
+
+def test_trivial_augment_draws_each_operation_and_magnitude_equally_often():
+    operation, magnitude = T.draw(A.random_bits(0, 0, torch.arange(140_000), "trivial_augment", 2))
+    assert (operation.bincount() - 10_000).abs().max() < 400
+    turns = magnitude[operation == list(T.SPACE).index("rotate")].unique(return_counts=True)
+    assert len(turns[0]) == 61 and turns[0].max() == -turns[0].min() == 135
+    assert turns[1].min() > 110 and turns[1].max() < 400  # 161 each, 323 of no turn
+
+
+@pytest.mark.parametrize("shape", [(3, 20, 28), (1, 8, 8), (3, 2, 5), (1, 1, 1)], ids=str)
+def test_trivial_augment_does_to_each_image_what_it_drew(shape):
+    images = torch.randint(0, 256, (40, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    bits = A.random_bits(1, 2, ROWS, "trivial_augment", 8)
+    before, done = images.clone(), T.trivial_augment(images, bits)
+    assert torch.equal(images, before) and (max(shape) == 1 or not torch.equal(done, images))
+    functions = [function for function, *_ in T.SPACE.values()]
+    for n, (operation, magnitude) in enumerate(zip(*T.draw(bits), strict=True)):
+        assert torch.equal(done[n], functions[operation](images[n : n + 1], magnitude.view(1))[0])
+
+
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_an_image_gets_the_same_in_any_batch(images, name):
     steps = [{name: AUGMENTATIONS[name]}]
@@ -122,6 +171,13 @@ def test_an_image_gets_the_same_in_any_batch(images, name):
     if name != "saturation" or images.shape[1] == 3:
         assert not torch.equal(whole, A.augment(images, ROWS, steps, seed=5, epoch=4))
         assert not torch.equal(whole, A.augment(images, ROWS, steps, seed=6, epoch=3))
+
+
+def test_the_numbers_stay():
+    """A run of an older version can be repeated."""
+    numbers = A.random_bits(1, 2, torch.tensor([0, 7]), "flip", 2)
+    assert numbers.tolist() == [[1496946126, 145323901], [2745226516, 1166999434]]
+    assert A.random_bits(2**31, 0, torch.tensor([5]), "random_crop", 1).tolist() == [[3551387008]]
 
 
 def test_the_numbers_look_random():
@@ -157,8 +213,9 @@ def test_a_run_with_augmentation_repeats_and_resumes(tmp_path):
 @pytest.mark.parametrize(
     ("augment", "words"),
     [
-        (["flipp"], ["'flipp' is none of flip, random_crop", "did you mean 'flip'"]),
+        (["flipp"], ["'flipp' is none of flip, alternating_flip", "did you mean 'flip'"]),
         (["flip", "flip"], ["flip stands twice"]),
+        (["flip", "alternating_flip"], ["flip and alternating_flip would undo each other"]),
         (['[{"random_crop": {"paddin": 2}}]'], ["random_crop has no option 'paddin' (did you mean 'padding'?)"]),
         (['[{"random_crop": {"padding": 2.5}}]'], ["padding: 2.5 is not a whole number"]),
         (['[{"random_crop": {"mode": "wrap"}}]'], ["mode: 'wrap' is not zeros or reflect"]),

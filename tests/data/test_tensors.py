@@ -21,9 +21,10 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-import ftkit.data.tensors
-from ftkit.data.pixels import channel_statistics, normalizer
-from ftkit.data.tensors import collate, default_cache_dir, image_tensors
+import ftkit.data.decoding
+from ftkit.data.cache import default_cache_dir
+from ftkit.data.pixels import channel_statistics, histogram, normalizer
+from ftkit.data.tensors import collate, image_tensors
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 AS_IT_IS = ViTImageProcessor(size={"height": 4, "width": 6})
@@ -77,7 +78,7 @@ def no_decoding(monkeypatch):
     def fail(*arguments):
         raise AssertionError("an image was decoded again")
 
-    return lambda: monkeypatch.setattr(ftkit.data.tensors, "to_mode", fail)
+    return lambda: monkeypatch.setattr(ftkit.data.decoding, "to_mode", fail)
 
 
 def test_a_split_as_tensors(grays, tensors):
@@ -190,7 +191,7 @@ def test_labels_are_those_of_now(grays, tensors):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypatch, error):
-    calls, whole = [], ftkit.data.tensors.pixel_geometry
+    calls, whole = [], ftkit.data.decoding.PixelGeometry
 
     def interrupted(processor):
         def fail(images):
@@ -199,12 +200,12 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypat
 
         return fail
 
-    monkeypatch.setattr(ftkit.data.tensors, "pixel_geometry", interrupted)
+    monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", interrupted)
     with pytest.raises(Exception if error is not KeyboardInterrupt else KeyboardInterrupt):
         tensors(grays)
     assert calls == [1]  # something had been begun
     assert list((tmp_path / "cache").iterdir()) == []
-    monkeypatch.setattr(ftkit.data.tensors, "pixel_geometry", whole)
+    monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", whole)
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
 
 
@@ -317,7 +318,7 @@ def test_channel_statistics_are_exact():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 3, 7, 5), np.uint8))
     images[:, 1] = 51
     images[:, 2] = torch.where(images[:, 2] > 127, 255, 0)
-    mean, std = channel_statistics(images)
+    mean, std = channel_statistics(histogram(images))
     exact = (images.double() / 255).transpose(0, 1).flatten(1)
     assert mean == [round(float(value), 4) for value in exact.mean(1)]
     assert std == [max(round(float(value), 4), 1e-4) for value in exact.std(1, correction=0)]

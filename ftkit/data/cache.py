@@ -1,0 +1,45 @@
+"""What was computed before, kept in folders that are whole or not there."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets.config
+
+from ftkit.errors import UserError
+
+
+def default_cache_dir() -> Path:
+    """`ftkit/` beside the caches of the other Hugging Face libraries (`HF_HOME`)."""
+    return Path(datasets.config.HF_CACHE_HOME).expanduser() / "ftkit"
+
+
+def cached(key: str, write: Callable[[Path], None], cache_dir: str | None = None) -> Path:
+    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which is renamed when it is whole.
+
+    Raises:
+        UserError: a full disk, or a folder that cannot be written.
+    """
+    root = Path(cache_dir) if cache_dir else default_cache_dir()
+    folder = root / key
+    if folder.is_dir():
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
+        try:
+            write(aside)
+            try:
+                os.replace(aside, folder)
+            except OSError:
+                if not folder.is_dir():  # otherwise another process was first, with the same bytes
+                    raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        hint = "the disk is full: free space" if error.errno == errno.ENOSPC else "it cannot be written"
+        raise UserError(f"cache_dir: {root}: {hint} ({error}), or give another folder") from error
+    return folder

@@ -1,0 +1,96 @@
+"""Rows of a dataset -> uint8 pixels, in as many processes as there are cores."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from ftkit.data.images import BAD_IMAGE_ERRORS, column, encoded, open_image, to_mode
+from ftkit.data.pixels import PixelGeometry
+
+_CHUNK = 128  # images that a process takes at a time
+_WORTH_PROCESSES = 2000  # images
+
+
+class Decoded(NamedTuple):
+    """What decoding gave.
+
+    Attributes:
+        positions: of the images that decode, among the rows that were asked for.
+        pixels: theirs, uint8 (n, C, H, W); None where n is 0.
+        bad: what does not decode: dictionaries of `row`, `index`, `file` and `reason`.
+    """
+
+    positions: list[int]
+    pixels: np.ndarray | None
+    bad: list[dict[str, Any]]
+
+
+class Decoder:
+    """Decodes rows of a split into what the model's image processor makes of them, before it normalises.
+
+    Args:
+        dataset: columns `image`, `label`, `index`.
+        processor: the image processor that is saved with the model; it resizes and crops.
+        channels: 1 or 3.
+    """
+
+    def __init__(self, dataset: Dataset, processor: Any, channels: int):
+        self.files, self.index = encoded(dataset), column(dataset, "index")
+        self.geometry, self.channels = PixelGeometry(processor), channels
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __call__(self, rows: Sequence[int]) -> Decoded:
+        """Decode these rows."""
+        positions, images, bad = [], [], []
+        for position, file in enumerate(self.files[rows]["image"]):
+            try:
+                images.append(to_mode(open_image(file), self.channels))
+                positions.append(position)
+            except BAD_IMAGE_ERRORS as error:
+                row = int(rows[position])
+                name, reason = file["path"] or f"row {self.index[row]}", str(error) or type(error).__name__
+                bad.append({"row": row, "index": int(self.index[row]), "file": name, "reason": reason})
+        return Decoded(positions, self.geometry(images) if images else None, bad)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def over_all_rows(work: Callable[[range], Any], count: int, what: str) -> Iterator[tuple[range, Any]]:
+    """`work` on the rows 0 … count - 1, chunk by chunk, in processes where that pays; a progress bar says `what`.
+
+    Yields:
+        The rows of each chunk, in their order, and what `work` returned for them.
+    """
+    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+    workers = min(cores(), len(chunks)) if count >= _WORTH_PROCESSES else 0
+    results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:
+        for rows, result in zip(chunks, results, strict=True):
+            progress.update(len(rows))
+            yield rows, result
+
+
+class _Chunks(TorchDataset):
+    def __init__(self, work: Callable[[range], Any], chunks: list[range]):
+        self.work, self.chunks = work, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.work(self.chunks[number])
+
+
+def _as_it_is(result: Any) -> Any:
+    return result

@@ -1,0 +1,77 @@
+"""What is done to a whole batch of uint8 images, by parameters that are given for each of them.
+
+These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and give uint8 of the same shape: what
+torchvision's function does to each image alone, but linear between pixels, where its default is the nearest one.
+"""
+
+import torch
+from torch.nn import functional as F
+
+
+def shift(images: torch.Tensor, shifts: torch.Tensor, most: tuple[int, int], mode: str = "zeros") -> torch.Tensor:
+    """The windows of the images' own size that begin at `shifts`.
+
+    Args:
+        shifts: int64 (B, 2), rows down and columns right.
+        most: their largest absolute values; less than the side for `mode: reflect`.
+        mode: what is beyond the edge: `zeros` (black) or `reflect`.
+    """
+    (batch, channels, height, width), device = images.shape, images.device
+    padded = F.pad(images, (most[1], most[1], most[0], most[0]))
+    if mode == "reflect":  # which F.pad does to no uint8 on a CPU
+        for axis in (2, 3):
+            lines, edge = padded.unbind(axis), most[axis - 2]
+            for n in range(1, edge + 1):
+                lines[edge - n].copy_(lines[edge + n])
+                lines[-1 - edge + n].copy_(lines[-1 - edge - n])
+    tall, wide = padded.shape[2:]
+    top, left = (shifts[:, axis : axis + 1] + most[axis] for axis in (0, 1))
+    begin = torch.arange(0, batch * channels * tall * wide, tall * wide, device=device).view(batch, channels, 1)
+    begin = begin + ((top + torch.arange(height, device=device)) * wide + left).unsqueeze(1)  # (B, C, H)
+    rows = padded.flatten().unfold(0, width, 1)  # copying rows is several times faster than gathering pixels
+    return rows.index_select(0, begin.flatten()).view(images.shape)
+
+
+def warp(images: torch.Tensor, inverse: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """A linear map around the centre, then a shift.
+
+    Args:
+        inverse: float64 (B, 4), the rows of the matrix that takes a point (x, y) of the result to where it comes from.
+        shift: float64 (B, 2), pixels right and down.
+    """
+    height, width = images.shape[2:]
+    x = torch.arange(width, device=images.device) + 0.5 - width / 2 - shift[:, :1]
+    y = torch.arange(height, device=images.device) + 0.5 - height / 2 - shift[:, 1:]
+    a, b, c, d = inverse.view(-1, 4, 1, 1).unbind(1)
+    x, y = x.unsqueeze(1), y.unsqueeze(2)
+    grid = torch.stack([(a * x + b * y) / (width / 2), (c * x + d * y) / (height / 2)], dim=-1).float()
+    sampled = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.round().clamp(0, 255).to(torch.uint8)
+
+
+def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Times `factor`, float64 (B,)."""
+    return blend(images, 0.0, factor)
+
+
+def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Away from the mean grey value of the image, or towards it, by `factor`, float64 (B,)."""
+    return blend(images, _grey(images).mean((1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Away from the grey image, or towards it, by `factor`, float64 (B,); grey images stay as they are."""
+    return images if images.shape[1] == 1 else blend(images, _grey(images), factor)
+
+
+def _grey(images: torch.Tensor) -> torch.Tensor:
+    if images.shape[1] == 1:
+        return images.float()
+    red, green, blue = images.float().split(1, dim=1)
+    return (0.2989 * red + 0.587 * green + 0.114 * blue).floor()  # as torchvision does
+
+
+def blend(images: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
+    """`factor`, float64 (B,), of the image, and the rest of another."""
+    factor = factor.float().view(-1, 1, 1, 1)
+    return (images.float() * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)

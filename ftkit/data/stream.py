@@ -1,0 +1,120 @@
+"""What does not fit: images that are decoded in worker processes, whenever a batch asks for them."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from datasets.fingerprint import Hasher
+from PIL import Image
+
+from ftkit.data.augment import random_bits
+from ftkit.data.cache import cached
+from ftkit.data.decoding import Decoder, over_all_rows
+from ftkit.data.images import open_image, to_mode
+from ftkit.data.pixels import geometry_key, histogram
+from ftkit.data.tensors import Images, decodable
+from ftkit.errors import UserError
+
+_VERSION = 1  # of what is cached: raise it when decoding changes
+
+
+class StreamedImages(Images):
+    """A split whose images are decoded batch by batch, from files or from a memory-mapped table.
+
+    Every image is decoded once before, in all processes: one that does not decode is found now and not in the middle
+    of the night.
+
+    Args:
+        dataset: columns `image`, `label`, `index`.
+        processor: the image processor that is saved with the model; it resizes and crops.
+        channels: 1 or 3.
+        on_bad_image: `error` or `skip`.
+        cache_dir: where the result of that first look is kept, see `ftkit.data.tensors.image_tensors`.
+
+    Raises:
+        UserError: images that do not decode.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: Any,
+        channels: int,
+        on_bad_image: str = "error",
+        cache_dir: str | None = None,
+    ):
+        key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
+
+        def write(folder: Path) -> None:
+            counts, bad, shape = 0, [], None
+            looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
+            for _, (their_shape, their_counts, their_bad) in looked:
+                counts, bad, shape = counts + their_counts, bad + their_bad, shape or their_shape
+            about = {"shape": shape, "skipped": bad, "histogram": np.asarray(counts).tolist()}
+            (folder / "about.json").write_text(json.dumps(about))
+
+        decoder = Decoder(dataset, processor, channels)
+        about = json.loads((cached(f"stream-{key}", write, cache_dir) / "about.json").read_text())
+        good = decodable(dataset, about["skipped"], on_bad_image)
+        if good is not None:
+            dataset = dataset.select(good)
+            decoder = Decoder(dataset, processor, channels)
+        super().__init__(dataset, key, about["skipped"], tuple(about["shape"]))
+        self.decoder, self.counts = decoder, np.array(about["histogram"])
+        self.transform: Callable[[Image.Image], torch.Tensor] | None = None
+
+    def transform_with(self, options: dict[str, Any], seed: int) -> None:
+        """From now on do timm's training transform to every image, in place of the processor's own geometry.
+
+        Args:
+            options: of `timm.data.create_transform`, such as `auto_augment: rand-m9-mstd0.5-inc1`.
+            seed: what it draws depends on this, the epoch and the image's row, and on nothing else.
+
+        Raises:
+            UserError: timm refuses an option.
+        """
+        from timm.data import create_transform  # late: only some runs need it
+
+        try:
+            # timm's prefetcher takes uint8 tensors, as ftkit's batches are.
+            transform = create_transform(self.shape, is_training=True, use_prefetcher=True, **options)
+        except (ValueError, TypeError, AssertionError, KeyError) as error:
+            raise UserError(f"image_transform: {options}: timm says: {error!r}") from error
+        self.transform, self.seed = transform, seed
+
+    def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
+        if self.transform is None:
+            return torch.from_numpy(np.ascontiguousarray(self.decoder(rows.tolist()).pixels))
+        seeds = random_bits(self.seed, epoch, self.index[rows], "transform", 1).flatten().tolist()
+        files = self.decoder.files[rows.tolist()]["image"]
+        return torch.stack([self._transformed(*pair) for pair in zip(files, seeds, strict=True)])
+
+    def _transformed(self, file: dict, seed: int) -> torch.Tensor:
+        """One image; whatever the transform draws depends on nothing but `seed`."""
+        random.seed(seed)
+        np.random.seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pixels = self.transform(to_mode(open_image(file), 3))
+        return pixels if self.shape[0] == 3 else pixels[:1]
+
+    def histogram(self) -> np.ndarray:
+        return self.counts
+
+
+class _FirstLook:
+    """Of some rows: the shape of an image, how often each value occurs, and what does not decode."""
+
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+
+    def __call__(self, rows: range) -> tuple[list[int] | None, np.ndarray | int, list[dict]]:
+        decoded = self.decoder(rows)
+        if decoded.pixels is None:
+            return None, 0, decoded.bad
+        return list(decoded.pixels.shape[1:]), histogram(decoded.pixels), decoded.bad

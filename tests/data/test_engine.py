@@ -1,0 +1,124 @@
+"""One tensor or a stream: chosen by size, and the same pixels."""
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import DatasetDict
+from PIL import Image as PILImage
+from transformers import ViTImageProcessor
+
+from ftkit.arguments import DataArguments
+from ftkit.data.engine import load_images, set_up_loading
+from ftkit.data.stream import StreamedImages
+from ftkit.data.tensors import Batch, ImageTensors, image_tensors
+
+SIDE = ViTImageProcessor(size={"height": 8, "width": 8})
+
+
+@pytest.fixture
+def photos(tmp_path, load):
+    """Twelve colour images of several sizes in two classes, a third of them JPEG files."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for number in range(12):
+            path = tmp_path / "photos" / split / "ab"[number % 2] / f"{number}.{'jpg' if number % 3 else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            size = (9 + number % 4, 11 + number % 3, 3)
+            PILImage.fromarray(rng.integers(0, 256, size, np.uint8)).save(path)
+    return load(tmp_path / "photos")
+
+
+@pytest.fixture
+def by(tmp_path):
+    """`load_images` with further `DataArguments`."""
+
+    def by(splits: DatasetDict, channels=3, processor=SIDE, seed=0, **options):
+        args = DataArguments(dataset="digits", cache_dir=str(tmp_path / "cache"), **options)
+        assert not args.check()
+        return load_images(splits, processor, channels, args, seed)
+
+    return by
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "reason"),
+    [
+        ({}, ImageTensors, "tensor: 0.00 GB decoded is within tensor_cache_gb, 8"),
+        ({"tensor_cache_gb": 1e-6}, StreamedImages, "stream: 0.00 GB decoded is more than tensor_cache_gb, 1e-06"),
+        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as asked for"),
+        ({"data_engine": "stream"}, StreamedImages, "stream: as asked for"),
+        ({"image_transform": {"hflip": 0.5}}, StreamedImages, "stream: image_transform changes single images"),
+    ],
+)
+def test_the_engine_is_chosen_by_size_and_says_why(photos, by, caplog, options, kind, reason):
+    with caplog.at_level(logging.INFO, logger="ftkit"):
+        images = by(photos, **options)
+    assert [type(split) for split in images.values()] == [kind] * 3
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_both_engines_give_the_same(photos, by, channels):
+    rows = torch.tensor([5, 0, 11, 3])
+    tensor, stream = (by(photos, channels, data_engine=engine)["train"] for engine in ("tensor", "stream"))
+    assert tensor.shape == stream.shape == (channels, 8, 8)
+    assert len(tensor) == len(stream) == 12
+    for batch in (Batch(rows, 3), rows.tolist()):
+        for name, values in tensor.__getitems__(batch).items():
+            assert torch.equal(values, stream.__getitems__(batch)[name]), name
+    assert torch.equal(tensor[7]["pixel_values"], stream[7]["pixel_values"])
+    assert np.array_equal(tensor.histogram(), stream.histogram())
+    assert torch.equal(tensor.sample(5), stream.sample(5))
+
+
+def test_a_stream_outlives_a_change_of_the_processor(photos, tmp_path):
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    cache = {"cache_dir": str(tmp_path / "cache")}
+    for _ in range(2):  # the first look, and from the cache
+        stream = StreamedImages(photos["train"], processor, 3, **cache)
+        processor.image_mean, processor.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+        assert torch.equal(stream.sample(12), image_tensors(photos["train"], SIDE, 3, **cache).images)
+
+
+def test_a_stream_finds_bad_images_before_training(photos, by, refused):
+    rows = photos["train"]
+    path = rows.cast_column("image", rows.features["image"].__class__(decode=False))[4]["image"]["path"]
+    with open(path, "wb") as file:
+        file.write(b"broken")
+    with refused("1 of 12", path, "--on_bad_image skip"):
+        by(photos, data_engine="stream")
+    tensor, stream = (by(photos, data_engine=engine, on_bad_image="skip")["train"] for engine in ("tensor", "stream"))
+    assert stream.index.tolist() == tensor.index.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert torch.equal(stream.sample(11), tensor.images)
+    assert stream.skipped == tensor.skipped
+
+
+def test_a_transform_of_timm_depends_on_seed_epoch_and_image_alone(photos, by):
+    options = {"auto_augment": "rand-m9-mstd0.5", "scale": [0.5, 1.0]}
+    images = by(photos, image_transform=options)["train"]
+    plain = by(photos)["train"]
+    rows = torch.arange(12)
+    whole = images.pixels(rows, epoch=1)
+    assert (whole.shape, whole.dtype) == (plain.images.shape, torch.uint8)
+    torch.manual_seed(5)
+    assert torch.equal(images.pixels(rows[[7, 2]], epoch=1), whole[[7, 2]])
+    assert not torch.equal(images.pixels(rows, epoch=2), whole)
+    assert not torch.equal(by(photos, image_transform=options, seed=1)["train"].pixels(rows, epoch=1), whole)
+    validation = by(photos, image_transform=options)["validation"]
+    assert torch.equal(validation.sample(12), by(photos)["validation"].images)
+
+
+def test_a_transform_that_timm_refuses_is_one_sentence(photos, by, refused):
+    with refused("image_transform", "no_such_augmentation", "timm says"):
+        by(photos, image_transform={"auto_augment": "no_such_augmentation"})
+
+
+@pytest.mark.parametrize(("asked", "workers"), [(None, 2), (3, 3), (0, 0)])
+def test_a_stream_gets_a_worker_for_each_core(photos, by, monkeypatch, asked, workers):
+    monkeypatch.setattr("ftkit.data.engine.cores", lambda: 4)
+    args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    set_up_loading(args, by(photos, data_engine="stream"), asked)
+    assert (args.dataloader_num_workers, args.dataloader_persistent_workers) == (workers, workers > 0)

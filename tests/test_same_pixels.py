@@ -1,0 +1,95 @@
+"""A sample's pixels depend on (seed, epoch, sample) only: not on workers, processes, engine or a resume."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from support import REPO, finetune, interrupt
+
+SMALL = ("--model_args", '{"hidden_sizes": [8, 8], "depths": [0, 0]}', "--dropout", 0.1)
+CHANGING = ("--augment", "random_crop", "rotate", "brightness", "--mixup", 0.2)
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A run of 20 steps, a little under two epochs, with a checkpoint after each."""
+    options = ("--max_steps", 20, "--per_device_train_batch_size", 128, "--eval_strategy", "no")
+    saving = ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 30)
+    return finetune(tmp_path_factory.mktemp("reference") / "run", *SMALL, *CHANGING, *options, *saving)
+
+
+@pytest.mark.parametrize("engine", ["tensor", "stream"])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_neither_engine_nor_workers_change_a_bit(reference, tmp_path, engine, workers):
+    changed = ("--data_engine", engine, "--dataloader_num_workers", workers, "--save_strategy", "no")
+    again = finetune(tmp_path / "run", "--config", reference / "config.yaml", *changed)
+    assert weights(again) == weights(reference)
+
+
+def test_a_resume_after_any_step_changes_nothing(reference, tmp_path):
+    for step in range(1, 20):
+        run = shutil.copytree(reference, tmp_path / str(step))
+        interrupt(run, keep=step)
+        finetune(run, "--config", reference / "config.yaml", "--resume_from_checkpoint", "true")
+        assert weights(run) == weights(reference), f"resumed after step {step}"
+
+
+RECORD = """
+import sys
+import numpy as np
+from transformers import ViTImageProcessor
+from ftkit.arguments import DataArguments, LossArguments
+from ftkit.arguments.training import TrainingArguments, machine_defaults
+from ftkit.data.pixels import normalizer
+from ftkit.data.sources import load_data
+from ftkit.data.tensors import image_tensors
+from ftkit.methods.parameter_groups import Setting
+from ftkit.models import MLPConfig, MLPForImageClassification
+from ftkit.training.trainer import ImageTrainer, Objective
+
+class Recorder(ImageTrainer):
+    seen = []
+
+    def compute_loss(self, model, inputs, **options):
+        self.seen.append(inputs["pixel_values"].flatten(1).numpy())
+        return super().compute_loss(model, inputs, **options)
+
+folder, batch = sys.argv[1], int(sys.argv[2])
+args = TrainingArguments(folder + "/run", num_train_epochs=2, per_device_train_batch_size=batch, save_strategy="no",
+                         **machine_defaults() | {"disable_tqdm": True})
+with args.main_process_first():
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    images = image_tensors(load_data(DataArguments(dataset="digits"))["train"], processor, 1, cache_dir=folder)
+model = MLPForImageClassification(MLPConfig(image_size=[8, 8], hidden_sizes=[4], num_labels=10))
+settings = {name: Setting(0.01, True) for name, _ in model.named_parameters()}
+objective = Objective(LossArguments(), settings, 10, ["random_crop", "rotate"])
+trainer = Recorder(model, args, normalizer(processor, 1), objective, images)
+trainer.train()
+np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.seen)
+"""
+
+
+def test_two_processes_see_what_one_sees(tmp_path):
+    """Two gloo processes, and one with twice the batch: the same images at every step, byte for byte."""
+    (tmp_path / "record.py").write_text(RECORD)
+    launch = yaml.safe_load((REPO / "accelerate_configs" / "multi_gpu.yaml").read_text())
+    two = launch | {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    two.pop("gpu_ids", None)
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(two))
+    script = [str(tmp_path / "record.py"), str(tmp_path)]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "two.yaml")]
+    subprocess.run([*accelerate, *script, "32"], check=True, cwd=tmp_path, timeout=200)
+    subprocess.run([sys.executable, *script, "64"], check=True, cwd=tmp_path, timeout=200)
+    first, second, alone = (np.load(tmp_path / f"{name}.npz") for name in ("0-of-2", "1-of-2", "0-of-1"))
+    assert len(first.files) == len(second.files) == len(alone.files) == 2 * 21  # 1,293 images in batches of 64
+    for step in alone.files:
+        together = np.concatenate([first[step], second[step]])
+        assert np.array_equal(together, alone[step])
