@@ -123,17 +123,20 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, config: ConvNetConfig, halving: bool = False):
         super().__init__()
-        pool = halving and config.downsampling == "max_pool"
+        self.pools = halving and config.downsampling == "max_pool"
+        stride = 2 if halving and not self.pools else 1
         # The normalisation takes the mean away, so a bias would do nothing.
-        stride = 2 if halving and not pool else 1
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True) if pool else nn.Identity()
         self.normalization = nn.BatchNorm2d(out_channels, momentum=config.norm_momentum)
-        self.normalization.weight.requires_grad_(config.norm_scale)
+        if not config.norm_scale:
+            self.normalization.weight = None
         self.activation = ACT2FN[config.activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.normalization(self.pool(self.convolution(hidden))))
+        hidden = self.convolution(hidden)
+        if self.pools:
+            hidden = nn.functional.max_pool2d(hidden, [min(2, side) for side in hidden.shape[2:]])
+        return self.activation(self.normalization(hidden))
 
 
 class ResidualBlock(nn.Module):

@@ -1,8 +1,11 @@
 """A thin `Trainer` for batches of uint8 images."""
 
+import gc
+import importlib.util
 import itertools
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from timm.data.mixup import Mixup
@@ -45,6 +49,7 @@ from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.progress import EvaluationLines
 
 logger = logging.getLogger(__name__)
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _WAITING = 0.2  # share of the time of training that may go by waiting for data before it is said
 _SECONDS = 2.0  # of waiting are too few to speak of
 _RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
@@ -214,6 +219,21 @@ class ImageTrainer(Trainer):
             images[:even], shares[:even] = self.mixup(images[:even], labels[:even])
         return images, shares
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
+        accelerator = self.accelerator
+        plain = accelerator.scaler is None and self.args.n_gpu <= 1 and accelerator.parallelism_config is None
+        if not plain or accelerator.distributed_type not in _PLAIN or "lomo" in str(self.args.optim):
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not model.training:
+            model.train()
+        self.optimizer.train()
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        (loss / self.current_gradient_accumulation_steps).backward()
+        return loss.detach() / self.current_gradient_accumulation_steps
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the batch; in training with L1 and what an adapter adds."""
         outputs = model(pixel_values=inputs["pixel_values"])
@@ -298,7 +318,8 @@ class ImageTrainer(Trainer):
             UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
         """
         try:
-            output = self._stopped_before(kwargs.get("resume_from_checkpoint")) or super().train(*args, **kwargs)
+            with self._lean():
+                output = self._stopped_before(kwargs.get("resume_from_checkpoint")) or super().train(*args, **kwargs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -311,6 +332,17 @@ class ImageTrainer(Trainer):
         if self.average is not None:
             self.average.keep(self.state.best_model_checkpoint if self.args.load_best_model_at_end else None)
         return output
+
+    @contextmanager
+    def _lean(self) -> Iterator[None]:
+        """Within, the libraries do not look at every step for what is not there, nor for garbage among themselves."""
+        if importlib.util.find_spec("lomo_optim") is None:
+            sys.modules["lomo_optim"] = None  # accelerate looks for it three times a step, through all of sys.path
+        gc.freeze()  # the Trainer collects garbage when it begins: among hundreds of thousands of the libraries' objects
+        try:
+            yield
+        finally:
+            gc.unfreeze()
 
     def _share_of_waiting(self, seconds: float) -> float:
         """The share of the time of training that went by waiting for data; much of it is said, with what helps."""

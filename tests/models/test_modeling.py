@@ -112,6 +112,43 @@ def test_convnet_takes_any_size(size):
     assert output.logits.shape == (5, 10) and output.loss.isfinite()
 
 
+FAST = {
+    "num_channels": 3, "first_layer": "whitening", "residual": False, "downsampling": "max_pool", "pooling": "max",
+    "norm_scale": False, "identity_init": True, "logit_scale": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 33)])
+def test_a_convnet_of_the_speedruns(size, tmp_path):
+    model = build("convnet", hidden_sizes=[4, 8, 8], depths=[1, 1, 0], **FAST).train()
+    pixels = images(3, size=size)
+    model.fit_first_layer(pixels)
+    output = model(pixels, labels=torch.tensor([0, 1, 2, 3, 0]))
+    output.loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert not any("normalization.weight" in name for name, _ in model.named_parameters())
+    model.eval().save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=0, atol=0)
+
+
+def test_whitened_patches_are_uncorrelated_and_of_variance_1():
+    model = build("convnet", **FAST)
+    pixels = images(3, n=400) @ torch.randn(12, 12, generator=torch.Generator().manual_seed(2)) + 0.7
+    model.fit_first_layer(pixels)
+    outputs = model.stem[0](pixels).transpose(0, 1).flatten(1)
+    covariance = outputs[:12].double().cov()
+    torch.testing.assert_close(covariance, torch.eye(12).double(), atol=0.02, rtol=0)
+    torch.testing.assert_close(outputs[12:], -outputs[:12])
+
+
+def test_convolutions_that_begin_as_identities():
+    model = build("convnet", **FAST)
+    weight = model.stages[1][0].convolution.weight  # 4 channels to 8
+    assert torch.equal(weight[:4], nn.init.dirac_(torch.empty_like(weight[:4])))
+    assert not torch.equal(weight[4:], torch.zeros_like(weight[4:]))
+
+
 def test_mlp_without_hidden_layers_is_softmax_regression():
     model = build("mlp", hidden_sizes=[])
     assert [name for name, _ in model.named_parameters()] == ["classifier.weight", "classifier.bias"]
@@ -204,6 +241,9 @@ def test_saved_folders_load_where_ftkit_is_not_installed(tmp_path):
         (ConvNetConfig, {"hidden_sizes": [], "depths": []}, "at least one stage"),
         (ConvNetConfig, {"depths": [0, -1, 1]}, r"depths=\[0, -1, 1\] must be"),
         (ConvNetConfig, {"activation": "gleu"}, "activation='gleu' is unknown; use one of .*gelu"),
+        (ConvNetConfig, {"first_layer": "whitened"}, "first_layer='whitened' must be one of convolution, whitening"),
+        (ConvNetConfig, {"norm_momentum": 0}, "norm_momentum=0 must be a share"),
+        (ConvNetConfig, {"logit_scale": 0}, "logit_scale=0 must be a positive number"),
         (ConvNetConfig, {"dropout": -0.1}, "dropout=-0.1"),
         (RNNConfig, {"image_size": "28"}, "image_size='28' must be"),
         (RNNConfig, {"cell": "LTSM"}, "cell='LTSM' is unknown; use lstm"),
