@@ -44,8 +44,8 @@ class DataArguments:
     data_dir: str | None = field(
         default=None,
         metadata={
-            "help": "A local folder or file: class folders, IDX files, CIFAR batches, parquet files, a CSV or "
-            "JSON-lines file of paths and labels, or a save_to_disk folder."
+            "help": "A local folder or file: class folders, IDX files, CIFAR batches, parquet or webdataset files, "
+            "a CSV or JSON-lines file of paths and labels, or a save_to_disk folder."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration name of a Hub dataset."})

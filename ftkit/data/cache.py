@@ -1,6 +1,7 @@
 """What was computed before, kept in folders that are whole or not there."""
 
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -11,14 +12,27 @@ import datasets.config
 
 from ftkit.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 
 def default_cache_dir() -> Path:
     """`ftkit/` beside the caches of the other Hugging Face libraries (`HF_HOME`)."""
     return Path(datasets.config.HF_CACHE_HOME).expanduser() / "ftkit"
 
 
-def cached(key: str, write: Callable[[Path], None], cache_dir: str | None = None) -> Path:
+def cached(
+    key: str,
+    write: Callable[[Path], None],
+    cache_dir: str | None = None,
+    whole: Callable[[Path], bool] = lambda folder: True,
+) -> Path:
     """The folder `key` of the cache. Where it is missing, `write` fills one aside, which is renamed when it is whole.
+
+    Args:
+        key: names the folder.
+        write: fills an empty folder.
+        cache_dir: where the folders lie; `default_cache_dir` where it is None.
+        whole: whether a folder that is there is what was written; it is made again where it is not, or cannot be read.
 
     Raises:
         UserError: a full disk, or a folder that cannot be written.
@@ -26,7 +40,10 @@ def cached(key: str, write: Callable[[Path], None], cache_dir: str | None = None
     root = Path(cache_dir) if cache_dir else default_cache_dir()
     folder = root / key
     if folder.is_dir():
-        return folder
+        if _is_whole(folder, whole):
+            return folder
+        logger.warning("cache_dir: %s is damaged, and is made again", folder)
+        shutil.rmtree(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
@@ -43,3 +60,10 @@ def cached(key: str, write: Callable[[Path], None], cache_dir: str | None = None
         hint = "the disk is full: free space" if error.errno == errno.ENOSPC else "it cannot be written"
         raise UserError(f"cache_dir: {root}: {hint} ({error}), or give another folder") from error
     return folder
+
+
+def _is_whole(folder: Path, whole: Callable[[Path], bool]) -> bool:
+    try:
+        return whole(folder)
+    except (OSError, ValueError, KeyError):
+        return False

@@ -89,9 +89,15 @@ def read_class_folders(folder: Path) -> DatasetDict:
     if not files["train"]:
         raise UserError(
             f"data_dir: {roots['train']} holds no images in class folders: expected <class>/<image> below it, or "
-            "IDX files, CIFAR batches, parquet files, a CSV or JSON-lines file, or a save_to_disk folder"
+            "IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON-lines file, or a save_to_disk folder"
         )
     return _by_name(folder, files)
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there is an image file anywhere below `folder`."""
+    suffixes = _image_suffixes()
+    return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
 
 
 def _is_hidden(path: Path) -> bool:

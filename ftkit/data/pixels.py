@@ -60,6 +60,11 @@ class PixelGeometry:
         # A copy: the run's own is given the mean of the data later, and decoding goes on.
         self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
         self.unchanged: dict[tuple[int, int], bool] = {}
+        self.direct = False
+        if {"do_rescale", "do_normalize"} <= processor.to_dict().keys():
+            probe = [_noise(_PROBE, _PROBE - 3)]
+            pixels = self._resized(probe)
+            self.direct = pixels.dtype == torch.uint8 and np.array_equal(pixels, self._transform(probe))
 
     def __call__(self, images: list[Image.Image]) -> np.ndarray:
         sizes = {image.size for image in images}
@@ -74,13 +79,19 @@ class PixelGeometry:
         return self.unchanged[size]
 
     def _transform(self, images: list[Image.Image]) -> np.ndarray:
-        pixels = _to_8_bit(_process(self.processor, images), self.normalize).numpy()
+        """By way of the processor's whole output, or without its arithmetic where that gives the same."""
+        pixels = (
+            self._resized(images) if self.direct else _to_8_bit(_process(self.processor, images), self.normalize)
+        ).numpy()
         return pixels[:, :1] if images[0].mode == "L" else pixels
 
+    def _resized(self, images: list[Image.Image]) -> torch.Tensor:
+        return _process(self.processor, images, do_rescale=False, do_normalize=False)
 
-def _process(processor, images: list[Image.Image]) -> torch.Tensor:
+
+def _process(processor, images: list[Image.Image], **options) -> torch.Tensor:
     """float32 (n, 3, H, W), as `pipeline` would have it."""
-    return processor([image.convert("RGB") for image in images], return_tensors="pt")["pixel_values"]
+    return processor([image.convert("RGB") for image in images], return_tensors="pt", **options)["pixel_values"]
 
 
 def _to_8_bit(values: torch.Tensor, normalize: Normalize8Bit) -> torch.Tensor:

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dat
 from datasets.info import DatasetInfo
 
 from ftkit.arguments import DataArguments
-from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, read_class_folders, read_tables, table_files
+from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, holds_images, read_class_folders, read_tables, table_files
 from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.remote import from_hub
 from ftkit.data.splits import canonical, complete_splits, keep_classes, take_fewer
@@ -29,6 +29,7 @@ _LOCAL_FILES = {
     "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
+_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by the names of datasets' own readers
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
 FASHION_NAMES = [
     "T - shirt / top",
@@ -88,9 +89,10 @@ def _read_folder(args: DataArguments) -> DatasetDict:
     if path.is_file():
         if path.suffix.lower() in TABLE_SUFFIXES:
             return read_tables({"train": path}, args.image_column, args.label_column)
-        if path.suffix.lower() == ".parquet":
-            return _read_parquet({"train": [path]})
-        raise UserError(f"data_dir: {path} is neither a folder nor a CSV, JSON-lines or parquet file")
+        for kind, suffix in _SHARDS.items():
+            if path.suffix.lower() == suffix:
+                return _read_shards(kind, {"train": [path]})
+        raise UserError(f"data_dir: {path} is neither a folder nor a CSV, JSON-lines, parquet or webdataset file")
     entries = sorted(path.iterdir())
     if not entries:
         raise UserError(f"data_dir: {path} is empty: expected class folders, IDX files, parquet files, …")
@@ -103,10 +105,13 @@ def _read_folder(args: DataArguments) -> DatasetDict:
         return _from_arrays(path, splits, names)
     if cifar_kind(path):
         return _from_arrays(path, *read_cifar_folder(path))
-    if parquet := _parquet_files(path):
-        return _read_parquet(parquet)
+    if shards := _shards(path, ".parquet"):
+        return _read_shards("parquet", shards)
     if tables := table_files(path):
         return read_tables(tables, args.image_column, args.label_column)
+    # An archive may lie beside the folders that it was unpacked to.
+    if not holds_images(path) and (shards := _shards(path, ".tar")):
+        return _read_shards("webdataset", shards)
     return read_class_folders(path)
 
 
@@ -119,10 +124,10 @@ def _read_saved(path: Path) -> DatasetDict:
     return saved.with_format(None)
 
 
-def _parquet_files(folder: Path) -> dict[str, list[Path]]:
-    """Parquet files by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
+def _shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """Shards by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
     found: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob("*.parquet")):
+    for file in sorted(folder.rglob(f"*{suffix}")):
         # The file's own name says more than that of its folder, and `data_dir` itself says nothing.
         places = [file.stem.split("-")[0].lower(), *(part.lower() for part in file.parent.relative_to(folder).parts)]
         named = [split for place in places for split, names in SPLIT_NAMES.items() if place in names]
@@ -131,12 +136,12 @@ def _parquet_files(folder: Path) -> dict[str, list[Path]]:
     return {"train": next(iter(found.values()))} if len(found) == 1 else found
 
 
-def _read_parquet(files: dict[str, list[Path]]) -> DatasetDict:
+def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
     try:
-        return load_dataset("parquet", data_files={split: [str(f) for f in paths] for split, paths in files.items()})
-    except Exception as error:  # datasets wraps what pyarrow raises in one of its own, by version
+        return load_dataset(kind, data_files={split: [str(f) for f in paths] for split, paths in files.items()})
+    except Exception as error:  # datasets wraps what pyarrow and tarfile raise in one of its own, by version
         names = ", ".join(str(path) for paths in files.values() for path in paths)
-        raise UserError(f"data_dir: {names} cannot be read as parquet: {error.__cause__ or error}") from error
+        raise UserError(f"data_dir: {names} cannot be read as {kind}: {error.__cause__ or error}") from error
 
 
 def _read_digits() -> DatasetDict:

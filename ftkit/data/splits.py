@@ -39,7 +39,7 @@ def _type_name(feature) -> str:
 def _label_column(dataset: Dataset, given: str | None) -> str:
     """A ClassLabel, or else the only column of whole numbers or text called `label` or so."""
     if given is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
-        plain = [name for name in ("label", "labels", "class", "target") if name in dataset.column_names]
+        plain = [name for name in ("label", "labels", "class", "cls", "target") if name in dataset.column_names]
         if len(plain) == 1:
             return plain[0]
     return _find_column(dataset, "label_column", given, (ClassLabel,), "class label")

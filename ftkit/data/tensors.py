@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,11 +151,17 @@ def image_tensors(
                     continue
                 if shape is None:
                     shape = decoded.pixels.shape[1:]
-                    file.write(bytes(missing * int(np.prod(shape))))
+                    file.write(bytes(missing * math.prod(shape)))
                 file.write(_in_place(decoded, len(rows), shape))
+            file.flush()
+            os.fsync(file.fileno())  # before the folder gets its name
         (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
 
-    folder = cached(key, write, cache_dir)
+    def whole(folder: Path) -> bool:
+        about = json.loads((folder / "about.json").read_text())
+        return (folder / "images").stat().st_size == len(dataset) * math.prod(about["shape"] or [0])
+
+    folder = cached(key, write, cache_dir, whole)
     about = json.loads((folder / "about.json").read_text())
     good = decodable(dataset, about["skipped"], on_bad_image)
     array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))

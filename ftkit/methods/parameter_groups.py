@@ -1,7 +1,7 @@
 """The learning rate of every parameter, and which of them decay."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers import TimmWrapperForImageClassification
@@ -43,6 +43,28 @@ def parameter_settings(
             decays = _is_matrix(name, model.get_parameter(name)) and name not in kept
             settings[name] = Setting(rate, decays or loss.decay_norms_and_biases, distance == 0)
     return settings
+
+
+def optimizer_groups(
+    model: nn.Module, settings: dict[str, Setting], weight_decay: float, muon: bool
+) -> list[dict[str, Any]]:
+    """What trains of a model, as an optimizer takes it: parameters of one learning rate and weight decay together.
+
+    Args:
+        settings: by the names of the parameters.
+        weight_decay: of what decays.
+        muon: the optimizer is timm's Muon, which takes every matrix for a hidden layer's unless it is told.
+    """
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            setting = settings[name]
+            decay = weight_decay if setting.decays else 0.0
+            groups.setdefault((setting.learning_rate, decay, muon and setting.of_head), []).append(parameter)
+    return [
+        {"params": some, "lr": rate, "weight_decay": decay} | ({"use_fallback": True} if adam else {})
+        for (rate, decay, adam), some in groups.items()
+    ]
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:

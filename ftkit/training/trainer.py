@@ -43,7 +43,7 @@ from ftkit.methods.adapters import (
     rank_state,
     restore_ranks,
 )
-from ftkit.methods.parameter_groups import Setting
+from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.training.ema import WeightAverage
 from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.progress import EvaluationLines
@@ -92,11 +92,11 @@ class Objective:
 
 
 class ImageTrainer(Trainer):
-    """`Trainer` over `ImageTensors`: images stay uint8 until they are on the device, then all is done to the batch.
+    """`Trainer` over `Images`: they stay uint8 until they are on the device, then all is done to the batch.
 
     It also leaves out what costs a step and changes nothing: the walk over all parameters to count floating-point
-    operations, and the gradient norm where it is not clipped (`max_grad_norm: 0`). A loss that is not finite ends
-    the run when it is logged.
+    operations, the gradient norm where it is not clipped (`max_grad_norm: 0`), and questions after what is not there.
+    A loss that is not finite ends the run when it is logged.
 
     Args:
         model: a classifier whose output has `logits` (N, C).
@@ -160,12 +160,11 @@ class ImageTrainer(Trainer):
             self.add_callback(self.average)
         self.add_callback(RankAllocation())
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+    def _get_dataloader(self, *args, **kwargs):
         """`dataloader_drop_last` is for training, where the `Trainer` would leave images out of evaluations too."""
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -173,14 +172,8 @@ class ImageTrainer(Trainer):
         """Batches of `train_dataset`, which are this process's own: accelerate has nothing to add."""
         args, images = self.args, self.train_dataset
         seed = args.seed if args.data_seed is None else args.data_seed
-        batches = EpochBatches(
-            len(images),
-            self._train_batch_size,
-            seed,
-            args.process_index,
-            args.world_size,
-            args.dataloader_drop_last,
-        )
+        place = (args.process_index, args.world_size)
+        batches = EpochBatches(len(images), self._train_batch_size, seed, *place, args.dataloader_drop_last)
         return TrainingLoader(
             images,
             batches,
@@ -221,18 +214,18 @@ class ImageTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
-        accelerator = self.accelerator
-        plain = accelerator.scaler is None and self.args.n_gpu <= 1 and accelerator.parallelism_config is None
-        if not plain or accelerator.distributed_type not in _PLAIN or "lomo" in str(self.args.optim):
+        args, accelerator = self.args, self.accelerator
+        plain = accelerator.distributed_type in _PLAIN and args.n_gpu <= 1 and args.torch_empty_cache_steps is None
+        if not plain or accelerator.scaler or accelerator.parallelism_config or "lomo" in str(args.optim):
             return super().training_step(model, inputs, num_items_in_batch)
         if not model.training:
             model.train()
         self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
-        (loss / self.current_gradient_accumulation_steps).backward()
-        return loss.detach() / self.current_gradient_accumulation_steps
+            loss = self.compute_loss(model, inputs) / self.current_gradient_accumulation_steps
+        loss.backward()
+        return loss.detach()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the batch; in training with L1 and what an adapter adds."""
@@ -285,22 +278,10 @@ class ImageTrainer(Trainer):
         if own_groups and not str(self.args.optim).startswith(TIMM_OPTIMIZERS):
             return super().create_optimizer(model)  # GaLore, LOMO, Muon, …: these group the parameters themselves
         if self.optimizer is None:
-            muon = str(self.args.optim).startswith(TIMM_OPTIMIZERS) and "muon" in self.args.optim
-            groups: dict[tuple, list] = {}
-            for name, parameter in (self.model if model is None else model).named_parameters():
-                if parameter.requires_grad:
-                    setting = self.objective.settings[name]
-                    decay = self.args.weight_decay if setting.decays else 0.0
-                    key = (setting.learning_rate, decay, muon and setting.of_head)
-                    groups.setdefault(key, []).append(parameter)
-            self.optimizer = make(
-                [
-                    {"params": some, "lr": rate, "weight_decay": decay}
-                    | ({"use_fallback": True} if adam else {})  # timm's Muon would take the head for a hidden layer
-                    for (rate, decay, adam), some in groups.items()
-                ],
-                **options,
-            )
+            model, name = self.model if model is None else model, str(self.args.optim)
+            muon = name.startswith(TIMM_OPTIMIZERS) and "muon" in name
+            groups = optimizer_groups(model, self.objective.settings, self.args.weight_decay, muon)
+            self.optimizer = make(groups, **options)
         return self.optimizer
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -338,7 +319,7 @@ class ImageTrainer(Trainer):
         """Within, the libraries do not look at every step for what is not there, nor for garbage among themselves."""
         if importlib.util.find_spec("lomo_optim") is None:
             sys.modules["lomo_optim"] = None  # accelerate looks for it three times a step, through all of sys.path
-        gc.freeze()  # the Trainer collects garbage when it begins: among hundreds of thousands of the libraries' objects
+        gc.freeze()  # the Trainer begins with a collection, which would go through every object of the libraries
         try:
             yield
         finally:

@@ -122,3 +122,16 @@ def test_a_stream_gets_a_worker_for_each_core(photos, by, monkeypatch, asked, wo
     args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
     set_up_loading(args, by(photos, data_engine="stream"), asked)
     assert (args.dataloader_num_workers, args.dataloader_persistent_workers) == (workers, workers > 0)
+
+
+@pytest.mark.parametrize(("free", "workers", "moves"), [(2, None, True), (1.9, None, False), (2, 1, False)])
+def test_tensors_move_to_a_device_with_room_for_them(photos, by, monkeypatch, free, workers, moves):
+    images = by(photos)
+    size = 3 * 12 * 3 * 8 * 8
+    monkeypatch.setattr("torch.accelerator.get_memory_info", lambda device: (free * size, 10 * size))
+    # "meta" stands for an accelerator: it takes tensors, and shows what lies where.
+    args = SimpleNamespace(world_size=1, device=torch.device("meta"), dataloader_pin_memory=True)
+    set_up_loading(args, images, workers)
+    batch = images["test"].__getitems__([3, 1])
+    assert {values.device.type for values in batch.values()} == {"meta" if moves else "cpu"}
+    assert args.dataloader_pin_memory is not moves

@@ -1,10 +1,14 @@
-"""Parquet files, save_to_disk folders, the embedded digits, and the Hub out of reach."""
+"""Parquet and webdataset files, save_to_disk folders, the embedded digits, and the Hub out of reach."""
+
+import io
+import tarfile
 
 import datasets.config
 import huggingface_hub.constants
 import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
+from PIL import Image as PILImage
 
 ABC = ClassLabel(names=["c", "a", "b"])  # not in alphabetical order, and it stays so
 
@@ -154,3 +158,48 @@ def test_a_misspelt_short_name_asks_nobody(load, refused, monkeypatch, name, nea
     monkeypatch.setattr("ftkit.data.sources.from_hub", ask)
     with refused(repr(name), f"did you mean {near}"):
         load(dataset=name)
+
+
+# --- webdataset
+
+
+@pytest.fixture
+def tars(tmp_path):
+    """Write webdataset shards, `{"train-000000.tar": 9}`, of grey images 0, 1, 2, … in three classes by number."""
+
+    def write(counts, root="tars"):
+        (tmp_path / root).mkdir()
+        for name, count in counts.items():
+            with tarfile.open(tmp_path / root / name, "w") as archive:
+                for i in range(count):
+                    image = io.BytesIO()
+                    PILImage.fromarray(np.full((4, 6), i, np.uint8)).save(image, "PNG")
+                    for suffix, data in (("png", image.getvalue()), ("cls", str(i % 3).encode())):
+                        member = tarfile.TarInfo(f"{name[:-4]}-{i:04d}.{suffix}")
+                        member.size = len(data)
+                        archive.addfile(member, io.BytesIO(data))
+        return tmp_path / root
+
+    return write
+
+
+def test_webdataset_shards_by_split(tars, load, labels_of, values_of):
+    root = tars({"train-000000.tar": 20, "train-000001.tar": 10, "test-000000.tar": 9})
+    data = load(root)
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 27, "validation": 3, "test": 9}
+    assert labels_of(data["test"]) == [str(value % 3) for value in values_of(data["test"])]
+    single = load(root / "train-000000.tar", validation_size=0.2)
+    assert sum(map(len, single.values())) == 20
+
+
+def test_an_archive_beside_class_folders_is_left_alone(folder, tars, load):
+    root = folder({"a": 20, "b": 20})
+    (tars({"photos.tar": 9}) / "photos.tar").rename(root / "photos.tar")
+    assert load(root)["train"].features["label"].names == ["a", "b"]
+
+
+def test_a_broken_webdataset_file_is_named(tars, load, refused):
+    root = tars({"train-000000.tar": 20, "test-000000.tar": 9})
+    (root / "test-000000.tar").write_bytes(b"no archive" * 100)
+    with refused(root / "test-000000.tar", "webdataset"):
+        load(root)

@@ -1,12 +1,16 @@
 """Decode once: the pixels that inference will see, from a cache that is whole or not there."""
 
+import errno
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
+from support import REPO
 from torch.utils.data import DataLoader
 from transformers import (
     BeitImageProcessor,
@@ -22,6 +26,7 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 import ftkit.data.decoding
+import ftkit.data.tensors
 from ftkit.data.cache import default_cache_dir
 from ftkit.data.pixels import channel_statistics, histogram, normalizer
 from ftkit.data.tensors import collate, image_tensors
@@ -207,6 +212,52 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypat
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", whole)
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("damage", ["cut", "no images", "no facts", "torn facts"])
+def test_a_damaged_cache_is_made_again(tmp_path, grays, tensors, damage):
+    tensors(grays)
+    (folder,) = (tmp_path / "cache").iterdir()
+    name = "images" if damage in ("cut", "no images") else "about.json"
+    data = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if damage in ("cut", "torn facts"):
+        (folder / name).write_bytes(data[:-1])
+    assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
+
+
+def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
+    script = """if True:
+        import sys
+        from datasets import disable_progress_bars
+        from transformers import ViTImageProcessor
+        from ftkit.arguments import DataArguments
+        from ftkit.data.sources import load_data
+        from ftkit.data.tensors import image_tensors
+        rows = load_data(DataArguments(dataset="digits"))["train"]
+        sys.stdin.read(1)  # until the other is here as well
+        images = image_tensors(rows, ViTImageProcessor(size={"height": 24, "width": 24}), 3, cache_dir=sys.argv[1])
+        print(images.shape, int(images.images.sum()))
+    """
+    command = [sys.executable, "-c", script, str(tmp_path / "cache")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=REPO, **pipes) for _ in range(2)]
+    for process in both:
+        process.stdin.write("x")
+        process.stdin.flush()
+    results = [process.communicate(timeout=100)[0] for process in both]
+    assert results[0] == results[1] != ""
+    assert [path.name[0] != "." for path in (tmp_path / "cache").iterdir()] == [True]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors, monkeypatch, refused):
+    def full(decoded, count, shape):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ftkit.data.tensors, "_in_place", full)
+    with refused("cache_dir", tmp_path / "cache", "the disk is full: free space", "or give another folder"):
+        tensors(grays)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_the_cache_is_private_to_each_user_of_it(grays, tensors):

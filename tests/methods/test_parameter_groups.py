@@ -10,7 +10,7 @@ from support import finetune
 
 from ftkit.arguments import LossArguments, MethodArguments, ModelArguments
 from ftkit.data.images import ImageInfo
-from ftkit.methods.parameter_groups import parameter_settings
+from ftkit.methods.parameter_groups import optimizer_groups, parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model
 
@@ -98,3 +98,12 @@ def test_a_head_that_no_stage_trains_is_said(convnet, tmp_path, capsys):
     assert "no stage trains the head, classifier" in capsys.readouterr().out
     finetune(tmp_path / "b", *options, "--surgical_groups", "stem", "classifier")
     assert "no stage trains the head" not in capsys.readouterr().out
+
+
+def test_muon_leaves_the_head_to_adam():
+    model = build("convnet")
+    groups = optimizer_groups(model, settings(model), weight_decay=0.1, muon=True)
+    told = [parameter for group in groups if group.get("use_fallback") for parameter in group["params"]]
+    assert {id(parameter) for parameter in told} == {id(parameter) for parameter in model.classifier.parameters()}
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert not any("use_fallback" in group for group in optimizer_groups(model, settings(model), 0.1, muon=False))
