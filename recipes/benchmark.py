@@ -332,7 +332,8 @@ def tutorial(task: Task) -> Loop:
 def raw(task: Task) -> Loop:
     """No data path and no loop around the step: what is left is what PyTorch itself needs."""
     plain, device = task.config.model.model == "mlp", task.device
-    model = plain_model(task) if plain else task.model().to(device)
+    # Weights in channels_last take about a seventh off a step of the convnet on a CPU, so that raw has them.
+    model = plain_model(task) if plain else task.model().to(device, memory_format=torch.channels_last)
     images, labels = task.normalizer()(task.images.images.to(device)), task.images.labels.to(device)
     bf16 = task.config.training.bf16
     precision = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext

@@ -1,5 +1,6 @@
 """Rows of a dataset -> uint8 pixels, in as many processes as there are cores."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -75,10 +76,14 @@ def over_all_rows(work: Callable[[range], Any], count: int, what: str) -> Iterat
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     workers = min(cores(), len(chunks)) if count >= _WORTH_PROCESSES else 0
     results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
-    with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:
-        for rows, result in zip(chunks, results, strict=True):
-            progress.update(len(rows))
-            yield rows, result
+    gc.freeze()  # so that collections in the workers do not go through every object of the libraries
+    try:
+        with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:
+            for rows, result in zip(chunks, results, strict=True):
+                progress.update(len(rows))
+                yield rows, result
+    finally:
+        gc.unfreeze()
 
 
 class _Chunks(TorchDataset):

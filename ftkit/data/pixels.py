@@ -5,12 +5,17 @@ channel; these are measured on a black and a white image, and taken back from it
 pixels. So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
 """
 
+import contextlib
 import copy
+import functools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import Compose
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
 from ftkit.errors import UserError
 
@@ -26,7 +31,15 @@ class Normalize8Bit:
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         if self.scale.device != images.device:
             self.scale, self.offset = self.scale.to(images.device), self.offset.to(images.device)
-        return torch.addcmul(self.offset, images.to(torch.float32), self.scale)
+        return (images.to(torch.float32) * self.scale).add_(self.offset)  # addcmul is slow over (1, C, 1, 1)
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) in the layout that convolutions are fastest in, which they then keep to the end of the network."""
+    _, channels, height, width = images.shape
+    if channels == 1:  # both layouts are the same to torch, which would choose the other
+        return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def normalizer(processor, channels: int) -> Normalize8Bit:
@@ -60,11 +73,11 @@ class PixelGeometry:
         # A copy: the run's own is given the mean of the data later, and decoding goes on.
         self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
         self.unchanged: dict[tuple[int, int], bool] = {}
-        self.direct = False
-        if {"do_rescale", "do_normalize"} <= processor.to_dict().keys():
-            probe = [_noise(_PROBE, _PROBE - 3)]
-            pixels = self._resized(probe)
-            self.direct = pixels.dtype == torch.uint8 and np.array_equal(pixels, self._transform(probe))
+        self.resized = self._from_values
+        probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
+        with contextlib.suppress(TypeError):  # from processors that normalise all the same, and want floats for it
+            if np.array_equal(shorter(probe), self._from_values(probe)):
+                self.resized = shorter
 
     def __call__(self, images: list[Image.Image]) -> np.ndarray:
         sizes = {image.size for image in images}
@@ -79,19 +92,36 @@ class PixelGeometry:
         return self.unchanged[size]
 
     def _transform(self, images: list[Image.Image]) -> np.ndarray:
-        """By way of the processor's whole output, or without its arithmetic where that gives the same."""
-        pixels = (
-            self._resized(images) if self.direct else _to_8_bit(_process(self.processor, images), self.normalize)
-        ).numpy()
+        pixels = self.resized(images)
         return pixels[:, :1] if images[0].mode == "L" else pixels
 
-    def _resized(self, images: list[Image.Image]) -> torch.Tensor:
-        return _process(self.processor, images, do_rescale=False, do_normalize=False)
+    def _from_values(self, images: list[Image.Image]) -> np.ndarray:
+        return _to_8_bit(_process(self.processor, images), self.normalize).numpy()
+
+
+def _without_arithmetic(processor) -> Callable[[list[Image.Image]], np.ndarray]:
+    """`processor` without its conversion to float and back, as far as its kind shows how."""
+    if isinstance(processor, TimmWrapperImageProcessor):  # the last two of timm's transforms: to a tensor, normalise
+        resize = Compose(processor.val_transforms.transforms[:-2])
+        return functools.partial(_resize_each, resize)
+    return functools.partial(_resize_all, processor)
+
+
+def _resize_each(resize: Callable[[Image.Image], Image.Image], images: list[Image.Image]) -> np.ndarray:
+    return _as_arrays([resize(_rgb(image)) for image in images])
+
+
+def _resize_all(processor, images: list[Image.Image]) -> np.ndarray:
+    return _process(processor, images, do_rescale=False, do_normalize=False).numpy()
 
 
 def _process(processor, images: list[Image.Image], **options) -> torch.Tensor:
     """float32 (n, 3, H, W), as `pipeline` would have it."""
-    return processor([image.convert("RGB") for image in images], return_tensors="pt", **options)["pixel_values"]
+    return processor([_rgb(image) for image in images], return_tensors="pt", **options)["pixel_values"]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bit(values: torch.Tensor, normalize: Normalize8Bit) -> torch.Tensor:

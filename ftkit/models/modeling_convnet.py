@@ -135,7 +135,7 @@ class ConvBlock(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         hidden = self.convolution(hidden)
         if self.pools:
-            hidden = nn.functional.max_pool2d(hidden, [min(2, side) for side in hidden.shape[2:]])
+            hidden = nn.functional.max_pool2d(hidden, 2, ceil_mode=True)
         return self.activation(self.normalization(hidden))
 
 

@@ -33,6 +33,7 @@ from ftkit.arguments import LossArguments
 from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
 from ftkit.data.augment import augment
 from ftkit.data.loader import EpochBatches, TrainingLoader
+from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
 from ftkit.methods.adapters import (
@@ -132,8 +133,7 @@ class ImageTrainer(Trainer):
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines())
         self.normalize = normalize
-        convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
-        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        self.channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.waited = self.evaluated = 0.0  # seconds, for batches to train on, and between them
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         self.objective = objective
@@ -198,8 +198,8 @@ class ImageTrainer(Trainer):
             rows = inputs["index"].to(device, non_blocking=True)
             images = augment(images, rows, self.objective.augment, self.args.seed, int(self.state.epoch))
         images = self.normalize(images)
-        if images.ndim == 4:
-            images = images.contiguous(memory_format=self.memory_format)
+        if self.channels_last:
+            images = channels_last(images)
         if training and self.mixup is not None:
             images, labels = self._mix(images, labels)
         return {"pixel_values": images, "labels": labels}
