@@ -14,7 +14,8 @@ within one process. Every row gives the median and each round of its sides, and 
 - augmentation: crop, flip and cutout of a batch, against torchvision image by image.
 - cache: decoding PNG files into the tensor cache, against PIL on all cores; and the start after that.
 - memory: what a process that decodes CIFAR-10 and trains on it grows by, without those that decode for it.
-- stream: JPEG files to 224 pixels by the streaming engine, against decoding alone on all cores.
+- stream: JPEG files to 224 pixels by the streaming engine, against decoding alone on all cores, and against decoding
+  and the same resizing.
 
 The sides that train or load:
 
@@ -69,7 +70,7 @@ from transformers.trainer_callback import PrinterCallback
 from ftkit.config import Config, parse_config
 from ftkit.console import banner, fact, set_up_console
 from ftkit.data.augment import augment
-from ftkit.data.decoding import cores
+from ftkit.data.decoding import Decoder, cores
 from ftkit.data.engine import set_up_loading
 from ftkit.data.images import ImageInfo, column, describe_images, encoded, open_image
 from ftkit.data.pixels import Normalize8Bit, channel_statistics, normalizer
@@ -416,14 +417,19 @@ def decode(rows: range) -> None:
         open_image(HELD[row]).load()
 
 
-def decoding_pool(files: list[dict]) -> Any:
-    """A process for each core, forked, so that the files need not be sent to it."""
-    return multiprocessing.get_context("fork").Pool(cores(), HELD.extend, (files,))
+def resize(rows: range) -> None:
+    """Decode and resize these images as ftkit does."""
+    HELD[0](rows)
 
 
-def decode_all(pool: Any, count: int) -> None:
-    """Decode all files of a pool."""
-    pool.map(decode, [range(start, min(start + 128, count)) for start in range(0, count, 128)], chunksize=1)
+def pool_of(held: list) -> Any:
+    """A process for each core, forked, so that what it works on need not be sent to it."""
+    return multiprocessing.get_context("fork").Pool(cores(), HELD.extend, (held,))
+
+
+def over_all(pool: Any, work: Callable[[range], None], count: int, chunk: int = 128) -> None:
+    """Do `work` to all rows."""
+    pool.map(work, [range(start, min(start + chunk, count)) for start in range(0, count, chunk)], chunksize=1)
 
 
 # The rows.
@@ -516,8 +522,8 @@ def cache_sides(bench: Bench, name: str) -> dict[str, Side]:
         return start(number)
 
     def alone() -> None:
-        with decoding_pool(files) as pool:
-            decode_all(pool, len(files))
+        with pool_of(files) as pool:
+            over_all(pool, decode, len(files))
 
     return {name: first_start, f"{name}_pil": lambda number: clock(alone, len(png)), f"{name}_again": start}
 
@@ -572,13 +578,14 @@ def stream(bench: Bench) -> Row:
     for name, engine in {"stream": StreamedImages, "tensor": image_tensors}.items():
         task = make_task(bench, "cifar10", 64, photos, engine, model="timm/resnet18", image_size=224)
         jobs[name] = partial(deque, ftkit(task).get_train_dataloader(), 0)
-    pool = bench.stack.enter_context(decoding_pool(encoded(photos)[:]["image"]))
-    jobs["decoding"] = partial(decode_all, pool, count)
+    held = {"decoding": encoded(photos)[:]["image"], "resizing": [Decoder(photos, task.processor, 3)]}
+    for name, work in {"decoding": decode, "resizing": resize}.items():
+        jobs[name] = partial(over_all, bench.stack.enter_context(pool_of(held[name])), work, count, 64)
     for job in jobs.values():
         job()  # starts the processes, which stay
     sides = {name: lambda number, job=job: clock(job, count) for name, job in jobs.items()}
     what = f"{count:,} JPEG files of about 400 x 300 to 224 pixels, {cores()} processes: a pass of the loader"
-    return Row(what, sides, ["stream / decoding <= 1.1"])
+    return Row(what, sides, ["stream / decoding <= 1.1", "stream / resizing <= 1.1"])
 
 
 _rows = mnist_loader, cifar_loader, mnist_mlp, mnist_convnet, cifar_resnet18, augmentation, cache, memory, stream

@@ -21,7 +21,7 @@ SIDES = {
     "augmentation": ["torchvision", "ftkit"],
     "cache": ["mnist", "mnist_pil", "mnist_again", "cifar10", "cifar10_pil", "cifar10_again"],
     "memory": ["ftkit", "allowed"],
-    "stream": ["stream", "tensor", "decoding"],
+    "stream": ["stream", "tensor", "decoding", "resizing"],
 }
 
 

@@ -1,5 +1,6 @@
 """A sample's pixels depend on (seed, epoch, sample) only: not on workers, processes, engine or a resume."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def test_neither_engine_nor_workers_change_a_bit(reference, tmp_path, engine, wo
     changed = ("--data_engine", engine, "--dataloader_num_workers", workers, "--save_strategy", "no")
     again = finetune(tmp_path / "run", "--config", reference / "config.yaml", *changed)
     assert weights(again) == weights(reference)
+    assert json.loads((again / "run.json").read_text())["data_engine"] == engine
 
 
 def test_a_resume_after_any_step_changes_nothing(reference, tmp_path):

@@ -96,11 +96,11 @@ class DataArguments:
     tensor_cache_gb: float = field(
         default=8.0, metadata={"help": "The most that auto decodes into a memory map, in GB (10^9 bytes)."}
     )
-    test_time_augmentation: Literal["none", "flip"] = field(
+    test_time_augmentation: Literal["none", "flip", "flip_and_shift"] = field(
         default="none",
         metadata={
             "help": "flip: evaluate a second time with the logits averaged over each image and its mirror image; "
-            "reported beside the plain evaluation."
+            "flip_and_shift: and shifted by a pixel, two ways. Reported beside the plain evaluation."
         },
     )
     on_bad_image: Literal["error", "skip"] = field(

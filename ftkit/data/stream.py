@@ -40,6 +40,8 @@ class StreamedImages(Images):
         UserError: images that do not decode.
     """
 
+    engine = "stream"
+
     def __init__(
         self,
         dataset: Dataset,

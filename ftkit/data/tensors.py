@@ -17,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ftkit.data.cache import cached
 from ftkit.data.decoding import Decoded, Decoder, over_all_rows
 from ftkit.data.images import column
+from ftkit.data.pixel_ops import shift
 from ftkit.data.pixels import geometry_key, histogram
 from ftkit.errors import UserError
 
@@ -35,6 +36,7 @@ class Images(TorchDataset):
     """A split, batch by batch. What `pixels` gives depends on the engine only in its speed.
 
     Attributes:
+        engine: its name in the configuration.
         labels: int64 (N,).
         index: int64 (N,), the row of each image in the split it was read from.
         class_names: the name of each label.
@@ -43,6 +45,8 @@ class Images(TorchDataset):
         skipped: what did not decode: dictionaries of `index`, `file` and `reason`.
         shape: of an image, (C, H, W).
     """
+
+    engine: str
 
     def __init__(self, dataset: Dataset, key: str, skipped: list[dict], shape: tuple[int, int, int]):
         self.labels = torch.tensor(column(dataset, "label"))
@@ -87,6 +91,8 @@ class ImageTensors(Images):
         images: uint8 (N, C, H, W), a private memory map: read-only on disk.
     """
 
+    engine = "tensor"
+
     def __init__(self, images: torch.Tensor, dataset: Dataset, key: str, skipped: list[dict]):
         super().__init__(dataset, key, skipped, tuple(images.shape[1:]))
         self.images = images
@@ -102,11 +108,11 @@ class ImageTensors(Images):
         self.images, self.labels, self.index = (x.to(device) for x in (self.images, self.labels, self.index))
 
 
-class Mirrored(TorchDataset):
-    """The images of a split, left to right."""
+class Viewed(TorchDataset):
+    """The images of a split, mirrored, or shifted by `shift` pixels down and right, or both."""
 
-    def __init__(self, images: Images):
-        self.images = images
+    def __init__(self, images: Images, mirrored: bool, shift: int = 0):
+        self.images, self.mirrored, self.shift = images, mirrored, shift
 
     def __len__(self) -> int:
         return len(self.images)
@@ -114,7 +120,11 @@ class Mirrored(TorchDataset):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """As `Images` do it."""
         batch = self.images.__getitems__(rows)
-        return batch | {"pixel_values": batch["pixel_values"].flip(3)}
+        pixels = batch["pixel_values"]
+        if self.shift:
+            by, most = torch.full((len(pixels), 2), -self.shift, device=pixels.device), abs(self.shift)
+            pixels = shift(pixels, by, (most, most), "reflect")
+        return batch | {"pixel_values": pixels.flip(3) if self.mirrored else pixels}
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

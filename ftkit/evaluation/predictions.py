@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 from scipy.special import log_softmax
 
-from ftkit.data.tensors import Images, Mirrored
+from ftkit.data.tensors import Images, Viewed
 from ftkit.errors import UserError
 from ftkit.evaluation.metrics import Predictions, compute_metrics
 from ftkit.evaluation.report import write_report
@@ -19,10 +19,19 @@ def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none"
     """Logits float (N, C) of a split: those of the images, `plain`, and those of `test_time`, where there is such.
 
     `flip` are the logits averaged over each image and its mirror image (as in Krizhevsky et al. 2012).
+    `flip_and_shift` give one half to these, the other to those of the image shifted by a pixel, up and left, and down
+    and right, likewise (Jordan 2024, arXiv:2404.00498).
     """
+
+    def averaged(plain: np.ndarray, shift: int) -> np.ndarray:
+        return (plain + trainer.predict(Viewed(images, True, shift)).predictions) / 2
+
     predicted = {"plain": trainer.predict(images).predictions}
-    if test_time == "flip":
-        predicted["flip"] = (predicted["plain"] + trainer.predict(Mirrored(images)).predictions) / 2
+    if test_time != "none":
+        predicted["flip"] = averaged(predicted["plain"], 0)
+    if test_time == "flip_and_shift":
+        shifted = [averaged(trainer.predict(Viewed(images, False, by)).predictions, by) for by in (-1, 1)]
+        predicted["flip_and_shift"] = (predicted["flip"] + sum(shifted) / 2) / 2
     return predicted
 
 

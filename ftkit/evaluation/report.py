@@ -26,6 +26,7 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     texts = {
         "dataset": str,
         "splits": lambda v: ", ".join(f"{split} {n:,}" for split, n in v.items()),
+        "data_engine": str,
         "skipped_images": _skipped,
         "model": str,
         "method": str,
@@ -78,7 +79,7 @@ def write_report(path: Path, metrics: dict[str, Any], record: dict[str, Any]) ->
         f"**Accuracy {metrics['accuracy']:.4f}** on {metrics['n']:,} images (macro F1 {metrics['macro_f1']:.4f}; "
         f"always naming the most frequent class: {metrics['majority_baseline']:.4f}).",
         *(
-            f"Averaged over each image and its mirror image at test time ({name}): accuracy {accuracy:.4f}."
+            f"Averaged over several views of each image at test time ({name}): accuracy {accuracy:.4f}."
             for name, accuracy in metrics.get("test_time_accuracy", {}).items()
         ),
         _table(["", ""], [[escape(name), escape(text)] for name, text in _facts(record)]).replace("---:", "---"),

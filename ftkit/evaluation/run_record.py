@@ -16,7 +16,7 @@ from ftkit.training.provenance import environment, peak_memory_mb
 
 
 def describe_run(
-    config: Config, tensors: dict[str, Images], model: PreTrainedModel, stages: list[dict], seconds: float
+    config: Config, images: dict[str, Images], model: PreTrainedModel, stages: list[dict], seconds: float
 ) -> dict[str, Any]:
     """What `run.json` says of a run beside its metrics; all of it can be written as JSON."""
     return {
@@ -25,9 +25,10 @@ def describe_run(
         "model": config.model.model,
         "method": config.method.method,
         "seed": config.training.seed,
-        "splits": {split: len(rows) for split, rows in tensors.items()},
-        "skipped_images": {split: rows.skipped for split, rows in tensors.items() if rows.skipped},
-        "dataset_fingerprints": {split: rows.fingerprint for split, rows in tensors.items()},
+        "data_engine": images["train"].engine,
+        "splits": {split: len(rows) for split, rows in images.items()},
+        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
+        "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
         "parameters": {"total": model.num_parameters(), "trained": max(s["trained_parameters"] for s in stages)},
         "stages": stages,
         "seconds": round(seconds, 1),

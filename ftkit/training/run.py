@@ -164,7 +164,8 @@ def _trainer(
     validation: Images,
 ) -> ImageTrainer:
     """The trainer of a stage: of the head on cached features where that gives the same, else of the whole model."""
-    changing = objective.augment or config.loss.mixup or config.loss.cutmix or config.method.train_batchnorm_stats
+    pixels = objective.augment or config.data.image_transform or config.loss.mixup or config.loss.cutmix
+    changing = pixels or config.method.train_batchnorm_stats
     if stage.train == "head" and config.method.cache_features and not changing:
         features = FeatureExtractor(model, head, args, normalize, config.data.cache_dir)
         reason = features.why_not(train)

@@ -75,3 +75,11 @@ def test_a_probe_resumes_to_the_same_bytes(convnet, tmp_path):
     finetune(part, *options, "--resume_from_checkpoint", "true")
     files = [run / "model" / "model.safetensors" for run in (whole, part)]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_transform_of_single_images_takes_the_long_road(convnet, tmp_path, capsys):
+    changing = ("--image_transform", '{"hflip": 0.5}', "--dataloader_num_workers", 0)
+    cache, options = tmp_path / "cache", [*PROBE, "--model", convnet, "--classes", "0", "1", "--max_train_samples", 20]
+    finetune(tmp_path / "run", *options, *changing, "--cache_dir", cache)
+    assert "stream: image_transform changes single images" in capsys.readouterr().out
+    assert not cached_features(cache)
