@@ -17,6 +17,7 @@ from ftkit.errors import UserError
 
 _MASK = 0xFFFFFFFF
 _DRAWS = 8  # random numbers for an image and an operation, more than any of them needs
+_FEW_DRAWS = {"flip": 1, "alternating_flip": 1, "random_crop": 2, "translate": 2, "cutout": 2, "trivial_augment": 2}
 
 
 def random_bits(seed: int, epoch: int, rows: torch.Tensor, operation: str, count: int) -> torch.Tensor:
@@ -65,7 +66,8 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
     if not steps:
         return images
     named = [next(iter(step.items())) if isinstance(step, dict) else (step, {}) for step in steps]
-    all_bits = _bits_of_all(seed, epoch, rows, [name for name, _ in named], _DRAWS)
+    most = max(_FEW_DRAWS.get(name, _DRAWS) for name, _ in named)
+    all_bits = _bits_of_all(seed, epoch, rows, [name for name, _ in named], most)
     for (name, options), bits in zip(named, all_bits.unbind(1), strict=True):
         if name == "alternating_flip":  # the same numbers in every epoch
             images = alternating_flip(images, random_bits(seed, 0, rows, name, 1), epoch)
