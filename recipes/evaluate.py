@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
             rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
             channels = min(describe_images(rows).channels, model_channels(model))
             split = DatasetDict({evaluation.split: rows})
+            data.image_transform = None  # is for training
             splits = load_images(split, processor, channels, data, seed=0)
         set_up_loading(args, splits, workers=None)
         images = splits[evaluation.split]

@@ -25,7 +25,7 @@ def load_images(
         splits: columns `image`, `label`, `index`.
         processor: the image processor that is saved with the model; it resizes and crops.
         channels: 1 or 3.
-        seed: of the transform of single images, which is done to `train` alone.
+        seed: of `image_transform`, which is done to `train` alone.
 
     Raises:
         UserError: images that do not decode, or a full disk.
@@ -71,7 +71,7 @@ def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: 
 
 def _choose(args: DataArguments, size: float) -> tuple[str, str]:
     """The engine, and why; `size` is that of all decoded images, in GB."""
-    decoded = f"{size:.2f} GB decoded"
+    decoded = f"{size:.2f} GB decoded" if size >= 0.1 else f"{1000 * size:.1f} MB decoded"
     if args.data_engine != "auto":
         return args.data_engine, f"as asked for ({decoded})"
     if args.image_transform is not None:

@@ -46,8 +46,8 @@ def by(tmp_path):
 @pytest.mark.parametrize(
     ("options", "kind", "reason"),
     [
-        ({}, ImageTensors, "tensor: 0.00 GB decoded is within tensor_cache_gb, 8"),
-        ({"tensor_cache_gb": 1e-6}, StreamedImages, "stream: 0.00 GB decoded is more than tensor_cache_gb, 1e-06"),
+        ({}, ImageTensors, "tensor: 0.0 MB decoded is within tensor_cache_gb, 8"),
+        ({"tensor_cache_gb": 1e-6}, StreamedImages, "stream: 0.0 MB decoded is more than tensor_cache_gb, 1e-06"),
         ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as asked for"),
         ({"data_engine": "stream"}, StreamedImages, "stream: as asked for"),
         ({"image_transform": {"hflip": 0.5}}, StreamedImages, "stream: image_transform changes single images"),

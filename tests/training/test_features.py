@@ -65,6 +65,7 @@ def test_what_changes_from_step_to_step_takes_the_long_road(convnet, tmp_path, o
     cache = tmp_path / "cache"
     run = finetune(tmp_path / "run", *PROBE, "--model", convnet, "--cache_dir", cache, *options)
     assert not cached_features(cache)
+    assert_reloads(run)  # by the plain pixels
     assert json.loads((run / "run.json").read_text())["stages"][0]["trained_parameters"] == 970
 
 
@@ -80,6 +81,7 @@ def test_a_probe_resumes_to_the_same_bytes(convnet, tmp_path):
 def test_a_transform_of_single_images_takes_the_long_road(convnet, tmp_path, capsys):
     changing = ("--image_transform", '{"hflip": 0.5}', "--dataloader_num_workers", 0)
     cache, options = tmp_path / "cache", [*PROBE, "--model", convnet, "--classes", "0", "1", "--max_train_samples", 20]
-    finetune(tmp_path / "run", *options, *changing, "--cache_dir", cache)
+    run = finetune(tmp_path / "run", *options, *changing, "--cache_dir", cache)
     assert "stream: image_transform changes single images" in capsys.readouterr().out
     assert not cached_features(cache)
+    assert_reloads(run)  # by the plain pixels
