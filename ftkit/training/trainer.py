@@ -320,9 +320,12 @@ class ImageTrainer(Trainer):
         if importlib.util.find_spec("lomo_optim") is None:
             sys.modules["lomo_optim"] = None  # accelerate looks for it three times a step, through all of sys.path
         gc.freeze()  # the Trainer begins with a collection, which would go through every object of the libraries
+        if self.channels_last and not isinstance(self.model, PeftModel):  # whose DoRA takes plain weights only
+            self.model.to(memory_format=torch.channels_last)  # as the images: gradients lie as their weights do
         try:
             yield
         finally:
+            self.model.to(memory_format=torch.contiguous_format)
             gc.unfreeze()
 
     def _share_of_waiting(self, seconds: float) -> float:

@@ -1,0 +1,31 @@
+"""Convolutions run in channels_last, and nothing of that is left when a run is over."""
+
+import torch
+from safetensors.torch import load_file
+from support import finetune
+
+from ftkit.training.trainer import ImageTrainer
+
+
+def test_images_weights_and_gradients_lie_alike(tmp_path, monkeypatch):
+    step, prepare, seen = ImageTrainer.training_step, ImageTrainer._prepare_inputs, []
+
+    def watched_step(self, model, inputs, *more):
+        loss = step(self, model, inputs, *more)
+        weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+        seen.append(all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights))
+        seen.append(all(weight.grad.stride() == weight.stride() for weight in weights))  # or DDP warns, and copies
+        return loss
+
+    def watched_prepare(self, inputs):
+        prepared = prepare(self, inputs)
+        _, _, height, width = prepared["pixel_values"].shape
+        seen.append(prepared["pixel_values"].stride() == (height * width, 1, width, 1))  # grey images too
+        return prepared
+
+    monkeypatch.setattr(ImageTrainer, "training_step", watched_step)
+    monkeypatch.setattr(ImageTrainer, "_prepare_inputs", watched_prepare)
+    run = finetune(tmp_path / "run", "--max_steps", 3, "--eval_strategy", "no")
+    assert seen
+    assert all(seen)
+    assert all(weight.is_contiguous() for weight in load_file(run / "model" / "model.safetensors").values())
