@@ -36,6 +36,14 @@ def test_neither_engine_nor_workers_change_a_bit(reference, tmp_path, engine, wo
     assert json.loads((again / "run.json").read_text())["data_engine"] == engine
 
 
+def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path):
+    """Neither mixup (numpy) nor dropout (torch) sees whether a worker or the process itself transforms the images."""
+    options = (*SMALL, "--mixup", 0.2, "--max_steps", 4, "--eval_strategy", "no", "--save_strategy", "no")
+    transform = ("--image_transform", '{"auto_augment": "rand-m9-mstd0.5"}')
+    runs = [finetune(tmp_path / str(n), *options, *transform, "--dataloader_num_workers", n) for n in (0, 1)]
+    assert weights(runs[0]) == weights(runs[1])
+
+
 def test_a_resume_after_any_step_changes_nothing(reference, tmp_path):
     for step in range(1, 20):
         run = shutil.copytree(reference, tmp_path / str(step))

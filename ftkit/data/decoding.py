@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -45,9 +46,6 @@ class Decoder:
         self.files, self.index = encoded(dataset), column(dataset, "index")
         self.geometry, self.channels = PixelGeometry(processor), channels
 
-    def __len__(self) -> int:
-        return len(self.index)
-
     def __call__(self, rows: Sequence[int]) -> Decoded:
         """Decode these rows."""
         positions, images, bad = [], [], []
@@ -75,7 +73,9 @@ def over_all_rows(work: Callable[[range], Any], count: int, what: str) -> Iterat
     """
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     workers = min(cores(), len(chunks)) if count >= _WORTH_PROCESSES else 0
-    results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    # A generator of its own: what is drawn after this must not depend on whether a cache was there.
+    own = {"collate_fn": _as_it_is, "generator": torch.Generator()}
+    results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, **own)
     gc.freeze()  # so that collections in the workers do not go through every object of the libraries
     try:
         with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:

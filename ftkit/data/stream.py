@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,19 +95,31 @@ class StreamedImages(Images):
             return torch.from_numpy(np.ascontiguousarray(self.decoder(rows.tolist()).pixels))
         seeds = random_bits(self.seed, epoch, self.index[rows], "transform", 1).flatten().tolist()
         files = self.decoder.files[rows.tolist()]["image"]
-        return torch.stack([self._transformed(*pair) for pair in zip(files, seeds, strict=True)])
+        with _generators_kept():
+            return torch.stack([self._transformed(*pair) for pair in zip(files, seeds, strict=True)])
 
     def _transformed(self, file: dict, seed: int) -> torch.Tensor:
         """One image; whatever the transform draws depends on nothing but `seed`."""
         random.seed(seed)
         np.random.seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            pixels = self.transform(to_mode(open_image(file), 3))
+        torch.manual_seed(seed)
+        pixels = self.transform(to_mode(open_image(file), 3))
         return pixels if self.shape[0] == 3 else pixels[:1]
 
     def histogram(self) -> np.ndarray:
         return self.counts
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """After this the generators of all go on where they were: without workers, mixup and dropout draw from them."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 class _FirstLook:

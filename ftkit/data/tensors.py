@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class Batch(NamedTuple):
     epoch: int
 
 
-class Images(TorchDataset):
+class Images(TorchDataset, ABC):
     """A split, batch by batch. What `pixels` gives depends on the engine only in its speed.
 
     Attributes:
@@ -71,17 +72,17 @@ class Images(TorchDataset):
             "index": self.index.index_select(0, rows),
         }
 
+    @abstractmethod
     def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
         """The images of rows int64 (B,): uint8 (B, C, H, W)."""
-        raise NotImplementedError
 
     def sample(self, count: int) -> torch.Tensor:
         """Up to `count` images, evenly spaced: uint8 (n, C, H, W)."""
         return self.pixels(torch.linspace(0, len(self) - 1, min(count, len(self))).long()).cpu()
 
+    @abstractmethod
     def histogram(self) -> np.ndarray:
         """How often each value occurs in each channel: int64 (C, 256)."""
-        raise NotImplementedError
 
 
 class ImageTensors(Images):

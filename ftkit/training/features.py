@@ -102,7 +102,7 @@ class FeatureExtractor:
             logger.info("  features of %s images: computed once, kept for the next run", f"{len(tensors):,}")
             array, start = None, 0
             size, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
-            batches = DataLoader(tensors, size, collate_fn=collate, num_workers=workers)
+            batches = DataLoader(tensors, size, collate_fn=collate, num_workers=workers, generator=torch.Generator())
             for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
                 features, _ = self._run(batch["pixel_values"], training=False)
                 if array is None:

@@ -260,6 +260,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_cache_that_is_made_draws_nothing(grays, tensors):
+    before = torch.get_rng_state()
+    tensors(grays)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_cache_is_private_to_each_user_of_it(grays, tensors):
     first = tensors(grays)
     first.images[:] = 255

@@ -1,7 +1,6 @@
 """Training that waits for data says so, and how long."""
 
 import json
-import logging
 import time
 
 from support import finetune
@@ -13,7 +12,7 @@ def waiting(run):
     return json.loads((run / "run.json").read_text())["stages"][0]["waiting_for_data"]
 
 
-def test_training_that_waits_for_data_says_so(tmp_path, monkeypatch, caplog, digits_run):
+def test_training_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys, digits_run):
     pixels = ImageTensors.pixels
 
     def slow(self, rows, epoch=0):
@@ -22,7 +21,7 @@ def test_training_that_waits_for_data_says_so(tmp_path, monkeypatch, caplog, dig
 
     assert waiting(digits_run) < 0.5
     monkeypatch.setattr(ImageTensors, "pixels", slow)
-    monkeypatch.setattr(logging.getLogger("ftkit"), "propagate", True)
     run = finetune(tmp_path / "run", "--max_steps", 15, "--per_device_train_batch_size", 32, "--eval_strategy", "no")
     assert 0.5 < waiting(run) <= 1
+    assert "training waited for data for" in capsys.readouterr().out
     assert "% of the time waiting for data" in (run / "evaluation" / "report.md").read_text()
