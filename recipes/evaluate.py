@@ -30,7 +30,10 @@ def main(arguments: list[str]) -> None:
     from ftkit.data.sources import load_data
     from ftkit.data.splits import relabel
     from ftkit.evaluation.predictions import predict_split, write_evaluation
+    from ftkit.evaluation.report import write_report
+    from ftkit.evaluation.run_record import describe_command, describe_data, write_run_record
     from ftkit.models.build import class_names, load_model, model_channels
+    from ftkit.training.provenance import environment
     from ftkit.training.trainer import ImageTrainer
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,21 +61,19 @@ def main(arguments: list[str]) -> None:
     if args.process_index != 0:
         return
 
-    record = {
-        "model": evaluation.model,
-        "dataset": data.dataset or Path(data.data_dir).name,
-        "splits": {evaluation.split: len(images)},
-        "skipped_images": {evaluation.split: images.skipped} if images.skipped else {},
-        "dataset_fingerprints": {evaluation.split: images.fingerprint},
-    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(evaluation.output_dir or scratch)
-        metrics = write_evaluation(folder, predicted, images, names, record)
+        metrics = write_evaluation(folder, predicted, images)
+        record = {"command": describe_command(), "model": evaluation.model, "evaluated_split": evaluation.split}
+        write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, metrics)
+        write_report(folder)
     banner("done")
     fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} images, macro F1 {metrics['macro_f1']:.4f}")
     for name, accuracy in metrics.get("test_time_accuracy", {}).items():
         fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
-    fact("report", (evaluation.output_dir and folder / "report.md") or "not written: name a folder with --output_dir")
+    fact(
+        "report", (evaluation.output_dir and folder / "report.html") or "not written: name a folder with --output_dir"
+    )
 
 
 if __name__ == "__main__":

@@ -33,9 +33,11 @@ def main(arguments: list[str]) -> None:
     from ftkit.data.pixels import normalizer
     from ftkit.data.sources import load_data
     from ftkit.evaluation.predictions import predict_split, write_evaluation
+    from ftkit.evaluation.report import write_report
     from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
     from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
+    from ftkit.models.flops import flops_per_image
     from ftkit.training.run import prepare_plan, run_plan
     from ftkit.training.run_folder import begin_run, check_run_folder
     from ftkit.training.trainer import ImageTrainer
@@ -78,12 +80,15 @@ def main(arguments: list[str]) -> None:
     test = images["test"]
     trainer = ImageTrainer(model, args, normalize, eval_dataset=test)
     predicted = predict_split(trainer, test, config.data.test_time_augmentation)
+    predicted["validation"] = predict_split(trainer, images["validation"])["plain"]
     if args.process_index != 0:
         return
     save_model(model, processor, folder / "model")
-    record = describe_run(config, images, model, stages, seconds=time.monotonic() - started)
-    metrics = write_evaluation(folder / "evaluation", predicted, test, names, record)
+    metrics = write_evaluation(folder / "evaluation", predicted, test)
+    flops = flops_per_image(model, normalize(test.sample(1)))
+    record = describe_run(config, images, model, flops, stages, seconds=time.monotonic() - started)
     write_run_record(folder, record, metrics)
+    write_report(folder)
     next_steps(folder, record, metrics)
 
 

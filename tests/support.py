@@ -6,7 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pyarrow.parquet as pq
+
+from ftkit.evaluation.predictions import read_predictions
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -22,8 +23,7 @@ def load_recipe_script(name: str) -> ModuleType:
 def assert_reloads(run: Path) -> None:
     """`recipes/evaluate.py`, from the saved model alone, gives the probabilities that the run stored."""
     load_recipe_script("evaluate").main(["--model", str(run), "--output_dir", str(run / "again")])
-    tables = [pq.read_table(run / place / "predictions.parquet") for place in ("evaluation", "again")]
-    stored, again = (np.stack(table["probabilities"].to_numpy()) for table in tables)
+    stored, again = (read_predictions(run / place).probabilities for place in ("evaluation", "again"))
     np.testing.assert_allclose(again, stored, atol=1e-5)
 
 

@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from support import finetune, load_recipe_script
 from transformers import ViTImageProcessor
@@ -11,10 +10,11 @@ from transformers import ViTImageProcessor
 from ftkit.arguments import DataArguments
 from ftkit.data.sources import load_data
 from ftkit.data.tensors import Viewed, image_tensors
+from ftkit.evaluation.predictions import read_predictions
 
 
 def probabilities(folder):
-    return np.stack(pq.read_table(folder / "predictions.parquet")["probabilities"].to_numpy())
+    return read_predictions(folder).probabilities
 
 
 def test_flip_averaging_stands_beside_the_plain_evaluation(digits_run, tmp_path, capsys):
@@ -26,14 +26,14 @@ def test_flip_averaging_stands_beside_the_plain_evaluation(digits_run, tmp_path,
     assert not np.allclose(shifted, averaged, atol=0.01)
     assert np.array_equal(plain, probabilities(digits_run / "evaluation"))
     assert not np.allclose(plain, averaged, atol=0.01)
-    labels = pq.read_table(run / "evaluation" / "predictions.parquet")["label"].to_numpy()
+    labels = read_predictions(run / "evaluation").labels
     accuracy, with_shifts = (float((some.argmax(1) == labels).mean()) for some in (averaged, shifted))
     expected = {"flip": accuracy, "flip_and_shift": with_shifts}
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["test_time_accuracy"] == expected
     assert json.loads((run / "run.json").read_text())["test"]["test_time_accuracy"] == expected
     assert f"{accuracy:.4f} with test_time_augmentation: flip" in shown
-    assert f"accuracy {accuracy:.4f}" in (run / "evaluation" / "report.md").read_text()
+    assert f"| accuracy at test time | {accuracy:.4f} |" in (run / "evaluation" / "report.md").read_text()
 
     load_recipe_script("evaluate").main(["--model", str(run), "--output_dir", str(tmp_path / "again")])
     np.testing.assert_allclose(probabilities(tmp_path / "again" / "flip"), averaged, atol=1e-5)

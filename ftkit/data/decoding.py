@@ -3,16 +3,19 @@
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 from datasets import Dataset
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ftkit.data.images import BAD_IMAGE_ERRORS, column, encoded, open_image, to_mode
+from ftkit.data.images import BAD_IMAGE_ERRORS, column, encoded, file_bytes, to_mode
 from ftkit.data.pixels import PixelGeometry
 
 _CHUNK = 128  # images that a process takes at a time
@@ -25,11 +28,13 @@ class Decoded(NamedTuple):
     Attributes:
         positions: of the images that decode, among the rows that were asked for.
         pixels: theirs, uint8 (n, C, H, W); None where n is 0.
+        hashes: of their files' bytes, uint64 (n,) by XXH3.
         bad: what does not decode: dictionaries of `row`, `index`, `file` and `reason`.
     """
 
     positions: list[int]
     pixels: np.ndarray | None
+    hashes: np.ndarray
     bad: list[dict[str, Any]]
 
 
@@ -48,16 +53,21 @@ class Decoder:
 
     def __call__(self, rows: Sequence[int]) -> Decoded:
         """Decode these rows."""
-        positions, images, bad = [], [], []
+        positions, images, hashes, bad = [], [], [], []
         for position, file in enumerate(self.files[rows]["image"]):
             try:
-                images.append(to_mode(open_image(file), self.channels))
+                content = file_bytes(file)
+                images.append(to_mode(Image.open(BytesIO(content)), self.channels))
+                hashes.append(xxhash.xxh3_64_intdigest(content))
                 positions.append(position)
             except BAD_IMAGE_ERRORS as error:
                 row = int(rows[position])
                 name, reason = file["path"] or f"row {self.index[row]}", str(error) or type(error).__name__
+                if isinstance(error, UnidentifiedImageError):
+                    reason = "not an image of a known format"  # PIL's message names an address in memory
                 bad.append({"row": row, "index": int(self.index[row]), "file": name, "reason": reason})
-        return Decoded(positions, self.geometry(images) if images else None, bad)
+        pixels = self.geometry(images) if images else None
+        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad)
 
 
 def cores() -> int:

@@ -1,6 +1,7 @@
 """Image files of any mode as the pixels that a viewer shows."""
 
 from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,11 @@ def encoded(dataset: Dataset) -> Dataset:
 def open_image(file: dict) -> Image.Image:
     """Open one row of an `encoded` dataset; pixels are not decoded yet."""
     return Image.open(BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
+
+
+def file_bytes(file: dict) -> bytes:
+    """All bytes of one row of an `encoded` dataset."""
+    return file["bytes"] if file["bytes"] is not None else Path(file["path"]).read_bytes()
 
 
 def describe_images(dataset: Dataset) -> ImageInfo:

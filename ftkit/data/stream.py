@@ -21,7 +21,7 @@ from ftkit.data.pixels import geometry_key, histogram
 from ftkit.data.tensors import Images, decodable
 from ftkit.errors import UserError
 
-_VERSION = 1  # of what is cached: raise it when decoding changes
+_VERSION = 2  # of what is cached: raise it when decoding changes
 
 
 class StreamedImages(Images):
@@ -54,20 +54,23 @@ class StreamedImages(Images):
         key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
 
         def write(folder: Path) -> None:
-            counts, bad, shape = 0, [], None
+            counts, bad, shape, hashes = 0, [], None, np.zeros(len(dataset), np.uint64)
             looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
-            for _, (their_shape, their_counts, their_bad) in looked:
+            for rows, (their_shape, their_counts, their_bad, their_hashes) in looked:
                 counts, bad, shape = counts + their_counts, bad + their_bad, shape or their_shape
+                hashes[rows.start : rows.stop] = their_hashes
+            np.save(folder / "hashes.npy", hashes)
             about = {"shape": shape, "skipped": bad, "histogram": np.asarray(counts).tolist()}
             (folder / "about.json").write_text(json.dumps(about))
 
         decoder = Decoder(dataset, processor, channels)
-        about = json.loads((cached(f"stream-{key}", write, cache_dir) / "about.json").read_text())
+        folder = cached(f"stream-{key}", write, cache_dir)
+        about, hashes = json.loads((folder / "about.json").read_text()), np.load(folder / "hashes.npy")
         good = decodable(dataset, about["skipped"], on_bad_image)
         if good is not None:
-            dataset = dataset.select(good)
+            dataset, hashes = dataset.select(good), hashes[good]
             decoder = Decoder(dataset, processor, channels)
-        super().__init__(dataset, key, about["skipped"], tuple(about["shape"]))
+        super().__init__(dataset, hashes, key, about["skipped"], tuple(about["shape"]))
         self.decoder, self.counts = decoder, np.array(about["histogram"])
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None
 
@@ -123,13 +126,14 @@ def _generators_kept() -> Iterator[None]:
 
 
 class _FirstLook:
-    """Of some rows: the shape of an image, how often each value occurs, and what does not decode."""
+    """Of some rows: the shape of an image, how often each value occurs, what does not decode, and the hashes."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
 
-    def __call__(self, rows: range) -> tuple[list[int] | None, np.ndarray | int, list[dict]]:
-        decoded = self.decoder(rows)
+    def __call__(self, rows: range) -> tuple[list[int] | None, np.ndarray | int, list[dict], np.ndarray]:
+        decoded, hashes = self.decoder(rows), np.zeros(len(rows), np.uint64)
+        hashes[decoded.positions] = decoded.hashes
         if decoded.pixels is None:
-            return None, 0, decoded.bad
-        return list(decoded.pixels.shape[1:]), histogram(decoded.pixels), decoded.bad
+            return None, 0, decoded.bad, hashes
+        return list(decoded.pixels.shape[1:]), histogram(decoded.pixels), decoded.bad, hashes

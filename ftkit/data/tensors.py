@@ -23,7 +23,7 @@ from ftkit.data.pixels import geometry_key, histogram
 from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
-_VERSION = 2  # of what is cached: raise it when decoding changes
+_VERSION = 3  # of what is cached: raise it when decoding changes
 
 
 class Batch(NamedTuple):
@@ -42,6 +42,7 @@ class Images(TorchDataset, ABC):
         index: int64 (N,), the row of each image in the split it was read from.
         class_names: the name of each label.
         fingerprint: of the dataset.
+        hashes: uint64 (N,), of the files' bytes: equal where two images are the same file.
         key: what of the dataset, the processor and the mode the pixels are.
         skipped: what did not decode: dictionaries of `index`, `file` and `reason`.
         shape: of an image, (C, H, W).
@@ -49,11 +50,13 @@ class Images(TorchDataset, ABC):
 
     engine: str
 
-    def __init__(self, dataset: Dataset, key: str, skipped: list[dict], shape: tuple[int, int, int]):
+    def __init__(
+        self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, int, int]
+    ):
         self.labels = torch.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
         self.class_names = dataset.features["label"].names
-        self.fingerprint = dataset._fingerprint
+        self.fingerprint, self.hashes = dataset._fingerprint, hashes
         self.key, self.skipped, self.shape = key, skipped, shape
 
     def __len__(self) -> int:
@@ -94,8 +97,8 @@ class ImageTensors(Images):
 
     engine = "tensor"
 
-    def __init__(self, images: torch.Tensor, dataset: Dataset, key: str, skipped: list[dict]):
-        super().__init__(dataset, key, skipped, tuple(images.shape[1:]))
+    def __init__(self, images: torch.Tensor, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict]):
+        super().__init__(dataset, hashes, key, skipped, tuple(images.shape[1:]))
         self.images = images
 
     def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
@@ -152,11 +155,12 @@ def image_tensors(
     key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
 
     def write(folder: Path) -> None:
-        shape, missing, bad = None, 0, []
+        shape, missing, bad, hashes = None, 0, [], np.zeros(len(dataset), np.uint64)
         with (folder / "images").open("wb") as file:
             decoder = Decoder(dataset, processor, channels)
             for rows, decoded in over_all_rows(decoder, len(dataset), "decoding images"):
                 bad += decoded.bad
+                hashes[rows.start + np.array(decoded.positions, int)] = decoded.hashes
                 if decoded.pixels is None and shape is None:
                     missing += len(rows)
                     continue
@@ -166,20 +170,23 @@ def image_tensors(
                 file.write(_in_place(decoded, len(rows), shape))
             file.flush()
             os.fsync(file.fileno())  # before the folder gets its name
+        np.save(folder / "hashes.npy", hashes)
         (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
 
     def whole(folder: Path) -> bool:
         about = json.loads((folder / "about.json").read_text())
-        return (folder / "images").stat().st_size == len(dataset) * math.prod(about["shape"] or [0])
+        size = (folder / "images").stat().st_size
+        hashed = len(np.load(folder / "hashes.npy")) == len(dataset)
+        return hashed and size == len(dataset) * math.prod(about["shape"] or [0])
 
     folder = cached(key, write, cache_dir, whole)
     about = json.loads((folder / "about.json").read_text())
     good = decodable(dataset, about["skipped"], on_bad_image)
     array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
-    images = torch.from_numpy(array)
+    images, hashes = torch.from_numpy(array), np.load(folder / "hashes.npy")
     if good is not None:
-        images, dataset = images[torch.from_numpy(good)], dataset.select(good)
-    return ImageTensors(images, dataset, key, about["skipped"])
+        images, dataset, hashes = images[torch.from_numpy(good)], dataset.select(good), hashes[good]
+    return ImageTensors(images, dataset, hashes, key, about["skipped"])
 
 
 def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,107 +1,125 @@
-"""The short report, in Markdown."""
+"""The report of an evaluation, made of nothing but what its folder holds."""
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
-_MATRIX_CLASSES = 20  # a wider confusion matrix is not readable as a table
-_ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#"} | {"\n": " "})
+import numpy as np
+
+from ftkit.errors import UserError
+from ftkit.evaluation import plots
+from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
+from ftkit.evaluation.metrics import Predictions
+from ftkit.evaluation.pages import write_pages
+from ftkit.evaluation.predictions import read_predictions
+
+_CONFUSIONS = 10
+_HEADLINE = {
+    "accuracy": ("accuracy", "the share of right predictions"),
+    "top_5_accuracy": ("top-5 accuracy", "the truth is among the five likeliest classes"),
+    "macro_f1": ("macro F1", "the mean of F1 over the classes"),
+    "negative_log_likelihood": ("negative log-likelihood", "nats an image; less is better"),
+    "brier_score": ("Brier score", "squared distance of the probabilities from the truth, 0 to 2; less is better"),
+    "expected_calibration_error": (
+        "expected calibration error",
+        "how far confidence is from accuracy; less is better",
+    ),
+    "majority_baseline": ("majority baseline", "accuracy of always naming the most frequent class"),
+}
+_TEST_TIME = {
+    "flip": "averaged over each image and its mirror image",
+    "flip_and_shift": "averaged over mirror images and shifts by a pixel",
+}
 
 
-def escape(text: str) -> str:
-    """`text` as Markdown that shows it literally."""
-    return str(text).translate(_ESCAPED)
+def evaluation_folder(folder: Path) -> Path:
+    """Where in a run's folder the evaluation lies; the folder itself where it is an evaluation's own.
+
+    Raises:
+        UserError: it is neither.
+    """
+    for place in (folder / "evaluation", folder):
+        if (place / "predictions.parquet").is_file():
+            return place
+    raise UserError(f"{folder} holds no evaluation: give the folder of a run that is finished, or one that "
+                    "recipes/evaluate.py wrote")  # fmt: skip
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def read_record(folder: Path) -> dict[str, Any]:
+    """The `run.json` of a run, or of an evaluation.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}: give the folder of a run that is finished") from None
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def write_report(folder: Path) -> Path:
+    """Write `report.html` and `report.md` beside the predictions, and return the page's path.
 
-
-def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known of where the numbers come from, as names and texts."""
-    texts = {
-        "dataset": str,
-        "splits": lambda v: ", ".join(f"{split} {n:,}" for split, n in v.items()),
-        "data_engine": str,
-        "skipped_images": _skipped,
-        "model": str,
-        "method": str,
-        "parameters": lambda v: f"{v['total']:,}, of which {v['trained']:,} were trained",
-        "stages": lambda v: "; ".join(map(_stage, v)),
-        "seed": str,
-        "seconds": lambda v: f"{v:.1f} in all",
-        "peak_memory_mb": lambda v: ", ".join(f"{kind} {mb:,.0f}" for kind, mb in v.items()),
-        "device": str,
-        "versions": lambda v: ", ".join(f"{name} {version}" for name, version in v.items()),
-        "commit": lambda v: v or "unknown",
-        "command": str,
-    }
-    return [(key.replace("_", " "), text(record[key])) for key, text in texts.items() if key in record]
-
-
-def _skipped(skipped: dict[str, list[dict]]) -> str:
-    def files(bad: list[dict]) -> str:
-        return ", ".join(image["file"] for image in bad[:5]) + (", …" if len(bad) > 5 else "")
-
-    return "; ".join(f"{split}: {len(bad)} ({files(bad)})" for split, bad in skipped.items()) or "none"
-
-
-def _stage(stage: dict[str, Any]) -> str:
-    return (
-        f"{stage['stage']}: {stage['epochs']:g} epochs, {stage['seconds']:.1f} s, "
-        f"{stage['images_per_second']:,.0f} images/s, {stage['waiting_for_data']:.1%} of the time waiting for data, "
-        f"best on validation at step {stage['best_step']}"
-    )
-
-
-def write_report(path: Path, metrics: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write the report.
+    The same bytes come out whenever the same run is given.
 
     Args:
-        path: the Markdown file.
-        metrics: from `compute_metrics`.
-        record: what `run.json` says of the run, or a part of it.
+        folder: of a run, or of an evaluation, with its `run.json` and `metrics.json`.
+
+    Raises:
+        UserError: something of it is missing.
     """
-    names = list(metrics["per_class"])
-    per_class = _table(
-        ["class", "n", "accuracy", "precision", "F1"],
-        [
-            [escape(name), str(row["n"]), *(_number(row[key]) for key in ("accuracy", "precision", "f1"))]
-            for name, row in metrics["per_class"].items()
-        ],
-    )
-    parts = [
-        f"# {escape(record['model'])} on {escape(record['dataset'])}",
-        f"**Accuracy {metrics['accuracy']:.4f}** on {metrics['n']:,} images (macro F1 {metrics['macro_f1']:.4f}; "
-        f"always naming the most frequent class: {metrics['majority_baseline']:.4f}).",
-        *(
-            f"Averaged over several views of each image at test time ({name}): accuracy {accuracy:.4f}."
-            for name, accuracy in metrics.get("test_time_accuracy", {}).items()
-        ),
-        _table(["", ""], [[escape(name), escape(text)] for name, text in _facts(record)]).replace("---:", "---"),
-        "## By class",
-        per_class,
-        "## Most frequent confusions",
-        _confusions(metrics["confusion_matrix"], names),
-    ]
-    if len(names) <= _MATRIX_CLASSES:
-        matrix = [[escape(name), *map(str, row)] for name, row in zip(names, metrics["confusion_matrix"], strict=True)]
-        parts += [
-            "## Confusion matrix",
-            "Rows: the true class; columns: the prediction.",
-            _table(["", *map(escape, names)], matrix),
-        ]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    place, record = evaluation_folder(folder), read_record(folder)
+    metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
+    predictions = read_predictions(place)
+    stages = [_with_history(folder, number, stage) for number, stage in enumerate(record.get("stages", []))]
+    matrix, calibration = np.array(metrics["confusion_matrix"]), metrics["calibration"]
+    content = {
+        "record": record,
+        "metrics": metrics,
+        "headline": _headline(metrics),
+        "calibration": calibration,
+        "curves": plots.learning_curves(stages) if any(stage["history"] for stage in stages) else None,
+        "matrix": plots.confusion_matrix(matrix, predictions.class_names),
+        "reliability": plots.reliability_diagram(calibration["reliability"], calibration.get("tempered_reliability")),
+        "confusions": _confusions(matrix, predictions.class_names),
+        "errors": [_picture(place, predictions, position) for position in most_confident_errors(predictions)],
+        "hits": [_picture(place, predictions, position) for position in least_confident_hits(predictions)],
+    }
+    write_pages(place, "report", content)
+    return place / "report.html"
 
 
-def _confusions(matrix: list[list[int]], names: list[str]) -> str:
-    pairs = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if i != j and n]
-    pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-    if not pairs:
-        return "None: every image is right."
-    rows = [[escape(names[i]), escape(names[j]), str(n)] for n, i, j in pairs[:10]]
-    return _table(["true class", "taken for", "images"], rows)
+def _headline(metrics: dict[str, Any]) -> list[tuple[str, float, list[float] | None, str]]:
+    """Name, value, interval and explanation of each number at the top."""
+    intervals = metrics["intervals"]
+    rows = [(*texts, metrics[key], intervals.get(key)) for key, texts in _HEADLINE.items() if key in metrics]
+    for name, accuracy in metrics.get("test_time_accuracy", {}).items():
+        rows.append(("accuracy at test time", _TEST_TIME[name], accuracy, intervals[name]))
+    return [(name, value, interval, about) for name, about, value, interval in rows]
+
+
+def _with_history(folder: Path, number: int, stage: dict[str, Any]) -> dict[str, Any]:
+    state = folder / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json"
+    return stage | {"history": json.loads(state.read_text())["log_history"] if state.is_file() else []}
+
+
+def _confusions(matrix: np.ndarray, names: list[str]) -> list[tuple[str, str, int, float]]:
+    """The ten most frequent: true class, prediction, images, and their share of the true class."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    cells = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [(names[i], names[j], wrong[i, j], wrong[i, j] / matrix[i].sum()) for i, j in cells if wrong[i, j]]
+
+
+def _picture(place: Path, predictions: Predictions, position: int) -> dict[str, Any]:
+    names = predictions.class_names
+    picture = base64.b64encode(thumbnail(place, predictions, position).read_bytes()).decode()
+    return {
+        "source": f"data:image/png;base64,{picture}",
+        "index": predictions.index[position],
+        "label": names[predictions.labels[position]],
+        "predicted": names[predictions.predicted[position]],
+        "probability": predictions.confidences[position],
+    }

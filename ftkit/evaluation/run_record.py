@@ -7,29 +7,53 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
+from ftkit.arguments import DataArguments
 from ftkit.config import Config
 from ftkit.console import banner, fact
+from ftkit.data.duplicates import duplicates
 from ftkit.data.tensors import Images
 from ftkit.training.provenance import environment, peak_memory_mb
 
 
+def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
+    """What `run.json` says of the data: splits, classes, what was left out and what is in two splits."""
+    return {
+        "dataset": data.dataset or Path(data.data_dir).name,
+        "data_engine": next(iter(images.values())).engine,
+        "splits": {split: len(rows) for split, rows in images.items()},
+        "class_counts": {split: _class_counts(rows) for split, rows in images.items()},
+        "duplicates": duplicates(images),
+        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
+        "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
+    }
+
+
+def _class_counts(images: Images) -> dict[str, int]:
+    counts = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
+    return dict(zip(images.class_names, counts, strict=True))
+
+
+def describe_command() -> str:
+    """The command line of this process; the launcher's own options are not handed down to it."""
+    return shlex.join(["python", *sys.argv])
+
+
 def describe_run(
-    config: Config, images: dict[str, Images], model: PreTrainedModel, stages: list[dict], seconds: float
+    config: Config, images: dict[str, Images], model: PreTrainedModel, flops: int, stages: list[dict], seconds: float
 ) -> dict[str, Any]:
     """What `run.json` says of a run beside its metrics; all of it can be written as JSON."""
     return {
-        "command": shlex.join(["python", *sys.argv]),  # the launcher's own options are not handed down
-        "dataset": config.data.dataset or Path(config.data.data_dir).name,
+        "command": describe_command(),
+        **describe_data(config.data, images),
+        "evaluated_split": "test",
         "model": config.model.model,
         "method": config.method.method,
         "seed": config.training.seed,
-        "data_engine": images["train"].engine,
-        "splits": {split: len(rows) for split, rows in images.items()},
-        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
-        "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
         "parameters": {"total": model.num_parameters(), "trained": max(s["trained_parameters"] for s in stages)},
+        "flops_per_image": flops,
         "stages": stages,
         "seconds": round(seconds, 1),
         "processes": config.training.world_size,
@@ -56,7 +80,7 @@ def next_steps(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) ->
         fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
     fact("time", f"{record['seconds']:.1f} s, {sum(s['seconds'] for s in record['stages']):.1f} s of it training")
     fact("model", folder / "model")
-    fact("report", folder / "evaluation" / "report.md")
+    fact("report", folder / "evaluation" / "report.html")
     fact("repeat", f"accelerate launch recipes/finetune.py --config {folder / 'config.yaml'} --output_dir <other>")
     fact("evaluate", f"accelerate launch recipes/evaluate.py --model {folder / 'model'}")
     suggestion = "--seed 43 --output_dir <other>, to see how much of the accuracy is luck"

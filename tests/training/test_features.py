@@ -13,7 +13,7 @@ PROBE = ["--method", "linear_probe", "--max_train_samples", 150, "--num_train_ep
 
 
 def predictions(run):
-    return read_predictions(run / "evaluation" / "predictions.parquet")
+    return read_predictions(run / "evaluation")
 
 
 def cached_features(cache):

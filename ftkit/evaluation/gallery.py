@@ -1,0 +1,46 @@
+"""Images to look at: where the model is wrong and sure of it, and where it is right and hardly knows."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ftkit.data.tensors import Images
+from ftkit.evaluation.metrics import Predictions
+
+_COUNT = 24  # of each kind
+_SIDE = 96  # pixels of a thumbnail, at the most
+
+
+def most_confident_errors(predictions: Predictions) -> np.ndarray:
+    """Positions int64 of up to 24 wrong predictions, the most confident first."""
+    return _first(predictions, ~predictions.hits, -predictions.confidences)
+
+
+def least_confident_hits(predictions: Predictions) -> np.ndarray:
+    """Positions int64 of up to 24 right predictions, the least confident first."""
+    return _first(predictions, predictions.hits, predictions.confidences)
+
+
+def _first(predictions: Predictions, chosen: np.ndarray, order: np.ndarray) -> np.ndarray:
+    positions = np.flatnonzero(chosen)
+    return positions[np.argsort(order[positions], kind="stable")][:_COUNT]
+
+
+def thumbnail(folder: Path, predictions: Predictions, position: int) -> Path:
+    """Where the thumbnail of the image at a position lies."""
+    return folder / "gallery" / f"{predictions.index[position]}.png"
+
+
+def write_gallery(folder: Path, predictions: Predictions, images: Images) -> None:
+    """Write the thumbnails of the gallery: the pixels that the model saw, made smaller where they are large."""
+    (folder / "gallery").mkdir(exist_ok=True)
+    positions = [*most_confident_errors(predictions), *least_confident_hits(predictions)]
+    if not positions:
+        return
+    pixels = images.pixels(torch.tensor(positions).to(images.labels.device)).cpu().numpy()
+    for position, (first, *others) in zip(positions, pixels, strict=True):
+        picture = Image.fromarray(np.stack([first, *others], axis=-1) if others else first)
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        picture.save(thumbnail(folder, predictions, position), optimize=True)

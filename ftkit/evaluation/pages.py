@@ -1,0 +1,56 @@
+"""Templates filled: HTML that escapes whatever it is given, and Markdown that does so by the filter `md`."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+_ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;", "\n": " ", "\r": " "})
+
+
+def markdown(text: Any) -> str:
+    """`text` as Markdown that shows it literally."""
+    return str(text).translate(_ESCAPED)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(interval: list[float] | None, digits: int = 4) -> str:
+    return "" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _size(value: float) -> str:
+    """A large number in three digits: 13.9 million."""
+    for name, unit in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
+        if value >= unit:
+            return f"{value / unit:.3g} {name}"
+    return f"{value:,.0f}"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size,
+    }  # fmt: skip
+    return environment
+
+
+def write_pages(folder: Path, template: str, content: dict[str, Any]) -> None:
+    """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names."""
+    environment = _environment()
+    for kind in ("html", "md"):
+        text = environment.get_template(f"{template}.{kind}").render(content)
+        (folder / f"{template}.{kind}").write_text(text, encoding="utf-8")

@@ -1,0 +1,36 @@
+"""Make the report of a run anew: metrics, page and Markdown, from the predictions that the run stored.
+
+    python recipes/report.py runs/digits-convnet-scratch
+
+The same bytes come out as at the end of the run. It takes a run's folder, or one that recipes/evaluate.py wrote.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ftkit.errors import user_errors
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line of this script."""
+    parser = argparse.ArgumentParser(prog="report.py", description="Make the report of a run anew.")
+    parser.add_argument("run", type=Path, help="the folder of a run, or of an evaluation")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Make the report of the run that `arguments`, a command line without the program's name, name."""
+    run = parse_arguments(arguments).run
+
+    from ftkit.evaluation.predictions import write_metrics
+    from ftkit.evaluation.report import evaluation_folder, write_report
+
+    write_metrics(evaluation_folder(run))
+    print(write_report(run))
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
+    with user_errors():
+        main(sys.argv[1:])
