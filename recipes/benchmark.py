@@ -136,7 +136,9 @@ class Task(NamedTuple):
     def first(self, count: int) -> "Task":
         """The same with fewer images."""
         rows = self.rows.select(range(min(count, len(self.rows))))
-        return self._replace(rows=rows, images=ImageTensors(self.images.images[: len(rows)], rows, "", []))
+        return self._replace(
+            rows=rows, images=ImageTensors(self.images.images[: len(rows)], rows, self.images.hashes, "", [])
+        )
 
     def model(self) -> PreTrainedModel:
         """ftkit's model with random weights."""

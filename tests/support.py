@@ -1,13 +1,17 @@
 """Helpers that the tests share."""
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from PIL import Image
 
-from ftkit.evaluation.predictions import read_predictions
+from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
+from ftkit.evaluation.metrics import Predictions
+from ftkit.evaluation.predictions import read_predictions, write_metrics, write_predictions
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -42,3 +46,32 @@ def finetune(output_dir: Path, *options: object) -> Path:
     """Run the main job in this process; returns the run's folder."""
     load_recipe_script("finetune").main([*map(str, options), "--output_dir", str(output_dir)])
     return output_dir
+
+
+def random_predictions(names: list[str], n: int, seed: int = 0, skill: float = 2.0) -> Predictions:
+    """Predictions that are right more often than not; the labels depend on `n` and the classes alone."""
+    labels = np.random.default_rng(99).integers(0, len(names), n)
+    logits = np.random.default_rng(seed).normal(size=(n, len(names))).astype(np.float32)
+    logits[np.arange(n), labels] += skill
+    return Predictions(np.arange(n), np.arange(n, dtype=np.uint64) * 7 + 1, labels, logits, names)
+
+
+def store(folder: Path, test: Predictions, validation: Predictions | None = None, **record) -> Path:
+    """A folder like one that recipes/evaluate.py writes, or, with `method` and so on, like a run's."""
+    write_predictions(folder, test)
+    if validation is not None:
+        write_predictions(folder / "validation", validation)
+    (folder / "gallery").mkdir()
+    for position in [*most_confident_errors(test), *least_confident_hits(test)]:
+        Image.new("L", (28, 28), int(position) % 256).save(thumbnail(folder, test, position))
+    write_metrics(folder)
+    counts = dict(
+        zip(test.class_names, np.bincount(test.labels, minlength=len(test.class_names)).tolist(), strict=True)
+    )
+    about = {
+        "model": "a model", "dataset": "some data", "evaluated_split": "test", "splits": {"test": len(test)},
+        "class_counts": {"test": counts}, "duplicates": [], "skipped_images": {}, "command": "python", "commit": None,
+        "python": "3", "versions": {"torch": "2"}, "platform": "here", "dataset_fingerprints": {"test": "f"},
+    }  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(about | record))
+    return folder

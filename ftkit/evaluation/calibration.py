@@ -54,8 +54,10 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature by which to divide logits float (N, C) for the least negative log-likelihood (Guo et al. 2017).
 
-    None where there is no such: of images that are all right, or all wrong, more extreme is always better.
+    None where there is no such: where every image is right, colder is always better; where hardly any is, hotter.
     """
+    if (logits.argmax(axis=1) == labels).all():
+        return None
     edge = math.log(_LARGEST)
     logits = logits.astype(np.float64)
     fit = minimize_scalar(

@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _INK = "#010203"  # stands for the page's own colour until the SVG is written
@@ -26,7 +26,6 @@ _STYLE = {
     "svg.hashsalt": "ftkit",
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.parse_math": False,  # a class may be called $x$
     "axes.spines.top": False,
     "axes.spines.right": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
@@ -58,8 +57,8 @@ def _svg(figure: Figure, description: str) -> Markup:
 
 
 def shortened(text: str, length: int = 16) -> str:
-    """`text`, cut to `length` characters."""
-    return text if len(text) <= length else text[: length - 1] + "…"
+    """`text`, cut to `length` characters, as matplotlib shows it literally."""
+    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
 
 
 def learning_curves(stages: list[dict[str, Any]]) -> Markup:
@@ -177,3 +176,39 @@ def reliability_diagram(bins: list[dict], tempered: list[dict] | None) -> Markup
         figure.align_ylabels()
         figure.tight_layout()
         return _svg(figure, "Reliability diagram: accuracy against confidence, and the number of images in each bin")
+
+
+def pareto(rows: list[dict[str, Any]], fronts: list[tuple[str, list[str]]]) -> Markup:
+    """Accuracy, mean and standard deviation, against two costs; what no other beats lies on a line.
+
+    Args:
+        rows: of a comparison: `letter`, `accuracy`, `std`, `seconds`, `trained_parameters`.
+        fronts: the name of each of these two costs, and the letters on its front, cheapest first.
+    """
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 6))
+        axes = figure.subplots(2, 1, sharey=True)
+        for axis, (name, front), cost in zip(axes, fronts, ("seconds", "trained_parameters"), strict=True):
+            by_letter = {row["letter"]: row for row in rows}
+            line = [(by_letter[letter][cost], by_letter[letter]["accuracy"]) for letter in front]
+            axis.plot(*zip(*line, strict=True), color=GREEN, linewidth=1, zorder=1)
+            for row in rows:
+                colour = GREEN if row["letter"] in front else VERMILION
+                marker = "o" if row["letter"] in front else "s"
+                style = {"fmt": marker, "color": colour, "markersize": 5, "elinewidth": 0.8, "zorder": 2}
+                axis.errorbar(row[cost], row["accuracy"], row["std"] or 0, **style)
+                axis.annotate(
+                    row["letter"], (row[cost], row["accuracy"]), xytext=(5, 4), textcoords="offset points", fontsize=9
+                )
+            costs = [row[cost] for row in rows]
+            if max(costs) > 10 * min(costs) > 0:
+                axis.set_xscale("log")
+                axis.xaxis.set_major_locator(LogLocator(subs=(1,) if max(costs) > 300 * min(costs) else (1, 2, 5)))
+                axis.xaxis.set_minor_locator(NullLocator())
+            else:
+                axis.set_xlim(left=0)
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_xlabel(name)
+            axis.set_ylabel("accuracy")
+        figure.tight_layout()
+        return _svg(figure, "Accuracy against seconds of training and against parameters trained, with Pareto fronts")

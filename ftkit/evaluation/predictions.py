@@ -55,7 +55,7 @@ def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Im
         The metrics.
     """
     for name, predictions in predicted.items():
-        _write(folder if name == "plain" else folder / name, predictions)
+        write_predictions(folder if name == "plain" else folder / name, predictions)
     write_gallery(folder, predicted["plain"], images)
     return write_metrics(folder)
 
@@ -73,7 +73,8 @@ def write_metrics(folder: Path) -> dict:
     return metrics
 
 
-def _write(folder: Path, predictions: Predictions) -> None:
+def write_predictions(folder: Path, predictions: Predictions) -> None:
+    """Write the `predictions.parquet` of a folder, which is made where it is missing."""
     label = ClassLabel(names=predictions.class_names)
     classes = len(predictions.class_names)
     features = Features(

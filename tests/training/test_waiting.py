@@ -24,4 +24,4 @@ def test_training_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys, dig
     run = finetune(tmp_path / "run", "--max_steps", 15, "--per_device_train_batch_size", 32, "--eval_strategy", "no")
     assert 0.5 < waiting(run) <= 1
     assert "training waited for data for" in capsys.readouterr().out
-    assert "% of the time waiting for data" in (run / "evaluation" / "report.md").read_text()
+    assert "| waiting for data |" in (run / "evaluation" / "report.md").read_text()

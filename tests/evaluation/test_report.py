@@ -1,0 +1,209 @@
+"""The page: made of what is stored, the same bytes every time, and shown by a browser as it is meant."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from support import finetune, load_recipe_script, random_predictions, store
+
+from ftkit.evaluation.report import write_report
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "{{ 7 * 7 }}",
+    "$\\frac{1}{2}$ & | `code` *stars*",
+    "a very long name " * 8,
+    "unbroken" * 20,
+    "熊猫",
+    "🐼🎋",
+    "-->]]></svg></style>",
+    "ordinary",
+]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The report of a run whose classes have names that mean harm."""
+    folder = tmp_path_factory.mktemp("hostile") / "evaluation"
+    test, validation = random_predictions(HOSTILE, 500), random_predictions(HOSTILE, 200, seed=1)
+    skipped = {"test": [{"file": "<b>x</b>.png", "reason": "<i>torn</i>", "index": 3, "row": 3}]}
+    store(folder, test, validation, dataset="<u>data</u>", skipped_images=skipped, commit="<s>c</s>")
+    return write_report(folder)
+
+
+def browse(page, folder, width=1280):
+    """The page as Chromium understood it, what it said on its console, and every address that it asked for."""
+    log = folder / "net.json"
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-component-update", f"--user-data-dir={folder / 'chromium'}", "--enable-logging=stderr",
+         f"--log-net-log={log}", f"--window-size={width},2000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    # The browser's own requests, after updates and the time, come from no page.
+    asked = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
+    return done.stdout, console, asked
+
+
+def test_it_is_made_anew_byte_for_byte(tmp_path):
+    run = finetune(tmp_path / "run", "--max_train_samples", 200, "--num_train_epochs", 1)
+    folder = run / "evaluation"
+    names = ("report.html", "report.md", "metrics.json")
+    before = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).unlink()
+    load_recipe_script("report").main([str(run)])
+    assert {name: (folder / name).read_bytes() for name in names} == before
+
+
+def test_a_run_of_several_stages_has_all_sections(tmp_path, digits_run):
+    run = finetune(tmp_path / "run", "--model", digits_run / "model", "--method", "lp_ft", "--num_train_epochs", 2,
+                   "--test_time_augmentation", "flip")  # fmt: skip
+    page = (run / "evaluation" / "report.html").read_text()
+    for text in ("chosen checkpoint", "0: head", "1: all", "Confusion matrix", "Reliability diagram", "Dividing the "
+                 "logits", "the most confident", "No image is in two splits", "Every image decoded", "images/s",
+                 "accuracy at test time", "floating-point operations", "seed 42"):  # fmt: skip
+        assert text in page, text
+    record = json.loads((run / "run.json").read_text())
+    assert record["commit"] is None or record["commit"] in page
+    assert html.escape(record["command"]) in page or record["command"] in html.unescape(page)
+    assert record["flops_per_image"] > record["parameters"]["total"]
+    assert {split: sum(counts.values()) for split, counts in record["class_counts"].items()} == record["splits"]
+
+
+def test_names_are_shown_as_they_are(hostile):
+    page, short = hostile.read_text(encoding="utf-8"), hostile.with_name("report.md").read_text(encoding="utf-8")
+    assert "<script" not in page and "<img src=x" not in page and "<b>x</b>" not in page
+    for name in HOSTILE:
+        assert html.escape(name, quote=False) in page.replace("&#34;", '"').replace("&#39;", "'")
+    assert "\\<script\\>" in short and "🐼🎋" in short
+    rows = [line for line in short.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) in (4, 5, 6) for row in rows)
+
+
+@needs_browser
+def test_a_page_that_asks_the_network_would_be_noticed(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<img src='http://example.test/x.png'><script>console.error('no')</script>")
+    _, console, asked = browse(page, tmp_path)
+    assert asked == {"http://example.test/x.png"} and "no" in console[0]
+
+
+@needs_browser
+def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
+    dom, console, asked = browse(hostile, tmp_path)
+    assert console == [] and asked == set()
+    assert "<script" not in dom and "onerror" not in re.sub(r">[^<]*<|\"[^\"]*\"", "", dom)
+    assert dom.count("<svg") == len(re.findall(r'<svg role="img" aria-label="[^"]{20,}"', dom)) == 2
+    assert dom.count("<img") == len(re.findall(r'<img src="data:image/png;base64,[^"]+" alt="[^"]+"', dom)) == 48
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_fits_its_window(hostile, tmp_path, width):
+    """Nothing sticks out to the side; only tables may be scrolled within themselves."""
+    page = tmp_path / "frame.html"
+    inner = html.escape(hostile.read_text(encoding="utf-8"))
+    page.write_text(
+        f'<meta charset="utf-8"><iframe width="{width}" height="900" style="border:0" srcdoc="{inner}"></iframe>'
+        "<script>addEventListener('load', () => {"
+        "const root = document.querySelector('iframe').contentDocument.documentElement;"
+        "document.title = `${root.scrollWidth} of ${root.clientWidth}` })</script>",
+        encoding="utf-8",
+    )
+    dom, *_ = browse(page, tmp_path, width + 100)
+    needed, given = map(int, re.search(r"<title>(\d+) of (\d+)</title>", dom).groups())
+    assert needed <= given <= width
+
+
+@pytest.mark.parametrize("skill", [-40.0, 40.0])
+def test_all_wrong_and_all_right_are_reports_as_well(tmp_path, skill):
+    names = ["a", "b"]
+    test = random_predictions(names, 60, skill=skill)
+    page = write_report(store(tmp_path / "e", test, random_predictions(names, 30, skill=skill))).read_text()
+    assert ("None: every image is right." if skill > 0 else "None: every image is wrong.") in page
+
+
+def test_hundreds_of_classes_and_many_images_make_a_small_page(tmp_path):
+    names = [f"class number {i}" for i in range(200)]
+    page = write_report(store(tmp_path / "e", random_predictions(names, 50_000), random_predictions(names, 5000, 1)))
+    assert page.stat().st_size < 5e6
+    assert page.read_text().count("class number 199") >= 2
+
+
+def test_the_gallery_shows_the_right_pictures(tmp_path):
+    """The surest errors first, the most doubtful hits first, each with its own pixels."""
+    run = finetune(tmp_path / "run", "--max_train_samples", 100, "--num_train_epochs", 1)
+    from PIL import Image
+
+    from ftkit.arguments import DataArguments
+    from ftkit.data.sources import load_data
+    from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
+    from ftkit.evaluation.predictions import read_predictions
+
+    predictions = read_predictions(run / "evaluation")
+    errors, hits = most_confident_errors(predictions), least_confident_hits(predictions)
+    assert not predictions.hits[errors].any() and predictions.hits[hits].all()
+    assert predictions.confidences[errors[0]] == predictions.confidences[~predictions.hits].max()
+    assert predictions.confidences[hits[0]] == predictions.confidences[predictions.hits].min()
+    assert (np.diff(predictions.confidences[errors]) <= 0).all() and (
+        np.diff(predictions.confidences[hits]) >= 0
+    ).all()
+    test = load_data(DataArguments(dataset="digits"))["test"]
+    rows = dict(zip(test["index"], test["image"], strict=True))
+    for position in [*errors, *hits]:
+        with Image.open(thumbnail(run / "evaluation", predictions, position)) as picture:
+            assert np.array_equal(picture, rows[predictions.index[position]])
+
+
+@pytest.mark.parametrize("what", ["nothing", "no record", "not a run"])
+def test_what_is_no_run_is_refused(tmp_path, refused, what):
+    folder = tmp_path / "run"
+    if what == "no record":
+        (store(folder, random_predictions(["a", "b"], 20)) / "run.json").unlink()
+    elif what == "not a run":
+        folder.mkdir()
+    with refused("run", "give the folder of a run that is finished"):
+        load_recipe_script("report").main([str(folder)])
+
+
+def test_twins_in_train_and_test_are_found(tmp_path):
+    """The same file in both splits, once under another label."""
+    from PIL import Image
+
+    rng, root = np.random.default_rng(0), tmp_path / "pets"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(20):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    shutil.copy(root / "train/cat/0.png", root / "test/cat/twin.png")
+    shutil.copy(root / "train/cat/1.png", root / "test/dog/mislabelled.png")
+    run = finetune(tmp_path / "run", "--data_dir", root, "--validation_size", 0.1, "--num_train_epochs", 1)
+    found = {pair["also_in"]: pair for pair in json.loads((run / "run.json").read_text())["duplicates"]}
+    assert sum(pair["n"] for pair in found.values()) == 2
+    assert sum(pair["with_another_label"] for pair in found.values()) == 1
+    assert all(pair["split"] == "test" for pair in found.values())
+    assert "are in train as well" in (run / "evaluation" / "report.html").read_text() or "validation" in found
+
+
+def test_the_two_engines_see_the_same_files(tmp_path):
+    options = ["--max_train_samples", 60, "--num_train_epochs", 1]
+    runs = [finetune(tmp_path / engine, *options, "--data_engine", engine) for engine in ("tensor", "stream")]
+    from ftkit.evaluation.predictions import read_predictions
+
+    first, second = (read_predictions(run / "evaluation") for run in runs)
+    assert np.array_equal(first.hashes, second.hashes) and len(set(first.hashes.tolist())) > 350
+    assert replace(first, logits=second.logits).class_names == second.class_names
