@@ -142,7 +142,7 @@ def train(job: Job, launch_config: Path | None) -> None:
         return
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch_config)] if launch_config else []
     resume = ["--resume_from_checkpoint", "true"] if (job.folder / "config.yaml").is_file() else []
-    command = [sys.executable, *launcher, str(FINETUNE), *job.arguments, *resume, "--disable_tqdm", "true"]
+    command = [sys.executable, *launcher, str(FINETUNE), *job.arguments, *resume]
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     log = job.folder.with_suffix(".log")
     with log.open("w", encoding="utf-8") as output:

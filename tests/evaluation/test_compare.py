@@ -185,5 +185,5 @@ def test_the_methods_of_a_recipe_over_three_seeds(tmp_path, recipe, capsys, refu
     row = next(row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"] if row["name"] == "lora")
     assert row["seeds"] == [5, 6, 7] and row["failures"] == []
 
-    with refused("full/seed-5 holds a run of another configuration", "learning_rate", "another --output_dir"):
+    with refused("linear_probe/seed-5 holds a run of another configuration", "learning_rate", "another --output_dir"):
         compare(*arguments, "--learning_rate", 0.5)
