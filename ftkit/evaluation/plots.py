@@ -207,7 +207,7 @@ def pareto(rows: list[dict[str, Any]], fronts: list[tuple[str, list[str]]]) -> M
                 axis.xaxis.set_minor_locator(NullLocator())
             else:
                 axis.set_xlim(left=0)
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.xaxis.set_major_formatter(lambda x, _: EngFormatter(sep="")(x) if x >= 1 else f"{x:g}")
             axis.set_xlabel(name)
             axis.set_ylabel("accuracy")
         figure.tight_layout()
