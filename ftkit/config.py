@@ -53,6 +53,11 @@ class Config:
     training: TrainingArguments
     values: dict[str, Any]
 
+    @property
+    def pushes(self) -> bool:
+        """Whether the finished model goes to the Hub."""
+        return bool(self.values.get("push_to_hub"))
+
     def to_yaml(self) -> str:
         """The resolved configuration as a recipe: running it again repeats the run."""
         own = {}
@@ -173,7 +178,9 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
         errors += _check_together(values)
     if groups[2] is not None:
         _type_stages(parser, groups[2].stages, errors)
-    training = None if errors else _build(TrainingArguments, machine_defaults() | values, errors)
+    # The `Trainer` would push at every checkpoint; ftkit pushes once, when the run is done and has been checked.
+    once = machine_defaults() | values | {"push_to_hub": False}
+    training = None if errors else _build(TrainingArguments, once, errors)
     if errors:
         raise ConfigError(errors)
     return Config(*groups, training, values)

@@ -35,6 +35,8 @@ def main(arguments: list[str]) -> None:
     from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.evaluation.report import write_report
     from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
+    from ftkit.hub.card import write_card
+    from ftkit.hub.push import check_login, push
     from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
@@ -46,6 +48,8 @@ def main(arguments: list[str]) -> None:
     set_up_console(args)
     set_seed(args.seed)
     folder = check_run_folder(config)
+    if args.process_index == 0 and config.pushes:
+        check_login()
 
     banner("data")
     with args.main_process_first(desc="reading the data"):
@@ -89,7 +93,12 @@ def main(arguments: list[str]) -> None:
     record = describe_run(config, images, model, flops, stages, seconds=time.monotonic() - started)
     write_run_record(folder, record, metrics)
     write_report(folder)
+    write_card(folder)
     next_steps(folder, record, metrics)
+
+    if config.pushes:
+        banner("push")
+        fact("pushed", push(folder, args.hub_model_id or folder.name, args.hub_private_repo, args.hub_revision))
 
 
 if __name__ == "__main__":

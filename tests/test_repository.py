@@ -12,7 +12,19 @@ from support import REPO, load_recipe_script
 from ftkit.config import parse_config, parse_evaluation
 
 # A module may import what stands before it, and what stands in its own place.
-ROAD = ["errors", "arguments", "settings", "config", "console", "data", "models", "methods", "training", "evaluation"]
+ROAD = [
+    "errors",
+    "arguments",
+    "settings",
+    "config",
+    "console",
+    "data",
+    "models",
+    "methods",
+    "training",
+    "evaluation",
+    "hub",
+]
 MODULES = sorted((REPO / "ftkit").rglob("*.py"))
 YAMLS = sorted((REPO / "recipes").rglob("*.yaml"))
 DEFAULT_RECIPE = load_recipe_script("finetune").DEFAULT_RECIPE

@@ -14,6 +14,9 @@ class RunArguments:
     overwrite: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in output_dir before training."}
     )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "The license that the model's card names, such as apache-2.0."}
+    )
 
     def check(self) -> list[str]:
         """Nothing can be wrong here alone."""

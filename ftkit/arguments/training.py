@@ -75,8 +75,10 @@ def check_training(values: dict[str, Any]) -> list[str]:
     metric = values.get("metric_for_best_model")
     if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
         errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
-    if values.get("push_to_hub"):
-        errors.append("push_to_hub: true is not built yet: train, then `hf upload <name> <output_dir>/model`")
+    if values.get("hub_token"):
+        errors.append(
+            "hub_token: a recipe is saved and shared: leave it out, and log in with `hf auth login` or set HF_TOKEN"
+        )
     return errors
 
 

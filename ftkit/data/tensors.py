@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ftkit.data.cache import cached
 from ftkit.data.decoding import Decoded, Decoder, over_all_rows
-from ftkit.data.images import column
+from ftkit.data.images import column, encoded, file_bytes
 from ftkit.data.pixel_ops import shift
 from ftkit.data.pixels import geometry_key, histogram
 from ftkit.errors import UserError
@@ -57,6 +57,7 @@ class Images(TorchDataset, ABC):
         self.index = torch.tensor(column(dataset, "index"))
         self.class_names = dataset.features["label"].names
         self.fingerprint, self.hashes = dataset._fingerprint, hashes
+        self._files = encoded(dataset)
         self.key, self.skipped, self.shape = key, skipped, shape
 
     def __len__(self) -> int:
@@ -82,6 +83,10 @@ class Images(TorchDataset, ABC):
     def sample(self, count: int) -> torch.Tensor:
         """Up to `count` images, evenly spaced: uint8 (n, C, H, W)."""
         return self.pixels(torch.linspace(0, len(self) - 1, min(count, len(self))).long()).cpu()
+
+    def file(self, row: int) -> bytes:
+        """The file of an image, as it was found."""
+        return file_bytes(self._files[row]["image"])
 
     @abstractmethod
     def histogram(self) -> np.ndarray:

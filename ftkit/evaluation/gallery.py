@@ -1,4 +1,4 @@
-"""Images to look at: where the model is wrong and sure of it, and where it is right and hardly knows."""
+"""Images that are kept: to look at where the model is wrong or in doubt, and to check an exported model with."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ftkit.data.tensors import Images
 from ftkit.evaluation.metrics import Predictions
 
 _COUNT = 24  # of each kind
+_SAMPLES = 16
 _SIDE = 96  # pixels of a thumbnail, at the most
 
 
@@ -44,3 +45,16 @@ def write_gallery(folder: Path, predictions: Predictions, images: Images) -> Non
         picture = Image.fromarray(np.stack([first, *others], axis=-1) if others else first)
         picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         picture.save(thumbnail(folder, predictions, position), optimize=True)
+
+
+def sample_files(folder: Path, predictions: Predictions) -> dict[int, Path]:
+    """The files of up to 16 evenly spaced images, by their positions, where `write_samples` puts them."""
+    positions = np.unique(np.linspace(0, len(predictions) - 1, min(_SAMPLES, len(predictions))).astype(int))
+    return {int(position): folder / "samples" / str(predictions.index[position]) for position in positions}
+
+
+def write_samples(folder: Path, predictions: Predictions, images: Images) -> None:
+    """Keep some images as the files they are: what else loads the model must give the evaluation's logits for them."""
+    (folder / "samples").mkdir(exist_ok=True)
+    for position, path in sample_files(folder, predictions).items():
+        path.write_bytes(images.file(position))

@@ -48,9 +48,12 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+def render(template: str, content: dict[str, Any]) -> str:
+    """A template filled with `content`."""
+    return _environment().get_template(template).render(content)
+
+
 def write_pages(folder: Path, template: str, content: dict[str, Any]) -> None:
     """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names."""
-    environment = _environment()
     for kind in ("html", "md"):
-        text = environment.get_template(f"{template}.{kind}").render(content)
-        (folder / f"{template}.{kind}").write_text(text, encoding="utf-8")
+        (folder / f"{template}.{kind}").write_text(render(f"{template}.{kind}", content), encoding="utf-8")

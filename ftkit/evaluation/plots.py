@@ -37,8 +37,8 @@ _STYLE = {
 
 
 @contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+def _style(**changes: Any) -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE | changes), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts will have it
         yield
 
@@ -112,33 +112,46 @@ def learning_curves(stages: list[dict[str, Any]]) -> Markup:
 
 def confusion_matrix(matrix: np.ndarray, names: list[str]) -> Markup:
     """The matrix int (C, C), rows being true classes, as a picture."""
+    hits = int(np.trace(matrix))
+    text = f"Confusion matrix of {len(names)} classes: {hits:,} of {matrix.sum():,} images lie on its diagonal"
+    with _style():
+        return _svg(_confusion_figure(matrix, names), text)
+
+
+def confusion_matrix_png(matrix: np.ndarray, names: list[str]) -> bytes:
+    """The same as a PNG, dark on white, for pages that take no SVG."""
+    buffer = io.BytesIO()
+    black = dict.fromkeys((key for key, value in _STYLE.items() if value == _INK), "black")
+    with _style(**black, **{"figure.facecolor": "white"}):
+        _confusion_figure(matrix, names).savefig(buffer, format="png", dpi=160, bbox_inches="tight", metadata={})
+    return buffer.getvalue()
+
+
+def _confusion_figure(matrix: np.ndarray, names: list[str]) -> Figure:
     classes = len(names)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    with _style():
-        side = _WIDTH if classes > _COUNTED_CLASSES else max(0.42 * classes, 2.2)
-        figure = Figure(figsize=(side, side))
-        axis = figure.subplots()
-        colours, norm = matplotlib.colormaps["cividis"], PowerNorm(0.5, 0, 1)
-        picture = axis.imshow(np.ma.masked_equal(shares, 0), colours, norm, interpolation="nearest")
-        if classes <= _COUNTED_CLASSES:
-            for i, j in np.argwhere(matrix):
-                ink = "white" if norm(shares[i, j]) < 0.55 else "black"
-                size = 8 if matrix.max() < 1000 else 6
-                axis.text(j, i, matrix[i, j], ha="center", va="center", color=ink, fontsize=size)
-        if classes <= _NAMED_CLASSES:
-            labels = [shortened(name) for name in names]
-            size = 9 if classes <= 20 else 6
-            axis.set_xticks(range(classes), labels, rotation=90, fontsize=size)
-            axis.set_yticks(range(classes), labels, fontsize=size)
-        axis.set_xlabel("prediction")
-        axis.set_ylabel("true class")
-        bar = figure.colorbar(picture, fraction=0.046, pad=0.04, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
-        bar.set_label("share of the true class")
-        bar.ax.set_yticklabels(["0", "1%", "10%", "25%", "50%", "100%"], fontsize=7)
-        bar.outline.set_visible(False)
-        hits = int(np.trace(matrix))
-        text = f"Confusion matrix of {classes} classes: {hits:,} of {matrix.sum():,} images lie on its diagonal"
-        return _svg(figure, text)
+    side = _WIDTH if classes > _COUNTED_CLASSES else max(0.42 * classes, 2.2)
+    figure = Figure(figsize=(side, side))
+    axis = figure.subplots()
+    colours, norm = matplotlib.colormaps["cividis"], PowerNorm(0.5, 0, 1)
+    picture = axis.imshow(np.ma.masked_equal(shares, 0), colours, norm, interpolation="nearest")
+    if classes <= _COUNTED_CLASSES:
+        for i, j in np.argwhere(matrix):
+            ink = "white" if norm(shares[i, j]) < 0.55 else "black"
+            size = 8 if matrix.max() < 1000 else 6
+            axis.text(j, i, matrix[i, j], ha="center", va="center", color=ink, fontsize=size)
+    if classes <= _NAMED_CLASSES:
+        labels = [shortened(name) for name in names]
+        size = 9 if classes <= 20 else 6
+        axis.set_xticks(range(classes), labels, rotation=90, fontsize=size)
+        axis.set_yticks(range(classes), labels, fontsize=size)
+    axis.set_xlabel("prediction")
+    axis.set_ylabel("true class")
+    bar = figure.colorbar(picture, fraction=0.046, pad=0.04, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
+    bar.set_label("share of the true class")
+    bar.ax.set_yticklabels(["0", "1%", "10%", "25%", "50%", "100%"], fontsize=7)
+    bar.outline.set_visible(False)
+    return figure
 
 
 def reliability_diagram(bins: list[dict], tempered: list[dict] | None) -> Markup:

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Features, List, Value
 
 from ftkit.data.tensors import Images, Viewed
 from ftkit.errors import UserError
-from ftkit.evaluation.gallery import write_gallery
+from ftkit.evaluation.gallery import write_gallery, write_samples
 from ftkit.evaluation.metrics import Predictions, compute_metrics
 from ftkit.training.trainer import ImageTrainer
 
@@ -44,7 +44,7 @@ def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none"
 
 
 def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Images) -> dict:
-    """Write predictions, gallery and metrics.
+    """Write predictions, gallery, samples and metrics.
 
     Args:
         folder: made where it is missing. `plain` goes here, others into folders of their names inside.
@@ -57,6 +57,7 @@ def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Im
     for name, predictions in predicted.items():
         write_predictions(folder if name == "plain" else folder / name, predictions)
     write_gallery(folder, predicted["plain"], images)
+    write_samples(folder, predicted["plain"], images)
     return write_metrics(folder)
 
 
@@ -66,11 +67,20 @@ def write_metrics(folder: Path) -> dict:
     Raises:
         UserError: the predictions are missing or are not ftkit's.
     """
-    validation = read_predictions(folder / _VALIDATION) if (folder / _VALIDATION).is_dir() else None
-    test_time = {name: read_predictions(folder / name) for name in _TEST_TIME if (folder / name).is_dir()}
-    metrics = compute_metrics(read_predictions(folder), validation, test_time)
+    metrics = compute_metrics(*read_evaluation(folder))
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics
+
+
+def read_evaluation(folder: Path) -> tuple[Predictions, Predictions | None, dict[str, Predictions]]:
+    """What an evaluation stored: the predictions, those for validation, and by name those of test-time augmentation.
+
+    Raises:
+        UserError: the predictions are missing or are not ftkit's.
+    """
+    validation = read_predictions(folder / _VALIDATION) if (folder / _VALIDATION).is_dir() else None
+    test_time = {name: read_predictions(folder / name) for name in _TEST_TIME if (folder / name).is_dir()}
+    return read_predictions(folder), validation, test_time
 
 
 def write_predictions(folder: Path, predictions: Predictions) -> None:

@@ -15,7 +15,7 @@ from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 
 _CONFUSIONS = 10
-_HEADLINE = {
+HEADLINE = {
     "accuracy": ("accuracy", "the share of right predictions"),
     "top_5_accuracy": ("top-5 accuracy", "the truth is among the five likeliest classes"),
     "macro_f1": ("macro F1", "the mean of F1 over the classes"),
@@ -78,7 +78,7 @@ def write_report(folder: Path) -> Path:
     content = {
         "record": record,
         "metrics": metrics,
-        "headline": _headline(metrics),
+        "headline": headline(metrics),
         "calibration": calibration,
         "curves": plots.learning_curves(stages) if any(stage["history"] for stage in stages) else None,
         "matrix": plots.confusion_matrix(matrix, predictions.class_names),
@@ -91,10 +91,10 @@ def write_report(folder: Path) -> Path:
     return place / "report.html"
 
 
-def _headline(metrics: dict[str, Any]) -> list[tuple[str, float, list[float] | None, str]]:
+def headline(metrics: dict[str, Any]) -> list[tuple[str, float, list[float] | None, str]]:
     """Name, value, interval and explanation of each number at the top."""
     intervals = metrics["intervals"]
-    rows = [(*texts, metrics[key], intervals.get(key)) for key, texts in _HEADLINE.items() if key in metrics]
+    rows = [(*texts, metrics[key], intervals.get(key)) for key, texts in HEADLINE.items() if key in metrics]
     for name, accuracy in metrics.get("test_time_accuracy", {}).items():
         rows.append(("accuracy at test time", _TEST_TIME[name], accuracy, intervals[name]))
     return [(name, value, interval, about) for name, about, value, interval in rows]

@@ -14,8 +14,11 @@ from ftkit.arguments import DataArguments
 from ftkit.config import Config
 from ftkit.console import banner, fact
 from ftkit.data.duplicates import duplicates
+from ftkit.data.sources import HUB_NAMES
 from ftkit.data.tensors import Images
-from ftkit.training.provenance import environment, peak_memory_mb
+from ftkit.methods.plan import starts_from_trained_weights
+from ftkit.models.build import base_model
+from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
@@ -29,6 +32,12 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
         "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
     }
+
+
+def _hub_dataset(data: DataArguments) -> str | None:
+    """The dataset's name on the Hub, if it is one of there."""
+    name = HUB_NAMES.get(data.dataset, data.dataset or "")
+    return name if "/" in name else None
 
 
 def _class_counts(images: Images) -> dict[str, int]:
@@ -49,11 +58,15 @@ def describe_run(
         "command": describe_command(),
         **describe_data(config.data, images),
         "evaluated_split": "test",
+        "hub_dataset": _hub_dataset(config.data),
+        "image_shape": list(images["test"].shape),
         "model": config.model.model,
+        "base_model": base_model(config.model.model) if starts_from_trained_weights(config.method.method) else None,
         "method": config.method.method,
         "seed": config.training.seed,
         "parameters": {"total": model.num_parameters(), "trained": max(s["trained_parameters"] for s in stages)},
         "flops_per_image": flops,
+        "model_files": file_hashes(Path(config.training.output_dir) / "model"),
         "stages": stages,
         "seconds": round(seconds, 1),
         "processes": config.training.world_size,
@@ -83,6 +96,7 @@ def next_steps(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) ->
     fact("report", folder / "evaluation" / "report.html")
     fact("repeat", f"accelerate launch recipes/finetune.py --config {folder / 'config.yaml'} --output_dir <other>")
     fact("evaluate", f"accelerate launch recipes/evaluate.py --model {folder / 'model'}")
+    fact("push", f"python recipes/push.py {folder} --hub_model_id <user>/<name>")
     suggestion = "--seed 43 --output_dir <other>, to see how much of the accuracy is luck"
     if record["dataset"] == "digits":
         suggestion = "your own images: --data_dir <folder of class folders> --model convnet"

@@ -199,6 +199,11 @@ def _own_model(args: ModelArguments, labels: dict, images: ImageInfo) -> tuple[P
     return model, processor
 
 
+def base_model(name: str) -> str | None:
+    """The name on the Hub of a model that a run starts from; None for a folder or a file."""
+    return None if local_model(name) is not None or weights_file(name) is not None else _hub_name(name)
+
+
 def _hub_name(name: str) -> str:
     """timm's weights are on the Hub by architecture and tag; without a tag, timm's own choice."""
     if not name.startswith("timm/") or "." in name:

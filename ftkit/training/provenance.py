@@ -1,5 +1,6 @@
 """Where a result comes from: versions, commit, hardware, memory."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -44,4 +45,11 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file in a folder, by its name."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir()) if path.is_file()
     }

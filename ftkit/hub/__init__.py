@@ -1,0 +1,1 @@
+"""To the Hub: the model card, the check of what leaves, and the push."""

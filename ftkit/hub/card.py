@@ -1,0 +1,121 @@
+"""The model card: whatever it says of the model's quality is computed from the stored predictions."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ftkit.errors import UserError
+from ftkit.evaluation.metrics import compute_metrics
+from ftkit.evaluation.pages import render
+from ftkit.evaluation.predictions import read_evaluation
+from ftkit.evaluation.report import HEADLINE, evaluation_folder, headline, read_record
+
+# What the Hub knows a metric as.
+_METRIC_TYPES = {"macro_f1": "f1", "top_5_accuracy": "accuracy"}
+_HYPERPARAMETERS = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "label_smoothing_factor",
+    "loss",
+    "dropout",
+    "mixup",
+    "cutmix",
+    "ema_decay",
+    "adapter_args",
+    "bf16",
+    "fp16",
+)
+
+
+def write_card(run: Path, repo_id: str | None = None) -> Path:
+    """Write the card of a run's model, `model/README.md`, from its metrics and its record.
+
+    Args:
+        run: the folder of a finished run.
+        repo_id: the name on the Hub, for the lines that show how to use it.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    record, config = read_record(run), read_config(run)
+    metrics = json.loads((evaluation_folder(run) / "metrics.json").read_text(encoding="utf-8"))
+    adapters = (run / "model" / "adapter_config.json").is_file()
+    content = {
+        "record": record,
+        "metrics": metrics,
+        "config": config,
+        "metadata": _metadata(record, config, metrics, adapters, repo_id).to_yaml(),
+        "headline": headline(metrics),
+        "hyperparameters": {key: config[key] for key in _HYPERPARAMETERS if config.get(key)}
+        | {"seed": record["seed"]},
+        "repo_id": repo_id or str(run / "model"),
+        "is_adapter": adapters,
+        "own_code": any((run / "model").glob("modeling_*.py")),
+    }
+    path = run / "model" / "README.md"
+    path.write_text(render("card.md", content), encoding="utf-8")
+    return path
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The `config.yaml` of a run.
+
+    Raises:
+        UserError: it is missing.
+    """
+    try:
+        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{run} is not the folder of a run: {error}") from None
+
+
+def _metadata(record: dict, config: dict, metrics: dict, adapters: bool, repo_id: str | None) -> ModelCardData:
+    """What the Hub reads: every metric of the report is in the `model-index`."""
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=record.get("hub_dataset") or record["dataset"],
+            dataset_name=record["dataset"],
+            dataset_split="test",
+            metric_type=_METRIC_TYPES.get(key, key),
+            metric_value=metrics[key],
+            metric_name=HEADLINE[key][0],
+            verified=False,
+        )
+        for key in HEADLINE
+        if key in metrics and key != "majority_baseline"
+    ]
+    return ModelCardData(
+        library_name="peft" if adapters else "transformers",
+        pipeline_tag="image-classification",
+        base_model=record.get("base_model"),
+        datasets=[record["hub_dataset"]] if record.get("hub_dataset") else None,
+        license=config.get("hub_license"),
+        tags=["image-classification", "vision", "ftkit", config["method"]],
+        model_name=repo_id or f"{record['model']} on {record['dataset']}",
+        eval_results=results,
+    )
+
+
+def verify_card(run: Path, card: ModelCard) -> list[str]:
+    """What in a card is not what the run's predictions give, one sentence each; none where all is."""
+    metrics = compute_metrics(*read_evaluation(evaluation_folder(run)))
+    told = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    wrong = []
+    for key, (name, _) in HEADLINE.items():
+        if key in metrics and key != "majority_baseline" and told.get(name) != metrics[key]:
+            wrong.append(f"{name}: the card says {told.get(name)}, the predictions give {metrics[key]}")
+    rows = [f"| {name} | {value:.4f} |" for name, value, *_ in headline(metrics)]
+    wrong += [f"the text has no line {row!r}" for row in rows if row not in card.text]
+    return wrong

@@ -1,0 +1,96 @@
+"""The gate: what leaves is loaded as others will load it, and must give the logits that the evaluation saw."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ftkit.errors import UserError
+from ftkit.evaluation.gallery import sample_files
+from ftkit.evaluation.predictions import read_predictions
+from ftkit.training.provenance import file_hashes
+
+_CLEAN_LOAD = Path(__file__).with_name("clean_load.py")
+# Of the spread of the logits: what other kernels and another order of summation may change.
+_TOLERANCE = {"full": 1e-3, "half": 5e-2}
+
+
+def check_parity(model: Path, evaluation: Path, record: dict[str, Any], half_precision: bool) -> float:
+    """That a clean process, without ftkit and offline, gives the evaluation's logits for the images that were kept.
+
+    Args:
+        model: the folder that is to leave.
+        evaluation: the folder with the stored predictions and samples.
+        record: `run.json`, which says what the files of the model were.
+        half_precision: whether the evaluation ran in 16 bits.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        UserError: the model does not load, weights are missing, other labels, or other logits, with what differs.
+    """
+    predictions = read_predictions(evaluation)
+    samples = sample_files(evaluation, predictions)
+    if missing := [path for path in samples.values() if not path.is_file()]:
+        raise UserError(f"{missing[0]}: is missing: run recipes/evaluate.py anew, or take a run that is whole")
+    remote = any(model.glob("modeling_*.py"))
+    answer = _load_elsewhere(model, list(samples.values()), remote)
+    if answer["missing"]:
+        listed = ", ".join(answer["missing"][:5]) + (", …" if len(answer["missing"]) > 5 else "")
+        raise UserError(
+            f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files, and would be "
+            f"drawn at random: {listed}{_changed(model, record)}"
+        )
+    if answer["labels"] != predictions.class_names:
+        there, here = answer["labels"], predictions.class_names
+        wrong = next((pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]), (len(here), len(there)))
+        raise UserError(
+            f"{model} must not be pushed: its labels are not those of the evaluation: {wrong[1]!r} in the place of "
+            f"{wrong[0]!r}{_changed(model, record)}"
+        )
+    expected, given = predictions.logits[list(samples)], np.array(answer["logits"])
+    differences = np.abs(given - expected).max(axis=1)
+    allowed = _TOLERANCE["half" if half_precision else "full"] * max(float(expected.std()), 1e-3)
+    if not (differences <= allowed).all():
+        worst = int(np.argmax(differences))
+        raise UserError(
+            f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
+            f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {differences[worst]:.3g} "
+            f"({list(samples.values())[worst]}; {allowed:.2g} is allowed): its pixels are resized or normalised "
+            f"otherwise, or its weights are others{_changed(model, record)}"
+        )
+    return float(differences.max())
+
+
+def _load_elsewhere(model: Path, files: list[Path], trust_remote_code: bool) -> dict[str, Any]:
+    job = {"folder": str(model.absolute()), "files": [str(path.absolute()) for path in files]}
+    with tempfile.TemporaryDirectory() as empty:
+        hidden = {"PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
+        environment = {key: value for key, value in os.environ.items() if key not in hidden}
+        # Code that was copied from the model's folder before must not hide what is there now.
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": empty, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-I", str(_CLEAN_LOAD)],
+            input=json.dumps(job | {"trust_remote_code": trust_remote_code}),
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{model} must not be pushed: it does not load where ftkit is not installed: {last}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _changed(model: Path, record: dict[str, Any]) -> str:
+    """Which files are not what the run wrote; an empty string where all are."""
+    written, found = record.get("model_files", {}), file_hashes(model)
+    changed = [name for name, digest in written.items() if found.get(name) != digest]
+    return f"; changed since the run: {', '.join(changed)}" if changed else ""

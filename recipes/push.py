@@ -1,0 +1,75 @@
+"""Push the model of a finished run to the Hub, with its card and its report, after it has been checked.
+
+    python recipes/push.py runs/digits-convnet-scratch --hub_model_id me/digits
+    python recipes/push.py runs/digits-convnet-scratch --verify
+
+A process without ftkit loads the model first, offline, and must give the logits that the evaluation saw. `--verify`
+pushes nothing: it computes the numbers of the card anew from the stored predictions, and of the card on the Hub where
+`--hub_model_id` names it. The token comes from `hf auth login` or HF_TOKEN.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from ftkit.errors import UserError, user_errors
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line of this script."""
+    parser = argparse.ArgumentParser(
+        prog="push.py", description="Push the model of a finished run.", allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("--hub_model_id", help="its name on the Hub; that of the run's recipe, or of its folder")
+    parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make a new repository private")
+    parser.add_argument("--hub_revision", help="a branch to push to, made where it is missing")
+    parser.add_argument("--verify", action="store_true", help="push nothing; compare card and predictions")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Push, or verify, as `arguments`, a command line without the program's name, say."""
+    given = parse_arguments(arguments)
+
+    import logging
+
+    from ftkit.hub.card import read_config
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stdout, force=True)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    config = read_config(given.run)
+    if given.verify:
+        verify(given.run, given.hub_model_id)
+        return
+
+    from ftkit.hub.push import check_login, push
+
+    check_login()
+    name = given.hub_model_id or config.get("hub_model_id") or given.run.absolute().name
+    private = given.hub_private_repo or config.get("hub_private_repo")
+    print(push(given.run, name, private, given.hub_revision or config.get("hub_revision")))
+
+
+def verify(run: Path, repo_id: str | None) -> None:
+    """Compare the numbers of the card, here and on the Hub, with those that the stored predictions give.
+
+    Raises:
+        UserError: one differs.
+    """
+    from huggingface_hub import ModelCard
+
+    from ftkit.hub.card import verify_card
+
+    if not (run / "model" / "README.md").is_file():
+        raise UserError(f"{run / 'model' / 'README.md'}: there is no card: give the folder of a finished run")
+    for place in [run / "model" / "README.md", *([repo_id] if repo_id else [])]:
+        if wrong := verify_card(run, ModelCard.load(place)):
+            raise UserError(f"{place}:\n" + "\n".join(f"  - {sentence}" for sentence in wrong))
+        print(f"{place}: every number follows from the predictions of {run}")
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
+    with user_errors():
+        main(sys.argv[1:])
