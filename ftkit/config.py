@@ -130,11 +130,12 @@ def _read_values(parser: HfArgumentParser, settings: list[Setting], errors: list
         except ValueError as error:
             errors.append(f"{setting.origin}: {error}")
     _find_local_data(values)
-    resume = str(values.get("resume_from_checkpoint", "false"))
-    if resume.lower() == "false":
-        values.pop("resume_from_checkpoint", None)
-    elif resume.lower() != "true" and not Path(resume).is_dir():
-        errors.append(f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, or true")
+    if "resume_from_checkpoint" in values:
+        resume = str(values["resume_from_checkpoint"])
+        if resume.lower() in ("auto", "true", "false"):
+            values["resume_from_checkpoint"] = resume.lower()
+        elif not Path(resume).is_dir():
+            errors.append(f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, auto, true or false")
     if not values.get("dataset") and not values.get("data_dir"):
         errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
     return values

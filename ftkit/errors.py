@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,6 +11,18 @@ from collections.abc import Iterator
 
 class UserError(Exception):
     """A mistake in the input: its message names the value, what was expected and the fix."""
+
+
+class Interrupted(Exception):
+    """The run was told to end. What is needed to go on lies in its folder.
+
+    Attributes:
+        signum: the signal's number.
+    """
+
+    def __init__(self, signum: int):
+        self.signum = signum
+        super().__init__(f"ended by {signal.Signals(signum).name}; the same command goes on from what is saved")
 
 
 class ConfigError(UserError):
@@ -23,7 +36,8 @@ class ConfigError(UserError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a `UserError` into one message on standard error and exit code 2.
+    """Turn a `UserError` into one message on standard error and exit code 2; an `Interrupted` into one, and 128 + its
+    signal, as shells count.
 
     With `FTKIT_DEBUG=1` in the environment the traceback is shown as well.
     """
@@ -34,6 +48,9 @@ def user_errors() -> Iterator[None]:
             traceback.print_exc()
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr, flush=True)
+        sys.exit(128 + error.signum)
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:

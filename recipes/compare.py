@@ -141,8 +141,7 @@ def train(job: Job, launch_config: Path | None) -> None:
     if (job.folder / "run.json").is_file():
         return
     launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch_config)] if launch_config else []
-    resume = ["--resume_from_checkpoint", "true"] if (job.folder / "config.yaml").is_file() else []
-    command = [sys.executable, *launcher, str(FINETUNE), *job.arguments, *resume]
+    command = [sys.executable, *launcher, str(FINETUNE), *job.arguments]
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     log = job.folder.with_suffix(".log")
     with log.open("w", encoding="utf-8") as output:

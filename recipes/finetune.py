@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ftkit.config import parse_config
 from ftkit.errors import user_errors
+from ftkit.signals import signals
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
 
@@ -103,5 +104,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
-    with user_errors():
+    with user_errors(), signals.heeded():
         main(sys.argv[1:])

@@ -14,6 +14,7 @@ from ftkit.config import parse_config, parse_evaluation
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
     "errors",
+    "signals",
     "arguments",
     "settings",
     "config",

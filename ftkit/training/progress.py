@@ -1,8 +1,11 @@
-"""What is shown while a stage trains."""
+"""What is shown while a stage trains, and what of it a checkpoint must remember."""
 
+import json
 import time
+from pathlib import Path
 
 from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 
@@ -43,3 +46,59 @@ class EvaluationLines(ProgressCallback):
             f"{metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.4f}   "
             f"{time.monotonic() - self.started:.1f} s"
         )
+
+
+class Progress(TrainerCallback):
+    """What a `Trainer` knows between two lines of its log, and its checkpoints leave out: the sum of the losses.
+
+    Attributes:
+        within_epoch: whether the last step belongs to an epoch that has not ended.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.within_epoch = trainer, False
+        self._loaded: dict[str, float] = {}
+        self._earlier, self._started = 0.0, time.monotonic()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Go on summing the losses where the checkpoint was written."""
+        self._started = time.monotonic()
+        if self._loaded:
+            self.trainer._tr_loss += self._loaded["loss"]
+            self.trainer._total_loss_scalar = self._loaded["total_loss"]
+            self.trainer._globalstep_last_logged = self._loaded["last_logged"]
+            self.trainer._initial_global_step = 0  # the mean loss of training is that over all steps
+            self._earlier, self._loaded = self._loaded["seconds"], {}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.within_epoch = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.within_epoch = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the stage has trained, in processes that were killed too, up to their last checkpoint."""
+        return self._earlier + time.monotonic() - self._started
+
+    def save(self, checkpoint: Path) -> None:
+        """Write this process's part into a checkpoint."""
+        state = {
+            "loss": self.trainer._tr_loss.item(),
+            "total_loss": self.trainer._total_loss_scalar,
+            "last_logged": self.trainer._globalstep_last_logged,
+            "seconds": self.seconds,
+        }
+        (checkpoint / self._file()).write_text(json.dumps(state))
+
+    def load(self, checkpoint: Path) -> None:
+        """Read it again; it is put in its place when training begins."""
+        self._loaded = json.loads((checkpoint / self._file()).read_text())
+
+    def mean_loss(self) -> float:
+        """That of all steps up to the checkpoint that was loaded."""
+        self._earlier, self._started = self._loaded["seconds"], time.monotonic()
+        return (self._loaded["total_loss"] + self._loaded["loss"]) / self.trainer.state.global_step
+
+    def _file(self) -> str:
+        return f"progress_{self.trainer.args.process_index}.json"

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_model, save_model
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from ftkit.arguments import LossArguments
 from ftkit.config import Config
@@ -24,10 +23,12 @@ from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
+from ftkit.training.checkpoints import file_hash, newest_whole, replace, sweep, what_is_wrong
 from ftkit.training.features import FeatureExtractor, HeadAlone
 from ftkit.training.trainer import ImageTrainer, Objective
 
 logger = logging.getLogger(__name__)
+_WEIGHTS, _RESULT = "model.safetensors", "result.json"  # of a stage that is done
 
 
 class PreparedStage(NamedTuple):
@@ -131,24 +132,22 @@ def run_plan(
     model, groups, _ = plan
     results = []
     for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
-        finished = folder / "result.json"
-        if args.resume_from_checkpoint and finished.exists():
-            load_model(model, folder / "model.safetensors")
-            results.append(json.loads(finished.read_text()))
+        finished = _finished(folder) if args.resume_from_checkpoint else None
+        if finished is not None:
+            load_model(model, folder / _WEIGHTS)
+            results.append(finished)
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
-        started = time.monotonic()
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             objective = Objective(config.loss, settings, len(train.class_names), config.data.augment or [])
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
         trainer.save_state()
-        size, seconds = sum(model.get_parameter(name).numel() for name in trained), time.monotonic() - started
-        results.append(_result(stage, trainer, output, size, seconds))
+        size = sum(model.get_parameter(name).numel() for name in trained)
+        results.append(_result(stage, trainer, output, size))
         if trainer.is_world_process_zero():
-            save_model(model, str(folder / "model.safetensors"))
-            finished.write_text(json.dumps(results[-1]))
+            _finish(folder, model, results[-1])
     return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
 
 
@@ -203,16 +202,37 @@ def _say_what_trains(number: int, plan: Plan) -> None:
         logger.info("%s %12s   %-13.3g %g", row, f"{sum(sizes[name] for name in moving):,}", rate, decay)
 
 
-def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int, seconds: float) -> dict[str, Any]:
-    """`seconds` of the whole stage: with cached features, the time that it took to compute them is a part of it."""
+def _finished(folder: Path) -> dict[str, Any] | None:
+    """The result of a stage that is done, if its weights are what was written."""
+    try:
+        result = json.loads((folder / _RESULT).read_text())
+        whole = file_hash(folder / _WEIGHTS) == result.pop("weights")
+    except (OSError, ValueError, KeyError):
+        return None
+    if not whole:
+        logger.warning("passed over %s: it is not what was written", folder / _WEIGHTS)
+    return result if whole else None
+
+
+def _finish(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
+    """Keep the weights of a stage that is done, and then its result, each whole or not at all."""
+    aside = folder / f".{_WEIGHTS}.part"
+    save_model(model, str(aside))
+    replace(aside, folder / _WEIGHTS)
+    aside = folder / f".{_RESULT}.part"
+    aside.write_text(json.dumps(result | {"weights": file_hash(folder / _WEIGHTS)}))
+    replace(aside, folder / _RESULT)
+
+
+def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int) -> dict[str, Any]:
     return {
         "stage": stage.name,
         "train": stage.train,
         "trained_parameters": trained,
         "steps": output.global_step,
         "epochs": trainer.state.epoch,
-        "seconds": round(seconds, 2),
-        "images_per_second": round(output.metrics["train_samples_per_second"], 1),
+        "seconds": round(trainer.progress.seconds, 2),
+        "images_per_second": round(trainer.state.epoch * len(trainer.train_dataset) / trainer.progress.seconds, 1),
         "waiting_for_data": round(output.metrics["waiting_for_data"], 4),
         "best_metric": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
@@ -221,12 +241,21 @@ def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: i
 
 def _checkpoint(resume: str | None, folder: Path) -> str | None:
     """The checkpoint that `resume_from_checkpoint` means in a stage: the one it names, if that is of this stage, or
-    else the stage's newest."""
+    else the stage's newest that is whole.
+
+    Raises:
+        UserError: the one that it names is not whole.
+    """
     if not resume:
         return None
-    if str(resume).lower() != "true" and Path(resume).absolute().parent == folder.absolute():
+    sweep(folder)
+    if resume != "true" and Path(resume).absolute().parent == folder.absolute():
+        if wrong := what_is_wrong(Path(resume)):
+            raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
         return resume
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last = newest_whole(folder)
     if last is None:
         logger.info("no checkpoint in %s yet: training begins at the first step", folder)
-    return last
+        return None
+    logger.info("  goes on from %s", last)
+    return str(last)

@@ -1,21 +1,42 @@
 """A run's folder: whether it is free, and what is cleared and written when the run begins."""
 
+import logging
 import shutil
 from pathlib import Path
+
+import yaml
 
 from ftkit.config import Config
 from ftkit.errors import UserError
 
+logger = logging.getLogger(__name__)
+_CHANGES_NOTHING = {
+    "output_dir",
+    "cache_dir",
+    "data_dir",
+    "dataloader_num_workers",
+    "dataloader_prefetch_factor",
+    "hub_license",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_revision",
+    "push_to_hub",
+    "report_to",
+    "save_total_limit",
+}
 _ENTRIES = ("config.yaml", "run.json", "stages", "model", "evaluation")
 
 
 def check_run_folder(config: Config) -> Path:
-    """The run's folder, if it is free, or if the configuration says what to do with what lies there.
+    """The run's folder, if it is free, if an unfinished run of this configuration lies there, or if it may be cleared.
+
+    `config.training.resume_from_checkpoint` is afterwards what to go on from: None, `true` or a checkpoint's folder.
 
     Raises:
-        UserError: it holds a finished run, or an unfinished one, or is no folder.
+        UserError: it holds a finished run, or one of another configuration, or is no folder.
     """
-    folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint
+    folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint or "auto"
+    config.training.resume_from_checkpoint = None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file: give the name of a folder")
     if config.run.overwrite or not any((folder / entry).exists() for entry in _ENTRIES):
@@ -24,12 +45,28 @@ def check_run_folder(config: Config) -> Path:
         raise UserError(
             f"output_dir: {folder} holds a finished run: give another --output_dir, or --overwrite true to replace it"
         )
-    if not resume:
+    if resume == "false":
         raise UserError(
-            f"output_dir: {folder} holds an unfinished run: --resume_from_checkpoint true goes on with it, "
-            "--overwrite true replaces it"
+            f"output_dir: {folder} holds an unfinished run: --overwrite true replaces it, and without "
+            "--resume_from_checkpoint false it goes on"
         )
+    if changed := _changes(folder / "config.yaml", config):
+        raise UserError(
+            f"output_dir: {folder} holds an unfinished run of another configuration: {'; '.join(changed)}: give "
+            "another --output_dir, or --overwrite true to replace it"
+        )
+    config.training.resume_from_checkpoint = "true" if resume == "auto" else resume
+    logger.info("goes on with the unfinished run in %s", folder)
     return folder
+
+
+def _changes(saved: Path, config: Config) -> list[str]:
+    """Which keys the unfinished run has other values of; those that change nothing of its result do not count."""
+    if not saved.is_file():
+        return []
+    there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
+    keys = sorted({*there, *here} - _CHANGES_NOTHING)
+    return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)]
 
 
 def begin_run(config: Config) -> None:

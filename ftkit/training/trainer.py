@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import logging
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +18,17 @@ import numpy as np
 import torch
 from accelerate import DistributedType
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.arguments import LossArguments
@@ -35,7 +37,7 @@ from ftkit.data.augment import augment
 from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
-from ftkit.errors import UserError
+from ftkit.errors import Interrupted, UserError
 from ftkit.methods.adapters import (
     RankAllocation,
     adapter_state,
@@ -45,9 +47,11 @@ from ftkit.methods.adapters import (
     restore_ranks,
 )
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
+from ftkit.signals import signals
+from ftkit.training.checkpoints import best_of, hidden, rotate, seal
 from ftkit.training.ema import WeightAverage
 from ftkit.training.losses import class_shares, make_loss
-from ftkit.training.progress import EvaluationLines
+from ftkit.training.progress import EvaluationLines, Progress
 
 logger = logging.getLogger(__name__)
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -132,6 +136,9 @@ class ImageTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines())
+        self.progress = Progress(self)
+        self.add_callback(self.progress)
+        self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
         self.normalize = normalize
         self.channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
         self.waited = self.evaluated = 0.0  # seconds, for batches to train on, and between them
@@ -299,7 +306,7 @@ class ImageTrainer(Trainer):
             UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
         """
         try:
-            with self._lean():
+            with self._lean(), signals.awaited():
                 output = self._stopped_before(kwargs.get("resume_from_checkpoint")) or super().train(*args, **kwargs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -342,17 +349,94 @@ class ImageTrainer(Trainer):
         return share
 
     def _stopped_before(self, checkpoint: str | None) -> TrainOutput | None:
-        """The result of a stage that had stopped early when this checkpoint was written: there is nothing to go on."""
-        patience = self.objective.args.early_stopping_patience
-        if checkpoint is None or patience is None:
+        """The result of a stage that was done when this checkpoint was written: there is nothing to go on with."""
+        if checkpoint is None:
             return None
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        stopping = state.stateful_callbacks["EarlyStoppingCallback"]
-        if stopping["attributes"]["early_stopping_patience_counter"] < patience:
+        state, patience = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)), math.inf
+        if self.objective.args.early_stopping_patience is not None:
+            stopping = state.stateful_callbacks["EarlyStoppingCallback"]["attributes"]
+            patience = self.objective.args.early_stopping_patience - stopping["early_stopping_patience_counter"]
+        if state.global_step < state.max_steps and patience > 0:
             return None
         self.state = state
-        self._load_best_model()
+        self._remember_best(Path(checkpoint))
+        self.progress.load(Path(checkpoint))
+        state.log_history.append({"train_loss": self.progress.mean_loss(), "total_flos": state.total_flos,
+                                  "epoch": state.epoch, "step": state.global_step})  # fmt: skip
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+        else:
+            self._load_from_checkpoint(checkpoint)
         return TrainOutput(state.global_step, 0.0, {"train_samples_per_second": 0.0})
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        """Log, evaluate and save what is due; then save and end if the run was told to.
+
+        What is due at the last step of an epoch waits until the epoch has ended: a checkpoint between the two would
+        resume in the next epoch, and never evaluate this one.
+        """
+        if self.progress.within_epoch and (
+            self.state.epoch % 1 == 0 or self.state.global_step >= self.state.max_steps
+        ):
+            return
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        save, stop = signals.agreed()
+        if save and not self._checkpoint().is_dir():
+            self._save_checkpoint(model, trial)
+        if stop:
+            raise Interrupted(stop)
+
+    def _checkpoint(self) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _save_checkpoint(self, model, trial):
+        """Save aside, seal, rename. Where the disk is full, training goes on without this checkpoint."""
+        checkpoint, failure = self._checkpoint(), None
+        output_dir, aside = self.args.output_dir, hidden(checkpoint.with_name("saving"))
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.args.output_dir = str(aside)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.progress.save(aside / checkpoint.name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failure = error
+        finally:
+            self.args.output_dir = output_dir
+        self.accelerator.wait_for_everyone()
+        if failure is None and self.state.best_model_checkpoint is not None:
+            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(self.state.best_model_checkpoint).name))
+        if self.args.should_save and failure is None:
+            try:
+                seal(aside / checkpoint.name, checkpoint)
+                rotate(checkpoint.parent, self.args.save_total_limit, best_of(checkpoint))
+            except OSError as error:
+                failure = error
+        if failure is not None:
+            self._without_checkpoint(checkpoint, failure)
+        elif self.state.best_model_checkpoint is not None:
+            self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _without_checkpoint(self, checkpoint: Path, failure: Exception) -> None:
+        """Say what is lost, and forget a best value whose weights were not kept."""
+        self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
+        logger.warning("%s could not be written, training goes on without it: %s", checkpoint, failure)
+
+    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
+        """As the `Trainer` does; the best checkpoint lies beside the one that is resumed, wherever that is now."""
+        where = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is not None:
+            self._remember_best(Path(resume_from_checkpoint))
+        return where
+
+    def _remember_best(self, checkpoint: Path) -> None:
+        best = best_of(checkpoint)
+        self.state.best_model_checkpoint = str(best) if best is not None else None
+        self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
 
     def _save(self, output_dir=None, state_dict=None):
         if isinstance(self.model, PeftModel):
@@ -363,6 +447,7 @@ class ImageTrainer(Trainer):
                 save_file(ranks, Path(output_dir) / _RANKS)
         else:
             super()._save(output_dir, state_dict)
+            (Path(output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
         if self.average is not None and self.args.should_save:
             self.average.save(Path(output_dir))
 
@@ -375,6 +460,7 @@ class ImageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.progress.load(Path(resume_from_checkpoint))
         if (ranks := Path(resume_from_checkpoint) / _RANKS).is_file():
             restore_ranks(self.model, load_file(ranks))
         if self.average is not None:

@@ -148,7 +148,7 @@ def test_a_fault_that_stays_is_one_message_and_loses_nothing(hub, unchecked, run
     assert changed <= {"README.md"}
     if "me/digits" in hub.repos:
         assert "model.safetensors" not in hub.repos["me/digits"].files()  # whole or not at all
-    hub.faults.clear()
+    hub.heal()
     pushing.push(run, "me/digits")
     assert "model.safetensors" in hub.repos["me/digits"].files()
 

@@ -1,0 +1,139 @@
+"""Checkpoints that are complete or invisible, and the newest one that is whole.
+
+A checkpoint is written into a hidden folder, synced to the disk, listed in a manifest with sizes and hashes, and
+renamed. Whatever happens in between, a folder called `checkpoint-<step>` holds all that its manifest says, or is
+passed over.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import xxhash
+
+logger = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+_PREFIX = "checkpoint-"
+_CHUNK = 1 << 20  # bytes
+
+
+def hidden(folder: Path) -> Path:
+    """Where what becomes `folder` is written, or what was `folder` is deleted."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def seal(aside: Path, folder: Path) -> None:
+    """List what lies in `aside`, sync it to the disk, and give it its name, `folder`."""
+    files = sorted(path for path in aside.rglob("*") if path.is_file())
+    listed = {
+        str(path.relative_to(aside)): {"size": path.stat().st_size, "xxh3_128": file_hash(path)} for path in files
+    }
+    manifest = aside / _MANIFEST
+    manifest.write_text(json.dumps(listed, indent=1))
+    for path in (*files, manifest, aside):
+        _sync(path)
+    remove(folder)
+    os.replace(aside, folder)
+    _sync(folder.parent)
+
+
+def replace(aside: Path, path: Path) -> None:
+    """Sync a file to the disk, and give it its name."""
+    _sync(aside)
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def file_hash(path: Path) -> str:
+    """The XXH3 of a file's bytes."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def what_is_wrong(folder: Path) -> str | None:
+    """Why a folder is no checkpoint to go on from; None where it holds, byte for byte, what its manifest lists."""
+    if not folder.is_dir():
+        return "is not there"
+    try:
+        listed = json.loads((folder / _MANIFEST).read_text())
+        for name, about in listed.items():
+            path = folder / name
+            if not path.is_file():
+                return f"has no {name}"
+            if path.stat().st_size != about["size"]:
+                return f"{name} is {path.stat().st_size:,} bytes instead of {about['size']:,}"
+            if file_hash(path) != about["xxh3_128"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError:
+        return f"has no {_MANIFEST}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{_MANIFEST} cannot be read: {error}"
+    return None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a stage, whole or not, by their steps."""
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint so far, as a whole checkpoint remembers it, in the same folder; None if there was none."""
+    best = json.loads((checkpoint / "trainer_state.json").read_text())["best_model_checkpoint"]
+    return checkpoint.with_name(Path(best).name) if best else None
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint of a stage to go on from; those that are passed over are named in the log.
+
+    The best one that it remembers must be whole as well: its weights may be the stage's result.
+    """
+    for checkpoint in reversed(checkpoints(folder)):
+        wrong = what_is_wrong(checkpoint)
+        if wrong is None and (best := best_of(checkpoint)) is not None and (fault := what_is_wrong(best)):
+            wrong = f"remembers {best.name} as the best, which {fault}"
+        if wrong is None:
+            return checkpoint
+        logger.warning("passed over %s: it %s", checkpoint, wrong)
+    return None
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; it loses its name first, so that nobody takes what is left for a whole one."""
+    if folder.exists():
+        shutil.rmtree(hidden(folder), ignore_errors=True)
+        os.replace(folder, hidden(folder))
+        shutil.rmtree(hidden(folder))
+
+
+def rotate(folder: Path, limit: int | None, best: Path | None) -> None:
+    """Delete the oldest checkpoints, so that `limit` are left; the newest and the best one are kept in any case."""
+    present = checkpoints(folder)
+    kept = {present[-1], *([best] if best is not None else [])}
+    surplus = len(present) - max(limit, len(kept)) if limit else 0
+    for checkpoint in [path for path in present if path not in kept][: max(surplus, 0)]:
+        remove(checkpoint)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a process that was killed left unfinished."""
+    for path in folder.glob(".*.part"):
+        shutil.rmtree(path, ignore_errors=True)

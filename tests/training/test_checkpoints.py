@@ -1,0 +1,177 @@
+"""A checkpoint is whole or passed over; a run that was killed ends as if it had not been."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from support import REPO, finetune, interrupt
+
+from ftkit.training import checkpoints, trainer
+
+OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
+           "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run with all its checkpoints."""
+    return finetune(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
+
+
+@pytest.fixture
+def killed(whole, tmp_path):
+    """The same run, as if it had been killed after its third checkpoint."""
+    shutil.copytree(whole, tmp_path / "run")
+    interrupt(tmp_path / "run", keep=3)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def passed_over(caplog):
+    """What the log says of checkpoints that are passed over."""
+    logging.getLogger("ftkit").propagate = True
+    caplog.set_level(logging.WARNING)
+    return lambda: [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+
+
+def model(run):
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip, remove])
+def test_whatever_is_damaged_is_named_and_passed_over(killed, passed_over, damage):
+    stage = killed / "stages" / "0-all"
+    newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
+    files = sorted(path for path in newest.iterdir() if path.is_file())
+    assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
+            "progress_0.json", "manifest.json"} <= {path.name for path in files}  # fmt: skip
+    for number, path in enumerate(files):
+        before = path.read_bytes()
+        damage(path)
+        assert checkpoints.newest_whole(stage) == older, path.name
+        told = passed_over()
+        assert len(told) == number + 1 and str(newest) in told[-1]
+        assert path.name in told[-1] or path.name == "manifest.json"
+        path.write_bytes(before)
+    assert checkpoints.newest_whole(stage) == newest
+
+
+def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsys):
+    stage = killed / "stages" / "0-all"
+    newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
+    truncate(newest / "optimizer.pt")
+    (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
+    finetune(killed, *OPTIONS)
+    shown = capsys.readouterr().out
+    assert f"passed over {newest}: it optimizer.pt is" in shown and f"goes on from {older}" in shown
+    assert model(killed) == model(whole) and not list(stage.glob(".*"))
+
+
+def test_a_run_that_was_moved_remembers_its_best_checkpoint(whole, killed, tmp_path):
+    moved = tmp_path / "elsewhere" / "run"
+    shutil.move(killed, moved.parent / "run")
+    finetune(moved, *OPTIONS)
+    assert model(moved) == model(whole)
+
+
+def test_a_checkpoint_whose_best_is_damaged_is_passed_over(killed, passed_over):
+    stage = killed / "stages" / "0-all"
+    first, second, third = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)
+    for checkpoint in (second, third):
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": str(second)}))
+        (checkpoint / "manifest.json").unlink()
+        aside = checkpoints.hidden(checkpoint)
+        os.replace(checkpoint, aside)
+        checkpoints.seal(aside, checkpoint)
+    flip(second / "model.safetensors")
+    assert checkpoints.newest_whole(stage) == first
+    assert f"remembers {second.name} as the best" in passed_over()[0]
+
+
+def test_a_named_checkpoint_must_be_whole(killed, refused):
+    named = max((killed / "stages" / "0-all").glob("checkpoint-*"), key=checkpoints.step_of)
+    remove(named / "scheduler.pt")
+    with refused("resume_from_checkpoint", named.name, "has no scheduler.pt", "true for the newest one"):
+        finetune(killed, *OPTIONS, "--resume_from_checkpoint", named)
+
+
+def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "model")
+    (tmp_path / "again" / "run.json").unlink()
+    flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
+    finetune(tmp_path / "again", *OPTIONS)
+    assert "passed over" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
+    """Every second one cannot be written: what was saved stays, and training goes on."""
+    seal, count = checkpoints.seal, 0
+
+    def sometimes(aside, folder):
+        nonlocal count
+        count += 1
+        if count % 2 == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seal(aside, folder)
+
+    monkeypatch.setattr(trainer, "seal", sometimes)
+    run = finetune(tmp_path / "run", *OPTIONS)
+    shown = capsys.readouterr().out
+    assert shown.count("could not be written, training goes on without it: [Errno 28]") == 2
+    left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
+    assert len(left) == 2 and all(checkpoints.what_is_wrong(path) is None for path in left)
+    state = json.loads((run / "stages" / "0-all" / "trainer_state.json").read_text())
+    assert state["best_global_step"] in {checkpoints.step_of(path) for path in left}
+
+
+def test_only_the_best_and_the_newest_are_left(tmp_path):
+    run = finetune(tmp_path / "run", *OPTIONS, "--save_total_limit", 1, "--learning_rate", 0.5)
+    stage = run / "stages" / "0-all"
+    best = json.loads((stage / "trainer_state.json").read_text())["best_global_step"]
+    assert [checkpoints.step_of(path) for path in stage.glob("checkpoint-*")] == [best]
+
+
+def test_no_pickle_is_written(whole):
+    assert not list(whole.rglob("*.bin")) and not list(whole.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, [1, 2, 3, 10]), (9, [1, 2, 3, 10]), (3, [1, 3, 10]), (1, [1, 10])])
+def test_the_oldest_are_deleted_but_the_best(tmp_path, limit, left):
+    for step in (1, 2, 3, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoints.rotate(tmp_path, limit, best=tmp_path / "checkpoint-1")
+    assert [checkpoints.step_of(path) for path in checkpoints.checkpoints(tmp_path)] == left
+
+
+@pytest.mark.slow
+def test_a_run_of_three_stages_survives_being_killed():
+    """Some of the faults; `python tests/fault_harness.py --long` tries all."""
+    done = subprocess.run([sys.executable, REPO / "tests" / "fault_harness.py"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(REPO / "tests")}, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "faults survived" in done.stdout
