@@ -43,11 +43,10 @@ class EpochBatches(Sampler):
         seed = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0])
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
         for rows in order.split(self.size)[: len(self)]:
-            if self.processes > 1:
-                if len(rows) < self.processes:
-                    rows = rows[torch.arange(self.processes) % len(rows)]
-                rows = rows.tensor_split(self.processes)[self.process]
-            yield Batch(rows, self.epoch)
+            if len(rows) < self.processes:
+                rows = rows[torch.arange(self.processes) % len(rows)]
+            own = rows.tensor_split(self.processes)[self.process]
+            yield Batch(own, self.epoch, len(own) * self.processes / len(rows))
 
 
 class TrainingLoader(DataLoader):

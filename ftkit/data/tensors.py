@@ -27,10 +27,17 @@ _VERSION = 3  # of what is cached: raise it when decoding changes
 
 
 class Batch(NamedTuple):
-    """What a batch of training is made of: rows int64 (B,), and the epoch, from 0."""
+    """What a batch of training is made of.
+
+    Attributes:
+        rows: int64 (B,).
+        epoch: from 0.
+        weight: of its mean loss among those of the processes: 1 but where a last batch is not cut evenly.
+    """
 
     rows: torch.Tensor
     epoch: int
+    weight: float = 1.0
 
 
 class Images(TorchDataset, ABC):
@@ -67,14 +74,15 @@ class Images(TorchDataset, ABC):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,)."""
-        rows, epoch = batch if isinstance(batch, Batch) else (torch.as_tensor(batch), 0)
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,), a `weight` if not 1."""
+        rows, epoch, weight = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
         rows = rows.to(self.labels.device)
-        return {
+        found = {
             "pixel_values": self.pixels(rows, epoch),
             "labels": self.labels.index_select(0, rows),
             "index": self.index.index_select(0, rows),
         }
+        return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
     @abstractmethod
     def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:

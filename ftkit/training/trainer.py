@@ -225,12 +225,13 @@ class ImageTrainer(Trainer):
         plain = accelerator.distributed_type in _PLAIN and args.n_gpu <= 1 and args.torch_empty_cache_steps is None
         if not plain or accelerator.scaler or accelerator.parallelism_config or "lomo" in str(args.optim):
             return super().training_step(model, inputs, num_items_in_batch)
-        if not model.training:
+        if not self.model.training:  # an evaluation leaves a wrapper around it as it was
             model.train()
         self.optimizer.train()
+        weight = inputs.get("weight", 1.0)
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs) / self.current_gradient_accumulation_steps
+            loss = self.compute_loss(model, inputs) * weight / self.current_gradient_accumulation_steps
         loss.backward()
         return loss.detach()
 

@@ -1,0 +1,83 @@
+"""Two gloo processes on one machine do what one process with twice the batch does; and go on after being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from support import REPO, finetune
+
+from ftkit.evaluation.predictions import read_predictions
+
+# The last batch has 39 images, and cannot be cut evenly.
+OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 295,
+           "--num_train_epochs", 6, "--optim", "sgd", "--learning_rate", 0.1, "--label_smoothing_factor", 0.1, "--augment", "translate",
+           "--save_total_limit", 9]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """`launch(folder, *options)` starts two processes and returns the launcher's."""
+    config = yaml.safe_load((REPO / "accelerate_configs" / "multi_gpu.yaml").read_text())
+    config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
+    config.pop("gpu_ids")
+    path = tmp_path_factory.mktemp("two") / "two.yaml"
+    path.write_text(yaml.safe_dump(config))
+
+    def start(folder, *options):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path,
+                   REPO / "recipes" / "finetune.py", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu",
+                   "true", *options, "--output_dir", folder]  # fmt: skip
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def two(launch, tmp_path_factory):
+    """A finished run of two processes."""
+    folder = tmp_path_factory.mktemp("runs") / "two"
+    shown, _ = (process := launch(folder, "--dropout", 0)).communicate(timeout=300)
+    assert process.returncode == 0, shown[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(two, tmp_path):
+    one = finetune(tmp_path / "one", *OPTIONS, "--per_device_train_batch_size", 64, "--dropout", 0)
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[1][name], weights[0][name], atol=1e-5, err_msg=name)
+    first, second = (read_predictions(run / "evaluation") for run in (one, two))
+    assert np.array_equal(first.index, second.index) and np.array_equal(first.labels, second.labels)  # none twice
+    np.testing.assert_allclose(second.logits, first.logits, atol=1e-4)
+    losses = [[log["loss"] for log in json.loads((run / "stages/0-all/trainer_state.json").read_text())["log_history"]
+               if "loss" in log] for run in (one, two)]  # fmt: skip
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    records = [json.loads((run / "run.json").read_text()) for run in (one, two)]
+    assert [record["processes"] for record in records] == [1, 2]
+    assert records[0]["stages"][0]["steps"] == records[1]["stages"][0]["steps"] == 6 * 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
+def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_path, signum):
+    """One of the two is told to end, or dies: the launcher ends, and the same command goes on, byte for byte."""
+    process = launch(tmp_path / "run", "--dropout", 0)
+    stage, deadline = tmp_path / "run" / "stages" / "0-all", time.monotonic() + 200
+    while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signum)
+    shown, _ = process.communicate(timeout=200)
+    assert process.returncode != 0 and not (tmp_path / "run" / "run.json").exists(), shown[-2000:]
+    shown, _ = (process := launch(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
+    assert process.returncode == 0 and "goes on from" in shown, shown[-3000:]
+    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
+    assert models[0] == models[1]
