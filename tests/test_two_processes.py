@@ -17,8 +17,8 @@ from ftkit.evaluation.predictions import read_predictions
 
 # The last batch has 39 images, and cannot be cut evenly.
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 295,
-           "--num_train_epochs", 6, "--optim", "sgd", "--learning_rate", 0.1, "--label_smoothing_factor", 0.1, "--augment", "translate",
-           "--save_total_limit", 9]  # fmt: skip
+           "--num_train_epochs", 6, "--optim", "sgd", "--learning_rate", 0.1, "--label_smoothing_factor", 0.1,
+           "--augment", "translate", "--save_total_limit", 9]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
