@@ -14,6 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of pytest-xdi
 os.environ |= {"HF_HOME": _CACHES.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
+def pytest_collection_modifyitems(items):
+    """What takes long runs where the real data lie, as in `.ci/run`."""
+    if not os.environ.get("FTKIT_DATA_DIR"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: set FTKIT_DATA_DIR to run it"))
+
+
 @pytest.fixture
 def refused():
     """`with refused("a", "b"):` expects a `UserError` whose message holds every one of the words, in any order."""

@@ -70,6 +70,7 @@ def test_a_run_as_it_is_may_leave(digits_run):
     assert check(digits_run) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
