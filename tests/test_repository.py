@@ -25,6 +25,8 @@ ROAD = [
     "training",
     "evaluation",
     "hub",
+    "export",
+    "demo",
 ]
 MODULES = sorted((REPO / "ftkit").rglob("*.py"))
 YAMLS = sorted((REPO / "recipes").rglob("*.yaml"))

@@ -42,7 +42,7 @@ class Decoder:
     """Decodes rows of a split into what the model's image processor makes of them, before it normalises.
 
     Args:
-        dataset: columns `image`, `label`, `index`.
+        dataset: columns `image` and `index`.
         processor: the image processor that is saved with the model; it resizes and crops.
         channels: 1 or 3.
     """
@@ -75,14 +75,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def over_all_rows(work: Callable[[range], Any], count: int, what: str) -> Iterator[tuple[range, Any]]:
+def over_all_rows(
+    work: Callable[[range], Any], count: int, what: str, chunk: int = _CHUNK, worth_processes: int = _WORTH_PROCESSES
+) -> Iterator[tuple[range, Any]]:
     """`work` on the rows 0 … count - 1, chunk by chunk, in processes where that pays; a progress bar says `what`.
+
+    Args:
+        chunk: how many rows `work` is given at a time.
+        worth_processes: from how many rows on processes are started.
 
     Yields:
         The rows of each chunk, in their order, and what `work` returned for them.
     """
-    chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
-    workers = min(cores(), len(chunks)) if count >= _WORTH_PROCESSES else 0
+    chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    workers = min(cores(), len(chunks)) if count >= worth_processes else 0
     # A generator of its own: what is drawn after this must not depend on whether a cache was there.
     own = {"collate_fn": _as_it_is, "generator": torch.Generator()}
     results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, **own)

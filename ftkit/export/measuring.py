@@ -1,0 +1,115 @@
+"""What an exported model is worth against PyTorch's own: the same logits, how fast, how right."""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ftkit.errors import UserError
+from ftkit.export.formats import LogitsOnly, Predict, first_lines
+
+_CHECKED = (1, 7, 32)  # batch sizes
+_TIMED = (1, 32)
+
+
+class Reference:
+    """A model as PyTorch runs it, and its answers on labelled images, which the exported ones are compared with.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        sample: float32 (N, C, H, W), images to compare logits on and to time.
+        batches: makes the batches to measure accuracy on, float32 (B, C, H, W).
+        labels: int64 (N,), theirs.
+    """
+
+    def __init__(
+        self,
+        model: LogitsOnly,
+        sample: torch.Tensor,
+        batches: Callable[[], Iterable[torch.Tensor]],
+        labels: torch.Tensor,
+    ):
+        self.model, self.sample, self.batches, self.labels = model, sample, batches, labels
+
+    @cached_property
+    def predicted(self) -> torch.Tensor:
+        """int64 (N,), the class that the model predicts for every image of `batches`."""
+        return self._predict(self.model)
+
+    @torch.inference_mode()
+    def check(self, name: str, predict: Predict, tolerance: float) -> float:
+        """Compare the logits of `predict` with the model's on batches of 1, 7 and 32 images.
+
+        Args:
+            name: of the format.
+            tolerance: what may differ, as a share of the largest logit, or of 1 where that is smaller.
+
+        Returns:
+            The largest difference.
+
+        Raises:
+            UserError: it is more than that, or a batch is not taken.
+        """
+        differences = []
+        for size in _CHECKED:
+            batch = take(self.sample, size)
+            expected = self.model(batch)
+            try:
+                found = predict(batch)
+            except Exception as error:  # each runtime has errors of its own
+                raise UserError(
+                    f"{name}: what was exported fails on a batch of {size}: {first_lines(error)}"
+                ) from error
+            if found.shape != expected.shape:
+                shapes = f"{tuple(found.shape)}, not {tuple(expected.shape)}"
+                raise UserError(f"{name}: what was exported gives logits of shape {shapes}: nothing was kept")
+            allowed = tolerance * max(1.0, expected.abs().max().item())
+            differences.append((found - expected).abs().max().item())
+            if not (math.isfinite(differences[-1]) and differences[-1] <= allowed):
+                raise UserError(
+                    f"{name}: what was exported gives other logits than PyTorch, by {differences[-1]:.2g} on a batch "
+                    f"of {size}, where {allowed:.2g} are allowed: nothing was kept"
+                )
+        return max(differences)
+
+    @torch.inference_mode()
+    def measure(self, predict: Predict, repeats: int) -> dict[str, Any]:
+        """Accuracy, the share of predictions that equal the model's, and `milliseconds` by batch size.
+
+        These are median and 95th percentile over `repeats`, after one that does not count.
+        """
+        predicted = self.predicted if predict is self.model else self._predict(predict)
+        return {
+            "accuracy": (predicted == self.labels).double().mean().item(),
+            "same_predictions": (predicted == self.predicted).double().mean().item(),
+            "milliseconds": {str(size): _time(predict, take(self.sample, size), repeats) for size in _TIMED},
+        }
+
+    @torch.inference_mode()
+    def _predict(self, predict: Predict) -> torch.Tensor:
+        return torch.cat([predict(batch).argmax(1) for batch in self.batches()])
+
+
+def take(images: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` images (N, C, H, W), over again where there are fewer."""
+    return images[torch.arange(count) % len(images)]
+
+
+def megabytes(path: Path) -> float:
+    """The size of a file and of what lies beside it for it, in MB (10^6 bytes)."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6
+
+
+def _time(predict: Predict, batch: torch.Tensor, repeats: int) -> dict[str, float]:
+    predict(batch)
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        predict(batch)
+        taken.append(1000 * (time.perf_counter() - start))
+    return {"median": float(np.median(taken)), "p95": float(np.percentile(taken, 95))}
