@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, TimmWrapperConfig
 
 from ftkit.data.images import BAD_IMAGE_ERRORS, _to_8_bit, to_mode
 from ftkit.data.pixels import PixelGeometry, normalizer
+from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
 from ftkit.models.build import class_names, model_channels, save_model
 
@@ -156,7 +157,9 @@ def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Im
     return image
 
 
-def build_page(title: str, classify: Callable[[Image.Image], dict[str, float]], channels: int, fit: Fit | None):
+def build_page(
+    title: str, classify: Callable[[Image.Image], dict[str, float]], channels: int, fit: Fit | None
+) -> gr.Blocks:
     """The page: a pad to draw on, where there is a `fit`, and a place for image files; beside them, the answer.
 
     Args:
@@ -164,9 +167,6 @@ def build_page(title: str, classify: Callable[[Image.Image], dict[str, float]], 
         classify: takes an image of mode L or RGB and gives the probability of each class.
         channels: what an uploaded image is decoded to: 1 or 3.
         fit: makes an image of a drawing, which is of mode L, or gives None where nothing is drawn.
-
-    Returns:
-        gradio's `Blocks`.
     """
     blank = {"background": Image.new("RGB", (280, 280), "white"), "layers": [], "composite": None}
     hint = "Draw something"
@@ -253,7 +253,10 @@ def write_space(
     model, place = classifier.model, repr(hub_model_id)
     if hub_model_id is None:
         if isinstance(model, PeftModel):
-            model = merged(model, classifier.pixel_values(Image.effect_noise(classifier.size[::-1], 100)))
+            try:
+                model = merged(model, classifier.pixel_values(Image.effect_noise(classifier.size[::-1], 100)))
+            except UserError as error:
+                raise UserError(f"space: it would hold the model with its adapters in its weights. {error}") from error
         save_model(model, classifier.processor, folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,7 +273,7 @@ def write_space(
     )
     (folder / "app.py").write_text(app, encoding="utf-8")
     packages = ["gradio", "torch", "torchvision", "transformers"]
-    packages += ["timm"] * isinstance(model.config, TimmWrapperConfig) + ["peft"] * isinstance(model, PeftModel)
+    packages += ["timm"] * isinstance(model.config, TimmWrapperConfig)
     pinned = (f"{name}=={version(name).partition('+')[0]}\n" for name in packages)
     (folder / "requirements.txt").write_text("".join(pinned), encoding="utf-8")
     card = SpaceCardData(

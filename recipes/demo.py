@@ -101,12 +101,7 @@ def main(arguments: list[str]) -> None:
         space(args, classifier, fit)
         return
     page = build_page(title(args.model), classifier, classifier.channels, fit)
-    try:
-        serve(page, server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)
-    except OSError as error:
-        raise UserError(
-            f"the page cannot be served on {args.host}: {error}: choose another --port or --host"
-        ) from error
+    serve(page, server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)
     print(f"{page.local_url}  (Ctrl-C stops it)", flush=True)
     page.block_thread()
 
@@ -127,13 +122,15 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def space(args: argparse.Namespace, classifier, fit) -> None:
-    """Write the Space.
+    """Write a Space for a `Classifier`, with the `fit` of its drawings.
 
     Raises:
-        UserError: the Hub has no such name, or the Space would run code that nobody has allowed.
+        UserError: the name cannot be one on the Hub or is of adapters, or the Space would run code that nobody has
+            allowed.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
+    from peft import PeftModel
 
     from ftkit.demo import write_space
 
@@ -142,6 +139,11 @@ def space(args: argparse.Namespace, classifier, fit) -> None:
     if name is None and not local:
         name = args.model
     if name is not None:
+        if isinstance(classifier.model, PeftModel):
+            raise UserError(
+                f"hub_model_id: {args.model} holds adapters, which a Space cannot load by name: leave {name} out, and "
+                "they become a part of the model that is copied into it"
+            )
         try:
             validate_repo_id(name)
         except HFValidationError as error:

@@ -406,9 +406,11 @@ def test_a_space_starts_where_there_is_no_ftkit(digits_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_space_holds_adapters_as_plain_weights(digits_run, tmp_path):
+def test_a_space_holds_adapters_as_plain_weights(digits_run, tmp_path, refused):
     run = finetune(tmp_path / "run", "--model", digits_run / "model", "--method", "lora", "--num_train_epochs", 1,
                    "--max_train_samples", 200)  # fmt: skip
+    with refused("hub_model_id", "adapters", "someone/digits"):
+        write_space(run, tmp_path / "space", "--hub_model_id", "someone/digits", "--trust_remote_code", "true")
     space = write_space(run, tmp_path / "space")
     assert not (space / "model" / "adapter_config.json").exists()
     assert "peft" not in (space / "requirements.txt").read_text()
