@@ -141,3 +141,20 @@ def _convert(action: argparse.Action, key: str, text: str) -> Any:
         valid = [str(choice) for choice in action.choices]
         raise ValueError(f"{key}: {text!r} is not one of {', '.join(valid)}{nearest(text, valid)}")
     return value
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """The parser of a small script: options are written out, and a mistake is a `UserError` like all others."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        raise UserError(f"{message.removeprefix('argument ')}: see --help")
+
+
+def whole_number(text: str) -> int:
+    """A number from 1 on, for `type` of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)

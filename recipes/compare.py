@@ -17,6 +17,7 @@ from pathlib import Path
 from ftkit.config import Config, parse_config
 from ftkit.errors import ConfigError, UserError, nearest, user_errors
 from ftkit.settings import Setting, read_command_line
+from ftkit.training.run_folder import changes
 
 FINETUNE = Path(__file__).resolve().parent / "finetune.py"
 KEYS = ("recipe", "methods", "seeds", "output_dir", "launch_config")
@@ -118,22 +119,10 @@ def plan_jobs(comparison: Comparison) -> list[Job]:
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))
     for job in jobs:
-        check_unchanged(job)
+        if changed := changes(job.folder, job.config):
+            told = "; ".join(changed[:5])
+            raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")
     return jobs
-
-
-def check_unchanged(job: Job) -> None:
-    """That what lies in the job's folder, if anything does, is of the same configuration."""
-    import yaml
-
-    saved = job.folder / "config.yaml"
-    if not saved.is_file():
-        return
-    there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(job.config.to_yaml())
-    changed = [key for key in sorted({*there, *here} - {"output_dir"}) if there.get(key) != here.get(key)]
-    if changed:
-        told = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} here" for key in changed[:5])
-        raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")
 
 
 def train(job: Job, launch_config: Path | None) -> None:

@@ -21,13 +21,7 @@ from pathlib import Path
 
 from ftkit.arguments import EvaluationArguments, local_model
 from ftkit.errors import ConfigError, UserError, user_errors
-
-
-class Parser(argparse.ArgumentParser):
-    """A mistake is a `UserError`, like all others."""
-
-    def error(self, message: str):
-        raise UserError(f"{message}: see --help")
+from ftkit.settings import ScriptParser
 
 
 def boolean(text: str) -> bool:
@@ -51,7 +45,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         UserError: an option is unknown, or has no value that it can take.
         ConfigError: with what is wrong otherwise.
     """
-    parser = Parser(prog="demo.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = ScriptParser(prog="demo.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="a folder (of a model, or of a run) or a name on the Hub")
     parser.add_argument("--revision", help="a branch, tag or commit of the model on the Hub")
     parser.add_argument(

@@ -26,6 +26,7 @@ from ftkit.arguments import DataArguments, EvaluationArguments
 from ftkit.config import parse_evaluation
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.export import FORMATS
+from ftkit.settings import ScriptParser, whole_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,29 +37,13 @@ LOSS_TO_TELL = 0.01  # of accuracy, by int8
 RECORD = "export.json"
 
 
-class Parser(argparse.ArgumentParser):
-    """A mistake is a `UserError`, like all others."""
-
-    def error(self, message: str):
-        raise UserError(message)
-
-
-def whole_number(text: str) -> int:
-    """A number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
-
-
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; the words that belong to an evaluation are kept for `parse_evaluation`.
 
     Raises:
         UserError: an option is unknown, or has no value that it can take.
     """
-    parser = Parser(
-        prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = ScriptParser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", nargs="+", action="extend", default=[], help=f"{', '.join(FORMATS)}, or all")
     parser.add_argument("--output_dir", type=Path, help="a new folder (default: export/ in the run's folder)")
     parser.add_argument("--overwrite", choices=("true", "false"), default="false", help="replace an earlier export")

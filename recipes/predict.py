@@ -23,22 +23,9 @@ from typing import TextIO
 
 from ftkit.arguments import EvaluationArguments
 from ftkit.errors import ConfigError, UserError, nearest, user_errors
+from ftkit.settings import ScriptParser, whole_number
 
 Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
-
-
-class Parser(argparse.ArgumentParser):
-    """A mistake is a `UserError`, like all others."""
-
-    def error(self, message: str):
-        raise UserError(message.removeprefix("argument "))
-
-
-def whole_number(text: str) -> int:
-    """A number from 1 on."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -48,7 +35,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         UserError: an option is unknown, or has no value that it can take.
         ConfigError: with what is wrong otherwise.
     """
-    parser = Parser(prog="predict.py", description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = ScriptParser(prog="predict.py", description=__doc__.partition("\n")[0])
     parser.add_argument("inputs", nargs="*", help="image files, folders, patterns in quotes, or - for a list of paths")
     parser.add_argument("--model", help="a folder (of a model, or of a run) or a name on the Hub")
     parser.add_argument("--top_k", "--top-k", type=whole_number, default=1, help="labels per image (default: 1)")

@@ -13,13 +13,12 @@ import sys
 from pathlib import Path
 
 from ftkit.errors import UserError, user_errors
+from ftkit.settings import ScriptParser
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(
-        prog="push.py", description="Push the model of a finished run.", allow_abbrev=False
-    )
+    parser = ScriptParser(prog="push.py", description="Push the model of a finished run.")
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("--hub_model_id", help="its name on the Hub; that of the run's recipe, or of its folder")
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make a new repository private")

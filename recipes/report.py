@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 from ftkit.errors import user_errors
+from ftkit.settings import ScriptParser
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(prog="report.py", description="Make the report of a run anew.")
+    parser = ScriptParser(prog="report.py", description="Make the report of a run anew.")
     parser.add_argument("run", type=Path, help="the folder of a run, or of an evaluation")
     return parser.parse_args(arguments)
 

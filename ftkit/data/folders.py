@@ -44,7 +44,7 @@ def _path_dataset(rows: list[tuple[Path, str]], names: list[str], columns: tuple
     return dataset
 
 
-def _image_suffixes() -> set[str]:
+def image_suffixes() -> set[str]:
     PILImage.init()
     return {suffix for suffix, name in PILImage.EXTENSION.items() if name in PILImage.OPEN}
 
@@ -75,7 +75,7 @@ def read_class_folders(folder: Path) -> DatasetDict:
         UserError: no images, fewer than two classes, or a class that train does not have.
     """
     roots = split_folders(folder) or {"train": folder}
-    suffixes = _image_suffixes()
+    suffixes = image_suffixes()
     files: dict[str, list[tuple[Path, str]]] = {}
     for split, root in roots.items():
         files[split] = [
@@ -96,7 +96,7 @@ def read_class_folders(folder: Path) -> DatasetDict:
 
 def holds_images(folder: Path) -> bool:
     """Whether there is an image file anywhere below `folder`."""
-    suffixes = _image_suffixes()
+    suffixes = image_suffixes()
     return any(path.suffix.lower() in suffixes for path in folder.rglob("*"))
 
 

@@ -74,14 +74,14 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
         return image
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bit(image)
+        image = to_8_bit(image)
     elif image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(mode)
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         scale = 255.0 if values.max(initial=0) <= 1 else 1.0

@@ -15,9 +15,10 @@ from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.evaluation.significance import ALPHA, compare, holm
+from ftkit.training.run_folder import CHANGES_NOTHING
 
 # What of a configuration does not make another method of it.
-_SAME_METHOD = {"seed", "data_seed", "output_dir", "cache_dir", "run_name", "logging_dir"}
+_SAME_METHOD = CHANGES_NOTHING | {"seed", "data_seed", "run_name"}
 _LONGEST_NAME = 60
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Image, Value
-from torch import nn
 from transformers import PreTrainedModel
 
 from ftkit.data.decoding import Decoder, cores, over_all_rows
-from ftkit.data.folders import _image_suffixes, natural_sorted
+from ftkit.data.folders import image_suffixes, natural_sorted
 from ftkit.data.pixels import channels_last, normalizer
 from ftkit.errors import UserError
+from ftkit.models.anatomy import is_convolutional
 from ftkit.models.build import model_channels
 
 _CPU_BATCH = 32  # images: with more, the activations of a convnet take a CPU 1.4 times as long
@@ -50,7 +50,7 @@ def find_images(inputs: Iterable[str]) -> list[str]:
     Raises:
         UserError: an input that does not exist or holds no images, or a name that is not UTF-8.
     """
-    suffixes = tuple(_image_suffixes())
+    suffixes = tuple(image_suffixes())
     files, wrong = [], []
     for name in inputs:
         if os.path.isdir(name):
@@ -110,7 +110,7 @@ def classify(
     """
     device, channels = PartialState().device, model_channels(model)
     model, normalize = model.to(device, torch.float32).eval(), normalizer(processor, channels)
-    convolutional = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    convolutional = is_convolutional(model)
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
         return model(pixel_values=channels_last(images) if convolutional else images).logits

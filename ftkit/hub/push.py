@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from ftkit.errors import UserError
 from ftkit.evaluation import plots
-from ftkit.evaluation.predictions import read_predictions, write_metrics
+from ftkit.evaluation.predictions import write_metrics
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.hub.card import read_config, write_card
 from ftkit.hub.parity import check_parity
@@ -70,13 +70,13 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
         )
     difference = check_parity(model, evaluation, record, bool(config.get("bf16") or config.get("fp16")))
     logger.info("  %-12s without ftkit the logits are the same to %.1g", "checked", difference)
-    write_metrics(evaluation)
+    matrix = np.array(write_metrics(evaluation)["confusion_matrix"])
     api = HfApi()
     url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"making {repo_id}")
     write_card(run, url.repo_id)
     if revision is not None:
         _persistently(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True), f"branch {revision}")
-    files = _files(run, evaluation)
+    files = _files(run, evaluation, matrix, list(record["class_counts"]["test"]))
 
     def commit() -> str:
         there = api.list_repo_files(url.repo_id, revision=revision)
@@ -88,16 +88,12 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
     return _persistently(commit, f"pushing to {url.repo_id}")
 
 
-def _files(run: Path, evaluation: Path) -> dict[str, Path | bytes]:
+def _files(run: Path, evaluation: Path, matrix: np.ndarray, class_names: list[str]) -> dict[str, Path | bytes]:
     """What is pushed, by its place in the repository."""
-    predictions = read_predictions(evaluation)
-    pairs = predictions.labels * len(predictions.class_names) + predictions.predicted
-    matrix = np.bincount(pairs, minlength=len(predictions.class_names) ** 2)
-    matrix = matrix.reshape(len(predictions.class_names), -1)
     files: dict[str, Any] = {path.name: path for path in sorted((run / "model").iterdir()) if path.is_file()}
     for name in ("metrics.json", "report.html", "report.md"):
         files[f"evaluation/{name}"] = evaluation / name
-    files["evaluation/confusion_matrix.png"] = plots.confusion_matrix_png(matrix, predictions.class_names)
+    files["evaluation/confusion_matrix.png"] = plots.confusion_matrix_png(matrix, class_names)
     return files
 
 

@@ -16,6 +16,11 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, BATCH_NORMS) or ("norm" in kind and any(True for _ in module.parameters(recurse=False)))
 
 
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether images should lie in memory as convolutions like them, channels last."""
+    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+
+
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     """The name and the module of the linear layer that gives the logits.
 

@@ -49,9 +49,10 @@ class Features(Dataset):
         return {"pixel_values": self.features[row], "labels": self.labels[row]}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` float32 (B, D) and `labels` int64 (B,)."""
-        rows = batch.rows if isinstance(batch, Batch) else torch.as_tensor(batch)
-        return {"pixel_values": self.features.index_select(0, rows), "labels": self.labels.index_select(0, rows)}
+        """The batch as `pixel_values` float32 (B, D) and `labels` int64 (B,), a `weight` if not 1."""
+        rows, _, weight = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        found = {"pixel_values": self.features.index_select(0, rows), "labels": self.labels.index_select(0, rows)}
+        return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
 
 class FeatureExtractor:

@@ -10,10 +10,10 @@ from ftkit.config import Config
 from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
-_CHANGES_NOTHING = {
+# What of a configuration changes nothing of the model that comes out.
+CHANGES_NOTHING = {
     "output_dir",
     "cache_dir",
-    "data_dir",
     "dataloader_num_workers",
     "dataloader_prefetch_factor",
     "hub_license",
@@ -50,7 +50,7 @@ def check_run_folder(config: Config) -> Path:
             f"output_dir: {folder} holds an unfinished run: --overwrite true replaces it, and without "
             "--resume_from_checkpoint false it goes on"
         )
-    if changed := _changes(folder / "config.yaml", config):
+    if changed := changes(folder, config):
         raise UserError(
             f"output_dir: {folder} holds an unfinished run of another configuration: {'; '.join(changed)}: give "
             "another --output_dir, or --overwrite true to replace it"
@@ -60,12 +60,13 @@ def check_run_folder(config: Config) -> Path:
     return folder
 
 
-def _changes(saved: Path, config: Config) -> list[str]:
-    """Which keys the unfinished run has other values of; those that change nothing of its result do not count."""
+def changes(folder: Path, config: Config) -> list[str]:
+    """Which keys the run in a folder has other values of; those that change nothing of its result do not count."""
+    saved = folder / "config.yaml"
     if not saved.is_file():
         return []
     there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
-    keys = sorted({*there, *here} - _CHANGES_NOTHING)
+    keys = sorted({*there, *here} - CHANGES_NOTHING)
     return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)]
 
 

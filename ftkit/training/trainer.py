@@ -47,6 +47,7 @@ from ftkit.methods.adapters import (
     restore_ranks,
 )
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
+from ftkit.models.anatomy import is_convolutional
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, hidden, rotate, seal
 from ftkit.training.ema import WeightAverage
@@ -140,7 +141,7 @@ class ImageTrainer(Trainer):
         self.add_callback(self.progress)
         self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
         self.normalize = normalize
-        self.channels_last = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        self.channels_last = is_convolutional(model)
         self.waited = self.evaluated = 0.0  # seconds, for batches to train on, and between them
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         self.objective = objective

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -196,7 +195,8 @@ def test_twins_in_train_and_test_are_found(tmp_path):
     assert sum(pair["n"] for pair in found.values()) == 2
     assert sum(pair["with_another_label"] for pair in found.values()) == 1
     assert all(pair["split"] == "test" for pair in found.values())
-    assert "are in train as well" in (run / "evaluation" / "report.html").read_text() or "validation" in found
+    page = (run / "evaluation" / "report.html").read_text()
+    assert all(f"are in {other} as well" in page for other in found)
 
 
 def test_the_two_engines_see_the_same_files(tmp_path):
@@ -206,4 +206,4 @@ def test_the_two_engines_see_the_same_files(tmp_path):
 
     first, second = (read_predictions(run / "evaluation") for run in runs)
     assert np.array_equal(first.hashes, second.hashes) and len(set(first.hashes.tolist())) > 350
-    assert replace(first, logits=second.logits).class_names == second.class_names
+    assert first.class_names == second.class_names
