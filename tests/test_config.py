@@ -330,7 +330,7 @@ CONTRADICTIONS = [
     ({"per_device_train_batch_size": 0}, "per_device_train_batch_size: 0"),
     ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps: 0"),
     ({"label_smoothing_factor": 1.0}, "label_smoothing_factor: 1.0"),
-    ({"push_to_hub": True}, "push_to_hub"),
+    ({"hub_token": "hf_secret"}, "hub_token"),
     ({"seed": -1}, "seed: -1"),
     ({"save_strategy": "steps"}, "save"),
     ({"eval_strategy": "steps", "eval_steps": 10, "save_steps": 15}, "multiple"),
