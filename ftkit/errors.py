@@ -5,8 +5,11 @@ import difflib
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
+
+_TOLD_BY_THE_FIRST = 10.0  # seconds
 
 
 class UserError(Exception):
@@ -46,6 +49,10 @@ def user_errors() -> Iterator[None]:
     except UserError as error:
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
+        if isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0":
+            time.sleep(
+                _TOLD_BY_THE_FIRST
+            )  # all processes have it: the launcher ends this one when the first has ended
         print(f"\nerror: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Interrupted as error:
