@@ -12,7 +12,8 @@ from ftkit.training.trainer import ImageTrainer
 # 160 training images: 5 steps an epoch. Plain SGD, of which one can say what an update did.
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160, "--optim", "sgd",
            "--learning_rate", 0.1, "--num_train_epochs", 3, "--per_device_train_batch_size", 32,
-           "--lr_scheduler_type", "linear", "--warmup_steps", 0, "--load_best_model_at_end", "false", "--save_total_limit", 9]  # fmt: skip
+           "--lr_scheduler_type", "linear", "--warmup_steps", 0, "--load_best_model_at_end", "false",
+           "--save_total_limit", 9]  # fmt: skip
 
 
 @pytest.fixture
