@@ -20,8 +20,8 @@ def main(arguments: list[str]) -> None:
     data, evaluation = parse_evaluation(arguments)
 
     from datasets import DatasetDict
-    from transformers import TrainingArguments
 
+    from ftkit.arguments.training import TrainingArguments
     from ftkit.config import machine_defaults
     from ftkit.console import banner, fact, set_up_console
     from ftkit.data.engine import load_images, set_up_loading

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.training_args import OptimizerNames
 
 from ftkit.errors import nearest
@@ -32,6 +33,8 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if timm:
             self.optim = optim
+        if self.deepspeed_plugin is not None:
+            unset_hf_deepspeed_config()  # by which transformers would build models in pieces, and here they are whole
 
 
 def machine_defaults() -> dict[str, Any]:

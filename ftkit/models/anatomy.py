@@ -138,3 +138,16 @@ def _label(model: nn.Module, names: list[str]) -> str:
             pieces.append(piece)
     shown = [pieces[0], *(piece.removeprefix("timm_model.") for piece in pieces[1:])]
     return "+".join(shown if len(shown) <= _PIECES else [*shown[: _PIECES - 1], f"{len(shown) - _PIECES + 1}-more"])
+
+
+def block_classes(model: nn.Module) -> list[str]:
+    """The names of the classes that a network repeats, such as a transformer's layer or a residual block."""
+    lists = (nn.Sequential, nn.ModuleList)
+    blocks = [
+        type(block).__name__
+        for module in model.modules()
+        if isinstance(module, lists)
+        for block in module
+        if not isinstance(block, lists) and any(block.children())
+    ]
+    return sorted({name for name in blocks if blocks.count(name) > 1})

@@ -4,6 +4,7 @@ import copy
 from contextlib import nullcontext
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -21,7 +22,9 @@ def _no_embeddings() -> None:
 
 
 def gather_into(model: nn.Module, sharded: nn.Module) -> None:
-    """Give `model` the weights and buffers of its sharded copy, in every process."""
+    """Give `model` the weights of its sharded copy, in every process, and the buffers of the first."""
+    for buffer in sharded.buffers():
+        dist.broadcast(buffer, src=0)
     with _gathered_by_deepspeed(list(sharded.parameters())), torch.no_grad():
         own = model.state_dict()
         for name, value in sharded.state_dict().items():

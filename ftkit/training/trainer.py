@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import DistributedType
+from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file
 from timm.data.mixup import Mixup
@@ -38,7 +39,7 @@ from ftkit.data.tensors import collate
 from ftkit.errors import UserError
 from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
-from ftkit.models.anatomy import is_convolutional
+from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.signals import signals
 from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
@@ -127,6 +128,8 @@ class ImageTrainer(CheckpointingTrainer):
         args.remove_unused_columns, args.label_names = False, ["labels"]
         # A loss that is not finite must not hide those after it, where training goes on.
         args.logging_nan_inf_filter = objective is not None and objective.on_nan != "stop"
+        if args.deepspeed_plugin is not None:
+            AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
         super().__init__(
             model=model,
             args=args,
@@ -153,6 +156,8 @@ class ImageTrainer(CheckpointingTrainer):
         args = objective.args
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.model = self.model_wrapped = copy_to_shard(self.model)
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(self.model)
         self.loss = make_loss(args, self.args.label_smoothing_factor)
         self.losses, self.parts = Losses(), None if self.args.auto_find_batch_size else 1
         self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
