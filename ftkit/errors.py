@@ -2,11 +2,19 @@
 
 import contextlib
 import difflib
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -51,6 +59,39 @@ def user_errors() -> Iterator[None]:
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signum)
+
+
+@contextlib.contextmanager
+def writing(key: str, folder: Path | str) -> Iterator[None]:
+    """Turn what a disk that is full or read-only raises within into one message.
+
+    Args:
+        key: the option that names the folder.
+        folder: what is written to, for errors that do not say it themselves.
+
+    Raises:
+        UserError: the disk is full, or may not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number not in (*_FULL, *_REFUSED):
+            raise
+        place = getattr(error, "filename", None) or folder
+        raise UserError(
+            f"{key}: {place} cannot be written: {os.strerror(number)}: "
+            f"{'make room there' if number in _FULL else 'make it writable'}, or give another --{key}; the same "
+            "command goes on from what is saved"
+        ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's number of an error; of those that safetensors and numpy raise without one, too."""
+    if isinstance(error, SafetensorError):
+        found = re.search(r"os error (\d+)", str(error))
+        return int(found[1]) if found else None
+    return errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
