@@ -66,7 +66,7 @@ def writing(key: str, folder: Path | str) -> Iterator[None]:
     """Turn what a disk that is full or read-only raises within into one message.
 
     Args:
-        key: the option that names the folder.
+        key: what names the folder: an option, or a variable of the environment.
         folder: what is written to, for errors that do not say it themselves.
 
     Raises:
@@ -75,23 +75,31 @@ def writing(key: str, folder: Path | str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
-        if number not in (*_FULL, *_REFUSED):
+        if (message := unwritable(error, key, folder)) is None:
             raise
-        place = getattr(error, "filename", None) or folder
-        raise UserError(
-            f"{key}: {place} cannot be written: {os.strerror(number)}: "
-            f"{'make room there' if number in _FULL else 'make it writable'}, or give another --{key}; the same "
-            "command goes on from what is saved"
-        ) from error
+        raise message from error
 
 
-def _error_number(error: OSError | SafetensorError) -> int | None:
-    """The system's number of an error; of those that safetensors and numpy raise without one, too."""
+def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError | None:
+    """What `writing` says of an error; None of one that has another cause than a disk that is full or read-only."""
+    number = _error_number(error)
+    if number not in (*_FULL, *_REFUSED):
+        return None
+    place = getattr(error, "filename", None) or folder
+    fix = "make room there" if number in _FULL else "make it writable"
+    return UserError(
+        f"{key}: {place} cannot be written: {os.strerror(number)}: {fix}, or give another {key}; the same command "
+        "goes on from what is saved"
+    )
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The system's number of an error, in the words of safetensors and numpy, too, who do not pass it on."""
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", str(error))
         return int(found[1]) if found else None
-    return errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno
+    short = isinstance(error, OSError) and error.errno is None and "requested and" in str(error)
+    return errno.ENOSPC if short else getattr(error, "errno", None)
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
