@@ -88,8 +88,8 @@ def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError 
     place = getattr(error, "filename", None) or folder
     fix = "make room there" if number in _FULL else "make it writable"
     return UserError(
-        f"{key}: {place} cannot be written: {os.strerror(number)}: {fix}, or give another {key}; the same command "
-        "goes on from what is saved"
+        f"{key}: {place} cannot be written: {os.strerror(number)}: {fix}, and the same command goes on from what "
+        f"is saved; or give another {key}"
     )
 
 

@@ -256,7 +256,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors
 
     monkeypatch.setattr(ftkit.data.tensors, "_in_place", full)
     with refused(
-        "cache_dir", tmp_path / "cache", "No space left on device", "make room there, or give another cache_dir"
+        "cache_dir", tmp_path / "cache", "No space left on device", "make room there", "or give another cache_dir"
     ):
         tensors(grays)
     assert list((tmp_path / "cache").iterdir()) == []
