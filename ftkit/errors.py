@@ -94,12 +94,12 @@ def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError 
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The system's number of an error, in the words of safetensors and numpy, too, who do not pass it on."""
+    """The system's number of an error; safetensors, numpy and datasets raise some in their own words."""
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", str(error))
         return int(found[1]) if found else None
-    short = isinstance(error, OSError) and error.errno is None and "requested and" in str(error)
-    return errno.ENOSPC if short else getattr(error, "errno", None)
+    full = isinstance(error, OSError) and re.search(r"requested and \d+ written|Not enough disk space", str(error))
+    return errno.ENOSPC if full else getattr(error, "errno", None)
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
