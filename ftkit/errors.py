@@ -20,6 +20,10 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 class UserError(Exception):
     """A mistake in the input: its message names the value, what was expected and the fix."""
 
+    def __init__(self, message: str):
+        # A worker of a data loader passes an error on with its traceback for a message.
+        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
+
 
 class Interrupted(Exception):
     """The run was told to end. What is needed to go on lies in its folder.
@@ -44,17 +48,22 @@ class ConfigError(UserError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a `UserError` into one message on standard error and exit code 2; an `Interrupted` into one, and 128 + its
-    signal, as shells count.
+    """Turn a `UserError`, a full disk and a denied permission into one message on standard error and exit code 2; an
+    `Interrupted` into one, and 128 + its signal, as shells count.
 
     With `FTKIT_DEBUG=1` in the environment the traceback is shown as well.
     """
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError, SafetensorError) as error:
+        message = str(error)
+        if not isinstance(error, UserError):
+            if (reason := _disk_trouble(error)) is None:
+                raise
+            message = f"{getattr(error, 'filename', None) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        print(f"\nerror: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
@@ -82,24 +91,25 @@ def writing(key: str, folder: Path | str) -> Iterator[None]:
 
 def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError | None:
     """What `writing` says of an error; None of one that has another cause than a disk that is full or read-only."""
-    number = _error_number(error)
-    if number not in (*_FULL, *_REFUSED):
+    if (reason := _disk_trouble(error)) is None:
         return None
-    place = getattr(error, "filename", None) or folder
-    fix = "make room there" if number in _FULL else "make it writable"
     return UserError(
-        f"{key}: {place} cannot be written: {os.strerror(number)}: {fix}, and the same command goes on from what "
-        f"is saved; or give another {key}"
+        f"{key}: {getattr(error, 'filename', None) or folder} cannot be written: {reason}, and the same command goes "
+        f"on from what is saved; or give another {key}"
     )
 
 
-def _error_number(error: BaseException) -> int | None:
-    """The system's number of an error; safetensors, numpy and datasets raise some in their own words."""
-    if isinstance(error, SafetensorError):
-        found = re.search(r"os error (\d+)", str(error))
-        return int(found[1]) if found else None
-    full = isinstance(error, OSError) and re.search(r"requested and \d+ written|Not enough disk space", str(error))
-    return errno.ENOSPC if full else getattr(error, "errno", None)
+def _disk_trouble(error: BaseException) -> str | None:
+    """Why a file cannot be written, or read, and what helps; None where it is neither room nor permission."""
+    number = getattr(error, "errno", None)
+    # These libraries say it in their own words.
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    elif isinstance(error, OSError) and re.search(r"requested and \d+ written|Not enough disk space", str(error)):
+        number = errno.ENOSPC  # numpy and datasets
+    if number in _FULL:
+        return f"{os.strerror(number)}: make room there"
+    return f"{os.strerror(number)}: allow it" if number in _REFUSED else None
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
