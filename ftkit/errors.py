@@ -60,7 +60,7 @@ def user_errors() -> Iterator[None]:
         if not isinstance(error, UserError):
             if (reason := _disk_trouble(error)) is None:
                 raise
-            message = f"{getattr(error, 'filename', None) or 'a file'}: {reason}"
+            message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
         print(f"\nerror: {message}", file=sys.stderr, flush=True)
@@ -93,10 +93,16 @@ def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError 
     """What `writing` says of an error; None of one that has another cause than a disk that is full or read-only."""
     if (reason := _disk_trouble(error)) is None:
         return None
+    place = _place(error) or folder
     return UserError(
-        f"{key}: {getattr(error, 'filename', None) or folder} cannot be written: {reason}, and the same command goes "
-        f"on from what is saved; or give another {key}"
+        f"{key}: {place} cannot be written: {reason}, and the same command goes on from what is saved; or give "
+        f"another {key}"
     )
+
+
+def _place(error: BaseException) -> str | None:
+    """The file that an error names; of a copy, the one that is written."""
+    return getattr(error, "filename2", None) or getattr(error, "filename", None)
 
 
 def _disk_trouble(error: BaseException) -> str | None:

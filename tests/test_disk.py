@@ -153,6 +153,7 @@ def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoi
     [
         (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device: make room there"),
         (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: Permission denied: allow it"),
+        (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow it"),
     ],
 )
 def test_wherever_a_disk_is_met_it_is_one_message(capsys, error, message):
