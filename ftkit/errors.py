@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_TOLD_BY_THE_FIRST = 10.0  # seconds
 
 
 class UserError(Exception):
@@ -63,6 +65,10 @@ def user_errors() -> Iterator[None]:
             message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
+        if isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0":
+            time.sleep(
+                _TOLD_BY_THE_FIRST
+            )  # all processes have it: the launcher ends this one when the first has ended
         print(f"\nerror: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Interrupted as error:

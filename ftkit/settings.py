@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from ftkit.errors import UserError, nearest
+from ftkit.errors import ConfigError, UserError, nearest
 
 
 @dataclass
@@ -144,10 +145,16 @@ def _convert(action: argparse.Action, key: str, text: str) -> Any:
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """The parser of a small script: options are written out, and a mistake is a `UserError` like all others."""
+    """The parser of a script for one process: options are written out, and a mistake is a `UserError` like all others.
+
+    Raises:
+        UserError: a launcher started several processes, each of which would do all of the work.
+    """
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, **options)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError([f"{self.prog} works in one process: start it with python recipes/{self.prog}"])
 
     def error(self, message: str):
         raise UserError(f"{message.removeprefix('argument ')}: see --help")

@@ -30,6 +30,9 @@ from ftkit.settings import ScriptParser, whole_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedModel
+
+    from ftkit.data.tensors import Images
 
 CALIBRATION_IMAGES = 256  # of train; their extremes are the ranges, which more of them widen
 TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its accuracy
@@ -131,46 +134,32 @@ def main(arguments: list[str]) -> None:
     check_packages(export.format)
 
     import torch
-    from datasets import DatasetDict
     from transformers import TrainingArguments
 
     from ftkit.config import machine_defaults
     from ftkit.console import banner, fact, set_up_console
-    from ftkit.data.engine import load_images
-    from ftkit.data.images import describe_images
     from ftkit.data.pixels import normalizer
-    from ftkit.data.sources import load_data
-    from ftkit.data.splits import relabel
-    from ftkit.data.tensors import Images
-    from ftkit.evaluation.run_record import describe_command
     from ftkit.export.formats import capture, load, plain_model, write
     from ftkit.export.measuring import Reference, megabytes, take
     from ftkit.export.preprocessing import write_preprocessing
     from ftkit.models.build import class_names, load_model, model_channels
-    from ftkit.training.provenance import environment
 
     with tempfile.TemporaryDirectory() as scratch:
         set_up_console(TrainingArguments(scratch, **machine_defaults()))
 
     banner("model")
     model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-    names = class_names(model)
-    fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(names)} classes")
+    fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(class_names(model))} classes")
 
     banner("data")
-    splits = load_data(data)
-    chosen = {
-        "measured": take_some(relabel(splits[evaluation.split], names, f"split {evaluation.split}"), export.max_images)
-    }
-    if "int8" in export.format:
-        chosen["calibration"] = take_some(splits["train"], CALIBRATION_IMAGES)
-    channels = min(describe_images(chosen["measured"]).channels, model_channels(model))
-    data.image_transform = None  # is for training
-    images = load_images(DatasetDict(chosen), processor, channels, data, seed=0)
-    measured, normalize = images["measured"], normalizer(processor, model_channels(model))
+    images, normalize = (
+        read_images(export, data, evaluation, model, processor),
+        normalizer(processor, model_channels(model)),
+    )
+    measured = images["measured"]
     fact("images", f"{len(measured):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
-    def batches(of: Images) -> Iterator[torch.Tensor]:
+    def batches(of: "Images") -> Iterator[torch.Tensor]:
         for rows in torch.arange(len(of)).split(evaluation.batch_size):
             yield normalize(of.pixels(rows))
 
@@ -195,19 +184,7 @@ def main(arguments: list[str]) -> None:
         for name, runner in runners.items():
             rows[name] |= reference.measure(runner, export.repeats)
             fact(name, f"accuracy {rows[name]['accuracy']:.4f}")
-        record = {
-            "command": describe_command(),
-            "model": evaluation.model,
-            "data": data.data_dir or data.dataset,
-            "split": evaluation.split,
-            "n": len(measured),
-            "calibration_images": len(images.get("calibration", ())),
-            "device": "cpu",
-            "repeats": export.repeats,
-            **environment(),
-            "formats": rows,
-        }
-        record["versions"] |= {name: version(name) for name in needed_packages(export.format)}
+        record = describe(export, data, evaluation, images, rows)
         write_preprocessing(aside, plain.model, processor, sample)
         (aside / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -216,6 +193,59 @@ def main(arguments: list[str]) -> None:
     fact("folder", folder)
     if "int8" in rows and (lost := rows["pytorch"]["accuracy"] - rows["int8"]["accuracy"]) > LOSS_TO_TELL:
         fact("", f"int8 loses {100 * lost:.1f} points of accuracy, which onnx keeps")
+
+
+def read_images(
+    export: argparse.Namespace,
+    data: DataArguments,
+    evaluation: EvaluationArguments,
+    model: "PreTrainedModel",
+    processor,
+) -> "dict[str, Images]":
+    """The images that are `measured`, labelled as the model's classes are, and those for `calibration` of int8."""
+    from datasets import DatasetDict
+
+    from ftkit.data.engine import load_images
+    from ftkit.data.images import describe_images
+    from ftkit.data.sources import load_data
+    from ftkit.data.splits import relabel
+    from ftkit.models.build import class_names, model_channels
+
+    splits = load_data(data)
+    labelled = relabel(splits[evaluation.split], class_names(model), f"split {evaluation.split}")
+    chosen = {"measured": take_some(labelled, export.max_images)}
+    if "int8" in export.format:
+        chosen["calibration"] = take_some(splits["train"], CALIBRATION_IMAGES)
+    channels = min(describe_images(chosen["measured"]).channels, model_channels(model))
+    data.image_transform = None  # is for training
+    return load_images(DatasetDict(chosen), processor, channels, data, seed=0)
+
+
+def describe(
+    export: argparse.Namespace,
+    data: DataArguments,
+    evaluation: EvaluationArguments,
+    images: "dict[str, Images]",
+    rows: dict,
+) -> dict:
+    """What is written to `export.json`: the command, what was measured on, where, and a row for each format."""
+    from ftkit.evaluation.run_record import describe_command
+    from ftkit.training.provenance import environment
+
+    record = {
+        "command": describe_command(),
+        "model": evaluation.model,
+        "data": data.data_dir or data.dataset,
+        "split": evaluation.split,
+        "n": len(images["measured"]),
+        "calibration_images": len(images.get("calibration", ())),
+        "device": "cpu",
+        "repeats": export.repeats,
+        **environment(),
+        "formats": rows,
+    }
+    record["versions"] |= {name: version(name) for name in needed_packages(export.format)}
+    return record
 
 
 def show(record: dict) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from support import load_recipe_script
 from transformers import TrainingArguments
 
 from ftkit.arguments import DataArguments, MethodArguments, ModelArguments
@@ -367,6 +368,23 @@ def test_an_error_is_one_message_and_exit_code_2(capsys, monkeypatch, debug):
     assert caught.value.code == 2
     assert "error: --config none.yaml" in shown
     assert ("Traceback" in shown) == debug
+
+
+def test_of_several_processes_the_first_tells_what_is_wrong_with_the_configuration(capsys, monkeypatch):
+    """The launcher ends the others when the first has ended: they wait for that, and tell it themselves if need be."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit), user_errors():
+            parse_config(["--lerning_rate", "1"])
+        assert len(waited) == int(rank) and "learning_rate" in capsys.readouterr().err
+
+
+def test_a_script_for_one_process_refuses_several(monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with refused("predict.py works in one process", "python recipes/predict.py"):
+        load_recipe_script("predict").main(["--model", "x", "y"])
 
 
 def test_help_lists_the_keys(capsys):

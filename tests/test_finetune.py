@@ -287,7 +287,7 @@ def test_bad_input_gets_one_message_and_leaves_nothing(tmp_path, monkeypatch, op
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+.*lower learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+.*Lower learning_rate"):
         finetune(tmp_path / "run", "--model", "mlp", "--learning_rate", "1e30", "--optim", "sgd",
                  "--max_grad_norm", "0", "--logging_steps", "1")  # fmt: skip
     assert not (tmp_path / "run" / "run.json").exists()

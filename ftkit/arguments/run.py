@@ -9,10 +9,24 @@ from ftkit.arguments.model import OWN_MODELS, check_model_name, local_model
 
 @dataclass
 class RunArguments:
-    """What happens to the run's folder."""
+    """What happens to the run's folder, and how training is carried out."""
 
     overwrite: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in output_dir before training."}
+    )
+    scale_lr: Literal["linear", "sqrt", "none"] = field(
+        default="none",
+        metadata={
+            "help": "Multiply every learning rate by the number of processes (linear: Goyal et al. 2017), or by its "
+            "square root, since the batch of all processes together is as many times per_device_train_batch_size."
+        },
+    )
+    on_nan: Literal["stop", "skip", "rollback"] = field(
+        default="stop",
+        metadata={
+            "help": "When a loss is not finite: stop; skip the updates whose gradient is not finite; or roll weights "
+            "and optimizer back to the newest checkpoint, and go on with the next images."
+        },
     )
     hub_license: str | None = field(
         default=None, metadata={"help": "The license that the model's card names, such as apache-2.0."}

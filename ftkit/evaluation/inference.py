@@ -99,7 +99,7 @@ def classify(
     there are only a few images, and no result is kept.
 
     Args:
-        model: a classifier whose output has `logits` (N, C).
+        model: a classifier in float32 whose output has `logits` (N, C).
         processor: the image processor that is saved with it.
         files: paths.
         top_k: k, no more than C.
@@ -109,7 +109,7 @@ def classify(
         A batch of files at a time, in their order.
     """
     device, channels = PartialState().device, model_channels(model)
-    model, normalize = model.to(device, torch.float32).eval(), normalizer(processor, channels)
+    model, normalize = model.to(device).eval(), normalizer(processor, channels)
     convolutional = is_convolutional(model)
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers import (
     ViTImageProcessor,
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from ftkit.arguments import OWN_MODELS, ModelArguments, local_model, weights_file
 from ftkit.data.images import ImageInfo
@@ -77,7 +78,9 @@ def build_model(
 def load_model(
     model: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, Any]:
-    """Load a saved classifier as it is, and its image processor, from a folder (a run's too) or the Hub.
+    """Load a saved classifier, in float32, and its image processor, from a folder (a run's too) or the Hub.
+
+    Where adapters lie there, they are put into the model that they belong to.
 
     Raises:
         UserError: there is no such model, or it cannot be loaded.
@@ -86,26 +89,34 @@ def load_model(
     name, options = str(folder or model), {"revision": revision, "trust_remote_code": trust_remote_code}
 
     def load() -> tuple[PreTrainedModel, Any]:
-        if folder is not None and (folder / "adapter_config.json").is_file():
-            classifier = _with_adapters(folder, trust_remote_code)
+        if find_adapter_config_file(name, revision=revision) is not None:
+            classifier = _with_adapters(name, **options)
         else:
-            classifier = AutoModelForImageClassification.from_pretrained(name, **options)
+            classifier = AutoModelForImageClassification.from_pretrained(name, dtype=torch.float32, **options)
         return classifier, AutoImageProcessor.from_pretrained(name, **options)
 
     return _load(load, name, folder is not None)
 
 
-def _with_adapters(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
-    """The model that the adapters in a folder belong to, with them in it; the head is theirs."""
-    base, code = PeftConfig.from_pretrained(folder).base_model_name_or_path, {"trust_remote_code": trust_remote_code}
+def _with_adapters(name: str, revision: str | None, trust_remote_code: bool) -> PeftModel:
+    """The model that the adapters in a folder or on the Hub belong to, with them in it; the head is theirs."""
+    adapters = PeftConfig.from_pretrained(name, revision=revision)
+    base = adapters.base_model_name_or_path
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
-            f"model: {folder} holds adapters of the model in {base}, which is not there: bring it back, or write its "
-            f"new place into base_model_name_or_path of {folder / 'adapter_config.json'}"
+            f"model: {name} holds adapters of the model in {base}, which is not there: bring it back, or write its "
+            f"new place into base_model_name_or_path of its adapter_config.json"
         )
-    config = AutoConfig.from_pretrained(folder, **code)
-    model = AutoModelForImageClassification.from_pretrained(base, config=config, ignore_mismatched_sizes=True, **code)
-    return PeftModel.from_pretrained(model, folder)
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    model = AutoModelForImageClassification.from_pretrained(
+        base,
+        config=config,
+        revision=adapters.revision,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+        trust_remote_code=trust_remote_code,
+    )
+    return PeftModel.from_pretrained(model, name, revision=revision)
 
 
 def fit_normalization(

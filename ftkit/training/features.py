@@ -41,18 +41,19 @@ class Features(Dataset):
     """The features of a split, in place of its pixels: float32 (N, D)."""
 
     def __init__(self, features: torch.Tensor, tensors: Images):
-        self.features, self.labels = features, tensors.labels.cpu()
+        self.features, self.labels, self.index = features, tensors.labels.cpu(), tensors.index.cpu()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.features[row], "labels": self.labels[row]}
+        return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` float32 (B, D) and `labels` int64 (B,), a `weight` if not 1."""
+        """The batch as `pixel_values` float32 (B, D), `labels` and `index` int64 (B,), a `weight` if not 1."""
         rows, _, weight = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
-        found = {"pixel_values": self.features.index_select(0, rows), "labels": self.labels.index_select(0, rows)}
+        columns = {"pixel_values": self.features, "labels": self.labels, "index": self.index}
+        found = {name: column.index_select(0, rows) for name, column in columns.items()}
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
 

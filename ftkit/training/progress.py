@@ -8,6 +8,13 @@ from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
+_FILE = "progress_{}.json"  # by process
+
+
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint."""
+    return len(list(checkpoint.glob(_FILE.format("*"))))
+
 
 class EvaluationLines(ProgressCallback):
     """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log."""
@@ -53,10 +60,13 @@ class Progress(TrainerCallback):
 
     Attributes:
         within_epoch: whether the last step belongs to an epoch that has not ended.
+        left_out: updates whose gradient was not finite.
+        rolled_back: how often training went back to the newest checkpoint.
     """
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.within_epoch = trainer, False
+        self.left_out = self.rolled_back = 0
         self._loaded: dict[str, float] = {}
         self._earlier, self._started = 0.0, time.monotonic()
 
@@ -88,12 +98,15 @@ class Progress(TrainerCallback):
             "total_loss": self.trainer._total_loss_scalar,
             "last_logged": self.trainer._globalstep_last_logged,
             "seconds": self.seconds,
+            "left_out": self.left_out,
         }
+        self.rolled_back = 0
         (checkpoint / self._file()).write_text(json.dumps(state))
 
     def load(self, checkpoint: Path) -> None:
         """Read it again; it is put in its place when training begins."""
         self._loaded = json.loads((checkpoint / self._file()).read_text())
+        self.left_out = self._loaded["left_out"]
 
     def mean_loss(self) -> float:
         """That of all steps up to the checkpoint that was loaded."""
@@ -101,4 +114,4 @@ class Progress(TrainerCallback):
         return (self._loaded["total_loss"] + self._loaded["loss"]) / self.trainer.state.global_step
 
     def _file(self) -> str:
-        return f"progress_{self.trainer.args.process_index}.json"
+        return _FILE.format(self.trainer.args.process_index)

@@ -25,6 +25,7 @@ from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
 from ftkit.training.checkpoints import file_hash, newest_whole, replace, sweep, what_is_wrong
 from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.progress import processes_of
 from ftkit.training.trainer import ImageTrainer, Objective
 
 logger = logging.getLogger(__name__)
@@ -60,13 +61,14 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
             layer takes the adapters.
     """
     groups, training = layer_groups(model), config.training
-    stages = []
+    stages, factor = [], _scale(config)
     for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         try:
             args = dataclasses.replace(training, output_dir=str(folder), **stage.arguments)
         except (ValueError, TypeError) as error:
             raise UserError(f"stages[{number}]: {error}") from None
+        args.learning_rate *= factor
         _check_stage(number, args, config.loss, len(train))
         stages.append((stage, folder, args))
     if config.method.is_adapter:
@@ -90,6 +92,19 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         if stage.stage.train in ("bias", "norm") and stage.trained <= set(groups[head]):
             logger.warning("before the head there is no %s: the head alone trains", stage.stage.train)
     return Plan(model, groups, prepared)
+
+
+def _scale(config: Config) -> float:
+    """What `scale_lr` multiplies learning rates by; with several processes the log tells what that changes."""
+    args, how = config.training, config.run.scale_lr
+    processes, images = args.world_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
+    factor = {"linear": float(processes), "sqrt": math.sqrt(processes), "none": 1.0}[how]
+    if processes > 1:
+        logger.info(
+            "  %d processes: a step takes %s images, %d × %d; learning rates × %.3g (scale_lr: %s)",
+            processes, f"{processes * images:,}", processes, images, factor, how,
+        )  # fmt: skip
+    return factor
 
 
 def _check_stage(number: int, args: TrainingArguments, loss: LossArguments, images: int) -> None:
@@ -140,9 +155,10 @@ def run_plan(
             continue
         _say_what_trains(number, plan)
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
-            objective = Objective(config.loss, settings, len(train.class_names), config.data.augment or [])
+            augment, on_nan = config.data.augment or [], config.run.on_nan
+            objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan)
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
-            output = trainer.train(resume_from_checkpoint=_checkpoint(args.resume_from_checkpoint, folder))
+            output = trainer.train(resume_from_checkpoint=_checkpoint(args, folder))
         trainer.save_state()
         size = sum(model.get_parameter(name).numel() for name in trained)
         results.append(_result(stage, trainer, output, size))
@@ -236,26 +252,35 @@ def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: i
         "waiting_for_data": round(output.metrics["waiting_for_data"], 4),
         "best_metric": trainer.state.best_metric,
         "best_step": trainer.state.best_global_step,
+        "updates_left_out": trainer.progress.left_out,
     }
 
 
-def _checkpoint(resume: str | None, folder: Path) -> str | None:
+def _checkpoint(args: TrainingArguments, folder: Path) -> str | None:
     """The checkpoint that `resume_from_checkpoint` means in a stage: the one it names, if that is of this stage, or
     else the stage's newest that is whole.
 
     Raises:
-        UserError: the one that it names is not whole.
+        UserError: the one that it names is not whole, or another number of processes wrote it.
     """
+    resume = args.resume_from_checkpoint
     if not resume:
         return None
-    sweep(folder)
+    if args.process_index == 0:
+        sweep(folder)
     if resume != "true" and Path(resume).absolute().parent == folder.absolute():
         if wrong := what_is_wrong(Path(resume)):
             raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-        return resume
-    last = newest_whole(folder)
+        last = Path(resume)
+    else:
+        last = newest_whole(folder)
     if last is None:
         logger.info("no checkpoint in %s yet: training begins at the first step", folder)
         return None
+    if (writers := processes_of(last)) != args.world_size:
+        raise UserError(
+            f"{last} was written by {writers} processes, and these are {args.world_size}, whose batches would be "
+            "others: start as many, or give another --output_dir, or begin anew with --overwrite true"
+        )
     logger.info("  goes on from %s", last)
     return str(last)

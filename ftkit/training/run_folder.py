@@ -20,6 +20,7 @@ CHANGES_NOTHING = {
     "hub_model_id",
     "hub_private_repo",
     "hub_revision",
+    "on_nan",  # unless a run stopped for it, and is to go on
     "push_to_hub",
     "report_to",
     "save_total_limit",

@@ -5,7 +5,6 @@ import importlib.util
 import itertools
 import logging
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,17 +17,16 @@ import numpy as np
 import torch
 from accelerate import DistributedType
 from peft import PeftModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_optimizer import is_optimizer_factory
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.arguments import LossArguments
@@ -37,28 +35,27 @@ from ftkit.data.augment import augment
 from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
-from ftkit.errors import Interrupted, UserError
-from ftkit.methods.adapters import (
-    RankAllocation,
-    adapter_state,
-    finish_adapters,
-    orthogonality,
-    rank_state,
-    restore_ranks,
-)
+from ftkit.errors import UserError
+from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.models.anatomy import is_convolutional
 from ftkit.signals import signals
-from ftkit.training.checkpoints import best_of, hidden, rotate, seal
+from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
+from ftkit.training.finite import Losses, trained_weights
 from ftkit.training.losses import class_shares, make_loss
-from ftkit.training.progress import EvaluationLines, Progress
+from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit
+from ftkit.training.progress import EvaluationLines
+from ftkit.training.saving import CheckpointingTrainer
+from ftkit.training.sharding import copy_to_shard, gather_into
+from ftkit.training.trackers import shielded
 
 logger = logging.getLogger(__name__)
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 _WAITING = 0.2  # share of the time of training that may go by waiting for data before it is said
 _SECONDS = 2.0  # of waiting are too few to speak of
-_RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
+_ROLLBACKS = 3  # to the same checkpoint
+_NOT_FINITE = "not_finite.json"  # in a stage's folder
 
 
 def accuracy_and_loss(prediction) -> dict[str, float]:
@@ -89,20 +86,22 @@ class Objective:
         settings: learning rate and weight decay of every parameter, by name.
         num_classes: C.
         augment: what is done to training images; see `ftkit.data.augment`.
+        on_nan: what a loss that is not finite leads to; see `RunArguments`.
     """
 
     args: LossArguments
     settings: dict[str, Setting]
     num_classes: int
     augment: list[str]
+    on_nan: str = "stop"
 
 
-class ImageTrainer(Trainer):
+class ImageTrainer(CheckpointingTrainer):
     """`Trainer` over `Images`: they stay uint8 until they are on the device, then all is done to the batch.
 
     It also leaves out what costs a step and changes nothing: the walk over all parameters to count floating-point
     operations, the gradient norm where it is not clipped (`max_grad_norm: 0`), and questions after what is not there.
-    A loss that is not finite ends the run when it is logged.
+    Where FSDP or DeepSpeed cut a model into pieces, it is a copy that they cut, and the model gets the result.
 
     Args:
         model: a classifier whose output has `logits` (N, C).
@@ -126,6 +125,8 @@ class ImageTrainer(Trainer):
     ):
         # The batches of `ImageTensors` are whole: the Trainer must neither look for columns nor for label names.
         args.remove_unused_columns, args.label_names = False, ["labels"]
+        # A loss that is not finite must not hide those after it, where training goes on.
+        args.logging_nan_inf_filter = objective is not None and objective.on_nan != "stop"
         super().__init__(
             model=model,
             args=args,
@@ -137,21 +138,24 @@ class ImageTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines())
-        self.progress = Progress(self)
-        self.add_callback(self.progress)
-        self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
+        self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
         self.normalize = normalize
         self.channels_last = is_convolutional(model)
         self.waited = self.evaluated = 0.0  # seconds, for batches to train on, and between them
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
-        self.objective = objective
-        self.average = None
-        if objective is not None:
+        self.objective, self.whole = objective, model
+        if objective is None:
+            self._predict_whole()
+        else:
             self._set_up(objective)
 
     def _set_up(self, objective: Objective) -> None:
         args = objective.args
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.model = self.model_wrapped = copy_to_shard(self.model)
         self.loss = make_loss(args, self.args.label_smoothing_factor)
+        self.losses, self.parts = Losses(), None if self.args.auto_find_batch_size else 1
+        self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
         self.penalised = [
             parameter
             for name, parameter in self.model.named_parameters()
@@ -167,6 +171,12 @@ class ImageTrainer(Trainer):
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
         self.add_callback(RankAllocation())
+
+    def _predict_whole(self) -> None:
+        """What only predicts is not cut into pieces."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.is_fsdp_enabled = self.is_deepspeed_enabled = False
+            self._move_model_to_device(self.model, self.args.device)
 
     def _get_dataloader(self, *args, **kwargs):
         """`dataloader_drop_last` is for training, where the `Trainer` would leave images out of evaluations too."""
@@ -223,17 +233,35 @@ class ImageTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
         args, accelerator = self.args, self.accelerator
-        plain = accelerator.distributed_type in _PLAIN and args.n_gpu <= 1 and args.torch_empty_cache_steps is None
-        if not plain or accelerator.scaler or accelerator.parallelism_config or "lomo" in str(args.optim):
+        other = accelerator.parallelism_config or "lomo" in str(args.optim)
+        if args.n_gpu > 1 or args.torch_empty_cache_steps is not None or other:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self.model.training:  # an evaluation leaves a wrapper around it as it was
             model.train()
         self.optimizer.train()
-        weight = inputs.get("weight", 1.0)
-        inputs = self._prepare_inputs(inputs)
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs) * weight / self.current_gradient_accumulation_steps
-        loss.backward()
+        weight = inputs.get("weight", 1.0) / self.current_gradient_accumulation_steps
+        images, inputs = inputs["index"], self._prepare_inputs(inputs)
+        if self.parts is None:
+            self.parts = parts_that_fit(self.model, inputs, lambda part: self._backward(self.model, part, 1.0))
+        loss, *later = (
+            self._backward(model, part, share * weight, number == self.parts)
+            for number, (part, share) in enumerate(in_parts(inputs, self.parts), start=1)
+        )
+        loss = sum(later, loss)
+        self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
+        return loss
+
+    def _backward(self, model: nn.Module, inputs: Inputs, weight: float, last: bool = True) -> torch.Tensor:
+        """The loss times `weight`, and its gradients; processes exchange them after the `last` part of a batch."""
+        accelerator = self.accelerator
+        with nullcontext() if last else accelerator.no_sync(model):
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs) * weight
+            if accelerator.distributed_type in _PLAIN and not accelerator.scaler:
+                loss.backward()
+            else:
+                unscaled = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+                accelerator.backward(loss, **unscaled)
         return loss.detach()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -295,6 +323,7 @@ class ImageTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate the averaged weights where there are such, else the model's own."""
+        self._look_at_losses()
         started = time.perf_counter()
         with self.average.applied() if self.average else nullcontext():
             metrics = super().evaluate(*args, **kwargs)
@@ -307,9 +336,11 @@ class ImageTrainer(Trainer):
         Raises:
             UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
         """
+        checkpoint = kwargs.get("resume_from_checkpoint")
         try:
             with self._lean(), signals.awaited():
-                output = self._stopped_before(kwargs.get("resume_from_checkpoint")) or super().train(*args, **kwargs)
+                stopped = self._stopped_before(checkpoint)
+                output = stopped or super().train(*args, **kwargs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -318,10 +349,20 @@ class ImageTrainer(Trainer):
                 "set dataloader_drop_last: true, or another per_device_train_batch_size"
             ) from error
         output.metrics["waiting_for_data"] = self._share_of_waiting(output.metrics.get("train_runtime", 0.0))
-        finish_adapters(self.model)
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if self.sharded and (kept := best or (stopped and checkpoint)):
+            self.whole.load_state_dict(load_file(Path(kept) / SAFE_WEIGHTS_NAME), strict=False)
+        elif self.sharded:
+            gather_into(self.whole, self.model)
+        finish_adapters(self.whole)
         if self.average is not None:
-            self.average.keep(self.state.best_model_checkpoint if self.args.load_best_model_at_end else None)
+            self.average.keep(best)
         return output
+
+    @property
+    def sharded(self) -> bool:
+        """Whether it is a copy of the model that trains, in pieces."""
+        return self.model is not self.whole
 
     @contextmanager
     def _lean(self) -> Iterator[None]:
@@ -329,12 +370,12 @@ class ImageTrainer(Trainer):
         if importlib.util.find_spec("lomo_optim") is None:
             sys.modules["lomo_optim"] = None  # accelerate looks for it three times a step, through all of sys.path
         gc.freeze()  # the Trainer begins with a collection, which would go through every object of the libraries
-        if self.channels_last and not isinstance(self.model, PeftModel):  # whose DoRA takes plain weights only
+        if self.channels_last and not self.sharded and not isinstance(self.model, PeftModel):  # DoRA takes plain ones
             self.model.to(memory_format=torch.channels_last)  # as the images: gradients lie as their weights do
         try:
             yield
         finally:
-            self.model.to(memory_format=torch.contiguous_format)
+            self.whole.to(memory_format=torch.contiguous_format)
             gc.unfreeze()
 
     def _share_of_waiting(self, seconds: float) -> float:
@@ -367,123 +408,67 @@ class ImageTrainer(Trainer):
                                   "epoch": state.epoch, "step": state.global_step})  # fmt: skip
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
-        else:
+        elif not self.sharded:
             self._load_from_checkpoint(checkpoint)
         return TrainOutput(state.global_step, 0.0, {"train_samples_per_second": 0.0})
-
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        """Log, evaluate and save what is due; then save and end if the run was told to.
-
-        What is due at the last step of an epoch waits until the epoch has ended: a checkpoint between the two would
-        resume in the next epoch, and never evaluate this one.
-        """
-        if self.progress.within_epoch and (
-            self.state.epoch % 1 == 0 or self.state.global_step >= self.state.max_steps
-        ):
-            return
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        save, stop = signals.agreed()
-        if save and not self._checkpoint().is_dir():
-            self._save_checkpoint(model, trial)
-        if stop:
-            raise Interrupted(stop)
-
-    def _checkpoint(self) -> Path:
-        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-
-    def _save_checkpoint(self, model, trial):
-        """Save aside, seal, rename. Where the disk is full, training goes on without this checkpoint."""
-        checkpoint, failure = self._checkpoint(), None
-        output_dir, aside = self.args.output_dir, hidden(checkpoint.with_name("saving"))
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.args.output_dir = str(aside)
-        try:
-            super()._save_checkpoint(model, trial)
-            self.progress.save(aside / checkpoint.name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            failure = error
-        finally:
-            self.args.output_dir = output_dir
-        self.accelerator.wait_for_everyone()
-        if failure is None and self.state.best_model_checkpoint is not None:
-            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(self.state.best_model_checkpoint).name))
-        if self.args.should_save and failure is None:
-            try:
-                seal(aside / checkpoint.name, checkpoint)
-                rotate(checkpoint.parent, self.args.save_total_limit, best_of(checkpoint))
-            except OSError as error:
-                failure = error
-        if failure is not None:
-            self._without_checkpoint(checkpoint, failure)
-        elif self.state.best_model_checkpoint is not None:
-            self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
-        if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
-    def _without_checkpoint(self, checkpoint: Path, failure: Exception) -> None:
-        """Say what is lost, and forget a best value whose weights were not kept."""
-        self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
-        logger.warning("%s could not be written, training goes on without it: %s", checkpoint, failure)
-
-    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
-        """As the `Trainer` does; the best checkpoint lies beside the one that is resumed, wherever that is now."""
-        where = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
-        if resume_from_checkpoint is not None:
-            self._remember_best(Path(resume_from_checkpoint))
-        return where
-
-    def _remember_best(self, checkpoint: Path) -> None:
-        best = best_of(checkpoint)
-        self.state.best_model_checkpoint = str(best) if best is not None else None
-        self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
-
-    def _save(self, output_dir=None, state_dict=None):
-        if isinstance(self.model, PeftModel):
-            # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
-            save_file(adapter_state(self.model), Path(output_dir) / SAFE_WEIGHTS_NAME)
-            if ranks := rank_state(self.model):
-                save_file(ranks, Path(output_dir) / _RANKS)
-        else:
-            super()._save(output_dir, state_dict)
-            (Path(output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
-        if self.average is not None and self.args.should_save:
-            self.average.save(Path(output_dir))
-
-    def _load_best_model(self):
-        if isinstance(self.model, PeftModel):
-            best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
-            self.model.load_state_dict(best, strict=False)
-        else:
-            super()._load_best_model()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.progress.load(Path(resume_from_checkpoint))
-        if (ranks := Path(resume_from_checkpoint) / _RANKS).is_file():
-            restore_ranks(self.model, load_file(ranks))
-        if self.average is not None:
-            self.average.load(Path(resume_from_checkpoint))
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """The `Trainer`'s own estimate, without counting the parameters at every step."""
         return 6 * inputs["pixel_values"].numel() * self.parameter_count
 
     def _get_grad_norm(self, model, grad_norm=None):
+        if self.objective.on_nan == "skip" and not self.accelerator.scaler:  # which leaves such updates out itself
+            if grad_norm is None:
+                grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            if not math.isfinite(grad_norm):
+                model.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
+                self.progress.left_out += 1
+                logger.warning("  %s: this update is left out", self.losses.last())
         return grad_norm if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and stop where the training loss is not finite.
+        """Log, after a look at the losses since the last time."""
+        self._look_at_losses()
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        self._look_at_losses()
+        super()._save_checkpoint(model, trial)
+
+    def _look_at_losses(self) -> None:
+        """Do what `on_nan` says about a loss that is not finite; before anything is evaluated, saved or logged.
 
         Raises:
-            UserError: the loss is NaN or infinite.
+            UserError: there is such a loss, and the run is to stop, or has no way back.
         """
-        super().log(logs, start_time)
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise UserError(
-                f"the loss is {logs['loss']} at step {self.state.global_step} (learning rate "
-                f"{logs.get('learning_rate', math.nan):.3g}): lower learning_rate, or clip with max_grad_norm: 1.0"
-            )
+        if not self.is_in_train:
+            return
+        found = self.losses.take([] if self.sharded else trained_weights(self.model))
+        if found is None or (self.objective.on_nan == "skip" and self._weights_are_finite()):
+            return
+        checkpoint, again = newest_whole(Path(self.args.output_dir)), self.progress.rolled_back
+        if self.objective.on_nan == "rollback" and checkpoint is not None and again < _ROLLBACKS:
+            logger.warning("  %s: back to the weights of %s", found, checkpoint)
+            self.progress.rolled_back += 1
+            self._roll_back(checkpoint)
+            return
+        if self.args.should_save:
+            found.write(Path(self.args.output_dir) / _NOT_FINITE)
+        saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+        often = f" after {again} returns to the same weights" if again else ""
+        raise UserError(
+            f"{found}{often}; {saved}, and all images of the batch are in {Path(self.args.output_dir) / _NOT_FINITE}. "
+            "Lower learning_rate, clip with max_grad_norm: 1.0, or go on with on_nan: skip or rollback"
+        )
+
+    def _weights_are_finite(self) -> bool:
+        return self.sharded or all(bool(weights.isfinite().all()) for weights in trained_weights(self.model))
+
+    def _roll_back(self, checkpoint: Path) -> None:
+        """Take weights and optimizer from a checkpoint; the schedule, the order of images and the log go on."""
+        schedule = self.lr_scheduler.state_dict()
+        self._load_weights(checkpoint)
+        self._load_optimizer_and_scheduler(str(checkpoint))
+        self.lr_scheduler.load_state_dict(schedule)
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate

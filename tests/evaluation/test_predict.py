@@ -115,6 +115,11 @@ def test_a_model_that_was_saved_in_half_precision(convnet, predict, tmp_path):
     ]
     first, second = (probabilities_of(lines, ["0", "1"]) for lines in rows)
     np.testing.assert_allclose(first, second, atol=0.02)
+    digits = ["--dataset", "digits", "--classes", "0", "1", "--output_dir"]
+    for path in (convnet, tmp_path / "half"):
+        load_recipe_script("evaluate").main(["--model", str(path), *digits, str(tmp_path / f"{path.name}-evaluated")])
+    first, second = (read_predictions(tmp_path / f"{path.name}-evaluated") for path in (convnet, tmp_path / "half"))
+    np.testing.assert_allclose(first.probabilities, second.probabilities, atol=0.02)
 
 
 def test_csv_survives_a_round_trip(hostile_model, hostile_files, predict, tmp_path):

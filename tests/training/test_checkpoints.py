@@ -11,7 +11,7 @@ import sys
 import pytest
 from support import REPO, finetune, interrupt
 
-from ftkit.training import checkpoints, trainer
+from ftkit.training import checkpoints, saving
 
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
            "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
@@ -139,7 +139,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
         seal(aside, folder)
 
-    monkeypatch.setattr(trainer, "seal", sometimes)
+    monkeypatch.setattr(saving, "seal", sometimes)
     run = finetune(tmp_path / "run", *OPTIONS)
     shown = capsys.readouterr().out
     assert shown.count("could not be written, training goes on without it: [Errno 28]") == 2

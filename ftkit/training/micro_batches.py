@@ -1,0 +1,72 @@
+"""A batch that does not fit into memory, in parts that do: the optimizer sees the same gradient."""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import torch
+from accelerate.utils import gather_object, release_memory
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import nn
+
+from ftkit.errors import UserError
+
+logger = logging.getLogger(__name__)
+Inputs = dict[str, torch.Tensor]
+
+
+def in_parts(inputs: Inputs, parts: int) -> Iterator[tuple[Inputs, float]]:
+    """Cut a batch into parts as equal as can be; with each its share of the batch."""
+    size = len(inputs["pixel_values"])
+    pieces = {name: values.tensor_split(min(parts, size)) for name, values in inputs.items()}
+    for images, labels in zip(pieces["pixel_values"], pieces["labels"], strict=True):
+        yield {"pixel_values": images, "labels": labels}, len(images) / size
+
+
+def parts_that_fit(model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], None]) -> int:
+    """Into how many parts batches must be cut so that every process has memory for one: 1, 2, 4, ….
+
+    The model is left as it was, and so are the random numbers.
+
+    Args:
+        model: not wrapped, so that no process waits for another.
+        inputs: the first batch, on the device.
+        backward: forward and backward of a part.
+
+    Raises:
+        UserError: not even one image fits.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    reserved = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # an Adam will keep as much
+    parts, size, fits = 1, len(inputs["pixel_values"]), False
+    while not fits and parts < 2 * size:
+        fits = _fits(model, next(in_parts(inputs, parts))[0], backward)
+        parts = parts if fits else 2 * parts
+    del reserved
+    release_memory()
+    for name, buffer in model.named_buffers():
+        buffer.copy_(buffers[name])
+    parts = max(gather_object([parts]))
+    if parts >= 2 * size:
+        raise UserError(
+            "auto_find_batch_size: not even one image fits into memory: take a smaller model or image_size"
+        )
+    if parts > 1:
+        logger.info(
+            "  batches of %d do not fit into memory: each is taken in %d parts, with one step for all", size, parts
+        )
+    return parts
+
+
+def _fits(model: nn.Module, part: Inputs, backward: Callable[[Inputs], None]) -> bool:
+    try:
+        with torch.random.fork_rng():
+            backward(part)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        release_memory()
+    return True

@@ -1,0 +1,161 @@
+"""A `Trainer` whose checkpoints are complete or invisible, and which goes on from one exactly where it was."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ftkit.errors import Interrupted
+from ftkit.methods.adapters import adapter_state, rank_state, restore_ranks
+from ftkit.signals import signals
+from ftkit.training.checkpoints import best_of, hidden, rotate, seal
+from ftkit.training.ema import WeightAverage
+from ftkit.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+_RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
+
+
+class CheckpointingTrainer(Trainer):
+    """`Trainer` with checkpoints that hold all that a run depends on, adapters and averages too, or do not exist.
+
+    Attributes:
+        progress: what a `Trainer` forgets between two lines of its log.
+        average: of the weights, where there is one.
+        saved_best: the best value so far whose weights lie in a checkpoint, its step and that checkpoint.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.progress, self.average = Progress(self), None
+        self.average: WeightAverage | None
+        self.add_callback(self.progress)
+        self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
+        """Log, evaluate and save what is due; then save and end if the run was told to.
+
+        What is due at the last step of an epoch waits until the epoch has ended: a checkpoint between the two would
+        resume in the next epoch, and never evaluate this one.
+        """
+        if self.progress.within_epoch and (
+            self.state.epoch % 1 == 0 or self.state.global_step >= self.state.max_steps
+        ):
+            return
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        save, stop = signals.agreed()
+        if save and not self._checkpoint().is_dir():
+            self._save_checkpoint(model, trial)
+        if stop:
+            raise Interrupted(stop)
+
+    def _checkpoint(self) -> Path:
+        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+
+    def _save_checkpoint(self, model, trial):
+        """Save aside, seal, rename. Where the disk is full, training goes on without this checkpoint."""
+        checkpoint = self._checkpoint()
+        aside = hidden(checkpoint.with_name("saving"))
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        failure = self._write(aside / checkpoint.name, model, trial)
+        if self.state.best_model_checkpoint is not None:
+            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(self.state.best_model_checkpoint).name))
+        if failure is None:
+            failure = self._give_name(aside / checkpoint.name, checkpoint)
+        if failure is not None:
+            # A best value whose weights were not kept is forgotten.
+            self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
+            logger.warning("%s could not be written, training goes on without it: %s", checkpoint, failure)
+        elif self.state.best_model_checkpoint is not None:
+            self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
+        if self.args.should_save:
+            shutil.rmtree(aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, folder: Path, model, trial) -> str | None:
+        """Each process writes its part; why one could not, the same in all of them."""
+        failure, output_dir = None, self.args.output_dir
+        self.args.output_dir = str(folder.parent)
+        try:
+            super()._save_checkpoint(model, trial)
+            self.progress.save(folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failure = str(error)
+        finally:
+            self.args.output_dir = output_dir
+        return _first(failure)
+
+    def _give_name(self, aside: Path, checkpoint: Path) -> str | None:
+        failure = None
+        if self.args.should_save:
+            try:
+                seal(aside, checkpoint)
+                rotate(checkpoint.parent, self.args.save_total_limit, best_of(checkpoint))
+            except OSError as error:
+                failure = str(error)
+        return _first(failure)
+
+    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
+        """As the `Trainer` does; the best checkpoint lies beside the one that is resumed, wherever that is now."""
+        where = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
+        if resume_from_checkpoint is not None:
+            self._remember_best(Path(resume_from_checkpoint))
+        return where
+
+    def _remember_best(self, checkpoint: Path) -> None:
+        best = best_of(checkpoint)
+        self.state.best_model_checkpoint = str(best) if best is not None else None
+        self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
+
+    def _save(self, output_dir=None, state_dict=None):
+        if not self.args.should_save:  # FSDP and DeepSpeed ask every process, since all gather the `state_dict`
+            return
+        if isinstance(self.model, PeftModel):
+            # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            adapters = adapter_state(self.model)
+            whole = {name: (state_dict or adapters)[name] for name in adapters}
+            save_file(whole, Path(output_dir) / SAFE_WEIGHTS_NAME)
+            if ranks := rank_state(self.model):
+                save_file(ranks, Path(output_dir) / _RANKS)
+        else:
+            super()._save(output_dir, state_dict)
+            (Path(output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
+        if self.average is not None:
+            self.average.save(Path(output_dir))
+
+    def _load_best_model(self):
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return  # it is the whole model that gets the weights, when training has ended
+        if isinstance(self.model, PeftModel):
+            best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
+            self.model.load_state_dict(best, strict=False)
+        else:
+            super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        self._load_weights(Path(resume_from_checkpoint), model)
+        self.progress.load(Path(resume_from_checkpoint))
+
+    def _load_weights(self, checkpoint: Path, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(str(checkpoint), model)
+        if (ranks := checkpoint / _RANKS).is_file():
+            restore_ranks(self.model, load_file(ranks))
+        if self.average is not None:
+            self.average.load(checkpoint)
+
+
+def _first(failure: str | None) -> str | None:
+    """The failure of the first process that has one, in all of them."""
+    return next((told for told in gather_object([failure]) if told is not None), None)

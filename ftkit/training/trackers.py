@@ -1,0 +1,44 @@
+"""Experiment trackers (`report_to`): what they fail at is theirs, and never ends a run."""
+
+import logging
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+logger = logging.getLogger(__name__)
+_EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
+
+
+class Tracker(TrainerCallback):
+    """Passes all that happens on to a tracker; where that fails, it is said once, and the tracker is left alone."""
+
+    def __init__(self, tracker: TrainerCallback):
+        self.tracker: TrainerCallback | None = tracker
+
+    def _tell(self, event: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if self.tracker is None:
+            return
+        try:
+            getattr(self.tracker, event)(*args, **options)
+        except Exception as error:  # whatever a service's client raises when the service is away
+            name = type(self.tracker).__name__.removesuffix("Callback")
+            logger.warning("report_to: %s failed, the run goes on without it: %s", name, error)
+            self.tracker = None
+
+
+def _passing_on(event: str):
+    def pass_on(self, *args, **options):
+        self._tell(event, args, options)
+
+    return pass_on
+
+
+for _event in _EVENTS:
+    setattr(Tracker, _event, _passing_on(_event))
+
+
+def shielded(callbacks: list[TrainerCallback], report_to: list[str]) -> list[TrainerCallback]:
+    """The callbacks, with those of trackers behind a `Tracker` each."""
+    trackers = tuple(get_reporting_integration_callbacks(report_to))
+    return [Tracker(callback) if isinstance(callback, trackers) else callback for callback in callbacks]

@@ -1,0 +1,63 @@
+"""`auto_find_batch_size`: what does not fit is taken in parts, and the optimizer sees the same batch."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from support import finetune
+
+from ftkit.models import MLPForImageClassification
+
+SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_train_batch_size", 32]
+MLP = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', *SMALL]
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """`memory(n)`: no more than n images fit while an MLP trains; returns the sizes that were tried."""
+    sizes, forward = [], MLPForImageClassification.forward
+
+    def limit(images):
+        def limited(self, pixel_values, **options):
+            if self.training:
+                sizes.append(len(pixel_values))
+                if len(pixel_values) > images:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return forward(self, pixel_values, **options)
+
+        monkeypatch.setattr(MLPForImageClassification, "forward", limited)
+        return sizes
+
+    return limit
+
+
+def test_a_batch_in_parts_gives_the_same_model(tmp_path, memory):
+    whole = finetune(tmp_path / "whole", *MLP)
+    sizes = memory(10)
+    run = finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true")
+    assert sizes[:3] == [32, 16, 8] and set(sizes[3:]) == {8}
+    expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, run))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def test_looking_for_room_changes_nothing(tmp_path):
+    """BatchNorm's statistics, dropout's random numbers: all is as if nobody had looked."""
+    options = ["--model", "convnet", *SMALL, "--dropout", 0.2, "--mixup", 0.2]
+    whole, run = (
+        finetune(tmp_path / "a", *options),
+        finetune(tmp_path / "b", *options, "--auto_find_batch_size", "true"),
+    )
+    assert (whole / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+
+
+def test_not_even_one_image(tmp_path, memory, refused):
+    memory(0)
+    with refused("not even one image fits", "image_size"):
+        finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true")
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(MLPForImageClassification, "forward", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true")
