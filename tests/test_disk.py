@@ -13,7 +13,7 @@ from support import REPO, finetune
 from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
-from ftkit.training import trainer
+from ftkit.training import saving
 
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
            "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
@@ -56,14 +56,14 @@ def after_the_first_checkpoint(monkeypatch):
     """`after_the_first_checkpoint(act)` calls `act` when a run has written that."""
 
     def plan(act):
-        seal = trainer.seal
+        seal = saving.seal
 
         def then(aside, folder):
             seal(aside, folder)
-            monkeypatch.setattr(trainer, "seal", seal)
+            monkeypatch.setattr(saving, "seal", seal)
             act()
 
-        monkeypatch.setattr(trainer, "seal", then)
+        monkeypatch.setattr(saving, "seal", then)
 
     return plan
 
