@@ -158,7 +158,7 @@ def main() -> int:
         for place in places(root):
             expected, most = undisturbed(place, root, mount)
             told: Counter[str] = Counter()
-            for pages in itertools.count() if long else [most * part // 4 for part in range(4)]:
+            for pages in itertools.count() if long else [most * part // 6 for part in range(6)]:
                 survival = meet(place, pages * PAGE, root, expected, mount)
                 met, survived = met + 1, survived + (survival.wrong is None)
                 if survival.wrong:
