@@ -2,18 +2,29 @@
 
 import contextlib
 import difflib
+import errno
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
+from safetensors import SafetensorError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _TOLD_BY_THE_FIRST = 10.0  # seconds
 
 
 class UserError(Exception):
     """A mistake in the input: its message names the value, what was expected and the fix."""
+
+    def __init__(self, message: str):
+        # A worker of a data loader passes an error on with its traceback for a message.
+        super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
 
 
 class Interrupted(Exception):
@@ -39,25 +50,78 @@ class ConfigError(UserError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a `UserError` into one message on standard error and exit code 2; an `Interrupted` into one, and 128 + its
-    signal, as shells count.
+    """Turn a `UserError`, a full disk and a denied permission into one message on standard error and exit code 2; an
+    `Interrupted` into one, and 128 + its signal, as shells count.
 
     With `FTKIT_DEBUG=1` in the environment the traceback is shown as well.
     """
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError, SafetensorError) as error:
+        message = str(error)
+        if not isinstance(error, UserError):
+            if (reason := _disk_trouble(error)) is None:
+                raise
+            message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
         if isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0":
             time.sleep(
                 _TOLD_BY_THE_FIRST
             )  # all processes have it: the launcher ends this one when the first has ended
-        print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        print(f"\nerror: {message}", file=sys.stderr, flush=True)
         sys.exit(2)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
         sys.exit(128 + error.signum)
+
+
+@contextlib.contextmanager
+def writing(key: str, folder: Path | str) -> Iterator[None]:
+    """Turn what a disk that is full or read-only raises within into one message.
+
+    Args:
+        key: what names the folder: an option, or a variable of the environment.
+        folder: what is written to, for errors that do not say it themselves.
+
+    Raises:
+        UserError: the disk is full, or may not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if (message := unwritable(error, key, folder)) is None:
+            raise
+        raise message from error
+
+
+def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError | None:
+    """What `writing` says of an error; None of one that has another cause than a disk that is full or read-only."""
+    if (reason := _disk_trouble(error)) is None:
+        return None
+    place = _place(error) or folder
+    return UserError(
+        f"{key}: {place} cannot be written: {reason}, and the same command goes on from what is saved; or give "
+        f"another {key}"
+    )
+
+
+def _place(error: BaseException) -> str | None:
+    """The file that an error names; of a copy, the one that is written."""
+    return getattr(error, "filename2", None) or getattr(error, "filename", None)
+
+
+def _disk_trouble(error: BaseException) -> str | None:
+    """Why a file cannot be written, or read, and what helps; None where it is neither room nor permission."""
+    number = getattr(error, "errno", None)
+    # These libraries say it in their own words.
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])
+    elif isinstance(error, OSError) and re.search(r"requested and \d+ written|Not enough disk space", str(error)):
+        number = errno.ENOSPC  # numpy and datasets
+    if number in _FULL:
+        return f"{os.strerror(number)}: make room there"
+    return f"{os.strerror(number)}: allow it" if number in _REFUSED else None
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from ftkit.config import parse_config
-from ftkit.errors import user_errors
+from ftkit.errors import user_errors, writing
 from ftkit.signals import signals
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
@@ -75,26 +75,27 @@ def main(arguments: list[str]) -> None:
     plan = prepare_plan(config, model, normalize, images["train"])
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
-    banner("train")
-    with args.main_process_first(local=False, desc="making the run's folder"):
-        if args.process_index == 0:
-            begin_run(config)
-    model, stages = run_plan(config, plan, normalize, images["train"], images["validation"])
+    with writing("output_dir", folder):
+        banner("train")
+        with args.main_process_first(local=False, desc="making the run's folder"):
+            if args.process_index == 0:
+                begin_run(config)
+        model, stages = run_plan(config, plan, normalize, images["train"], images["validation"])
 
-    banner("evaluate")
-    test = images["test"]
-    trainer = ImageTrainer(model, args, normalize, eval_dataset=test)
-    predicted = predict_split(trainer, test, config.data.test_time_augmentation)
-    predicted["validation"] = predict_split(trainer, images["validation"])["plain"]
-    if args.process_index != 0:
-        return
-    save_model(model, processor, folder / "model")
-    metrics = write_evaluation(folder / "evaluation", predicted, test)
-    flops = flops_per_image(model, normalize(test.sample(1)))
-    record = describe_run(config, images, model, flops, stages, seconds=time.monotonic() - started)
-    write_run_record(folder, record, metrics)
-    write_report(folder)
-    write_card(folder)
+        banner("evaluate")
+        test = images["test"]
+        trainer = ImageTrainer(model, args, normalize, eval_dataset=test)
+        predicted = predict_split(trainer, test, config.data.test_time_augmentation)
+        predicted["validation"] = predict_split(trainer, images["validation"])["plain"]
+        if args.process_index != 0:
+            return
+        save_model(model, processor, folder / "model")
+        metrics = write_evaluation(folder / "evaluation", predicted, test)
+        flops = flops_per_image(model, normalize(test.sample(1)))
+        record = describe_run(config, images, model, flops, stages, seconds=time.monotonic() - started)
+        write_report(folder, record)
+        write_card(folder, record=record)
+        write_run_record(folder, record, metrics)  # last: by it a run counts as finished
     next_steps(folder, record, metrics)
 
     if config.pushes:

@@ -21,7 +21,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 from support import load_recipe_script
 
-from ftkit.errors import Interrupted
+from ftkit.errors import user_errors
 from ftkit.signals import signals
 from ftkit.training.trainer import ImageTrainer
 
@@ -80,26 +80,30 @@ def happens(where: str, folder: Path, then: Callable[[int], None]) -> None:
     setattr(ImageTrainer, name, counted)
 
 
-def attempt(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Run the command in a forked process; the exit code, or minus the signal that killed it."""
+def attempt(folder: Path, prepare: Callable[[], None] = lambda: None, options: list[str] = OPTIONS) -> int:
+    """Run the command in a forked process, its output goes to `<folder>.log`; the exit code, or minus the signal."""
+    shown, shows = os.pipe()  # not a file: in the process files may be limited in size
     child = os.fork()
     if child == 0:
         code = 1
-        with open(folder.with_suffix(".log"), "a") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-            try:
-                with signals.heeded():
-                    prepare()
-                    FINETUNE([*OPTIONS, "--output_dir", str(folder)])
-                code = 0
-            except Interrupted as error:
-                code = 128 + error.signum
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
+        os.dup2(shows, 1)
+        os.dup2(shows, 2)
+        os.close(shows)
+        try:
+            with user_errors(), signals.heeded():
+                prepare()
+                FINETUNE([*options, "--output_dir", str(folder)])
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    os.close(shows)
+    with open(shown) as pipe, open(folder.with_suffix(".log"), "a") as log:
+        log.write(pipe.read())
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
 

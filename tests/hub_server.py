@@ -182,13 +182,21 @@ class HubServer:
         self._lock = threading.Lock()
 
     def __enter__(self) -> "HubServer":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen, at an address that was not used before, and with all that the repositories held."""
         self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """Cut every connection, and refuse those that come."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

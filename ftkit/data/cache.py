@@ -1,6 +1,5 @@
 """What was computed before, kept in folders that are whole or not there."""
 
-import errno
 import logging
 import os
 import shutil
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import datasets.config
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, writing
 
 logger = logging.getLogger(__name__)
 
@@ -45,20 +44,20 @@ def cached(
         logger.warning("cache_dir: %s is damaged, and is made again", folder)
         shutil.rmtree(folder)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
-        try:
-            write(aside)
+        with writing("cache_dir", root):
+            root.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=root))
             try:
-                os.replace(aside, folder)
-            except OSError:
-                if not folder.is_dir():  # otherwise another process was first, with the same bytes
-                    raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+                write(aside)
+                try:
+                    os.replace(aside, folder)
+                except OSError:
+                    if not folder.is_dir():  # otherwise another process was first, with the same bytes
+                        raise
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
-        hint = "the disk is full: free space" if error.errno == errno.ENOSPC else "it cannot be written"
-        raise UserError(f"cache_dir: {root}: {hint} ({error}), or give another folder") from error
+        raise UserError(f"cache_dir: {root} cannot be written: {error}: give another folder") from error
     return folder
 
 

@@ -93,8 +93,16 @@ class Images(TorchDataset, ABC):
         return self.pixels(torch.linspace(0, len(self) - 1, min(count, len(self))).long()).cpu()
 
     def file(self, row: int) -> bytes:
-        """The file of an image, as it was found."""
-        return file_bytes(self._files[row]["image"])
+        """The file of an image, as it was found.
+
+        Raises:
+            UserError: it is not there any more.
+        """
+        file = self._files[row]["image"]
+        try:
+            return file_bytes(file)
+        except OSError as error:
+            raise gone(file["path"], error) from error
 
     @abstractmethod
     def histogram(self) -> np.ndarray:
@@ -142,6 +150,13 @@ class Viewed(TorchDataset):
             by, most = torch.full((len(pixels), 2), -self.shift, device=pixels.device), abs(self.shift)
             pixels = shift(pixels, by, (most, most), "reflect")
         return batch | {"pixel_values": pixels.flip(3) if self.mirrored else pixels}
+
+
+def gone(file: str, reason: object) -> UserError:
+    """Of an image that could be read when the run began: what to do."""
+    return UserError(
+        f"{file} cannot be read any more: {reason}: bring it back, and the same command goes on from what is saved"
+    )
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -5,6 +5,8 @@ from typing import Any
 
 import jinja2
 
+from ftkit.training.checkpoints import whole
+
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;", "\n": " ", "\r": " "})
 
 
@@ -56,4 +58,5 @@ def render(template: str, content: dict[str, Any]) -> str:
 def write_pages(folder: Path, template: str, content: dict[str, Any]) -> None:
     """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names."""
     for kind in ("html", "md"):
-        (folder / f"{template}.{kind}").write_text(render(f"{template}.{kind}", content), encoding="utf-8")
+        with whole(folder / f"{template}.{kind}") as aside:
+            aside.write_text(render(f"{template}.{kind}", content), encoding="utf-8")

@@ -12,6 +12,7 @@ from ftkit.data.tensors import Images, Viewed
 from ftkit.errors import UserError
 from ftkit.evaluation.gallery import write_gallery, write_samples
 from ftkit.evaluation.metrics import Predictions, compute_metrics
+from ftkit.training.checkpoints import whole
 from ftkit.training.trainer import ImageTrainer
 
 _FILE = "predictions.parquet"
@@ -68,7 +69,8 @@ def write_metrics(folder: Path) -> dict:
         UserError: the predictions are missing or are not ftkit's.
     """
     metrics = compute_metrics(*read_evaluation(folder))
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with whole(folder / "metrics.json") as aside:
+        aside.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics
 
 
@@ -103,7 +105,8 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
         pa.FixedSizeListArray.from_arrays(flat, classes),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns, schema=features.arrow_schema), folder / _FILE)
+    with whole(folder / _FILE) as aside:
+        pq.write_table(pa.table(columns, schema=features.arrow_schema), aside)
 
 
 def read_predictions(folder: Path) -> Predictions:

@@ -59,18 +59,19 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {error}: give the folder of a run that is finished") from None
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, record: dict[str, Any] | None = None) -> Path:
     """Write `report.html` and `report.md` beside the predictions, and return the page's path.
 
     The same bytes come out whenever the same run is given.
 
     Args:
-        folder: of a run, or of an evaluation, with its `run.json` and `metrics.json`.
+        folder: of a run, or of an evaluation, with its `metrics.json`.
+        record: what its `run.json` says, where that is not written yet.
 
     Raises:
         UserError: something of it is missing.
     """
-    place, record = evaluation_folder(folder), read_record(folder)
+    place, record = evaluation_folder(folder), record or read_record(folder)
     metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))
     predictions = read_predictions(place)
     stages = [_with_history(folder, number, stage) for number, stage in enumerate(record.get("stages", []))]

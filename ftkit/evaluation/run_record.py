@@ -1,7 +1,6 @@
 """`run.json`, the record of a finished run, and the last screen."""
 
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from ftkit.data.sources import HUB_NAMES
 from ftkit.data.tensors import Images
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.build import base_model
+from ftkit.training.checkpoints import whole
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
@@ -80,9 +80,8 @@ def write_run_record(folder: Path, record: dict[str, Any], metrics: dict[str, An
     """Write `run.json`, by which a run counts as finished: whole or not at all."""
     keys = ("n", "accuracy", "macro_f1", "test_time_accuracy")
     summary = {"test": {key: metrics[key] for key in keys if key in metrics}}
-    aside = folder / ".run.json"
-    aside.write_text(json.dumps(record | summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "run.json")
+    with whole(folder / "run.json") as aside:
+        aside.write_text(json.dumps(record | summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def next_steps(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from ftkit.evaluation.metrics import compute_metrics
 from ftkit.evaluation.pages import render
 from ftkit.evaluation.predictions import read_evaluation
 from ftkit.evaluation.report import HEADLINE, evaluation_folder, headline, read_record
+from ftkit.training.checkpoints import whole
 
 # What the Hub knows a metric as.
 _METRIC_TYPES = {"macro_f1": "f1", "top_5_accuracy": "accuracy"}
@@ -38,17 +39,18 @@ _HYPERPARAMETERS = (
 )
 
 
-def write_card(run: Path, repo_id: str | None = None) -> Path:
+def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | None = None) -> Path:
     """Write the card of a run's model, `model/README.md`, from its metrics and its record.
 
     Args:
-        run: the folder of a finished run.
+        run: its folder.
         repo_id: the name on the Hub, for the lines that show how to use it.
+        record: what its `run.json` says, where that is not written yet.
 
     Raises:
         UserError: the run is not finished.
     """
-    record, config = read_record(run), read_config(run)
+    record, config = record or read_record(run), read_config(run)
     metrics = json.loads((evaluation_folder(run) / "metrics.json").read_text(encoding="utf-8"))
     adapters = (run / "model" / "adapter_config.json").is_file()
     content = {
@@ -64,7 +66,8 @@ def write_card(run: Path, repo_id: str | None = None) -> Path:
         "own_code": any((run / "model").glob("modeling_*.py")),
     }
     path = run / "model" / "README.md"
-    path.write_text(render("card.md", content), encoding="utf-8")
+    with whole(path) as aside:
+        aside.write_text(render("card.md", content), encoding="utf-8")
     return path
 
 

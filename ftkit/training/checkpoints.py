@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
@@ -44,6 +46,17 @@ def replace(aside: Path, path: Path) -> None:
     _sync(aside)
     os.replace(aside, path)
     _sync(path.parent)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Where to write what becomes `path`: all of it, or nothing."""
+    aside = hidden(path)
+    try:
+        yield aside
+        replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The fast road of a linear probe: the features of a frozen body are computed once, and the head trains on them."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -102,17 +103,19 @@ class FeatureExtractor:
 
         def write(folder: Path) -> None:
             logger.info("  features of %s images: computed once, kept for the next run", f"{len(tensors):,}")
-            array, start = None, 0
             size, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
             batches = DataLoader(tensors, size, collate_fn=collate, num_workers=workers, generator=torch.Generator())
-            for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
-                features, _ = self._run(batch["pixel_values"], training=False)
-                if array is None:
-                    shape = (len(tensors), features.shape[1])
-                    array = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, shape)
-                array[start : start + len(features)] = features
-                start += len(features)
-            array.flush()
+            # Not through a memory map: on a full disk the process would be killed.
+            with (folder / "features.npy").open("wb") as file:
+                for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
+                    features, _ = self._run(batch["pixel_values"], training=False)
+                    if file.tell() == 0:
+                        shape = (len(tensors), features.shape[1])
+                        about = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(file, about)
+                    file.write(np.ascontiguousarray(features.numpy()))
+                file.flush()
+                os.fsync(file.fileno())  # before the folder gets its name
 
         shift = (self.normalize.scale.tolist(), self.normalize.offset.tolist())
         key = Hasher.hash((*self.key, tensors.key, shift))

@@ -255,7 +255,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ftkit.data.tensors, "_in_place", full)
-    with refused("cache_dir", tmp_path / "cache", "the disk is full: free space", "or give another folder"):
+    with refused(
+        "cache_dir", tmp_path / "cache", "No space left on device", "make room there", "or give another cache_dir"
+    ):
         tensors(grays)
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -153,6 +153,25 @@ def test_a_fault_that_stays_is_one_message_and_loses_nothing(hub, unchecked, run
     assert "model.safetensors" in hub.repos["me/digits"].files()
 
 
+@pytest.mark.parametrize(("method", "place"), [("POST", "/preupload/"), ("POST", LFS), ("PUT", ""), ("POST", COMMIT)])
+def test_a_hub_that_goes_away_in_mid_push(hub, unchecked, run, refused, monkeypatch, method, place):
+    before, note = contents(run), hub._record
+
+    def leave(asked, path):
+        if asked == method and place in path:
+            hub.stop()
+        return note(asked, path)
+
+    with monkeypatch.context() as context, refused("pushing to me/digits", "the connection to the Hub failed"):
+        context.setattr(hub, "_record", leave)
+        pushing.push(run, "me/digits")
+    assert {path.name for path, content in contents(run).items() if before.get(path) != content} <= {"README.md"}
+    hub.start()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    pushing.push(run, "me/digits")
+    assert hub.repos["me/digits"].files()["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
+
+
 def test_a_failed_check_pushes_nothing(hub, run, refused):
     (run / "model" / "modeling_convnet.py").write_text("import ftkit")
     with refused("must not be pushed"):

@@ -1,0 +1,184 @@
+"""Disks that are full, read-only or gone, before a run and within it: one message, and what was saved is not lost."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from disk_harness import can_mount
+from PIL import Image
+from support import REPO, finetune
+from torch.utils.data import DataLoader
+
+from ftkit.errors import UserError, user_errors
+from ftkit.training import saving
+
+OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
+           "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    return finetune(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder, and a function that makes it, and the folders in it, writable or not, for root too."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid():
+
+        def chmod(writable):
+            for path in sorted([folder, *folder.rglob("*")], reverse=not writable):
+                if path.is_dir():
+                    path.chmod(0o700 if writable else 0o500)
+
+        yield folder, chmod
+        chmod(True)
+        return
+    if not can_mount():
+        pytest.skip("root may write everywhere, and no file system can be mounted here")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
+
+    def remount(writable):
+        subprocess.run(["mount", "-o", f"remount,{'rw' if writable else 'ro'}", folder], check=True)
+
+    yield folder, remount
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def after_the_first_checkpoint(monkeypatch):
+    """`after_the_first_checkpoint(act)` calls `act` when a run has written that."""
+
+    def plan(act):
+        seal = saving.seal
+
+        def then(aside, folder):
+            seal(aside, folder)
+            monkeypatch.setattr(saving, "seal", seal)
+            act()
+
+        monkeypatch.setattr(saving, "seal", then)
+
+    return plan
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images of two classes as files."""
+    for number in range(80):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(path)
+    return tmp_path / "photos"
+
+
+def model(run):
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("last", ["ftkit.evaluation.report.write_pages", "ftkit.hub.card.render"])
+def test_a_run_counts_as_finished_when_all_is_written(whole, tmp_path, monkeypatch, refused, last):
+    with monkeypatch.context() as context, refused("output_dir", tmp_path / "run", "No space left on device"):
+        context.setattr(last, lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        finetune(tmp_path / "run", *OPTIONS)
+    assert not (tmp_path / "run" / "run.json").exists()
+    finetune(tmp_path / "run", *OPTIONS)
+    assert model(tmp_path / "run") == model(whole) and (tmp_path / "run" / "model" / "README.md").is_file()
+
+
+def test_a_file_of_a_finished_run_is_replaced_whole_or_not_at_all(whole, tmp_path, monkeypatch):
+    from ftkit.evaluation import predictions
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def full(table, path):
+        path.write_bytes(b"PAR1")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(predictions.pq, "write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        predictions.write_predictions(run / "evaluation", predictions.read_predictions(run / "evaluation"))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_where_nothing_may_be_written(disk, tmp_path, refused):
+    folder, set_writable = disk
+    set_writable(False)
+    with refused("output_dir", folder / "runs" / "one", "cannot be written"):
+        finetune(folder / "runs" / "one", *OPTIONS)
+    with refused("cache_dir", folder, "cannot be written", "or give another cache_dir"):
+        finetune(tmp_path / "run", *OPTIONS, "--cache_dir", folder)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_becomes_read_only(whole, disk, after_the_first_checkpoint, refused, capsys):
+    folder, set_writable = disk
+    after_the_first_checkpoint(lambda: set_writable(False))
+    with refused("output_dir", folder / "run", "be written"):
+        finetune(folder / "run", *OPTIONS)
+    assert capsys.readouterr().out.count("could not be written, training goes on without it") == 3
+    set_writable(True)
+    finetune(folder / "run", *OPTIONS)
+    assert "goes on from" in capsys.readouterr().out and model(folder / "run") == model(whole)
+
+
+def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpoint):
+    stages = '[{"train": "head", "num_train_epochs": 2}, {"train": "head"}, {"train": "all", "num_train_epochs": 1}]'
+    options = [*OPTIONS, "--stages", stages, "--cache_dir"]
+    undisturbed = finetune(tmp_path / "undisturbed", *options, tmp_path / "one")
+    after_the_first_checkpoint(lambda: shutil.rmtree(tmp_path / "two"))
+    assert model(finetune(tmp_path / "run", *options, tmp_path / "two")) == model(undisturbed)
+
+
+def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoint, refused):
+    options = [*OPTIONS[:4], "--num_train_epochs", 2, "--data_dir", photos, "--cache_dir", tmp_path / "cache"]
+    after_the_first_checkpoint(lambda: photos.rename(tmp_path / "away"))
+    with refused(photos, "cannot be read any more", "bring it back"):
+        finetune(tmp_path / "run", *options)
+    (tmp_path / "away").rename(photos)
+    finetune(tmp_path / "run", *options)
+    assert (tmp_path / "run" / "run.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device: make room there"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: Permission denied: allow it"),
+        (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow it"),
+    ],
+)
+def test_wherever_a_disk_is_met_it_is_one_message(capsys, error, message):
+    with pytest.raises(SystemExit) as ended, user_errors():
+        raise error
+    assert ended.value.code == 2 and capsys.readouterr().err == f"\nerror: {message}\n"
+
+
+class Refusing:
+    """A dataset without a first row."""
+
+    def __getitem__(self, row):
+        raise UserError("one\nmessage")
+
+
+def test_an_error_in_a_worker_is_the_same_message():
+    with pytest.raises(UserError) as raised:
+        next(iter(DataLoader(Refusing(), sampler=[0], num_workers=1)))
+    assert str(raised.value) == "one\nmessage"
+
+
+@pytest.mark.slow
+def test_a_run_survives_a_full_disk_at_every_stage():
+    """Some sizes of the disk; `python tests/disk_harness.py --long` tries all."""
+    done = subprocess.run([sys.executable, REPO / "tests" / "disk_harness.py"], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(REPO / "tests")}, timeout=900)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "sizes of the disk survived" in done.stdout
