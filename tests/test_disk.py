@@ -138,8 +138,18 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     assert model(finetune(tmp_path / "run", *options, tmp_path / "two")) == model(undisturbed)
 
 
-def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoint, refused):
-    options = [*OPTIONS[:4], "--num_train_epochs", 2, "--data_dir", photos, "--cache_dir", tmp_path / "cache"]
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["--data_engine", "tensor"],
+        ["--data_engine", "stream", "--dataloader_num_workers", 0],
+        ["--data_engine", "stream", "--dataloader_num_workers", 1],
+        ["--image_transform", '{"hflip": 0.5}', "--dataloader_num_workers", 0],
+    ],
+    ids=lambda engine: " ".join(map(str, engine[1:])),
+)
+def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoint, refused, engine):
+    options = [*OPTIONS[:4], "--num_train_epochs", 2, "--data_dir", photos, "--cache_dir", tmp_path / "cache", *engine]
     after_the_first_checkpoint(lambda: photos.rename(tmp_path / "away"))
     with refused(photos, "cannot be read any more", "bring it back"):
         finetune(tmp_path / "run", *options)

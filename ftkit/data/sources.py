@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 
+import datasets.config
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
@@ -13,7 +14,7 @@ from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, holds_images, read_c
 from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.remote import from_hub
 from ftkit.data.splits import canonical, complete_splits, keep_classes, take_fewer
-from ftkit.errors import UserError
+from ftkit.errors import UserError, unwritable
 
 # Short names: the Hub's own, what a local folder of it must hold, and the column where the choice is not unique.
 HUB_NAMES = {
@@ -140,8 +141,10 @@ def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
     try:
         return load_dataset(kind, data_files={split: [str(f) for f in paths] for split, paths in files.items()})
     except Exception as error:  # datasets wraps what pyarrow and tarfile raise in one of its own, by version
-        names = ", ".join(str(path) for paths in files.values() for path in paths)
-        raise UserError(f"data_dir: {names} cannot be read as {kind}: {error.__cause__ or error}") from error
+        cause, names = error.__cause__ or error, ", ".join(str(path) for paths in files.values() for path in paths)
+        refused = isinstance(cause, PermissionError)  # of a file that is read
+        full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
+        raise full or UserError(f"data_dir: {names} cannot be read as {kind}: {cause}") from error
 
 
 def _read_digits() -> DatasetDict:

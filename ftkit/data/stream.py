@@ -16,9 +16,9 @@ from PIL import Image
 from ftkit.data.augment import random_bits
 from ftkit.data.cache import cached
 from ftkit.data.decoding import Decoder, over_all_rows
-from ftkit.data.images import open_image, to_mode
+from ftkit.data.images import BAD_IMAGE_ERRORS, open_image, to_mode
 from ftkit.data.pixels import geometry_key, histogram
-from ftkit.data.tensors import Images, decodable
+from ftkit.data.tensors import Images, decodable, gone
 from ftkit.errors import UserError
 
 _VERSION = 2  # of what is cached: raise it when decoding changes
@@ -95,7 +95,10 @@ class StreamedImages(Images):
 
     def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
         if self.transform is None:
-            return torch.from_numpy(np.ascontiguousarray(self.decoder(rows.tolist()).pixels))
+            decoded = self.decoder(rows.tolist())
+            if decoded.bad:
+                raise gone(decoded.bad[0]["file"], decoded.bad[0]["reason"])
+            return torch.from_numpy(np.ascontiguousarray(decoded.pixels))
         seeds = random_bits(self.seed, epoch, self.index[rows], "transform", 1).flatten().tolist()
         files = self.decoder.files[rows.tolist()]["image"]
         with _generators_kept():
@@ -106,7 +109,11 @@ class StreamedImages(Images):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        pixels = self.transform(to_mode(open_image(file), 3))
+        try:
+            image = to_mode(open_image(file), 3)
+        except BAD_IMAGE_ERRORS as error:
+            raise gone(file["path"], error) from error
+        pixels = self.transform(image)
         return pixels if self.shape[0] == 3 else pixels[:1]
 
     def histogram(self) -> np.ndarray:

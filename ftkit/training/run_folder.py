@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from ftkit.config import Config
-from ftkit.errors import UserError
+from ftkit.errors import UserError, writing
+from ftkit.training.checkpoints import whole
 
 logger = logging.getLogger(__name__)
 # What of a configuration changes nothing of the model that comes out.
@@ -83,6 +84,7 @@ def begin_run(config: Config) -> None:
                 path.unlink(missing_ok=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        with writing("output_dir", folder), whole(folder / "config.yaml") as aside:
+            aside.write_text(config.to_yaml(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"output_dir: {folder} cannot be written: {error}") from error

@@ -14,7 +14,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ftkit.errors import Interrupted
+from ftkit.errors import Interrupted, UserError
 from ftkit.methods.adapters import adapter_state, rank_state, restore_ranks
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, hidden, rotate, seal
@@ -32,6 +32,7 @@ class CheckpointingTrainer(Trainer):
         progress: what a `Trainer` forgets between two lines of its log.
         average: of the weights, where there is one.
         saved_best: the best value so far whose weights lie in a checkpoint, its step and that checkpoint.
+        lost_best: a checkpoint that validation preferred to these, if neither it nor a later one could be written.
     """
 
     def __init__(self, **options):
@@ -40,6 +41,22 @@ class CheckpointingTrainer(Trainer):
         self.average: WeightAverage | None
         self.add_callback(self.progress)
         self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
+        self.lost_best: Path | None = None
+
+    def train(self, *args, **kwargs):
+        """As the `Trainer` does.
+
+        Raises:
+            UserError: from the checkpoint that validation chose to the end, none could be written. With other weights
+                the stage would count as done.
+        """
+        output = super().train(*args, **kwargs)
+        if self.lost_best is not None and self.args.load_best_model_at_end:
+            raise UserError(
+                f"output_dir: validation chose {self.lost_best}, which could not be written: make room there, or "
+                "allow it, and the same command goes on from what is saved"
+            )
+        return output
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
         """Log, evaluate and save what is due; then save and end if the run was told to.
@@ -75,9 +92,12 @@ class CheckpointingTrainer(Trainer):
             failure = self._give_name(aside / checkpoint.name, checkpoint)
         if failure is not None:
             # A best value whose weights were not kept is forgotten.
+            if self.state.best_global_step == self.state.global_step:
+                self.lost_best = checkpoint
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
             logger.warning("%s could not be written, training goes on without it: %s", checkpoint, failure)
         elif self.state.best_model_checkpoint is not None:
+            self.lost_best = None
             self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
@@ -91,7 +111,8 @@ class CheckpointingTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.progress.save(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
-            failure = str(error)
+            # torch does not say why it could not write.
+            failure = "the disk is full" if "inline_container" in str(error) else str(error)
         finally:
             self.args.output_dir = output_dir
         return _first(failure)

@@ -135,7 +135,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
     def sometimes(aside, folder):
         nonlocal count
         count += 1
-        if count % 2 == 0:
+        if count % 2 == 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         seal(aside, folder)
 
@@ -147,6 +147,23 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
     assert len(left) == 2 and all(checkpoints.what_is_wrong(path) is None for path in left)
     state = json.loads((run / "stages" / "0-all" / "trainer_state.json").read_text())
     assert state["best_global_step"] in {checkpoints.step_of(path) for path in left}
+
+
+def test_a_full_disk_at_the_end_ends_the_run_and_the_same_command_goes_on(whole, tmp_path, monkeypatch, refused):
+    seal, count = checkpoints.seal, 0
+
+    def full_after_two(aside, folder):
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        seal(aside, folder)
+
+    with monkeypatch.context() as context, refused("validation chose", "checkpoint-20", "make room there"):
+        context.setattr(saving, "seal", full_after_two)
+        finetune(tmp_path / "run", *OPTIONS)
+    finetune(tmp_path / "run", *OPTIONS)
+    assert model(tmp_path / "run") == model(whole)
 
 
 def test_only_the_best_and_the_newest_are_left(tmp_path):
