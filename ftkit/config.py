@@ -30,7 +30,7 @@ from ftkit.arguments import (
 )
 from ftkit.arguments.data import EMBEDDED
 from ftkit.arguments.method import PLANS, default_learning_rate
-from ftkit.arguments.training import TrainingArguments, check_training, machine_defaults
+from ftkit.arguments.training import TrainingArguments, check_training, is_sharded, machine_defaults
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
@@ -118,7 +118,18 @@ def _check_together(values: dict[str, Any]) -> list[str]:
             "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
             "stopped run would keep a worse model than its best"
         )
-    return errors
+    return errors + _check_sharded(values)
+
+
+def _check_sharded(values: dict[str, Any]) -> list[str]:
+    """What looks at whole weights while they train, where FSDP or DeepSpeed have them in pieces."""
+    if not is_sharded(values):
+        return []
+    whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
+    errors = [f"{key}: {values[key]}" for key, usual in whole.items() if values.get(key, usual) != usual]
+    errors += ["method: adalora"] if values.get("method") == "adalora" else []
+    why = "needs whole weights, which FSDP and DeepSpeed cut into pieces"
+    return [f"{error} {why}: leave it out, or launch with accelerate_configs/multi_gpu.yaml" for error in errors]
 
 
 def _read_values(parser: HfArgumentParser, settings: list[Setting], errors: list[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
     from ftkit.training.run import prepare_plan, run_plan
-    from ftkit.training.run_folder import begin_run, check_run_folder
+    from ftkit.training.run_folder import begin_run, check_run_folder, check_shared
     from ftkit.training.trainer import ImageTrainer
 
     args = config.training
@@ -80,6 +80,7 @@ def main(arguments: list[str]) -> None:
         with args.main_process_first(local=False, desc="making the run's folder"):
             if args.process_index == 0:
                 begin_run(config)
+        check_shared(config)
         model, stages = run_plan(config, plan, normalize, images["train"], images["validation"])
 
         banner("evaluate")

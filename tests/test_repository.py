@@ -61,6 +61,11 @@ def test_modeling_files_travel_alone(path):
     assert {name if name.startswith(".") else name.split(".")[0] for name in imports(path)} <= known
 
 
+def _without_variables(words: list[str]) -> list[str]:
+    """`$NODE_RANK` and its like as a shell would give them."""
+    return ["0" if word.startswith("$") else word for word in words]
+
+
 def written_commands() -> list[tuple[str, list[str]]]:
     """`(where, words)` of every line that launches a recipe: in the README, in docstrings, at the head of recipes."""
     found = []
@@ -84,7 +89,7 @@ def test_every_command_that_is_written_down_is_understood(where, words, monkeypa
     if words[0] == "accelerate":
         from accelerate.commands.launch import launch_command_parser
 
-        launch = launch_command_parser().parse_args([*words[2:place], words[place]])
+        launch = launch_command_parser().parse_args([*_without_variables(words[2:place]), words[place]])
         assert launch.config_file is None or Path(launch.config_file).is_file()
     assert Path(words[place]).is_file(), f"{where} names {words[place]}"
     if "--help" in arguments:
@@ -114,12 +119,38 @@ def test_a_recipe_gives_its_own_command_and_measured_result(path):
     assert re.search(r"test accuracy 0\.\d{4} ± 0\.\d{4} \(\d+ seeds|test accuracy 0\.\d{4} \(1 seed", head)
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_launch_configurations_load(path):
-    from accelerate.commands.config.config_args import load_config_from_file
+LAUNCH = {
+    "cpu": "NO", "single_gpu": "NO", "multi_gpu": "MULTI_GPU", "multi_node": "MULTI_GPU", "fsdp": "FSDP",
+    "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED",
+}  # fmt: skip
 
-    config = load_config_from_file(str(path))
-    written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert config.num_processes == written["num_processes"]
-    assert config.use_cpu == (path.name == "cpu.yaml")
-    assert str(config.distributed_type.value) == ("MULTI_GPU" if path.name == "multi_gpu.yaml" else "NO")
+
+@pytest.mark.parametrize("name", LAUNCH)
+def test_launch_configurations_load(name):
+    """As the launcher reads them, and hands them to the processes."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path = REPO / "accelerate_configs" / f"{name}.yaml"
+    config, written = load_config_from_file(str(path)), yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert config.num_processes == written["num_processes"] and config.num_machines == written["num_machines"]
+    assert config.use_cpu == (name == "cpu") and str(config.distributed_type.value) == LAUNCH[name]
+    assert config.mixed_precision == ("no" if name == "cpu" else "bf16")
+    if LAUNCH[name] not in ("FSDP", "DEEPSPEED"):
+        return
+    words = ["--config_file", str(path), "recipes/finetune.py"]
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    if name == "fsdp":
+        given = prepare_multi_gpu_env(args)
+        assert given["ACCELERATE_USE_FSDP"] == "true" and given["FSDP_VERSION"] == "2"
+        assert given["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
+    else:
+        args.deepspeed_fields_from_accelerate_config = ",".join(written["deepspeed_config"])  # where it is installed
+        _, given = prepare_deepspeed_cmd_env(args)
+        assert given["ACCELERATE_USE_DEEPSPEED"] == "true"
+        assert given["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == name[-1]
+
+
+def test_every_launch_configuration_is_tested():
+    assert {path.stem for path in (REPO / "accelerate_configs").glob("*.yaml")} == LAUNCH.keys()

@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import torch
 import transformers
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 from transformers.training_args import OptimizerNames
 
 from ftkit.errors import nearest
@@ -78,10 +83,32 @@ def check_training(values: dict[str, Any]) -> list[str]:
     metric = values.get("metric_for_best_model")
     if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
         errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
+    if values.get("save_on_each_node"):
+        errors.append("save_on_each_node: output_dir is one folder that all machines see: leave it out")
+    errors += _check_trackers(values.get("report_to"))
     if values.get("hub_token"):
         errors.append(
             "hub_token: a recipe is saved and shared: leave it out, and log in with `hf auth login` or set HF_TOKEN"
         )
+    return errors
+
+
+def is_sharded(values: dict[str, Any]) -> bool:
+    """Whether FSDP or DeepSpeed are to cut the model into pieces, by these values or by the launcher."""
+    launched = (os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED"))
+    return bool(values.get("fsdp") or values.get("deepspeed")) or "true" in launched
+
+
+def _check_trackers(report_to: str | list[str] | None) -> list[str]:
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    known, errors = list(INTEGRATION_TO_CALLBACK), []
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in known:
+            errors.append(f"report_to: {name!r} is not one of {', '.join(known)}, all, none{nearest(name, known)}")
+        elif name not in get_available_reporting_integrations():
+            errors.append(f"report_to: {name} is not installed: install its package, or leave it out")
     return errors
 
 

@@ -72,6 +72,17 @@ def changes(folder: Path, config: Config) -> list[str]:
     return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)]
 
 
+def check_shared(config: Config) -> None:
+    """That every machine sees the folder that the first process has begun.
+
+    Raises:
+        UserError: this one does not.
+    """
+    folder = Path(config.training.output_dir)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"output_dir: {folder} is not there on this machine: all machines must share one folder")
+
+
 def begin_run(config: Config) -> None:
     """Clear what a run to be overwritten left (nothing else in that folder is touched) and save the configuration."""
     folder = Path(config.training.output_dir)
