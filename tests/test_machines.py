@@ -1,0 +1,120 @@
+"""Two machines, and models in pieces: what comes out is what two processes on one machine give."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+from support import REPO, interrupt
+
+pytestmark = pytest.mark.slow
+OPTIONS = ["--max_train_samples", "150", "--num_train_epochs", "3", "--optim", "sgd", "--learning_rate", "0.05",
+           "--save_total_limit", "9", "--model", "convnet", "--stages",
+           '[{"train": "head"}, {"train": {"last": 1}}, {"train": "all"}]', "--dropout"]  # fmt: skip
+
+
+def command(tmp_path, config, options=(), script=REPO / "recipes" / "finetune.py", **changes):
+    """The launcher's, with a configuration of the repository made fit for processors."""
+    written = yaml.safe_load((REPO / "accelerate_configs" / f"{config}.yaml").read_text())
+    written |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True} | changes
+    written.pop("gpu_ids", None)
+    path = tmp_path / f"{config}.yaml"
+    path.write_text(yaml.safe_dump(written))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, *options, script, *OPTIONS]
+    return [*map(str, launch)]
+
+
+def run(words, **variables):
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400, env=os.environ | variables)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def assert_same_weights(first, second):
+    expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (first, second))
+    assert expected.keys() == found.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run of two processes on one machine."""
+    folder = tmp_path_factory.mktemp("two")
+    run([*command(folder, "multi_gpu"), "0", "--use_cpu", "true", "--output_dir", str(folder / "run")])
+    return folder / "run"
+
+
+@pytest.fixture
+def machines():
+    """How to start a command on each of two machines, and the address of the first: network namespaces joined by a
+    cable, or else this machine twice."""
+    names = [f"ftkit-{os.getpid()}-{number}" for number in range(2)]
+    steps = [f"ip netns add {name}" for name in names]
+    steps += [f"ip link add ftkit0 netns {names[0]} type veth peer name ftkit0 netns {names[1]}"]
+    for number, name in enumerate(names, start=1):
+        steps += [f"ip -n {name} addr add 10.77.0.{number}/24 dev ftkit0", f"ip -n {name} link set ftkit0 up",
+                  f"ip -n {name} link set lo up"]  # fmt: skip
+    joined = shutil.which("ip") and all(
+        subprocess.run(step.split(), capture_output=True).returncode == 0 for step in steps
+    )
+    yield (
+        ([["ip", "netns", "exec", name] for name in names] if joined else [[], []]),
+        (("10.77.0.1", {"GLOO_SOCKET_IFNAME": "ftkit0"}) if joined else ("127.0.0.1", {})),
+    )
+    for name in names if shutil.which("ip") else ():
+        subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def test_two_machines(tmp_path, two, machines):
+    """Each has a cache of its own, in which the images are decoded once."""
+    prefixes, (address, variables) = machines
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = []
+    for rank, prefix in enumerate(prefixes):
+        options = ["--machine_rank", rank, "--main_process_ip", address, "--main_process_port", port]
+        words = command(tmp_path, "multi_node", options, num_machines=2)
+        words += ["0", "--use_cpu", "true", "--cache_dir", str(tmp_path / f"cache-{rank}")]
+        words += ["--output_dir", str(tmp_path / "run")]
+        started.append(subprocess.Popen([*prefix, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                        env=os.environ | variables))  # fmt: skip
+    shown = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in shown)
+    assert_same_weights(two, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert "accuracy" in shown[0] and "accuracy" not in shown[1]  # the first process reports, and no other
+    first, second = (sorted(p.name for p in (tmp_path / f"cache-{rank}").iterdir() if p.is_dir()) for rank in (0, 1))
+    assert first == second and first
+
+
+def sharded(tmp_path, config, folder, *options):
+    words = command(tmp_path, config, script=REPO / "tests" / "sharded.py", use_cpu=False)
+    run([*words, *options, "--use_cpu", "false", "--output_dir", str(folder)], ACCELERATE_TORCH_DEVICE="cpu",
+        DS_ACCELERATOR="cpu")  # fmt: skip
+    return folder
+
+
+def test_fsdp(tmp_path, two):
+    assert_same_weights(two, sharded(tmp_path, "fsdp", tmp_path / "run", "0"))
+
+
+def test_fsdp_goes_on_where_it_was(tmp_path):
+    options = ["0.2", "--optim", "adamw_torch"]  # torch does not load the state of an optimizer that has none
+    whole = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
+    expected = (whole / "model" / "model.safetensors").read_bytes()
+    interrupt(whole, keep=2)
+    again = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
+    assert (again / "model" / "model.safetensors").read_bytes() == expected
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed(tmp_path, two, stage):
+    pytest.importorskip("deepspeed", exc_type=ImportError)
+    assert_same_weights(two, sharded(tmp_path, f"deepspeed_zero{stage}", tmp_path / "run", "0"))
