@@ -134,7 +134,7 @@ def _read_values(parser: HfArgumentParser, settings: list[Setting], errors: list
         resume = str(values["resume_from_checkpoint"])
         if resume.lower() in ("auto", "true", "false"):
             values["resume_from_checkpoint"] = resume.lower()
-        elif not Path(resume).is_dir():
+        elif not os.path.isdir(resume):
             errors.append(f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, auto, true or false")
     if not values.get("dataset") and not values.get("data_dir"):
         errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
@@ -255,8 +255,8 @@ def _find_local_data(values: dict[str, Any]) -> None:
         shared
         and dataset not in (None, *EMBEDDED)
         and not values.get("data_dir")
-        and (Path(shared) / dataset).is_dir()
+        and os.path.isdir(Path(shared) / dataset)
     ):
         values["data_dir"] = str(Path(shared) / dataset)
     if values.get("data_dir"):
-        values["data_dir"] = str(Path(values["data_dir"]).expanduser().absolute())
+        values["data_dir"] = str(Path(os.path.expanduser(values["data_dir"])).absolute())

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, for which `1e-3` is a number, as in Python and JSON."""
 
 
+_MOST_VALUES = 10_000  # of one key; aliases that repeat aliases would make billions
+
+
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
 )
@@ -54,6 +58,8 @@ def read_yaml(path: Path, errors: list[str]) -> list[Setting]:
         raise UserError(f"--config {path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"--config {path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"--config {path}: is nested too deeply; expected lines such as `learning_rate: 0.1`") from None
     if not isinstance(root, yaml.MappingNode):
         what = "is empty" if root is None else f"holds a {root.id} where keys were expected"
         raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
@@ -67,7 +73,7 @@ def read_yaml(path: Path, errors: list[str]) -> list[Setting]:
             errors.append(f"{origin}: {key.value} stands twice in this file: keep one")
         try:
             settings[key.value] = Setting(key.value, _texts(value), origin)
-        except (TypeError, yaml.YAMLError) as error:
+        except (TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
             errors.append(f"{origin}: {key.value}: not a mapping of plain values: {error}")
     return list(settings.values())
 
@@ -78,7 +84,19 @@ def _texts(value: yaml.Node) -> list[str] | None:
         return None if value.tag == "tag:yaml.org,2002:null" else [value.value]
     if isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
         return [item.value for item in value.value]
+    if _size(value, {}) > _MOST_VALUES:
+        raise ValueError(f"it stands for more than {_MOST_VALUES:,} values, or holds itself: use fewer aliases (*name)")
     return [json.dumps(yaml.load(yaml.serialize(value), Loader=_Loader))]
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for where every alias is written out; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_command_line(arguments: list[str]) -> list[Setting]:
@@ -118,6 +136,8 @@ def parse_setting(parser: HfArgumentParser, setting: Setting, lists: frozenset[s
         raise ValueError(f"{setting.key}: there is no such key{nearest(setting.key, keys)}")
     if setting.texts is None:
         return {}
+    if "\0" in setting.shown:
+        raise ValueError(f"{setting.key}: {setting.shown!r} holds a NUL character, which nothing is called by")
     if not setting.texts and action.nargs in (0, "?"):
         return {action.dest: action.const}
     if not setting.texts:

@@ -1,11 +1,11 @@
 """Which images to read."""
 
-import contextlib
 import inspect
-import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ftkit.arguments.values import from_json
 from ftkit.errors import nearest
 
 EMBEDDED = ("digits", "blobs")  # data that need no file
@@ -113,11 +113,10 @@ class DataArguments:
 
     def __post_init__(self):
         if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
-            with contextlib.suppress(json.JSONDecodeError):  # check() says so
-                self.augment = json.loads(self.augment[0])
+            steps = from_json(self.augment[0])
+            self.augment = steps if isinstance(steps, list) else self.augment
         if isinstance(self.image_transform, str):
-            with contextlib.suppress(json.JSONDecodeError):  # check() says so
-                self.image_transform = json.loads(self.image_transform)
+            self.image_transform = from_json(self.image_transform)
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
@@ -136,7 +135,7 @@ class DataArguments:
             for name in ("max_train_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
-        if self.tensor_cache_gb < 0:
+        if not self.tensor_cache_gb >= 0:  # NaN is neither
             errors.append(f"tensor_cache_gb: {self.tensor_cache_gb} must be at least 0")
         errors += self._check_transform()
         if not 0 <= self.split_seed < 2**32:
@@ -194,7 +193,9 @@ def _check_augmentation(step: Any) -> list[str]:
         elif isinstance(default, str):
             if value not in ("zeros", "reflect"):
                 errors.append(f"augment: {name}: {key}: {value!r} is not zeros or reflect")
-        elif pair != (len(numbers) == 2) or not all(type(n) in (int, float) and n >= 0 for n in numbers):
+        elif pair != (len(numbers) == 2) or not all(
+            type(n) in (int, float) and 0 <= n < math.inf for n in numbers
+        ):
             errors.append(
                 f"augment: {name}: {key}: {value!r} is not {'two numbers' if pair else 'a number'} from 0 up"
             )

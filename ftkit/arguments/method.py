@@ -1,12 +1,12 @@
 """How a model is trained: the method, and the stages of it."""
 
-import contextlib
 import dataclasses
-import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ftkit.arguments.values import from_json
 from ftkit.errors import nearest
 
 PLANS = ("scratch", "full", "linear_probe", "lp_ft", "gradual_unfreeze", "surgical", "bitfit", "norm_tuning")
@@ -89,8 +89,7 @@ class MethodArguments:
         for name in _MAPPINGS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith(("[", "{")):
-                with contextlib.suppress(json.JSONDecodeError):  # check() says so
-                    setattr(self, name, json.loads(value))
+                setattr(self, name, from_json(value))
 
     @property
     def is_adapter(self) -> bool:
@@ -110,7 +109,7 @@ class MethodArguments:
             ]
         if not 0 < self.layer_decay <= 1:
             errors.append(f"layer_decay: {self.layer_decay} must be more than 0 and at most 1, such as 0.75")
-        if self.head_lr_multiplier <= 0:
+        if not 0 < self.head_lr_multiplier < math.inf:
             errors.append(f"head_lr_multiplier: {self.head_lr_multiplier} must be more than 0, such as 10")
         return errors + self._check_stages()
 

@@ -1,10 +1,11 @@
 """Which model to build or load."""
 
-import contextlib
-import json
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ftkit.arguments.values import from_json
 from ftkit.errors import nearest
 
 OWN_MODELS = ("mlp", "convnet", "rnn")
@@ -50,8 +51,7 @@ class ModelArguments:
 
     def __post_init__(self):
         if isinstance(self.model_args, str) and self.model_args.startswith("{"):
-            with contextlib.suppress(json.JSONDecodeError):  # check() says so
-                self.model_args = json.loads(self.model_args)
+            self.model_args = from_json(self.model_args)
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
@@ -77,6 +77,8 @@ class ModelArguments:
         for name in ("image_mean", "image_std"):
             if getattr(self, name) is not None and len(getattr(self, name)) not in (1, 3):
                 errors.append(f"{name}: {getattr(self, name)} must hold 1 number, or 3 (one for each channel)")
+            elif not all(-math.inf < number < math.inf for number in getattr(self, name) or []):
+                errors.append(f"{name}: {getattr(self, name)} must be finite")
         if self.image_std is not None and min(self.image_std) <= 0:
             errors.append(f"image_std: {self.image_std} must be positive")
         return errors
@@ -84,22 +86,27 @@ class ModelArguments:
 
 def local_model(name: str) -> Path | None:
     """The folder of a saved model that `name` means: itself, or `model/` of a run; None where it means no folder."""
-    path = Path(name).expanduser()
-    return next((folder for folder in (path, path / "model") if (folder / "config.json").is_file()), None)
+    path = _path(name)
+    return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "config.json")), None)
 
 
 def weights_file(name: str) -> Path | None:
     """The file of weights that `name` means, or None where it means no such file."""
-    path = Path(name).expanduser()
-    return path if path.suffix in WEIGHTS_SUFFIXES and path.is_file() else None
+    path = _path(name)
+    return path if path.suffix in WEIGHTS_SUFFIXES and os.path.isfile(path) else None
+
+
+def _path(name: str) -> Path:
+    """Any text as a path. `pathlib` would raise for a user who is not there, and, asked what is there, for long names."""
+    return Path(os.path.expanduser(name))
 
 
 def check_model_name(name: str) -> list[str]:
     """Whether anybody can know a model of this name; what lies on the Hub is not asked here."""
-    path = Path(name).expanduser()
+    path = _path(name)
     if name in OWN_MODELS or local_model(name) is not None:
         return []
-    if path.is_dir():
+    if os.path.isdir(path):
         return [f"model: the folder {path} holds no config.json: expected a saved model"]
     if name.startswith(("/", "./", "../", "~")) or path.suffix in WEIGHTS_SUFFIXES:
         return [f"model: the {'file' if path.suffix else 'folder'} {path} does not exist"]

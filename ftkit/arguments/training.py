@@ -1,8 +1,8 @@
 """transformers' `TrainingArguments`, with timm's optimizers, and what it lets pass and nobody means."""
 
 import ast
-import json
 import math
+import os
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.training_args import OptimizerNames
 
+from ftkit.arguments.values import from_json
 from ftkit.errors import nearest
 
 TIMM_OPTIMIZERS = "timm/"
@@ -48,9 +49,15 @@ def check_training(values: dict[str, Any]) -> list[str]:
     ranges = {
         "learning_rate": (lambda v: v >= 0, "at least 0"),
         "num_train_epochs": (lambda v: v > 0, "more than 0"),
-        "per_device_train_batch_size": (lambda v: v >= 1, "at least 1"),
-        "per_device_eval_batch_size": (lambda v: v >= 1, "at least 1"),
-        "gradient_accumulation_steps": (lambda v: v >= 1, "at least 1"),
+        "per_device_train_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        "per_device_eval_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        "gradient_accumulation_steps": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        "logging_steps": (lambda v: v >= 0, "at least 0"),
+        "eval_steps": (lambda v: v >= 0, "at least 0"),
+        "save_steps": (lambda v: v >= 0, "at least 0"),
+        "adam_beta1": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "adam_beta2": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "adam_epsilon": (lambda v: v >= 0, "at least 0"),
         "weight_decay": (lambda v: v >= 0, "at least 0"),
         "warmup_steps": (lambda v: v >= 0, "at least 0"),
         "max_grad_norm": (lambda v: v >= 0, "at least 0"),
@@ -60,17 +67,17 @@ def check_training(values: dict[str, Any]) -> list[str]:
     errors = [
         f"{key}: {values[key]} must be {expected}"
         for key, (valid, expected) in ranges.items()
-        if key in values and not (math.isfinite(values[key]) and valid(values[key]))
+        if key in values and not (values[key] < math.inf and valid(values[key]))
     ]
     if values.get("fp16") and not torch.accelerator.is_available():
         errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
     for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
-        try:
-            mapping = isinstance(json.loads(values.get(key) or "{}"), dict)
-        except json.JSONDecodeError:
-            mapping = False
-        if not mapping:
+        if not isinstance(from_json(values.get(key) or "{}"), dict):
             errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
+    for key in ("accelerator_config", "fsdp_config", "deepspeed"):
+        given = values.get(key)
+        if given is not None and not isinstance(from_json(given), dict) and not os.path.isfile(given):
+            errors.append(f"{key}: {given!r} is neither a mapping nor a JSON file")
     errors += _check_optimizer(values.get("optim", TrainingArguments.optim), values.get("optim_args"))
     metric = values.get("metric_for_best_model")
     if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
