@@ -22,7 +22,7 @@ from peft import PeftModel
 from PIL import Image, UnidentifiedImageError
 from transformers import PreTrainedModel, TimmWrapperConfig
 
-from ftkit.data.images import BAD_IMAGE_ERRORS, to_8_bit, to_mode
+from ftkit.data.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
 from ftkit.data.pixels import PixelGeometry, normalizer
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
@@ -260,7 +260,7 @@ def write_space(
         save_model(model, classifier.processor, folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
-    parts = (tell_apart, to_mode, to_8_bit, fit_drawing, build_page, serve)
+    parts = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     app = _APP.format(
         title=title,

@@ -8,8 +8,9 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
-# What PIL's decoders raise; that it knows no such format is an OSError, RuntimeError comes from AVIF.
-BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+# What PIL's decoders raise; that it knows no such format is an OSError, RuntimeError comes from AVIF, AttributeError
+# from SPIDER.
+BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, AttributeError, Image.DecompressionBombError)
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _SAMPLE = 256
 _ORIENTATION = 0x0112
@@ -52,6 +53,7 @@ def describe_images(dataset: Dataset) -> ImageInfo:
     for row in encoded(dataset.select(rows)):
         try:
             with open_image(row["image"]) as image:
+                check_decodable(image)
                 turned = image.getexif().get(_ORIENTATION, 1) >= 5
                 sizes.add((image.width, image.height) if turned else (image.height, image.width))
                 if image.mode not in _GRAY_MODES:
@@ -61,12 +63,32 @@ def describe_images(dataset: Dataset) -> ImageInfo:
     return ImageInfo(sizes.pop() if len(sizes) == 1 else None, channels)
 
 
+def check_decodable(image: Image.Image) -> None:
+    """Refuse an image before its pixels are decoded, which PIL does only from twice its own limit on.
+
+    Raises:
+        DecompressionBombError: it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+        OSError: it is a program, which PIL would have Ghostscript run.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise Image.DecompressionBombError(
+            f"{image.width:,} x {image.height:,} pixels are more than {limit:,}, the most that is decoded: make it smaller"
+        )
+    if image.format == "EPS":
+        raise OSError("PostScript is a program, and is not run: convert it to PNG")
+
+
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
     """Decode `image` to 8-bit grayscale (1 channel) or RGB (3 channels), as a viewer shows it.
 
     The EXIF orientation is applied; 16-bit grey values are scaled to 8 bits (PIL's own conversion cuts them off at
     255); what is transparent is laid on white.
+
+    Raises:
+        one of `BAD_IMAGE_ERRORS`: it does not decode, or should not be (see `check_decodable`).
     """
+    check_decodable(image)
     mode = "L" if channels == 1 else "RGB"
     transparent = "transparency" in image.info
     if image.mode == mode and not transparent and _ORIENTATION not in image.getexif():
