@@ -59,7 +59,9 @@ def read_yaml(path: Path, errors: list[str]) -> list[Setting]:
     except yaml.YAMLError as error:
         raise UserError(f"--config {path}: not valid YAML: {error}") from None
     except RecursionError:
-        raise UserError(f"--config {path}: is nested too deeply; expected lines such as `learning_rate: 0.1`") from None
+        raise UserError(
+            f"--config {path}: is nested too deeply; expected lines such as `learning_rate: 0.1`"
+        ) from None
     if not isinstance(root, yaml.MappingNode):
         what = "is empty" if root is None else f"holds a {root.id} where keys were expected"
         raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
@@ -85,7 +87,9 @@ def _texts(value: yaml.Node) -> list[str] | None:
     if isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
         return [item.value for item in value.value]
     if _size(value, {}) > _MOST_VALUES:
-        raise ValueError(f"it stands for more than {_MOST_VALUES:,} values, or holds itself: use fewer aliases (*name)")
+        raise ValueError(
+            f"it stands for more than {_MOST_VALUES:,} values, or holds itself: use fewer aliases (*name)"
+        )
     return [json.dumps(yaml.load(yaml.serialize(value), Loader=_Loader))]
 
 

@@ -4,6 +4,8 @@ The inputs are drawn alike each time. `FTKIT_FUZZ=2000 pytest tests/test_fuzz.py
 input kills the process, `-x --full-trace` and the last lines of `-s` show which.
 """
 
+# ruff: noqa: E501
+
 import io
 import json
 import os
@@ -85,7 +87,9 @@ def place(tmp_path_factory):
 
 # --- how whole files are damaged
 
-ODD_BYTES = st.sampled_from([b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\x7f" + b"\xff" * 3])
+ODD_BYTES = st.sampled_from(
+    [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\x7f" + b"\xff" * 3]
+)
 
 
 @st.composite
@@ -262,7 +266,7 @@ TABLES = {
 def test_a_table(tmp_path, suffix):
     for name, _ in ROWS:
         Image.new("L", (2, 2)).save(tmp_path / name)
-    odd = st.text(st.sampled_from(',\t"\n\r\\\'{}[]:0a./~\0é\ud800'), max_size=30).map(
+    odd = st.text(st.sampled_from(",\t\"\n\r\\'{}[]:0a./~\0é\ud800"), max_size=30).map(
         lambda text: text.encode("utf-8", "surrogatepass")
     )
 
@@ -312,7 +316,23 @@ def images() -> dict[str, bytes]:
         "color.jp2": saved(color, "JPEG2000"), "deep.ppm": saved(deep, "PPM"), "color.mpo": saved(color, "MPO", **several),
         "color.ppm": b"P3 2 1 255 1 2 3 4 5 6 ", "float.pfm": saved(floats, "PPM"),
     }  # fmt: skip
-    for kind in ("AVIF", "DDS", "DIB", "ICNS", "ICO", "IM", "MSP", "PCX", "QOI", "SGI", "SPIDER", "TGA", "XBM", "BLP", "EPS"):
+    for kind in (
+        "AVIF",
+        "DDS",
+        "DIB",
+        "ICNS",
+        "ICO",
+        "IM",
+        "MSP",
+        "PCX",
+        "QOI",
+        "SGI",
+        "SPIDER",
+        "TGA",
+        "XBM",
+        "BLP",
+        "EPS",
+    ):
         image = {"MSP": gray.convert("1"), "XBM": gray.convert("1"), "SPIDER": floats, "BLP": palette}.get(kind, color)
         files[kind] = saved(image, kind)
     return files
@@ -392,8 +412,8 @@ def test_a_manifest(stage, data):
 @given(data=st.one_of(damaged(*STATES), odd_json))
 def test_a_trainers_state_that_the_manifest_lists(stage, data):
     checkpoint = stage / "checkpoint-3"
-    aside = hidden(checkpoint)
-    aside.mkdir(exist_ok=True)
+    aside = stage / ".aside"
+    aside.mkdir()
     (aside / "trainer_state.json").write_bytes(data)
     seal(aside, checkpoint)
     with taken_or_refused():

@@ -193,9 +193,7 @@ def _check_augmentation(step: Any) -> list[str]:
         elif isinstance(default, str):
             if value not in ("zeros", "reflect"):
                 errors.append(f"augment: {name}: {key}: {value!r} is not zeros or reflect")
-        elif pair != (len(numbers) == 2) or not all(
-            type(n) in (int, float) and 0 <= n < math.inf for n in numbers
-        ):
+        elif pair != (len(numbers) == 2) or not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
             errors.append(
                 f"augment: {name}: {key}: {value!r} is not {'two numbers' if pair else 'a number'} from 0 up"
             )

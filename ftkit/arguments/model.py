@@ -97,7 +97,7 @@ def weights_file(name: str) -> Path | None:
 
 
 def _path(name: str) -> Path:
-    """Any text as a path. `pathlib` would raise for a user who is not there, and, asked what is there, for long names."""
+    """Any text as a path: `pathlib` raises for a user who is not there, and for names that are too long."""
     return Path(os.path.expanduser(name))
 
 

@@ -73,7 +73,7 @@ def check_decodable(image: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(
-            f"{image.width:,} x {image.height:,} pixels are more than {limit:,}, the most that is decoded: make it smaller"
+            f"{image.width:,} x {image.height:,} pixels are more than {limit:,}, the most that is decoded: shrink it"
         )
     if image.format == "EPS":
         raise OSError("PostScript is a program, and is not run: convert it to PNG")

@@ -85,6 +85,11 @@ def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return splits
 
 
+# What unpickling raises where bytes are not those that were written: lengths that no memory holds among them.
+_DAMAGED = (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, TypeError, LookupError, MemoryError,
+            OverflowError)  # fmt: skip
+
+
 class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles dictionaries of numpy arrays and nothing else: any other name in the file is refused."""
 
@@ -109,8 +114,8 @@ def _read_cifar_batch(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
         return {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: not a CIFAR batch: {error}. Download it again") from None
+    except _DAMAGED as error:
+        raise UserError(f"{path}: not a CIFAR batch: {error or type(error).__name__}. Download it again") from None
 
 
 def cifar_kind(folder: Path) -> str | None:
@@ -141,10 +146,12 @@ def read_cifar_folder(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndar
             labels = batch.get(label_key)
             if not isinstance(labels, list) or [type(label) for label in labels] != [int] * len(data):
                 raise UserError(f"{folder / name}: holds no `{label_key}` for its {len(data)} images")
+            if not all(0 <= label < 256 for label in labels):
+                raise UserError(f"{folder / name}: `{label_key}` holds {max(labels, key=abs)}. Download it again")
         images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[split] = images, np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
     meta = _read_cifar_batch(folder / files["meta"])
     names = meta.get(f"{prefix}label_names")
     if not isinstance(names, list) or not names:
         raise UserError(f"{folder / files['meta']}: holds no `{prefix}label_names`. Download it again")
-    return splits, [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+    return splits, [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]

@@ -120,13 +120,20 @@ def newest_whole(folder: Path) -> Path | None:
     The best one that it remembers must be whole as well: its weights may be the stage's result.
     """
     for checkpoint in reversed(checkpoints(folder)):
-        wrong = what_is_wrong(checkpoint)
-        if wrong is None and (best := best_of(checkpoint)) is not None and (fault := what_is_wrong(best)):
-            wrong = f"remembers {best.name} as the best, which {fault}"
+        wrong = what_is_wrong(checkpoint) or _wrong_with_best(checkpoint)
         if wrong is None:
             return checkpoint
         logger.warning("passed over %s: it %s", checkpoint, wrong)
     return None
+
+
+def _wrong_with_best(checkpoint: Path) -> str | None:
+    try:
+        best = best_of(checkpoint)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        return f"holds a trainer_state.json that cannot be read: {error}"
+    fault = what_is_wrong(best) if best is not None else None
+    return f"remembers {best.name} as the best, which {fault}" if fault else None
 
 
 def remove(folder: Path) -> None:
