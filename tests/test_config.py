@@ -387,6 +387,27 @@ def test_a_script_for_one_process_refuses_several(monkeypatch, refused):
         load_recipe_script("predict").main(["--model", "x", "y"])
 
 
+@pytest.mark.parametrize("launcher", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_what_needs_whole_weights_is_refused_where_they_are_cut(monkeypatch, refused, launcher):
+    monkeypatch.setenv(launcher, "true")
+    words = ["--dataset", "digits", "--ema_decay", "0.9", "--l1", "1e-4", "--on_nan", "rollback"]
+    with refused("ema_decay: 0.9 needs whole weights", "l1: 0.0001 needs", "on_nan: rollback needs", "multi_gpu.yaml"):
+        parse_config(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--report_to", "tensorbord"], ["report_to: 'tensorbord' is not one of", "did you mean 'tensorboard'"]),
+        (["--report_to", "clearml"], ["report_to: clearml is not installed"]),
+        (["--save_on_each_node", "true"], ["save_on_each_node", "one folder that all machines see"]),
+    ],
+)
+def test_trackers_and_folders(refused, words, told):
+    with refused(*told):
+        parse_config(["--dataset", "digits", *words])
+
+
 def test_help_lists_the_keys(capsys):
     with pytest.raises(SystemExit) as caught:
         parse_config(["--help"])

@@ -66,8 +66,17 @@ def test_two_processes_train_as_one_does(two, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_learning_rate_follows_the_number_of_processes(launch, two, tmp_path):
+    options = ["--dropout", 0, "--learning_rate", 0.05, "--scale_lr", "linear"]
+    shown, _ = (process := launch(tmp_path / "run", *options)).communicate(timeout=300)
+    assert process.returncode == 0 and "a step takes 64 images, 2 × 32; learning rates × 2 (scale_lr: linear)" in shown
+    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
-def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_path, signum):
+def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_path, signum, refused):
     """One of the two is told to end, or dies: the launcher ends, and the same command goes on, byte for byte."""
     process = launch(tmp_path / "run", "--dropout", 0)
     stage, deadline = tmp_path / "run" / "stages" / "0-all", time.monotonic() + 200
@@ -77,6 +86,8 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_p
     os.kill(int(children[-1]), signum)
     shown, _ = process.communicate(timeout=200)
     assert process.returncode != 0 and not (tmp_path / "run" / "run.json").exists(), shown[-2000:]
+    with refused("was written by 2 processes, and these are 1"):
+        finetune(tmp_path / "run", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu", "true", "--dropout", 0)
     shown, _ = (process := launch(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
     assert process.returncode == 0 and "goes on from" in shown, shown[-3000:]
     models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
