@@ -198,7 +198,7 @@ def _read_table(path: Path) -> pd.DataFrame:
                 table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, index_col=False)
         else:
             table = pd.DataFrame([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
-    except (ValueError, OSError, AttributeError, pd.errors.ParserWarning) as error:
+    except (ValueError, TypeError, RecursionError, OSError, AttributeError, pd.errors.ParserWarning) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
     if table.empty:
         raise UserError(f"{path}: holds no rows")

@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -17,6 +18,9 @@ from .anatomy import find_head
 logger = logging.getLogger(__name__)
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # where training scripts put it
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # what DistributedDataParallel, torch.compile and Lightning add
+# What reading a file raises whose bytes are not those that were written.
+_DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+            AssertionError, MemoryError, OverflowError, struct.error)  # fmt: skip
 _WAY_OUT = "where the file comes from, save the weights alone: torch.save(model.state_dict(), path)"
 
 
@@ -66,7 +70,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             else "it is no file of torch.save, or a pickle of old"
         )
         raise UserError(f"model: {path} cannot be read as a file of weights: {why}: {_WAY_OUT}") from None
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except _DAMAGED as error:
         reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
         if "TorchScript" in reason:
             reason = f"it is a TorchScript archive: {_WAY_OUT}"
