@@ -63,6 +63,7 @@ def cifar(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_told_and_stored(benchmark, mnist, cifar, tmp_path, capsys):
     output = tmp_path / "benchmark.json"
     limits = ["--images", "64", "--steps", "1", "--rounds", "1"]

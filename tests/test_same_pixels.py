@@ -44,6 +44,7 @@ def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path
     assert weights(runs[0]) == weights(runs[1])
 
 
+@pytest.mark.slow
 def test_a_resume_after_any_step_changes_nothing(reference, tmp_path):
     for step in range(1, 20):
         run = shutil.copytree(reference, tmp_path / str(step))
@@ -87,6 +88,7 @@ np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.see
 """
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_sees(tmp_path):
     """Two gloo processes, and one with twice the batch: the same images at every step, byte for byte."""
     (tmp_path / "record.py").write_text(RECORD)

@@ -226,6 +226,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, grays, tensors, damage):
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
     script = """if True:
         import sys

@@ -79,6 +79,7 @@ def test_the_card_can_be_read_by_the_hub_and_does_not_lie(hub, unchecked, run, c
         push([str(run), "--verify"])
 
 
+@pytest.mark.slow
 def test_a_second_push_is_a_second_commit_and_takes_away_what_would_be_mistaken(hub, unchecked, run):
     pushing.push(run, "me/digits")
     (run / "model" / "adapter_model.safetensors").write_bytes(b"an earlier push was one of adapters")

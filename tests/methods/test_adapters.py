@@ -21,7 +21,14 @@ METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "h
 LINEAR_ONLY = ["vera", "randlora", "delora"]
 
 
-@pytest.mark.parametrize("method", METHODS + LINEAR_ONLY)
+def slow_unless(often: set[str], methods: list[str]) -> list:
+    """Each method on every model takes minutes: those that few use wait for the slow tests."""
+    return [pytest.param(name, marks=[] if name in often else [pytest.mark.slow]) for name in methods]
+
+
+@pytest.mark.parametrize(
+    "method", slow_unless({"lora", "dora", "adalora", "ia3", "vera", "oft"}, METHODS + LINEAR_ONLY)
+)
 def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused, method):
     """The predictions come again from the untouched base and the adapter's file: nothing else has moved."""
     convolutional = any(name in folder.name for name in ("convnet", "resnet"))
@@ -45,7 +52,12 @@ def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused,
     assert record["stages"][0]["best_metric"] > 0  # labels and metrics are known to the Trainer
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"])
+@pytest.mark.parametrize(
+    "method",
+    slow_unless(
+        {"lora", "adalora", "vera"}, ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"]
+    ),
+)
 def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
     arguments = [*QUICK, "--model", folder, "--method", method, "--merge_adapters", "true"]
     reason = {"vera": "No layers types compatible", "oft": "before it has learned anything"}.get(method)
