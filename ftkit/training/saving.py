@@ -22,6 +22,7 @@ from ftkit.training.ema import WeightAverage
 from ftkit.training.progress import Progress
 
 logger = logging.getLogger(__name__)
+_FAILURES = (OSError, RuntimeError, SafetensorError)  # to write a file
 _RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
 
 
@@ -95,7 +96,8 @@ class CheckpointingTrainer(Trainer):
             if self.state.best_global_step == self.state.global_step:
                 self.lost_best = checkpoint
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
-            logger.warning("%s could not be written, training goes on without it: %s", checkpoint, failure)
+            level = logging.WARNING if self.args.should_save else logging.DEBUG  # once for all processes
+            logger.log(level, "%s could not be written, training goes on without it: %s", checkpoint, failure)
         elif self.state.best_model_checkpoint is not None:
             self.lost_best = None
             self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
@@ -105,17 +107,17 @@ class CheckpointingTrainer(Trainer):
 
     def _write(self, folder: Path, model, trial) -> str | None:
         """Each process writes its part; why one could not, the same in all of them."""
-        failure, output_dir = None, self.args.output_dir
+        self.failure, output_dir = None, self.args.output_dir
         self.args.output_dir = str(folder.parent)
         try:
             super()._save_checkpoint(model, trial)
             self.progress.save(folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            # torch does not say why it could not write.
-            failure = "the disk is full" if "inline_container" in str(error) else str(error)
+        except _FAILURES as error:
+            self.failure = self.failure or error
         finally:
             self.args.output_dir = output_dir
-        return _first(failure)
+        full = "inline_container" in str(self.failure)  # torch does not say why it could not write
+        return _first("the disk is full" if full else self.failure and str(self.failure))
 
     def _give_name(self, aside: Path, checkpoint: Path) -> str | None:
         failure = None
@@ -142,19 +144,25 @@ class CheckpointingTrainer(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         if not self.args.should_save:  # FSDP and DeepSpeed ask every process, since all gather the `state_dict`
             return
+        try:
+            self._save_weights(Path(output_dir), state_dict)
+        except _FAILURES as error:  # told when the others, who wait for this process, have been met
+            self.failure = error
+
+    def _save_weights(self, output_dir: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
         if isinstance(self.model, PeftModel):
             # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
-            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            output_dir.mkdir(parents=True, exist_ok=True)
             adapters = adapter_state(self.model)
             whole = {name: (state_dict or adapters)[name] for name in adapters}
-            save_file(whole, Path(output_dir) / SAFE_WEIGHTS_NAME)
+            save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
             if ranks := rank_state(self.model):
-                save_file(ranks, Path(output_dir) / _RANKS)
+                save_file(ranks, output_dir / _RANKS)
         else:
-            super()._save(output_dir, state_dict)
-            (Path(output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
+            super()._save(str(output_dir), state_dict)
+            (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
         if self.average is not None:
-            self.average.save(Path(output_dir))
+            self.average.save(output_dir)
 
     def _load_best_model(self):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
