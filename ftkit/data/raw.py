@@ -146,7 +146,7 @@ def read_cifar_folder(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndar
             labels = batch.get(label_key)
             if not isinstance(labels, list) or [type(label) for label in labels] != [int] * len(data):
                 raise UserError(f"{folder / name}: holds no `{label_key}` for its {len(data)} images")
-            if not all(0 <= label < 256 for label in labels):
+            if not all(abs(label) < 2**31 for label in labels):
                 raise UserError(f"{folder / name}: `{label_key}` holds {max(labels, key=abs)}. Download it again")
         images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[split] = images, np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
