@@ -8,7 +8,16 @@ import datasets
 import transformers
 from transformers import TrainingArguments
 
+from ftkit.errors import printable
+
 logger = logging.getLogger("ftkit")
+
+
+class _Printable(logging.Formatter):
+    """Names of files and labels are other people's, and a terminal obeys what they may hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), but="\n\t")
 
 
 def set_up_console(args: TrainingArguments) -> None:
@@ -17,7 +26,7 @@ def set_up_console(args: TrainingArguments) -> None:
     The libraries' own remarks are kept for `log_level: info`.
     """
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.disable_tqdm:

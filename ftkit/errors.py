@@ -66,10 +66,9 @@ def user_errors() -> Iterator[None]:
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
         if isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0":
-            time.sleep(
-                _TOLD_BY_THE_FIRST
-            )  # all processes have it: the launcher ends this one when the first has ended
-        print(f"\nerror: {message}", file=sys.stderr, flush=True)
+            # All processes have it: the launcher ends this one when the first has ended.
+            time.sleep(_TOLD_BY_THE_FIRST)
+        print("\nerror:", printable(message, but="\n"), file=sys.stderr, flush=True)
         sys.exit(2)
     except Interrupted as error:
         print(f"\n{error}", file=sys.stderr, flush=True)
@@ -122,6 +121,13 @@ def _disk_trouble(error: BaseException) -> str | None:
     if number in _FULL:
         return f"{os.strerror(number)}: make room there"
     return f"{os.strerror(number)}: allow it" if number in _REFUSED else None
+
+
+def printable(text: str, but: str = "") -> str:
+    """The text without anything that a terminal would obey, except for the characters in `but`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ftkit.arguments import EvaluationArguments
-from ftkit.errors import ConfigError, UserError, nearest, user_errors
+from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
 from ftkit.settings import ScriptParser, whole_number
 
 Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
@@ -184,13 +184,6 @@ FORMATS = {"table": table, "jsonl": jsonl, "csv": comma_separated}
 def significant(probability: float) -> float:
     """Six digits, which is what float32 is good for."""
     return float(f"{probability:.6g}")
-
-
-def printable(text: str) -> str:
-    """The text on one line, without anything that a terminal would obey."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def columns(text: str) -> int:

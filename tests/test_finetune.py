@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from support import REPO, finetune, interrupt, load_recipe_script
 
@@ -316,7 +318,35 @@ def test_skipped_images_are_in_the_report(tmp_path):
     run = finetune(tmp_path / "run", *options, "--on_bad_image", "skip")
     assert "broken.png" in (run / "evaluation" / "report.md").read_text()
     skipped = json.loads((run / "run.json").read_text())["skipped_images"]
-    assert [image["file"] for images in skipped.values() for image in images] == [str(broken)]
+    listed = [(image["file"], image["xxh3_64"]) for images in skipped.values() for image in images]
+    assert listed == [(str(broken), xxhash.xxh3_64_hexdigest(b"not a picture"))]
+    # The same seed with the same ledger is the same run, decoded anew by either engine.
+    for engine in ("tensor", "stream"):
+        more = ["--data_engine", engine, "--cache_dir", tmp_path / f"{engine} cache"]
+        again = finetune(tmp_path / engine, *options, "--on_bad_image", "skip", *more)
+        assert json.loads((again / "run.json").read_text())["skipped_images"] == skipped
+        assert weights(again) == weights(run)
+
+
+def test_labels_that_mean_harm_are_shown_and_not_obeyed(tmp_path, capsys):
+    names = ["<script>alert(1)</script>", "\x1b[2Jgone", "a | `b`", "[x](http://example.test)", "---", "{{ 7 * 7 }}"]
+    for i in range(120):
+        Image.fromarray(np.full((8, 8), 2 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i}.png", "label": names[i % 6]} for i in range(120)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = finetune(
+        tmp_path / "run", "--data_dir", tmp_path / "list.jsonl", "--model", "mlp", "--num_train_epochs", "1"
+    )
+    assert "\x1b" not in capsys.readouterr().out.replace("\x1b[A", "")
+    config = json.loads((run / "model" / "config.json").read_text())
+    assert set(config["id2label"].values()) == set(names)
+    card = ModelCard.load(run / "model" / "README.md")
+    assert card.data.pipeline_tag == "image-classification"
+    for text in (card.text, (run / "evaluation" / "report.md").read_text()):
+        assert "\\<script\\>" in text and "<script" not in text.replace("\\<script", "")
+        assert "\\[x\\](http" in text and "a \\| \\`b\\`" in text
+    page = (run / "evaluation" / "report.html").read_text()
+    assert "<script" not in page and "{{ 7 * 7 }}" in page
 
 
 def test_the_command_of_the_readme(tmp_path):

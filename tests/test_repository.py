@@ -9,6 +9,7 @@ import pytest
 import yaml
 from support import REPO, load_recipe_script
 
+from ftkit.arguments import EvaluationArguments, ModelArguments
 from ftkit.config import parse_config, parse_evaluation
 
 # A module may import what stands before it, and what stands in its own place.
@@ -59,6 +60,62 @@ def test_data_flows_one_way(path):
 def test_modeling_files_travel_alone(path):
     known = {"torch", "transformers", "difflib", "itertools", "math", ".channels"}
     assert {name if name.startswith(".") else name.split(".")[0] for name in imports(path)} <= known
+
+
+# Where bytes of others could become code, and why they do not.
+_UNPICKLES = {
+    "ftkit/data/raw.py": "an unpickler that knows arrays alone",
+    "ftkit/models/weights.py": "the error's name",
+}
+_RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "marshal.loads", "dill.load",
+              "joblib.load", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"}  # fmt: skip
+_UNPICKLERS = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
+
+
+def unsafe(source: str) -> list[str]:
+    """What in a file would run what others wrote, by line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [f"{node.lineno}: imports {name}" for name in names if name.split(".")[0] in _UNPICKLERS]
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        bad = (
+            name in _RUNS_CODE
+            or (name == "torch.load" and given.get("weights_only") != "True")
+            or (name in ("yaml.load", "yaml.load_all") and given.get("Loader") not in ("_Loader", "yaml.SafeLoader"))
+            or (name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False")
+            or given.get("shell", "False") != "False"
+            or (given.get("trust_remote_code") == "True")
+            or (name.endswith("extractall") and given.get("filter") != "'data'")
+        )
+        found += [f"{node.lineno}: {ast.unparse(node)}"] if bad else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from pickle import load", "eval(x)", "torch.load(f)", "torch.load(f, weights_only=False)",
+     "yaml.load(f, Loader=yaml.Loader)", "np.load(f, allow_pickle=True)", "run(x, shell=True)",
+     "AutoModel.from_pretrained(x, trust_remote_code=True)", "tar.extractall(x)"],
+)  # fmt: skip
+def test_what_would_run_other_peoples_code_is_found(source):
+    assert unsafe(source)
+
+
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(REPO)))
+def test_nothing_runs_other_peoples_code(path):
+    found = unsafe(path.read_text(encoding="utf-8"))
+    if str(path.relative_to(REPO)) in _UNPICKLES:
+        found = [line for line in found if not line.endswith("imports pickle")]
+    assert found == []
+
+
+def test_code_of_others_runs_only_where_it_is_asked_for():
+    assert EvaluationArguments.__dataclass_fields__["trust_remote_code"].default is False
+    assert ModelArguments.__dataclass_fields__["trust_remote_code"].default is False
 
 
 def _without_variables(words: list[str]) -> list[str]:

@@ -29,7 +29,8 @@ class Decoded(NamedTuple):
         positions: of the images that decode, among the rows that were asked for.
         pixels: theirs, uint8 (n, C, H, W); None where n is 0.
         hashes: of their files' bytes, uint64 (n,) by XXH3.
-        bad: what does not decode: dictionaries of `row`, `index`, `file` and `reason`.
+        bad: what does not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (of its bytes, in hexadecimal;
+            None where it cannot be read) and `reason`.
     """
 
     positions: list[int]
@@ -55,17 +56,21 @@ class Decoder:
         """Decode these rows."""
         positions, images, hashes, bad = [], [], [], []
         for position, file in enumerate(self.files[rows]["image"]):
+            found = None
             try:
                 content = file_bytes(file)
+                found = xxhash.xxh3_64_intdigest(content)
                 images.append(to_mode(Image.open(BytesIO(content)), self.channels))
-                hashes.append(xxhash.xxh3_64_intdigest(content))
+                hashes.append(found)
                 positions.append(position)
             except BAD_IMAGE_ERRORS as error:
                 row = int(rows[position])
-                name, reason = file["path"] or f"row {self.index[row]}", str(error) or type(error).__name__
+                name = (file and file["path"]) or f"row {self.index[row]}"
+                reason = str(error) or type(error).__name__
                 if isinstance(error, UnidentifiedImageError):
                     reason = "not an image of a known format"  # PIL's message names an address in memory
-                bad.append({"row": row, "index": int(self.index[row]), "file": name, "reason": reason})
+                about = {"file": name, "xxh3_64": None if found is None else f"{found:016x}", "reason": reason}
+                bad.append({"row": row, "index": int(self.index[row]), **about})
         pixels = self.geometry(images) if images else None
         return Decoded(positions, pixels, np.array(hashes, np.uint64), bad)
 

@@ -33,17 +33,25 @@ def encoded(dataset: Dataset) -> Dataset:
     return dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
 
 
-def open_image(file: dict) -> Image.Image:
+def open_image(file: dict | None) -> Image.Image:
     """Open one row of an `encoded` dataset; pixels are not decoded yet."""
-    return Image.open(BytesIO(file["bytes"]) if file["bytes"] is not None else file["path"])
+    content, path = _content_or_path(file)
+    return Image.open(path if content is None else BytesIO(content))
 
 
-def file_bytes(file: dict) -> bytes:
+def file_bytes(file: dict | None) -> bytes:
     """All bytes of one row of an `encoded` dataset."""
-    if file["bytes"] is not None:
-        return file["bytes"]
-    with open(file["path"], "rb", buffering=0) as opened:  # less than pathlib takes, for a small file
+    content, path = _content_or_path(file)
+    if content is not None:
+        return content
+    with open(path, "rb", buffering=0) as opened:  # less than pathlib takes, for a small file
         return opened.read()
+
+
+def _content_or_path(file: dict | None) -> tuple[bytes | None, str | None]:
+    if file is None or file["bytes"] is file["path"] is None:
+        raise OSError("the row holds no image")
+    return file["bytes"], file["path"]
 
 
 def describe_images(dataset: Dataset) -> ImageInfo:

@@ -6,6 +6,7 @@ import pickle
 import re
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import numpy as np
 from ftkit.errors import UserError
 
 IDX_NAME = re.compile(r"(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[13][-.]ubyte(\.gz)?$")
+_CHUNK = 1 << 20  # bytes
+_BOMB_BYTES, _BOMB_RATIO = 1 << 28, 100  # a gzipped file of more, and better packed, is not unpacked
 _CIFAR_BATCHES = {
     "cifar10": {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"], "meta": "batches.meta"},
     "cifar100": {"train": ["train"], "test": ["test"], "meta": "meta"},
@@ -33,9 +36,7 @@ def read_idx(path: Path) -> np.ndarray:
             says.
     """
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        data = _unpacked(path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}. Download it again") from None
     if len(data) < 4 or data[:2] != b"\0\0":
@@ -50,12 +51,32 @@ def read_idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
     expected, found = math.prod(shape), len(data) - 4 - 4 * ndim
     if found != expected:
-        what = "cut short" if found < expected else "too long"
+        what, count = ("cut short", found) if found < expected else ("too long", "more")
         raise UserError(
             f"{path}: {what}: its header says {' x '.join(map(str, shape))} = {expected} bytes of values and there "
-            f"are {found}. Download it again"
+            f"are {count}. Download it again"
         )
     return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+
+
+def _unpacked(path: Path) -> bytes:
+    """The bytes of a file, gzipped or not: of a gzipped one no more than one byte beyond what its header announces."""
+    packed = path.read_bytes()
+    if packed[:2] != b"\x1f\x8b":
+        return packed
+    with gzip.open(BytesIO(packed)) as file:
+        data = bytearray(file.read(4))
+        ndim = data[3] if len(data) == 4 else 0
+        data += file.read(4 * ndim)
+        announced = math.prod(struct.unpack(f">{ndim}I", data[4:])) if len(data) == 4 + 4 * ndim else 0
+        if announced > max(_BOMB_BYTES, _BOMB_RATIO * len(packed)):
+            raise UserError(
+                f"{path}: its {len(packed):,} bytes announce {announced:,}, more than {_BOMB_RATIO} times as many: no "
+                "images are packed that well. If they are, unpack the file yourself"
+            )
+        while len(data) <= 4 + 4 * ndim + announced and (chunk := file.read(_CHUNK)):
+            data += chunk
+    return bytes(data)
 
 
 def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

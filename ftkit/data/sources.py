@@ -4,6 +4,7 @@ import difflib
 from pathlib import Path
 
 import datasets.config
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
@@ -11,6 +12,7 @@ from datasets.info import DatasetInfo
 
 from ftkit.arguments import DataArguments
 from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, holds_images, read_class_folders, read_tables, table_files
+from ftkit.data.paths import check_paths
 from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.remote import from_hub
 from ftkit.data.splits import canonical, complete_splits, keep_classes, take_fewer
@@ -54,14 +56,30 @@ def load_data(args: DataArguments) -> DatasetDict:
         the same names in each) and `index` (the row in the split it came from, as it was read).
 
     Raises:
-        UserError: the data are not there, or are not what they should be.
+        UserError: the data are not there, are not what they should be, or name files outside of their folder.
     """
     raw = _read_folder(args) if args.data_dir else _read_name(args)
     label_column = args.label_column
     if label_column is None and (usual := _DEFAULT_LABELS.get(args.dataset)) in next(iter(raw.values())).features:
         label_column = usual
-    splits = keep_classes(canonical(raw, args, label_column), args.classes)
-    return take_fewer(complete_splits(splits, args), args)
+    splits = canonical(raw, args, label_column)
+    if not _is_list(args.data_dir):
+        check_paths(splits, _own_folders(args))
+    return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
+
+
+def _is_list(data_dir: str | None) -> bool:
+    """Whether it is a list of paths that the user has named, who may list any file."""
+    return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
+
+
+def _own_folders(args: DataArguments) -> list[Path]:
+    """Where the files of a dataset lie."""
+    if args.data_dir:
+        path = Path(args.data_dir)
+        return [path if path.is_dir() else path.parent]
+    caches = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
+    return [Path(HUB_NAMES.get(args.dataset, args.dataset)), *map(Path, caches)]
 
 
 def _read_name(args: DataArguments) -> DatasetDict:

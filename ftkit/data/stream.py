@@ -21,7 +21,7 @@ from ftkit.data.pixels import geometry_key, histogram
 from ftkit.data.tensors import Images, decodable, gone
 from ftkit.errors import UserError
 
-_VERSION = 2  # of what is cached: raise it when decoding changes
+_VERSION = 3  # of what is cached: raise it when decoding changes
 
 
 class StreamedImages(Images):

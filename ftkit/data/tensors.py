@@ -23,7 +23,7 @@ from ftkit.data.pixels import geometry_key, histogram
 from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
-_VERSION = 3  # of what is cached: raise it when decoding changes
+_VERSION = 4  # of what is cached: raise it when decoding changes
 
 
 class Batch(NamedTuple):
@@ -51,7 +51,7 @@ class Images(TorchDataset, ABC):
         fingerprint: of the dataset.
         hashes: uint64 (N,), of the files' bytes: equal where two images are the same file.
         key: what of the dataset, the processor and the mode the pixels are.
-        skipped: what did not decode: dictionaries of `index`, `file` and `reason`.
+        skipped: what did not decode, as in `ftkit.data.decoding.Decoded`.
         shape: of an image, (C, H, W).
     """
 

@@ -84,6 +84,8 @@ def what_is_wrong(folder: Path) -> str | None:
         listed = json.loads((folder / _MANIFEST).read_text())
         for name, about in listed.items():
             path = folder / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{_MANIFEST} lists {name}, which lies elsewhere"
             if not path.is_file():
                 return f"has no {name}"
             if path.stat().st_size != about["size"]:

@@ -33,7 +33,11 @@ def hostile(tmp_path_factory):
     """The report of a run whose classes have names that mean harm."""
     folder = tmp_path_factory.mktemp("hostile") / "evaluation"
     test, validation = random_predictions(HOSTILE, 500), random_predictions(HOSTILE, 200, seed=1)
-    skipped = {"test": [{"file": "<b>x</b>.png", "reason": "<i>torn</i>", "index": 3, "row": 3}]}
+    skipped = {
+        "test": [
+            {"file": "<b>x</b>.png", "xxh3_64": "0badcafe0badcafe", "reason": "<i>torn</i>", "index": 3, "row": 3}
+        ]
+    }
     store(folder, test, validation, dataset="<u>data</u>", skipped_images=skipped, commit="<s>c</s>")
     return write_report(folder)
 

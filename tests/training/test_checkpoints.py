@@ -79,6 +79,31 @@ def test_whatever_is_damaged_is_named_and_passed_over(killed, passed_over, damag
     assert checkpoints.newest_whole(stage) == newest
 
 
+@pytest.mark.parametrize("name", ["../checkpoint-1/model.safetensors", "{folder}/model.safetensors", "/etc/passwd"])
+def test_a_manifest_lists_files_of_its_own_alone(killed, passed_over, name):
+    stage = killed / "stages" / "0-all"
+    newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
+    name = name.format(folder=newest)
+    listed = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps({name: listed["model.safetensors"]} | listed))
+    assert checkpoints.newest_whole(stage) == older
+    assert f"lists {name}, which lies elsewhere" in passed_over()[0]
+
+
+@pytest.mark.parametrize("best", ["/etc", "..", "../../..", "/"])
+def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, passed_over, best):
+    stage = killed / "stages" / "0-all"
+    newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
+    state = json.loads((newest / "trainer_state.json").read_text())
+    (newest / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": best}))
+    (newest / "manifest.json").unlink()
+    aside = checkpoints.hidden(newest)
+    os.replace(newest, aside)
+    checkpoints.seal(aside, newest)
+    assert checkpoints.newest_whole(stage) == older
+    assert f"passed over {newest}" in passed_over()[0]
+
+
 def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsys):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]

@@ -1,0 +1,39 @@
+"""No row of a dataset opens a file outside of the dataset's own folders."""
+
+import os.path
+from pathlib import Path
+
+import pyarrow.compute as pc
+from datasets import DatasetDict
+
+from ftkit.errors import UserError
+
+
+def check_paths(splits: DatasetDict, folders: list[Path]) -> None:
+    """That files which rows name in place of an image's bytes lie below `folders`.
+
+    Paths are compared as they are written, `..` resolved; a link inside a folder, which somebody has put there, may
+    lead anywhere.
+
+    Args:
+        splits: with a column `image`.
+        folders: where the dataset's files lie.
+
+    Raises:
+        UserError: a row names another file.
+    """
+    roots = [os.path.abspath(folder) for folder in folders]
+    for split, dataset in splits.items():
+        files = dataset.select_columns("image").with_format("arrow")[:]["image"]
+        to_open = pc.if_else(pc.is_null(pc.struct_field(files, "bytes")), pc.struct_field(files, "path"), None)
+        for row, path in enumerate(to_open.to_pylist() if to_open.null_count < len(to_open) else []):
+            if path is not None and not _is_below(os.path.abspath(path), roots):
+                raise UserError(
+                    f"{split}, row {row}: its image is the file {path}, not in {' or '.join(roots)}: data may "
+                    "name files of their own only. If you trust them, write the paths into one CSV file with the "
+                    "columns image, label and split, and give that file as --data_dir"
+                )
+
+
+def _is_below(path: str, roots: list[str]) -> bool:
+    return any(path.startswith(os.path.join(root, "")) for root in roots)
