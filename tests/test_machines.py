@@ -105,8 +105,9 @@ def test_fsdp(tmp_path, two):
     assert_same_weights(two, sharded(tmp_path, "fsdp", tmp_path / "run", "0"))
 
 
-def test_fsdp_goes_on_where_it_was(tmp_path):
-    options = ["0.2", "--optim", "adamw_torch"]  # torch does not load the state of an optimizer that has none
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # torch refuses to load the state of one that has none
+def test_fsdp_goes_on_where_it_was(tmp_path, optim):
+    options = ["0.2", "--optim", optim]
     whole = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
     expected = (whole / "model" / "model.safetensors").read_bytes()
     interrupt(whole, keep=2)

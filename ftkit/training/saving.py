@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -136,6 +136,18 @@ class CheckpointingTrainer(Trainer):
             self._remember_best(Path(resume_from_checkpoint))
         return where
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the `Trainer` does; torch refuses the state of an optimizer, such as plain SGD, that has none."""
+        if checkpoint is None or not self.is_fsdp_enabled or _has_state(Path(checkpoint) / OPTIMIZER_NAME_BIN):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+        self._take_rates_of_schedule()
+
+    def _take_rates_of_schedule(self) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
     def _remember_best(self, checkpoint: Path) -> None:
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = str(best) if best is not None else None
@@ -183,6 +195,10 @@ class CheckpointingTrainer(Trainer):
             restore_ranks(self.model, load_file(ranks))
         if self.average is not None:
             self.average.load(checkpoint)
+
+
+def _has_state(optimizer: Path) -> bool:
+    return bool(torch.load(optimizer, map_location="cpu", weights_only=True, mmap=True)["state"])
 
 
 def _first(failure: str | None) -> str | None:

@@ -475,5 +475,4 @@ class ImageTrainer(CheckpointingTrainer):
         self._load_weights(checkpoint)
         self._load_optimizer_and_scheduler(str(checkpoint))
         self.lr_scheduler.load_state_dict(schedule)
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
+        self._take_rates_of_schedule()
