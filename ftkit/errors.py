@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import json
 import os
 import re
 import signal
@@ -65,14 +66,27 @@ def user_errors() -> Iterator[None]:
             message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
-        if isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0":
-            # All processes have it: the launcher ends this one when the first has ended.
+        if not _is_first():  # what all have is told once: the launcher ends this process when the first has ended
             time.sleep(_TOLD_BY_THE_FIRST)
-        print("\nerror:", printable(message, but="\n"), file=sys.stderr, flush=True)
+        _tell("error: " + printable(message, but="\n"))
         sys.exit(2)
     except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr, flush=True)
+        if _is_first():
+            _tell(str(error))
         sys.exit(128 + error.signum)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(message: str) -> None:
+    """Print it; and a launcher of several processes, which says at its end why one failed, repeats it there."""
+    print(f"\n{message}", file=sys.stderr, flush=True)
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        failure = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": failure}), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import json
 from pathlib import Path
 
 import pytest
@@ -370,15 +371,17 @@ def test_an_error_is_one_message_and_exit_code_2(capsys, monkeypatch, debug):
     assert ("Traceback" in shown) == debug
 
 
-def test_of_several_processes_the_first_tells_what_is_wrong_with_the_configuration(capsys, monkeypatch):
+def test_of_several_processes_the_first_tells_what_is_wrong(capsys, monkeypatch, tmp_path):
     """The launcher ends the others when the first has ended: they wait for that, and tell it themselves if need be."""
     waited = []
     monkeypatch.setattr("time.sleep", waited.append)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
         with pytest.raises(SystemExit), user_errors():
             parse_config(["--lerning_rate", "1"])
         assert len(waited) == int(rank) and "learning_rate" in capsys.readouterr().err
+        assert "learning_rate" in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
 
 
 def test_a_script_for_one_process_refuses_several(monkeypatch, refused):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 import yaml
 from huggingface_hub import ModelCard
@@ -301,6 +302,18 @@ def test_a_batch_of_one_image_is_explained(tmp_path, refused):
         finetune(tmp_path / "run", *options)
     run = finetune(tmp_path / "dropped", *options, "--dataloader_drop_last", "true")
     assert json.loads((run / "run.json").read_text())["test"]["n"] == 360  # evaluations leave nothing out
+
+
+def test_full_determinism_reaches_torch_and_changes_nothing_on_a_processor(tmp_path, monkeypatch):
+    for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
+                 "FLASH_ATTENTION_DETERMINISTIC"):  # fmt: skip
+        monkeypatch.setenv(name, "")  # put back afterwards
+    plain = finetune(tmp_path / "plain", *QUICK, "--augment", "translate")
+    try:
+        run = finetune(tmp_path / "run", *QUICK, "--augment", "translate", "--full_determinism", "true")
+        assert torch.are_deterministic_algorithms_enabled() and weights(run) == weights(plain)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_skipped_images_are_in_the_report(tmp_path):

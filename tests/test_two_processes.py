@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import yaml
+from disk_harness import PAGE, Disk, can_mount
 from safetensors.numpy import load_file
 from support import REPO, finetune
 
@@ -30,11 +31,12 @@ def launch(tmp_path_factory):
     path = tmp_path_factory.mktemp("two") / "two.yaml"
     path.write_text(yaml.safe_dump(config))
 
-    def start(folder, *options):
+    def start(folder, *options, before=None):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path,
                    REPO / "recipes" / "finetune.py", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu",
                    "true", *options, "--output_dir", folder]  # fmt: skip
-        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                preexec_fn=before)  # fmt: skip
 
     return start
 
@@ -92,3 +94,20 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_p
     assert process.returncode == 0 and "goes on from" in shown, shown[-3000:]
     models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
+def test_a_disk_that_is_full_for_both(launch, two, tmp_path, share):
+    """Neither waits for the other for ever; and with room the same command goes on to the same model."""
+    needed = sum(path.stat().st_size for path in two.rglob("*") if path.is_file())
+    with Disk(tmp_path / "disk", int(share * needed) // PAGE * PAGE, can_mount()) as disk:
+        options = ["--dropout", 0, "--cache_dir", tmp_path / "cache"]
+        shown, _ = (process := launch(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=200)
+        assert process.returncode != 0 and not (disk.folder / "run" / "run.json").exists(), shown[-2000:]
+        assert shown.count("\nerror: output_dir: ") == 1 and "make room there" in shown, shown[-3000:]
+        disk.grow()
+        shown, _ = (process := launch(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=300)
+        assert process.returncode == 0, shown[-3000:]
+        models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, disk.folder / "run")]
+        assert models[0] == models[1]

@@ -5,9 +5,10 @@ from typing import Any
 
 import datasets.config
 import huggingface_hub.constants
+from datasets.exceptions import DatasetsError
 from huggingface_hub import get_session, is_offline_mode
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, unwritable
 
 TIMEOUT_S = 3.0
 
@@ -27,7 +28,7 @@ def from_hub(load: Callable[[], Any], what: str, fix: str) -> Any:
     switched to their offline mode, in which they take what is cached or fail at once.
 
     Raises:
-        UserError: `what` is not there; the sentence ends with `fix`.
+        UserError: `what` is not there, in a sentence that ends with `fix`; or there is no room for it.
     """
     offline = is_offline_mode() or not _reachable()
     if offline:
@@ -35,7 +36,9 @@ def from_hub(load: Callable[[], Any], what: str, fix: str) -> Any:
         datasets.config.HF_HUB_OFFLINE = True
     try:
         return load()
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, DatasetsError) as error:
+        if full := unwritable(error.__cause__ or error, "HF_HOME", datasets.config.HF_CACHE_HOME):
+            raise full from error
         if offline:
             raise UserError(
                 f"{what} is not in the local cache, and the Hub ({huggingface_hub.constants.ENDPOINT}) is out of "

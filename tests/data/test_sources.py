@@ -1,5 +1,6 @@
 """Parquet and webdataset files, save_to_disk folders, the embedded digits, and the Hub out of reach."""
 
+import errno
 import io
 import tarfile
 
@@ -8,7 +9,10 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
+from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
+
+from ftkit.data import remote, sources
 
 ABC = ClassLabel(names=["c", "a", "b"])  # not in alphabetical order, and it stays so
 
@@ -133,6 +137,20 @@ def no_hub(request, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     for module in (huggingface_hub.constants, datasets.config):
         monkeypatch.setattr(module, "HF_HUB_OFFLINE", request.param == "switched off")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_no_room_for_what_comes_from_the_hub(load, refused, monkeypatch, wrapped):
+    def fetch(*args, **options):
+        full = OSError(errno.ENOSPC, "No space left on device", "/cache/file")
+        if wrapped:
+            raise DatasetGenerationError("An error occurred") from full
+        raise full
+
+    monkeypatch.setattr(remote, "_reachable", lambda: True)
+    monkeypatch.setattr(sources, "load_dataset", fetch)
+    with refused("HF_HOME", "/cache/file", "No space left on device", "make room there"):
+        load(dataset="owner/name")
 
 
 @pytest.mark.parametrize(
