@@ -1,18 +1,21 @@
 """What a run does when it is told to end: save after the step, say how to go on, and leave."""
 
+import os
 import signal
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from ftkit.errors import Interrupted
 
-_STOP = (signal.SIGTERM, signal.SIGINT)
-_SAVE = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()  # SLURM's warning; Windows has none
+# Windows has but the first two. SIGHUP: the terminal is gone; SIGUSR1: SLURM's warning.
+_STOP = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+_SAVE = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []
 
 
 class Signals:
-    """Remembers what this process was told: SIGTERM and SIGINT to save and end, SIGUSR1 to save and go on.
+    """Remembers what this process was told: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and go on.
 
     Where nothing is there to be saved, and when it is told a second time, the process ends at once.
     """
@@ -24,8 +27,9 @@ class Signals:
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Within, signals are remembered; after it, they do what they did before."""
-        before = {signum: signal.signal(signum, self._remember) for signum in (*_STOP, *_SAVE)}
+        """Within, signals are remembered, but for those that `nohup` ignores; after it, they do what they did."""
+        stop = [signum for signum in _STOP if signal.getsignal(signum) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, self._remember) for signum in (*stop, *_SAVE)}
         try:
             yield
         finally:
@@ -45,6 +49,8 @@ class Signals:
         if signum in _SAVE:
             self._save = True
             return
+        if signum not in (signal.SIGTERM, signal.SIGINT):
+            _let_go_of_terminal()
         again, self._stop = self._stop, signum
         if again or not self._training:
             raise Interrupted(signum)
@@ -69,6 +75,15 @@ class Signals:
         before[1].wait()
         save, stop = before[0].tolist()
         return bool(save), stop
+
+
+def _let_go_of_terminal() -> None:
+    """Write to it no more: it is gone, and the first line would be the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for shown in (1, 2):
+        if stat.S_ISCHR(os.fstat(shown).st_mode):
+            os.dup2(nowhere, shown)
+    os.close(nowhere)
 
 
 signals = Signals()

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
     from ftkit.training.run import prepare_plan, run_plan
-    from ftkit.training.run_folder import begin_run, check_run_folder, check_shared
+    from ftkit.training.run_folder import begin_run, check_run_folder, check_shared, claimed
     from ftkit.training.trainer import ImageTrainer
 
     args = config.training
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     plan = prepare_plan(config, model, normalize, images["train"])
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
-    with writing("output_dir", folder):
+    with writing("output_dir", folder), claimed(config):
         banner("train")
         with args.main_process_first(local=False, desc="making the run's folder"):
             if args.process_index == 0:

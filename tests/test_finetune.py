@@ -1,7 +1,9 @@
 """The main job, through its face: a command line in, a run's folder out."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,8 @@ from support import REPO, finetune, interrupt, load_recipe_script
 
 from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
+from ftkit.training import saving
+from ftkit.training.checkpoints import step_of, what_is_wrong
 
 QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
 
@@ -360,6 +364,38 @@ def test_labels_that_mean_harm_are_shown_and_not_obeyed(tmp_path, capsys):
         assert "\\[x\\](http" in text and "a \\| \\`b\\`" in text
     page = (run / "evaluation" / "report.html").read_text()
     assert "<script" not in page and "{{ 7 * 7 }}" in page
+
+
+def test_a_folder_that_another_run_writes_is_refused(tmp_path, monkeypatch, refused):
+    """The same command in two terminals: the second one would go on from the first one's checkpoints."""
+    seal, tried = saving.seal, []
+
+    def seal_and_start_again(aside, folder):
+        seal(aside, folder)
+        with refused("output_dir", tmp_path / "run", "is being written by another run"):
+            finetune(tmp_path / "run", *QUICK)
+        tried.append(folder)
+
+    monkeypatch.setattr(saving, "seal", seal_and_start_again)
+    run = finetune(tmp_path / "run", *QUICK)
+    assert tried and (run / "run.json").is_file() and not list(run.glob(".*"))
+
+
+def test_a_terminal_that_goes_away_ends_a_run_that_goes_on_later(tmp_path):
+    """As when a connection breaks: what is written to it then is an error."""
+    pty = pytest.importorskip("pty")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, str(REPO / "recipes" / "finetune.py"), "--model", "mlp",
+                                  "--num_train_epochs", "5000", "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    stage, shown = tmp_path / "run" / "stages" / "0-all", b""
+    while not list(stage.glob("checkpoint-*")):
+        with contextlib.suppress(BlockingIOError):
+            shown += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP, shown.decode()
+    newest = max(stage.glob("checkpoint-*"), key=step_of)
+    assert what_is_wrong(newest) is None and not list(stage.glob(".*")), "it ended between two steps, and saved"
 
 
 def test_the_command_of_the_readme(tmp_path):

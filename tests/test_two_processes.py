@@ -81,11 +81,8 @@ def test_the_learning_rate_follows_the_number_of_processes(launch, two, tmp_path
 def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_path, signum, refused):
     """One of the two is told to end, or dies: the launcher ends, and the same command goes on, byte for byte."""
     process = launch(tmp_path / "run", "--dropout", 0)
-    stage, deadline = tmp_path / "run" / "stages" / "0-all", time.monotonic() + 200
-    while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signum)
+    started(process, tmp_path / "run")
+    os.kill(children(process)[-1], signum)
     shown, _ = process.communicate(timeout=200)
     assert process.returncode != 0 and not (tmp_path / "run" / "run.json").exists(), shown[-2000:]
     with refused("was written by 2 processes, and these are 1"):
@@ -94,6 +91,47 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_p
     assert process.returncode == 0 and "goes on from" in shown, shown[-3000:]
     models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
+
+
+@pytest.mark.slow
+def test_a_warning_that_all_are_sent_costs_nothing(launch, tmp_path):
+    """SLURM sends it to the launcher too, which dies of it if it is not told to ignore it, as in recipes/README.md."""
+    process = launch(tmp_path / "run", "--num_train_epochs", 80, "--save_total_limit", 200,
+                     before=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))  # fmt: skip
+    stage = started(process, tmp_path / "run")
+    for pid in (process.pid, *children(process)):
+        os.kill(pid, signal.SIGUSR1)
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown[-3000:]
+    steps = {int(path.name.rpartition("-")[2]) for path in stage.glob("checkpoint-*")}
+    between = [step for step in steps if step % 5]
+    assert 1 <= len(between) <= 2 and len(steps) == 80 + len(between)  # they may have got it one step apart
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+def test_a_launcher_that_is_told_to_end(launch, tmp_path, signum):
+    """It passes that on: the processes save, say how to go on, and do."""
+    process = launch(tmp_path / "run", "--num_train_epochs", 80)
+    stage = started(process, tmp_path / "run")
+    process.send_signal(signum)
+    shown, _ = process.communicate(timeout=200)
+    assert process.returncode != 0 and shown.count("\nended by SIG") == 1, shown[-3000:]
+    assert [path for path in stage.glob("checkpoint-*") if int(path.name.rpartition("-")[2]) % 5], shown[-3000:]
+
+
+def started(process, run):
+    """The stage's folder, when its first checkpoint has been written."""
+    stage, deadline = run / "stages" / "0-all", time.monotonic() + 200
+    while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    return stage
+
+
+def children(process):
+    """The numbers of the processes that a launcher has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
 
 
 @pytest.mark.slow

@@ -2,12 +2,15 @@
 
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ftkit.config import Config
-from ftkit.errors import UserError, writing
+from ftkit.errors import UserError
 from ftkit.training.checkpoints import whole
 
 logger = logging.getLogger(__name__)
@@ -83,6 +86,35 @@ def check_shared(config: Config) -> None:
         raise UserError(f"output_dir: {folder} is not there on this machine: all machines must share one folder")
 
 
+@contextmanager
+def claimed(config: Config) -> Iterator[None]:
+    """Within, this run has its folder, which is made, to itself. For the first process; the others follow it.
+
+    Raises:
+        UserError: another run writes it, or it cannot be written.
+    """
+    folder = Path(config.training.output_dir)
+    if config.training.process_index != 0:
+        yield
+        return
+    lock = FileLock(folder / ".lock", blocking=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"output_dir: {folder} is being written by another run: wait for it, end it, or give another --output_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # where nothing can be written any more
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
 def begin_run(config: Config) -> None:
     """Clear what a run to be overwritten left (nothing else in that folder is touched) and save the configuration."""
     folder = Path(config.training.output_dir)
@@ -93,9 +125,5 @@ def begin_run(config: Config) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with writing("output_dir", folder), whole(folder / "config.yaml") as aside:
-            aside.write_text(config.to_yaml(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output_dir: {folder} cannot be written: {error}") from error
+    with whole(folder / "config.yaml") as aside:
+        aside.write_text(config.to_yaml(), encoding="utf-8")
