@@ -44,11 +44,15 @@ def disk(tmp_path):
         pytest.skip("root may write everywhere, and no file system can be mounted here")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
 
-    def remount(writable):
-        subprocess.run(["mount", "-o", f"remount,{'rw' if writable else 'ro'}", folder], check=True)
+    def cover(writable):
+        """With itself, read-only: a file that is open for writing forbids to make the whole disk so."""
+        steps = ["umount"] if writable else [f"mount --bind {folder}", "mount -o remount,bind,ro"]
+        for step in steps:
+            subprocess.run([*step.split(), folder], check=True)
 
-    yield folder, remount
-    subprocess.run(["umount", folder], check=True)
+    yield folder, cover
+    while os.path.ismount(folder):
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

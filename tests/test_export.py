@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import json
 import pickle
+import re
 import zipfile
 from types import SimpleNamespace
 
@@ -231,7 +232,9 @@ def test_calibration_sees_training_images_only(digits_run, tmp_path, monkeypatch
 def test_a_pt2_file_holds_no_pickle(exported, monkeypatch):
     with zipfile.ZipFile(exported / "model.pt2") as archive:
         for member in archive.infolist():
-            assert not archive.read(member).startswith((b"PK", b"\x80")), member.filename
+            content = archive.read(member)  # weights may begin with any byte
+            assert not content.startswith(b"PK\x03\x04"), member.filename
+            assert not (re.match(rb"\x80[\x02-\x05]", content) and content.endswith(b".")), member.filename
 
     def fail(*args, **kwargs):
         raise AssertionError("a pickle was read")
