@@ -1,5 +1,6 @@
 """Mistakes of a user, as one clear message."""
 
+import atexit
 import contextlib
 import difflib
 import errno
@@ -58,6 +59,7 @@ def user_errors() -> Iterator[None]:
     """
     try:
         yield
+        _end(0)
     except (UserError, OSError, SafetensorError) as error:
         message = str(error)
         if not isinstance(error, UserError):
@@ -69,11 +71,26 @@ def user_errors() -> Iterator[None]:
         if not _is_first():  # what all have is told once: the launcher ends this process when the first has ended
             time.sleep(_TOLD_BY_THE_FIRST)
         _tell("error: " + printable(message, but="\n"))
-        sys.exit(2)
+        _end(2)
     except Interrupted as error:
         if _is_first():
             _tell(str(error))
-        sys.exit(128 + error.signum)
+        _end(128 + error.signum)
+
+
+def _end(code: int) -> None:
+    """End this process, if it is one of several or has failed.
+
+    Of several, one that leaves while a thread of gloo still holds a tensor of Python's would be aborted when that
+    thread asks for the interpreter, which is gone: so the interpreter is not taken down.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _is_first() -> bool:

@@ -6,5 +6,8 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from support import load_recipe_script
 
+from ftkit.errors import user_errors
+
 PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
-load_recipe_script("finetune").main(sys.argv[1:])
+with user_errors():
+    load_recipe_script("finetune").main(sys.argv[1:])

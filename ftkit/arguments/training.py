@@ -1,7 +1,6 @@
 """transformers' `TrainingArguments`, with timm's optimizers, and what it lets pass and nobody means."""
 
 import ast
-import atexit
 import math
 import os
 import sys
@@ -41,10 +40,6 @@ class TrainingArguments(transformers.TrainingArguments):
             self.optim = optim
         if self.deepspeed_plugin is not None:
             unset_hf_deepspeed_config()  # by which transformers would build models in pieces, and here they are whole
-        if torch.distributed.is_initialized():
-            # Before the interpreter ends: threads of the group that want it afterwards abort the process.
-            atexit.unregister(torch.distributed.destroy_process_group)
-            atexit.register(torch.distributed.destroy_process_group)
 
 
 def machine_defaults() -> dict[str, Any]:
