@@ -243,5 +243,6 @@ def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.nd
         raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")
     if not skipped:
         return None
-    logger.warning("left out %d images that do not decode, the first: %s", len(skipped), skipped[0]["file"])
+    first = skipped[0]["file"]
+    logger.warning("left out of %d images: %d that cannot be decoded, the first: %s", len(dataset), len(skipped), first)
     return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])
