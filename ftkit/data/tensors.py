@@ -244,5 +244,5 @@ def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.nd
     if not skipped:
         return None
     first = skipped[0]["file"]
-    logger.warning("left out of %d images: %d that cannot be decoded, the first: %s", len(dataset), len(skipped), first)
+    logger.warning("of %d images %d do not decode, and are left out; the first: %s", len(dataset), len(skipped), first)
     return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])
