@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -364,6 +365,13 @@ def test_labels_that_mean_harm_are_shown_and_not_obeyed(tmp_path, capsys):
         assert "\\[x\\](http" in text and "a \\| \\`b\\`" in text
     page = (run / "evaluation" / "report.html").read_text()
     assert "<script" not in page and "{{ 7 * 7 }}" in page
+
+
+def test_a_run_leaves_no_process_behind(tmp_path):
+    before = set(multiprocessing.active_children())
+    stages = '[{"train": "head"}, {"train": "all"}]'
+    finetune(tmp_path / "run", *QUICK, "--data_engine", "stream", "--dataloader_num_workers", "1", "--stages", stages)
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_folder_that_another_run_writes_is_refused(tmp_path, monkeypatch, refused):

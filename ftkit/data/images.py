@@ -9,8 +9,10 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
 # What PIL's decoders raise; that it knows no such format is an OSError, RuntimeError comes from AVIF, AttributeError
-# from SPIDER.
-BAD_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, RuntimeError, AttributeError, Image.DecompressionBombError)
+# from SPIDER, IndexError from QOI.
+BAD_IMAGE_ERRORS = (
+    OSError, SyntaxError, ValueError, RuntimeError, AttributeError, LookupError, Image.DecompressionBombError,
+)  # fmt: skip
 _GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _SAMPLE = 256
 _ORIENTATION = 0x0112

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import DistributedType
+from accelerate.data_loader import DataLoaderAdapter
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file
 from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -128,6 +129,7 @@ class ImageTrainer(CheckpointingTrainer):
         args.remove_unused_columns, args.label_names = False, ["labels"]
         # A loss that is not finite must not hide those after it, where training goes on.
         args.logging_nan_inf_filter = objective is not None and objective.on_nan != "stop"
+        self.loaders: list[DataLoader] = []  # whose workers are to be ended
         if args.deepspeed_plugin is not None:
             AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
         super().__init__(
@@ -187,9 +189,23 @@ class ImageTrainer(CheckpointingTrainer):
         """`dataloader_drop_last` is for training, where the `Trainer` would leave images out of evaluations too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super()._get_dataloader(*args, **kwargs)
+            loader = super()._get_dataloader(*args, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+        self.loaders.append(loader.base_dataloader if isinstance(loader, DataLoaderAdapter) else loader)
+        return loader
+
+    def _end_workers(self) -> None:
+        """Those of a loader that is left to the garbage collector wait 5 seconds each before they are ended."""
+        for loader in self.loaders:
+            loader._iterator = None
+
+    def predict(self, *args, **kwargs):
+        """As the `Trainer` does; the worker processes end with it."""
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._end_workers()
 
     def get_train_dataloader(self) -> TrainingLoader:
         """Batches of `train_dataset`, which are this process's own: accelerate has nothing to add."""
@@ -197,7 +213,7 @@ class ImageTrainer(CheckpointingTrainer):
         seed = args.seed if args.data_seed is None else args.data_seed
         place = (args.process_index, args.world_size)
         batches = EpochBatches(len(images), self._train_batch_size, seed, *place, args.dataloader_drop_last)
-        return TrainingLoader(
+        loader = TrainingLoader(
             images,
             batches,
             num_workers=args.dataloader_num_workers,
@@ -205,6 +221,8 @@ class ImageTrainer(CheckpointingTrainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
+        self.loaders.append(loader)
+        return loader
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of a step, and the time that it took to get them."""
@@ -380,6 +398,7 @@ class ImageTrainer(CheckpointingTrainer):
         try:
             yield
         finally:
+            self._end_workers()
             self.whole.to(memory_format=torch.contiguous_format)
             gc.unfreeze()
 
