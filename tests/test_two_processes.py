@@ -111,7 +111,7 @@ def test_a_warning_that_all_are_sent_costs_nothing(launch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 def test_a_launcher_that_is_told_to_end(launch, tmp_path, signum):
-    """It passes that on: the processes save, say how to go on, and do."""
+    """It passes that on: the processes save, and the first says how to go on."""
     process = launch(tmp_path / "run", "--num_train_epochs", 80)
     stage = started(process, tmp_path / "run")
     process.send_signal(signum)
