@@ -32,6 +32,7 @@ from ftkit.arguments.data import EMBEDDED
 from ftkit.arguments.method import PLANS, default_learning_rate
 from ftkit.arguments.training import TrainingArguments, check_training, is_sharded, machine_defaults
 from ftkit.errors import ConfigError, UserError, nearest
+from ftkit.precision import decide_precision
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
 GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, RunArguments, TrainingArguments)
@@ -184,6 +185,9 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     parser = HfArgumentParser(GROUPS, prog="finetune.py")
     _answer_help(parser, overrides)
     values = _defaults(_read_values(parser, recipe + overrides, errors))
+    precision, contradictions = decide_precision(values)
+    values |= precision
+    errors += contradictions
     groups = _build_checked(GROUPS[:-1], values, errors)
     errors += check_training(values)
     if not any(error.startswith("method:") for error in errors):  # one message for one misspelt name

@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
+    from ftkit.precision import precision_of
     from ftkit.training.run import prepare_plan, run_plan
     from ftkit.training.run_folder import begin_run, check_run_folder, check_shared, claimed
     from ftkit.training.trainer import ImageTrainer
@@ -73,6 +74,7 @@ def main(arguments: list[str]) -> None:
     fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
     fact("input", " × ".join(map(str, images["train"].shape)) + " (channels × height × width)")
     plan = prepare_plan(config, model, normalize, images["train"])
+    fact("precision", precision_of(args))
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
     with writing("output_dir", folder), claimed(config):

@@ -16,6 +16,7 @@ from ftkit.config import parse_config, parse_evaluation
 ROAD = [
     "errors",
     "signals",
+    "precision",
     "arguments",
     "settings",
     "config",

@@ -76,7 +76,7 @@ def check_training(values: dict[str, Any]) -> list[str]:
         for key, (valid, expected) in ranges.items()
         if key in values and not (values[key] < math.inf and valid(values[key]))
     ]
-    if values.get("fp16") and not torch.accelerator.is_available():
+    if values.get("fp16") and (values.get("use_cpu") or not torch.accelerator.is_available()):
         errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
     for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if not isinstance(from_json(values.get(key) or "{}"), dict):

@@ -17,6 +17,7 @@ from ftkit.data.sources import HUB_NAMES
 from ftkit.data.tensors import Images
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.build import base_model
+from ftkit.precision import precision_of
 from ftkit.training.checkpoints import whole
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
@@ -70,6 +71,7 @@ def describe_run(
         "stages": stages,
         "seconds": round(seconds, 1),
         "processes": config.training.world_size,
+        "precision": precision_of(config.training),
         "device": str(config.training.device),
         "peak_memory_mb": peak_memory_mb(),
         **environment(),

@@ -16,18 +16,16 @@ from ftkit.evaluation.predictions import read_predictions
 from ftkit.training.provenance import file_hashes
 
 _CLEAN_LOAD = Path(__file__).with_name("clean_load.py")
-# Of the spread of the logits: what other kernels and another order of summation may change.
-_TOLERANCE = {"full": 1e-3, "half": 5e-2}
+_TOLERANCE = 1e-3  # of the spread of the logits: what other kernels and another order of summation may change
 
 
-def check_parity(model: Path, evaluation: Path, record: dict[str, Any], half_precision: bool) -> float:
+def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float:
     """That a clean process, without ftkit and offline, gives the evaluation's logits for the images that were kept.
 
     Args:
         model: the folder that is to leave.
         evaluation: the folder with the stored predictions and samples.
         record: `run.json`, which says what the files of the model were.
-        half_precision: whether the evaluation ran in 16 bits.
 
     Returns:
         The largest difference of a logit.
@@ -56,7 +54,7 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any], half_pre
         )
     expected, given = predictions.logits[list(samples)], np.array(answer["logits"])
     differences = np.abs(given - expected).max(axis=1)
-    allowed = _TOLERANCE["half" if half_precision else "full"] * max(float(expected.std()), 1e-3)
+    allowed = _TOLERANCE * max(float(expected.std()), 1e-3)
     if not (differences <= allowed).all():
         worst = int(np.argmax(differences))
         raise UserError(

@@ -68,7 +68,7 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
             f"{model} holds adapters of a model that is not on the Hub ({config['model']}): push that one first and "
             "train from its name there, or train with --merge_adapters true"
         )
-    difference = check_parity(model, evaluation, record, bool(config.get("bf16") or config.get("fp16")))
+    difference = check_parity(model, evaluation, record)
     logger.info("  %-12s without ftkit the logits are the same to %.1g", "checked", difference)
     matrix = np.array(write_metrics(evaluation)["confusion_matrix"])
     api = HfApi()

@@ -16,6 +16,7 @@ from ftkit.arguments import MethodArguments, local_model
 from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
 from ftkit.errors import UserError, nearest
 from ftkit.models.anatomy import find_head, is_norm
+from ftkit.precision import exact_float32
 
 logger = logging.getLogger(__name__)
 _MERGE_TOLERANCE = 1e-4  # of logits, where they are of the order of 1
@@ -245,6 +246,7 @@ def _layer_inputs(
     return inputs
 
 
+@exact_float32()
 def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
     """Why a layer cannot be adapted, or None. The layer itself is not touched."""
     with torch.random.fork_rng(), warnings.catch_warnings():
@@ -275,6 +277,7 @@ def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, optio
     return None
 
 
+@exact_float32()
 @torch.no_grad()
 def _logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     training = model.training

@@ -317,13 +317,16 @@ def _from_config_or_weights(
         overrides = {"model_args": {**(config.model_args or {}), **overrides}}
     old_names = [config.id2label[i] for i in sorted(config.id2label)]
     if pretrained:
-        options = {**source, **overrides, **labels, "ignore_mismatched_sizes": True}
+        # Small updates vanish in weights of 16 bits, in which many a base is saved.
+        options = {**source, **overrides, **labels, "ignore_mismatched_sizes": True, "dtype": torch.float32}
         model = _load(lambda: AutoModelForImageClassification.from_pretrained(name, **options), name, local)
         _fit_head(model, old_names, list(labels["id2label"].values()))
     else:
         config = _load(lambda: AutoConfig.from_pretrained(name, **source, **overrides, **labels), name, local)
         code = {"trust_remote_code": args.trust_remote_code}
-        model = _load(lambda: AutoModelForImageClassification.from_config(config, **code), name, local)
+        model = _load(
+            lambda: AutoModelForImageClassification.from_config(config, dtype=torch.float32, **code), name, local
+        )
     if is_timm:
         model.config.label_names = list(labels["id2label"].values())
     processor = _load(lambda: AutoImageProcessor.from_pretrained(name, **source), name, local)

@@ -20,6 +20,7 @@ from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import Batch, Images, collate
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
+from ftkit.precision import exact_float32, precision_of
 
 logger = logging.getLogger(__name__)
 _VERSION = 1  # of what is cached: raise it when the computation changes
@@ -80,8 +81,9 @@ class FeatureExtractor:
         self.head = model.get_submodule(head)
         body = digests(model, {name for name in model.state_dict() if plain_name(name).startswith(f"{head}.")})
         adapters = sorted(map(str, vars(model.active_peft_config).items())) if isinstance(model, PeftModel) else None
-        self.key = (_VERSION, body, model.config.to_json_string(), adapters, args.bf16, args.fp16, args.device.type)
+        self.key = (_VERSION, body, model.config.to_json_string(), adapters, precision_of(args), args.device.type)
 
+    @exact_float32()
     def why_not(self, tensors: Images) -> str | None:
         """Why the features would not give what training through the body gives, or None. A few images are tried."""
         images, training = tensors.sample(8), self.model.training

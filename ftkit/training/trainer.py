@@ -41,6 +41,7 @@ from ftkit.errors import UserError
 from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.models.anatomy import block_classes, is_convolutional
+from ftkit.precision import exact_float32, remove_autocast
 from ftkit.signals import signals
 from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
@@ -150,7 +151,7 @@ class ImageTrainer(CheckpointingTrainer):
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         self.objective, self.whole = objective, model
         if objective is None:
-            self._predict_whole()
+            self._predict_as_saved()
         else:
             self._set_up(objective)
 
@@ -179,8 +180,9 @@ class ImageTrainer(CheckpointingTrainer):
             self.add_callback(self.average)
         self.add_callback(RankAllocation())
 
-    def _predict_whole(self) -> None:
-        """What only predicts is not cut into pieces."""
+    def _predict_as_saved(self) -> None:
+        """What only predicts is not cut into pieces, and computes in float32, as a plain `pipeline` does."""
+        self.accelerator.native_amp = False
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             self.is_fsdp_enabled = self.is_deepspeed_enabled = False
             self._move_model_to_device(self.model, self.args.device)
@@ -203,7 +205,8 @@ class ImageTrainer(CheckpointingTrainer):
     def predict(self, *args, **kwargs):
         """As the `Trainer` does; the worker processes end with it."""
         try:
-            return super().predict(*args, **kwargs)
+            with exact_float32():
+                return super().predict(*args, **kwargs)
         finally:
             self._end_workers()
 
@@ -238,7 +241,7 @@ class ImageTrainer(CheckpointingTrainer):
         if training and self.objective.augment:
             rows = inputs["index"].to(device, non_blocking=True)
             images = augment(images, rows, self.objective.augment, self.args.seed, int(self.state.epoch))
-        images = self.normalize(images)
+        images = self._prepare_input(self.normalize(images))  # DeepSpeed has weights of 16 bits, and wants such inputs
         if self.channels_last:
             images = channels_last(images)
         if training and self.mixup is not None:
@@ -290,10 +293,11 @@ class ImageTrainer(CheckpointingTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean loss of the batch; in training with L1 and what an adapter adds."""
         outputs = model(pixel_values=inputs["pixel_values"])
+        logits = outputs.logits.float()
         if not self.model.training:
-            loss = F.cross_entropy(outputs.logits.float(), inputs["labels"])
+            loss = F.cross_entropy(logits, inputs["labels"])
             return (loss, outputs) if return_outputs else loss
-        loss = self.loss(outputs.logits, inputs["labels"]) + orthogonality(self.model)
+        loss = self.loss(logits, inputs["labels"]) + orthogonality(self.model)
         if self.penalised:
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
@@ -399,6 +403,7 @@ class ImageTrainer(CheckpointingTrainer):
             yield
         finally:
             self._end_workers()
+            remove_autocast(self.model)
             self.whole.to(memory_format=torch.contiguous_format)
             gc.unfreeze()
 

@@ -19,7 +19,7 @@ def run(digits_run, tmp_path):
 
 
 def check(run):
-    return check_parity(run / "model", run / "evaluation", read_record(run), half_precision=False)
+    return check_parity(run / "model", run / "evaluation", read_record(run))
 
 
 def change_json(path, **changes):

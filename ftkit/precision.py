@@ -1,0 +1,86 @@
+"""The precision of a run: decided once, from all who may ask for one, and removed from the model when it has trained.
+
+Training runs in float32, or under autocast in bfloat16 or float16 over float32 weights. What a run reports is computed
+in float32 from the weights that it saves, as a plain `pipeline` computes it.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import TrainingArguments
+
+HALVES = ("bf16", "fp16")
+_LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+
+
+def decide_precision(values: dict[str, Any]) -> tuple[dict[str, bool], list[str]]:
+    """`bf16` and `fp16` of a run, from its configuration, the launcher and a DeepSpeed file.
+
+    Args:
+        values: the configuration by key; `bf16`, `fp16` and `deepspeed` count.
+
+    Returns:
+        The two keys with their values, and one sentence for each contradiction.
+    """
+    launched = os.environ.get(_LAUNCHER, "no").lower()
+    if launched not in ("no", *HALVES):
+        return {}, [f"mixed_precision: {launched} of the launcher is not supported: launch with no, bf16 or fp16"]
+    opinions = {"the recipe or command line": {half: values[half] for half in HALVES if values.get(half) is not None}}
+    if launched != "no":  # which `accelerate launch` exports where nobody said anything
+        opinions[f"the launcher (mixed_precision: {launched})"] = {half: half == launched for half in HALVES}
+    opinions |= _of_deepspeed(values)
+    decided, errors = {}, []
+    for half in HALVES:
+        said = {source: opinion[half] for source, opinion in opinions.items() if half in opinion}
+        decided[half] = any(said.values())
+        if len(set(said.values())) > 1:
+            listed = ", ".join(f"{str(value).lower()} by {source}" for source, value in said.items())
+            errors.append(f"{half}: {listed}: say the same in all of them, or in one alone")
+    if all(decided.values()) and not errors:
+        errors.append("bf16 and fp16 are both true: keep one")
+    return decided, errors
+
+
+def _of_deepspeed(values: dict[str, Any]) -> dict[str, dict[str, bool]]:
+    """What a DeepSpeed file says; `auto` leaves it to the others."""
+    given = values.get("deepspeed") or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if not given or given == "none":
+        return {}
+    try:
+        config = given if isinstance(given, dict) else json.loads(given if "{" in given else Path(given).read_text())
+        enabled = {half: config[half]["enabled"] for half in HALVES if "enabled" in config.get(half, {})}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # its own check says what is wrong with it
+    source = "deepspeed" if isinstance(given, dict) or "{" in given else str(given)
+    return {source: {half: value for half, value in enabled.items() if isinstance(value, bool)}}
+
+
+def precision_of(args: TrainingArguments) -> str:
+    """`fp32`, `bf16` or `fp16`: what training computes in."""
+    return next((half for half in HALVES if getattr(args, half)), "fp32")
+
+
+def remove_autocast(model: nn.Module) -> None:
+    """Take off what accelerate's `prepare` puts around `forward`: evaluation, merging and features say it themselves."""
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Within, no product of float32 is rounded to TF32, which GPUs do in convolutions unless they are told."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

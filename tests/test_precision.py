@@ -1,0 +1,150 @@
+"""One precision a run, whoever asks for it: recorded, part of every comparison, and gone from what is saved."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from support import assert_reloads, finetune, interrupt, load_recipe_script
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from ftkit.config import parse_config
+from ftkit.errors import ConfigError
+from ftkit.evaluation.comparing import group_runs, read_run
+from ftkit.evaluation.report import read_record
+from ftkit.hub.parity import check_parity
+
+LAUNCHER = "ACCELERATE_MIXED_PRECISION"
+QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch, tmp_path):
+    """No launcher, and a folder of its own."""
+    monkeypatch.delenv(LAUNCHER, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """A run whose launcher alone says bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LAUNCHER, "bf16")
+        return finetune(tmp_path_factory.mktemp("launched") / "run", *QUICK)
+
+
+def parse(tmp_path, deepspeed=None, **values):
+    words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+    if deepspeed is not None:
+        (tmp_path / "ds.json").write_text(json.dumps(deepspeed))
+        words += ["--deepspeed", str(tmp_path / "ds.json")]
+    return parse_config(["--dataset", "digits", *words])
+
+
+@pytest.mark.parametrize(
+    ("launcher", "values", "expected"),
+    [
+        (None, {}, "fp32"),
+        ("no", {}, "fp32"),
+        ("bf16", {}, "bf16"),
+        ("no", {"bf16": "true"}, "bf16"),  # a plain launch exports it, and means nothing by it
+        ("bf16", {"bf16": "true"}, "bf16"),
+        ("bf16", {"fp16": "false"}, "bf16"),
+        (None, {"bf16": "false"}, "fp32"),
+    ],
+)
+def test_who_may_say_it(tmp_path, monkeypatch, launcher, values, expected):
+    if launcher:
+        monkeypatch.setenv(LAUNCHER, launcher)
+    config = parse(tmp_path, **values)
+    args, saved = config.training, yaml.safe_load(config.to_yaml())
+    assert (args.bf16, args.fp16) == (saved["bf16"], saved["fp16"]) == (expected == "bf16", expected == "fp16")
+    assert args.mixed_precision == {"fp32": "no"}.get(expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "values", "words"),
+    [
+        ("bf16", {"bf16": "false"}, ["bf16", "false by the recipe or command line", "launcher (mixed_precision: bf16)"]),
+        ("fp16", {"bf16": "true"}, ["bf16", "true by the recipe or command line", "launcher (mixed_precision: fp16)"]),
+        ("fp8", {}, ["fp8", "launch with no, bf16 or fp16"]),
+        ("no", {"bf16": "true", "fp16": "true"}, ["bf16", "fp16", "keep one"]),
+        ("bf16", {"deepspeed": {"bf16": {"enabled": False}}}, ["bf16", "ds.json", "launcher"]),
+        ("no", {"deepspeed": {"fp16": {"enabled": True}}, "fp16": "false"}, ["fp16", "ds.json", "command line"]),
+    ],
+)
+def test_a_contradiction_names_both_sides(tmp_path, monkeypatch, launcher, values, words):
+    monkeypatch.setenv(LAUNCHER, launcher)
+    with pytest.raises(ConfigError) as caught:
+        parse(tmp_path, **values)
+    assert any(all(word in error for word in words) for error in caught.value.errors), caught.value.errors
+
+
+def test_what_the_launcher_says_is_recorded_and_repeated(launched, tmp_path, monkeypatch):
+    assert read_record(launched)["precision"] == "bf16"
+    repeated = parse_config(["--config", str(launched / "config.yaml")])
+    assert repeated.training.mixed_precision == "bf16"
+    monkeypatch.setenv(LAUNCHER, "fp16")
+    with pytest.raises(ConfigError, match="launcher"):
+        parse_config(["--config", str(launched / "config.yaml")])
+
+
+def test_the_numbers_are_those_of_a_plain_pipeline(launched, tmp_path):
+    assert check_parity(launched / "model", launched / "evaluation", read_record(launched)) < 1e-4
+    assert_reloads(launched)
+
+
+def test_runs_of_two_precisions_are_two_methods(launched, tmp_path):
+    other = finetune(tmp_path / "run", *QUICK)
+    assert len(group_runs([read_run(launched), read_run(other)])) == 2
+
+
+def test_a_resume_in_another_precision_is_refused(tmp_path, monkeypatch, refused):
+    whole = finetune(tmp_path / "whole", *QUICK, "--bf16", "true", "--save_total_limit", 9)
+    expected = (whole / "model" / "model.safetensors").read_bytes()
+    interrupt(whole)
+    with refused("bf16", "another configuration"):
+        finetune(whole, *QUICK, "--save_total_limit", 9)
+    monkeypatch.setenv(LAUNCHER, "bf16")  # the same precision, said by another
+    finetune(whole, *QUICK, "--save_total_limit", 9)
+    assert (whole / "model" / "model.safetensors").read_bytes() == expected
+
+
+def test_nothing_of_a_stages_autocast_stays(tmp_path, monkeypatch):
+    """Merging compares logits in float32, also after a stage under autocast and before another one."""
+    base = finetune(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK)
+    run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
+                   "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
+    assert check_parity(run / "model", run / "evaluation", read_record(run)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_half_precision_trains_and_is_saved_in_float32(tmp_path, digits_run, dtype):
+    base = tmp_path / "base"
+    model = AutoModelForImageClassification.from_pretrained(digits_run / "model", dtype=dtype)
+    model.save_pretrained(base)
+    (base / "preprocessor_config.json").write_text((digits_run / "model/preprocessor_config.json").read_text())
+    run = finetune(tmp_path / "run", "--model", base, "--method", "full", "--learning_rate", 3e-5, *QUICK)
+    assert AutoConfig.from_pretrained(run / "model").dtype == torch.float32
+    before, after = load_file(base / "model.safetensors"), load_file(run / "model" / "model.safetensors")
+    assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float32}
+    weights = [name for name in after if name.endswith("convolution.weight")]
+    moved = [(after[name] != before[name].float()).double().mean().item() for name in weights]
+    assert weights and min(moved) > 0.9  # in 16 bits two thirds stayed where they were
+
+
+def test_evaluate_computes_in_float32_whatever_the_launcher_says(digits_run, tmp_path, monkeypatch):
+    monkeypatch.setenv(LAUNCHER, "bf16")
+    load_recipe_script("evaluate").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
+    first, again = ((place / "metrics.json").read_text() for place in (digits_run / "evaluation", tmp_path / "again"))
+    losses = [json.loads(text)["negative_log_likelihood"] for text in (first, again)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+
+
+def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
+    base = finetune(tmp_path / "base", "--model", "mlp", *QUICK)
+    run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--bf16", "true", *QUICK)
+    with safe_open(run / "model" / "adapter_model.safetensors", "pt") as saved:
+        assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float32}  # noqa: SIM118
