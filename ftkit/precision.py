@@ -68,7 +68,7 @@ def precision_of(args: TrainingArguments) -> str:
 
 
 def remove_autocast(model: nn.Module) -> None:
-    """Take off what accelerate's `prepare` puts around `forward`: evaluation, merging and features say it themselves."""
+    """Take off the autocast that accelerate's `prepare` puts around `forward`, and leaves there."""
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
 
 

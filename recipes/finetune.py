@@ -37,7 +37,6 @@ def main(arguments: list[str]) -> None:
     from ftkit.evaluation.report import write_report
     from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
     from ftkit.hub.card import write_card
-    from ftkit.hub.push import check_login, push
     from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
@@ -51,6 +50,8 @@ def main(arguments: list[str]) -> None:
     set_seed(args.seed)
     folder = check_run_folder(config)
     if args.process_index == 0 and config.pushes:
+        from ftkit.hub.push import check_login
+
         check_login()
 
     banner("data")
@@ -102,6 +103,8 @@ def main(arguments: list[str]) -> None:
     next_steps(folder, record, metrics)
 
     if config.pushes:
+        from ftkit.hub.push import push
+
         banner("push")
         fact("pushed", push(folder, args.hub_model_id or folder.name, args.hub_private_repo, args.hub_revision))
 

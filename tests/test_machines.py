@@ -13,6 +13,9 @@ import yaml
 from safetensors.numpy import load_file
 from support import REPO, interrupt
 
+from ftkit.evaluation.report import read_record
+from ftkit.hub.parity import check_parity
+
 pytestmark = pytest.mark.slow
 OPTIONS = ["--max_train_samples", "150", "--num_train_epochs", "3", "--optim", "sgd", "--learning_rate", "0.05",
            "--save_total_limit", "9", "--model", "convnet", "--stages",
@@ -94,8 +97,8 @@ def test_two_machines(tmp_path, two, machines):
     assert first == second and first
 
 
-def sharded(tmp_path, config, folder, *options):
-    words = command(tmp_path, config, script=REPO / "tests" / "sharded.py", use_cpu=False)
+def sharded(tmp_path, config, folder, *options, **changes):
+    words = command(tmp_path, config, script=REPO / "tests" / "sharded.py", use_cpu=False, **changes)
     run([*words, *options, "--use_cpu", "false", "--output_dir", str(folder)], ACCELERATE_TORCH_DEVICE="cpu",
         DS_ACCELERATOR="cpu")  # fmt: skip
     return folder
@@ -119,3 +122,29 @@ def test_fsdp_goes_on_where_it_was(tmp_path, optim):
 def test_deepspeed(tmp_path, two, stage):
     pytest.importorskip("deepspeed", exc_type=ImportError)
     assert_same_weights(two, sharded(tmp_path, f"deepspeed_zero{stage}", tmp_path / "run", "0"))
+
+
+@pytest.mark.parametrize("config", ["multi_gpu", "fsdp", "deepspeed_zero2", "deepspeed_zero3"])
+def test_bf16_of_the_launcher(tmp_path, config):
+    """It trains, goes on after an interruption, and what it saves passes the gate in float32."""
+    if config.startswith("deepspeed"):
+        pytest.importorskip("deepspeed", exc_type=ImportError)
+
+    def train():
+        folder = tmp_path / "run"
+        if config != "multi_gpu":
+            return sharded(tmp_path, config, folder, "0", mixed_precision="bf16")
+        words = command(tmp_path, config, mixed_precision="bf16")
+        run([*words, "0", "--use_cpu", "true", "--output_dir", str(folder)])
+        return folder
+
+    folder = train()
+    record, weights = read_record(folder), load_file(folder / "model" / "model.safetensors")
+    assert record["precision"] == "bf16" and record["processes"] == 2
+    assert {value.dtype for name, value in weights.items() if "batches" not in name} == {np.dtype("float32")}
+    assert check_parity(folder / "model", folder / "evaluation", record) < 1e-4
+    interrupt(folder, keep=2)
+    train()
+    again = load_file(folder / "model" / "model.safetensors")
+    for name, value in weights.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)

@@ -50,7 +50,7 @@ from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit
 from ftkit.training.progress import EvaluationLines
 from ftkit.training.saving import CheckpointingTrainer
-from ftkit.training.sharding import copy_to_shard, gather_into
+from ftkit.training.sharding import copy_to_shard, gather_into, whole_state
 from ftkit.training.trackers import shielded
 
 logger = logging.getLogger(__name__)
@@ -378,7 +378,9 @@ class ImageTrainer(CheckpointingTrainer):
         output.metrics["waiting_for_data"] = self._share_of_waiting(output.metrics.get("train_runtime", 0.0))
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if self.sharded and (kept := best or (stopped and checkpoint)):
-            self.whole.load_state_dict(load_file(Path(kept) / SAFE_WEIGHTS_NAME), strict=False)
+            self.whole.load_state_dict(
+                whole_state(self.whole, load_file(Path(kept) / SAFE_WEIGHTS_NAME)), strict=False
+            )
         elif self.sharded:
             gather_into(self.whole, self.model)
         finish_adapters(self.whole)
