@@ -70,9 +70,9 @@ def test_who_may_say_it(tmp_path, monkeypatch, launcher, values, expected):
         (
             "bf16",
             {"bf16": "false"},
-            ["bf16", "false by the recipe or command line", "launcher (mixed_precision: bf16)"],
+            ["bf16", "false by the recipe", "launcher (mixed_precision: bf16)"],
         ),
-        ("fp16", {"bf16": "true"}, ["bf16", "true by the recipe or command line", "launcher (mixed_precision: fp16)"]),
+        ("fp16", {"bf16": "true"}, ["bf16", "true by the recipe", "launcher (mixed_precision: fp16)"]),
         ("fp8", {}, ["fp8", "launch with no, bf16 or fp16"]),
         ("no", {"bf16": "true", "fp16": "true"}, ["bf16", "fp16", "keep one"]),
         ("bf16", {"deepspeed": {"bf16": {"enabled": False}}}, ["bf16", "ds.json", "launcher"]),

@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 
-from ftkit.data.pixel_ops import adjust_brightness, adjust_contrast, adjust_saturation, shift, warp
+from ftkit.data.pixel_ops import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    constant,
+    real,
+    shift,
+    warp,
+)
 from ftkit.data.trivial_augment import trivial_augment
 from ftkit.errors import UserError
 
@@ -58,7 +66,7 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
 
     Args:
         images: uint8 (B, C, H, W); not changed.
-        rows: int64 (B,), the row of each image in its dataset.
+        rows: int64 (B,) on the CPU, the row of each image in its dataset.
         steps: names, or mappings of one name to its options; see `ftkit.arguments.data.AUGMENTATIONS`.
         seed: of the run.
         epoch: from 0.
@@ -67,10 +75,13 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
         return images
     named = [next(iter(step.items())) if isinstance(step, dict) else (step, {}) for step in steps]
     most = max(_FEW_DRAWS.get(name, _DRAWS) for name, _ in named)
-    all_bits = _bits_of_all(seed, epoch, rows, [name for name, _ in named], most)
+    there = rows.to(images.device, non_blocking=True)
+    all_bits = _bits_of_all(seed, epoch, there, [name for name, _ in named], most)
     for (name, options), bits in zip(named, all_bits.unbind(1), strict=True):
         if name == "alternating_flip":  # the same numbers in every epoch
-            images = alternating_flip(images, random_bits(seed, 0, rows, name, 1), epoch)
+            images = alternating_flip(images, random_bits(seed, 0, there, name, 1), epoch)
+        elif name == "trivial_augment":  # the host must know how many images each of its operations gets
+            images = trivial_augment(images, random_bits(seed, epoch, rows, name, 2))
         else:
             images = _OPERATIONS[name](images, bits, **options)
     return images
@@ -100,8 +111,9 @@ def _below(bits: torch.Tensor, count: Any) -> torch.Tensor:
 
 
 def _uniform(bits: torch.Tensor) -> torch.Tensor:
-    """float64 over [0, 1), in steps of 2^-32."""
-    return bits.double() / (_MASK + 1)
+    """float64 over [0, 1), in steps of 2^-32; where there is only float32, in steps of 2^-24."""
+    dtype = real(bits.device)
+    return (bits if dtype == torch.float64 else bits & 0xFFFFFF00).to(dtype) / (_MASK + 1)
 
 
 def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode: str = "zeros") -> torch.Tensor:
@@ -119,13 +131,13 @@ def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode
 def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) -> torch.Tensor:
     """A shift of up to this share of the side each way, in whole pixels, black beyond the edge."""
     most = tuple(int(share * side) for side in images.shape[2:])
-    sides = torch.tensor(most, device=images.device)
+    sides = constant(most, images.device)
     return shift(images, _below(bits[:, :2], 2 * sides + 1) - sides, most)
 
 
 def cutout(images: torch.Tensor, bits: torch.Tensor, size: int = 8) -> torch.Tensor:
     """A black square around a random pixel, cut off at the edge (DeVries & Taylor 2017, arXiv:1708.04552)."""
-    sides = torch.tensor(images.shape[2:], device=images.device)
+    sides = constant(images.shape[2:], images.device)
     corner = _below(bits[:, :2], sides) - size // 2
     return _erase(images, corner, torch.full_like(corner, size))
 
@@ -140,7 +152,7 @@ def random_erasing(
     """A black rectangle, of a share of the area and a ratio of its sides (Zhong et al. 2020, arXiv:1708.04896)."""
     numbers = _uniform(bits)
     sides = _random_sides(images, numbers, scale, ratio)
-    space = torch.tensor(images.shape[2:], device=images.device) - sides
+    space = constant(images.shape[2:], images.device) - sides
     corner = (numbers[:, 2:4] * (space + 1)).long()
     return _erase(images, corner, sides * (numbers[:, 4:5] < probability))
 
@@ -152,7 +164,7 @@ def _random_sides(images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = (low + numbers[:, 1] * (high - low)).exp()  # width / height
     sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=1).round().long()
-    return torch.minimum(sides.clamp(min=1), torch.tensor([height, width], device=images.device))
+    return torch.minimum(sides.clamp(min=1), constant([height, width], images.device))
 
 
 def _erase(images: torch.Tensor, corner: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
@@ -179,7 +191,7 @@ def random_resized_crop(
     """
     numbers = _uniform(bits)
     sides = _random_sides(images, numbers, scale, ratio)
-    space = torch.tensor(images.shape[2:], device=images.device) - sides
+    space = constant(images.shape[2:], images.device) - sides
     corner = (numbers[:, 2:4] * (space + 1)).long()
     down, right = (_resampling(side, corner[:, i], sides[:, i]) for i, side in enumerate(images.shape[2:]))
     resized = torch.einsum("bij,bcjk,blk->bcil", down, images.float(), right)
@@ -188,7 +200,7 @@ def random_resized_crop(
 
 def _resampling(side: int, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """Weights float (B, side, side) that take `length` pixels from `begin` on to `side` pixels."""
-    at = torch.arange(side, device=begin.device).double()
+    at = torch.arange(side, device=begin.device).to(real(begin.device))
     scale = (length / side).view(-1, 1, 1)
     support = scale.clamp(min=1)
     center = (at + 0.5).view(1, -1, 1) * scale

@@ -2,10 +2,23 @@
 
 These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and give uint8 of the same shape: what
 torchvision's function does to each image alone, but linear between pixels, where its default is the nearest one.
+Parameters are float64, on Apple's GPUs float32. The host never waits for a device.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
+
+
+def real(device: torch.device) -> torch.dtype:
+    """What parameters are computed in: float64, but on Apple's GPUs, which do not have it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def constant(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """int64 (n,). With `torch.tensor(numbers, device=device)` the host waits for all that the device has to do."""
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def shift(images: torch.Tensor, shifts: torch.Tensor, most: tuple[int, int], mode: str = "zeros") -> torch.Tensor:

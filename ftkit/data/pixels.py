@@ -140,7 +140,7 @@ def _as_arrays(images: list[Image.Image]) -> np.ndarray:
 def histogram(images: torch.Tensor | np.ndarray) -> np.ndarray:
     """How often each value occurs in each channel of uint8 (N, C, H, W): int64 (C, 256)."""
     channels = torch.as_tensor(images).transpose(0, 1).flatten(1)
-    return np.stack([torch.bincount(values, minlength=256).numpy() for values in channels])
+    return np.stack([torch.bincount(values, minlength=256).cpu().numpy() for values in channels])
 
 
 def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:

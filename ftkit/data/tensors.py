@@ -74,12 +74,15 @@ class Images(TorchDataset, ABC):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,), a `weight` if not 1."""
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,), a `weight` if not 1.
+
+        All but the pixels and the labels is on the CPU.
+        """
         rows, epoch, weight = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
-        rows = rows.to(self.labels.device)
+        there = rows.to(self.labels.device, non_blocking=True)
         found = {
-            "pixel_values": self.pixels(rows, epoch),
-            "labels": self.labels.index_select(0, rows),
+            "pixel_values": self.pixels(there, epoch),
+            "labels": self.labels.index_select(0, there),
             "index": self.index.index_select(0, rows),
         }
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
@@ -90,7 +93,8 @@ class Images(TorchDataset, ABC):
 
     def sample(self, count: int) -> torch.Tensor:
         """Up to `count` images, evenly spaced: uint8 (n, C, H, W)."""
-        return self.pixels(torch.linspace(0, len(self) - 1, min(count, len(self))).long()).cpu()
+        rows = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        return self.pixels(rows.to(self.labels.device)).cpu()
 
     def file(self, row: int) -> bytes:
         """The file of an image, as it was found.
@@ -129,8 +133,11 @@ class ImageTensors(Images):
         return histogram(self.images)
 
     def to(self, device: torch.device) -> None:
-        """Move all of it to a device, where batches are then made."""
-        self.images, self.labels, self.index = (x.to(device) for x in (self.images, self.labels, self.index))
+        """Move images and labels to a device, where batches are then made.
+
+        `index` stays: the host, which draws augmentations by it, would have to wait for it.
+        """
+        self.images, self.labels = self.images.to(device), self.labels.to(device)
 
 
 class Viewed(TorchDataset):

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TV
 
-from ftkit.data.pixel_ops import adjust_brightness, adjust_contrast, adjust_saturation, blend, shift, warp
+from ftkit.data.pixel_ops import adjust_brightness, adjust_contrast, adjust_saturation, blend, real, shift, warp
 
 # The operations of TrivialAugment take a magnitude of each image, float64 (B,).
 
@@ -42,7 +43,18 @@ def rotate(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
 
 def sharpness(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
     """Away from the blurred image, or towards it."""
-    return blend(images, TV.adjust_sharpness(images, 0.0), 1 + magnitude)
+    return blend(images, _blurred(images), 1 + magnitude)
+
+
+def _blurred(images: torch.Tensor) -> torch.Tensor:
+    """`TV.adjust_sharpness(images, 0.0)`, which copies its kernel to the device, so that the host waits for it."""
+    if min(images.shape[2:]) < 3:
+        return images
+    values = images.float()
+    kernel = values.new_full((images.shape[1], 1, 3, 3), 1 / 13)
+    kernel[:, :, 1, 1].fill_(5 / 13)
+    values[:, :, 1:-1, 1:-1] = F.conv2d(values, kernel, groups=images.shape[1]).round_()
+    return values.to(torch.uint8)
 
 
 def posterize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
@@ -85,22 +97,24 @@ _MAGNITUDES = torch.stack(
 
 
 def draw(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One operation for each image, int64 (B,) into `SPACE`, and its magnitude, float64 (B,)."""
+    """One operation for each image, int64 (B,) into `SPACE`, and its magnitude, float64 (B,); all on the CPU."""
     operation, place = bits[:, 0] * len(SPACE) >> 32, bits[:, 1] * 2 * _BINS >> 32
-    return operation, _MAGNITUDES.to(bits.device)[operation, place]
+    return operation, _MAGNITUDES[operation, place]
 
 
 def trivial_augment(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     """One random operation of any strength (Müller & Hutter 2021, arXiv:2103.10158), in torchvision's "wide" space.
 
     Args:
-        images: uint8 (B, 1 or 3, H, W).
-        bits: int64 (B, at least 2), uniform over 0 … 2^32 - 1.
+        images: uint8 (B, 1 or 3, H, W), on any device.
+        bits: int64 (B, at least 2) on the CPU, uniform over 0 … 2^32 - 1.
     """
-    operation, magnitude = draw(bits)
+    (operation, magnitude), device = draw(bits), images.device
+    order, counts = operation.argsort(), operation.bincount(minlength=len(SPACE)).tolist()
+    magnitude = magnitude[order].to(real(device)).to(device, non_blocking=True)
+    groups = zip(order.to(device, non_blocking=True).split(counts), magnitude.split(counts), strict=True)
     done = images.clone()
-    groups = operation.argsort().split(operation.bincount(minlength=len(SPACE)).tolist())
-    for (function, *_), group in zip(SPACE.values(), groups, strict=True):
+    for (function, *_), (group, magnitudes) in zip(SPACE.values(), groups, strict=True):
         if len(group):
-            done[group] = function(images[group], magnitude[group])
+            done[group] = function(images[group], magnitudes)
     return done

@@ -1,13 +1,14 @@
 """An exponential moving average of the weights, which is what is evaluated and saved (Polyak & Juditsky 1992)."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
 _FILE = "average.safetensors"
@@ -19,26 +20,30 @@ class WeightAverage(TrainerCallback):
 
     The n-th step counts with `decay`, or with (1 + n) / (10 + n) where that is less, so that the random weights of the
     beginning are soon forgotten.
+
+    The host counts the steps: torch's `AveragedModel` counts on the device, and asks it at every step.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        def average(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
-            if averaged[0].is_floating_point():
-                weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
-                torch._foreach_lerp_(averaged, current, weight)
-            else:
-                torch._foreach_copy_(averaged, current)
+        self.model, self.averaged = model, copy.deepcopy(model)
+        self.decay, self.count = decay, 0
 
-        self.model = model
-        self.averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
+    @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
-        self.averaged.update_parameters(self.model)
+        averaged, current = _tensors(self.averaged), _tensors(self.model)
+        mixed = [self.count > 0 and tensor.is_floating_point() for tensor in averaged]
+        if any(mixed):
+            weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
+            torch._foreach_lerp_(list(compress(averaged, mixed)), list(compress(current, mixed)), weight)
+        for own, other, is_mixed in zip(averaged, current, mixed, strict=True):
+            if not is_mixed:
+                own.copy_(other)
+        self.count += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within, the model has the averaged weights."""
-        if self.averaged.n_averaged == 0:  # nothing is averaged before the first step
+        if self.count == 0:  # nothing is averaged before the first step
             yield
             return
         self._swap()
@@ -48,32 +53,32 @@ class WeightAverage(TrainerCallback):
             self._swap()
 
     def _swap(self) -> None:
-        for own, averaged in zip(_tensors(self.model), _tensors(self.averaged.module), strict=True):
+        for own, averaged in zip(_tensors(self.model), _tensors(self.averaged), strict=True):
             own.data, averaged.data = averaged.data, own.data
 
     def save(self, folder: Path) -> None:
         """Write the average into a checkpoint's folder."""
-        trained = dict(self.averaged.module.named_parameters())
+        trained = dict(self.averaged.named_parameters())
         tensors = {
             name: value.contiguous()
-            for name, value in self.averaged.module.state_dict().items()
+            for name, value in self.averaged.state_dict().items()
             if name not in trained or trained[name].requires_grad
         }
-        save_file({**tensors, _COUNT: self.averaged.n_averaged}, folder / _FILE)
+        save_file({**tensors, _COUNT: torch.tensor(self.count)}, folder / _FILE)
 
     def load(self, folder: Path) -> None:
         """Go on with the average of a checkpoint."""
         tensors = load_file(folder / _FILE)
-        self.averaged.module.load_state_dict(self.model.state_dict())
-        self.averaged.n_averaged.copy_(tensors.pop(_COUNT))
-        self.averaged.module.load_state_dict(tensors, strict=False)
+        self.count = int(tensors.pop(_COUNT))
+        self.averaged.load_state_dict(self.model.state_dict())
+        self.averaged.load_state_dict(tensors, strict=False)
 
     def keep(self, best: str | None) -> None:
         """Give the model the averaged weights for good: those of the checkpoint `best`, or the last."""
         if best is not None:
             self.load(Path(best))
-        if self.averaged.n_averaged > 0:
-            self.model.load_state_dict(self.averaged.module.state_dict())
+        if self.count > 0:
+            self.model.load_state_dict(self.averaged.state_dict())
 
 
 def _tensors(model: nn.Module) -> list[torch.Tensor]:

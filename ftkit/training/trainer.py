@@ -239,8 +239,7 @@ class ImageTrainer(CheckpointingTrainer):
         images = inputs["pixel_values"].to(device, non_blocking=True)
         labels = inputs["labels"].to(device, non_blocking=True)
         if training and self.objective.augment:
-            rows = inputs["index"].to(device, non_blocking=True)
-            images = augment(images, rows, self.objective.augment, self.args.seed, int(self.state.epoch))
+            images = augment(images, inputs["index"], self.objective.augment, self.args.seed, int(self.state.epoch))
         images = self._prepare_input(self.normalize(images))  # DeepSpeed has weights of 16 bits, and wants such inputs
         if self.channels_last:
             images = channels_last(images)

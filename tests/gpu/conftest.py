@@ -119,7 +119,7 @@ def digits28(tmp_path_factory):
     """MNIST, or as large a set of noisy stripes of ten directions, as an options list."""
     if (mnist := data("mnist")) is not None:
         return ["--data_dir", str(mnist)]
-    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+    from datasets import ClassLabel, Dataset, DatasetDict, Features
     from datasets import Image as ImageFeature
 
     rng, side = np.random.default_rng(0), np.arange(28) - 13.5
