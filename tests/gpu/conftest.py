@@ -35,14 +35,15 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not RESULTS:
-        return
-    path = Path(os.environ.get("FTKIT_GPU_RESULTS", "gpu-results.json"))
-    path.write_text(json.dumps({"hardware": environment(), "results": RESULTS}, indent=1) + "\n", encoding="utf-8")
-    terminalreporter.section("measured on the GPU")
-    for name, row in RESULTS.items():
-        terminalreporter.write_line(f"{name:<32} " + ", ".join(f"{key} {value}" for key, value in row.items()))
-    terminalreporter.write_line(f"written to {path}")
+    if RESULTS:
+        terminalreporter.section("measured on the GPU")
+        for name, row in RESULTS.items():
+            terminalreporter.write_line(f"{name:<32} " + ", ".join(f"{key} {value}" for key, value in row.items()))
+        terminalreporter.write_line(f"written to {results_file()}")
+
+
+def results_file() -> Path:
+    return Path(os.environ.get("FTKIT_GPU_RESULTS", "gpu-results.json"))
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,8 @@ def measured(request):
 
     def keep(**numbers):
         RESULTS.setdefault(request.node.name.removeprefix("test_"), {}).update(numbers)
+        content = {"hardware": environment(), "results": RESULTS}
+        results_file().write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     return keep
 
