@@ -28,6 +28,7 @@ CHANGES_NOTHING = {
     "push_to_hub",
     "report_to",
     "save_total_limit",
+    "use_cpu",
 }
 _ENTRIES = ("config.yaml", "run.json", "stages", "model", "evaluation")
 

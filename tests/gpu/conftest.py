@@ -143,7 +143,7 @@ def digits28(tmp_path_factory):
 def photos(tmp_path_factory):
     """Photos of two classes, or coloured noise of 300 by 250 pixels, as an options list."""
     if (folder := data("hymenoptera")) is not None:
-        return ["--data_dir", str(folder), "--test_split", "val"] if (folder / "val").is_dir() else []
+        return ["--data_dir", str(folder)]
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for name, tint in (("red", (60, 0, 0)), ("blue", (0, 0, 60))):
         (folder / name).mkdir()
