@@ -68,6 +68,19 @@ def test_the_saved_configuration_repeats_the_run(tmp_path):
     assert saved[0] == saved[1] and saved[0]["classes"] == ["1", "7", "3"]
 
 
+def test_weights_that_are_pieces_of_one_buffer(tmp_path, monkeypatch):
+    """As cuDNN lays out those of a recurrent layer on a GPU."""
+
+    def flatten(self):
+        flat = torch.cat([weight.detach().flatten() for weight in self._flat_weights])
+        for weight, piece in zip(self._flat_weights, flat.split([w.numel() for w in self._flat_weights]), strict=True):
+            weight.data = piece.view_as(weight)
+
+    monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", flatten)
+    options = ["--model", "rnn", "--stages", '[{"train": "head"}, {"train": "all"}]', *QUICK]
+    assert (finetune(tmp_path / "run", *options) / "run.json").is_file()
+
+
 def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
     load_recipe_script("evaluate").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
     first, again = (read_predictions(folder) for folder in (digits_run / "evaluation", tmp_path / "again"))

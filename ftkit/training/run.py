@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import PeftModel
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -149,7 +149,7 @@ def run_plan(
     for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
         finished = _finished(folder) if args.resume_from_checkpoint else None
         if finished is not None:
-            load_model(model, folder / _WEIGHTS)
+            model.load_state_dict(load_file(folder / _WEIGHTS))
             results.append(finished)
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
@@ -233,7 +233,8 @@ def _finished(folder: Path) -> dict[str, Any] | None:
 def _finish(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
     """Keep the weights of a stage that is done, and then its result, each whole or not at all."""
     aside = folder / f".{_WEIGHTS}.part"
-    save_model(model, str(aside))
+    # On a GPU the weights of a recurrent layer are pieces of one buffer, which safetensors would not write.
+    save_file({name: value.to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}, aside)
     replace(aside, folder / _WEIGHTS)
     aside = folder / f".{_RESULT}.part"
     aside.write_text(json.dumps(result | {"weights": file_hash(folder / _WEIGHTS)}))
