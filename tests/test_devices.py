@@ -1,5 +1,7 @@
 """Training and all other jobs on a device that is not the CPU; and no step of training waits for it."""
 
+import json
+import math
 from collections import Counter
 
 import pytest
@@ -59,6 +61,8 @@ def waits(pretended, monkeypatch):
         pytest.param(["--augment", *AUGMENT], id="augment"),
         pytest.param(["--gradient_accumulation_steps", 2, "--max_grad_norm", 0], id="accumulation"),
         pytest.param(["--auto_find_batch_size", "true"], id="auto_find_batch_size"),
+        pytest.param(["--on_nan", "skip"], id="skip"),
+        pytest.param(["--on_nan", "rollback"], id="rollback"),
         pytest.param(["--data_engine", "stream", "--dataloader_num_workers", 0, "--augment", "flip"], id="stream"),
         pytest.param(["--model", "timm/test_resnet", "--augment", "flip"], id="resnet"),
         pytest.param(["--model", "timm/test_vit", "--image_size", 16], id="vit"),
@@ -66,5 +70,50 @@ def waits(pretended, monkeypatch):
 )
 def test_training_waits_for_nothing(tmp_path, waits, options):
     run = finetune(tmp_path / "run", *TINY, *options)
+    assert (run / "run.json").is_file()
+    assert waits == {}
+
+
+def test_an_update_is_left_out_as_on_the_cpu(tmp_path, monkeypatch):
+    """Weights, the optimizer's momentum and the log are those that the CPU gives, where the host sees the gradient."""
+    original = ImageTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, **options):
+        loss = original(self, model, inputs, **options)
+        return loss * float("nan") if model.training and self.state.global_step + 1 in (1, 3, 6) else loss
+
+    monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
+    options = [*TINY, "--optim", "timm/momentum", "--optim_args", "momentum=0.9", "--on_nan", "skip"]
+    options += ["--load_best_model_at_end", "false"]
+    finetune(tmp_path / "here", *options)
+    with pretend_device():
+        finetune(tmp_path / "there", *options)
+    here, there = ((tmp_path / place / "model" / "model.safetensors").read_bytes() for place in ("here", "there"))
+    assert here == there
+    for place in ("here", "there"):
+        record = json.loads((tmp_path / place / "run.json").read_text())
+        assert record["stages"][0]["updates_left_out"] == 3
+        log = json.loads((tmp_path / place / "stages/0-all/trainer_state.json").read_text())["log_history"]
+        assert all(math.isfinite(line["loss"]) for line in log if "loss" in line)
+
+
+FINE_TUNING = [*TINY, "--max_train_samples", 32]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--method", "full"], id="full"),
+        pytest.param(["--method", "linear_probe"], id="linear_probe"),
+        pytest.param(["--method", "lp_ft"], id="lp_ft"),
+        pytest.param(["--method", "bitfit"], id="bitfit"),
+        pytest.param(["--method", "norm_tuning"], id="norm_tuning"),
+        pytest.param(["--method", "lora", "--merge_adapters", "true", "--adapter_args", '{"r": 2}'], id="lora"),
+        pytest.param(["--method", "dora", "--adapter_args", '{"r": 2}'], id="dora"),
+        pytest.param(["--method", "adalora", "--num_train_epochs", 4], id="adalora"),
+    ],
+)
+def test_fine_tuning_waits_for_nothing(tmp_path, waits, convnet, options):
+    run = finetune(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options)
     assert (run / "run.json").is_file()
     assert waits == {}

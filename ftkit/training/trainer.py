@@ -38,13 +38,14 @@ from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
-from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
+from ftkit.methods.adalora import RankAllocation, finish_adapters, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.signals import signals
 from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
-from ftkit.training.finite import Losses, trained_weights
+from ftkit.training.finite import Losses, NotFinite, trained_weights
+from ftkit.training.left_out import Undo
 from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit
 from ftkit.training.progress import EvaluationLines
@@ -127,8 +128,7 @@ class ImageTrainer(CheckpointingTrainer):
     ):
         # The batches of `ImageTensors` are whole: the Trainer must neither look for columns nor for label names.
         args.remove_unused_columns, args.label_names = False, ["labels"]
-        # A loss that is not finite must not hide those after it, where training goes on.
-        args.logging_nan_inf_filter = objective is not None and objective.on_nan != "stop"
+        args.logging_nan_inf_filter = False  # the host would wait for every loss; see `_to_be_summed`
         self.loaders: list[DataLoader] = []  # whose workers are to be ended
         if args.deepspeed_plugin is not None:
             AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
@@ -162,6 +162,7 @@ class ImageTrainer(CheckpointingTrainer):
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(self.model)
         self.loss = make_loss(args, self.args.label_smoothing_factor)
         self.losses, self.parts = Losses(), None if self.args.auto_find_batch_size else 1
+        self.undo: Undo | None = None
         self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
         self.penalised = [
             parameter
@@ -271,7 +272,14 @@ class ImageTrainer(CheckpointingTrainer):
         )
         loss = sum(later, loss)
         self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
-        return loss
+        return self._to_be_summed(loss)
+
+    def _to_be_summed(self, loss: torch.Tensor) -> torch.Tensor:
+        """One that is not finite must not hide those after it, where training goes on: their mean stands for it."""
+        if self.objective.on_nan == "stop":
+            return loss
+        steps = 1 + self.state.global_step - self._globalstep_last_logged
+        return torch.where(loss.isfinite(), loss, self._tr_loss / steps)
 
     def _backward(self, model: nn.Module, inputs: Inputs, weight: float, last: bool = True) -> torch.Tensor:
         """The loss times `weight`, and its gradients; processes exchange them after the `last` part of a batch."""
@@ -315,7 +323,10 @@ class ImageTrainer(CheckpointingTrainer):
             UserError: a package is missing, or an option is unknown, missing or of another type.
         """
         with self._explained("optim", "optim_args"):
-            return self._make_optimizer(model)
+            optimizer = self._make_optimizer(model)
+        if self.objective.on_nan == "skip" and self.args.device.type != "cpu" and not self.sharded:
+            self.undo = Undo(optimizer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The schedule, or one sentence about what is wrong with its options."""
@@ -443,11 +454,20 @@ class ImageTrainer(CheckpointingTrainer):
         if self.objective.on_nan == "skip" and not self.accelerator.scaler:  # which leaves such updates out itself
             if grad_norm is None:
                 grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if not math.isfinite(grad_norm):
-                model.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
-                self.progress.left_out += 1
-                logger.warning("  %s: this update is left out", self.losses.last())
+            self._leave_out_unless_finite(model, grad_norm)
         return grad_norm if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
+
+    def _leave_out_unless_finite(self, model: nn.Module, grad_norm: torch.Tensor) -> None:
+        if self.undo is not None and self.undo.possible:
+            self.undo.unless(grad_norm.isfinite())
+            self.losses.note_gradient(grad_norm)
+        elif not math.isfinite(grad_norm):
+            model.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
+            self._say_left_out(self.losses.of(self.state.global_step + 1))
+
+    def _say_left_out(self, update: NotFinite) -> None:
+        self.progress.left_out += 1
+        logger.warning("  %s: this update is left out", update)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, after a look at the losses since the last time."""
@@ -466,6 +486,8 @@ class ImageTrainer(CheckpointingTrainer):
         """
         if not self.is_in_train:
             return
+        for update in self.losses.without_finite_gradient():
+            self._say_left_out(update)
         found = self.losses.take([] if self.sharded else trained_weights(self.model))
         if found is None or (self.objective.on_nan == "skip" and self._weights_are_finite()):
             return
