@@ -190,7 +190,7 @@ def _layer_inputs(
 
 def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
     """Why a layer cannot be adapted, or None. The layer itself is not touched."""
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the model is on the CPU still
         warnings.simplefilter("ignore")  # what PEFT remarks, it remarks again when the layer itself is adapted
         try:
             tried = get_peft_model(

@@ -47,7 +47,7 @@ from ftkit.training.ema import WeightAverage
 from ftkit.training.finite import Losses, NotFinite, trained_weights
 from ftkit.training.left_out import Undo
 from ftkit.training.losses import class_shares, make_loss
-from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit
+from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts
 from ftkit.training.progress import EvaluationLines
 from ftkit.training.saving import CheckpointingTrainer
 from ftkit.training.sharding import copy_to_shard, gather_into
@@ -59,6 +59,7 @@ _WAITING = 0.2  # share of the time of training that may go by waiting for data 
 _SECONDS = 2.0  # of waiting are too few to speak of
 _ROLLBACKS = 3  # to the same checkpoint
 _NOT_FINITE = "not_finite.json"  # in a stage's folder
+_LOGITS = 1 << 24  # that wait on a device in an evaluation, or become float64, at a time
 
 
 def accuracy_and_loss(prediction) -> dict[str, float]:
@@ -67,12 +68,13 @@ def accuracy_and_loss(prediction) -> dict[str, float]:
     The loss replaces the `Trainer`'s own, which averages batches (wrong under a ragged last batch) and includes label
     smoothing.
     """
-    logits = torch.from_numpy(np.asarray(prediction.predictions)).double()
+    logits = torch.from_numpy(np.asarray(prediction.predictions))
     labels = torch.from_numpy(prediction.label_ids)
-    return {
-        "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
-        "loss": F.cross_entropy(logits, labels).item(),
-    }
+    hits, loss, rows = 0, 0.0, max(_LOGITS // logits.shape[1], 1)
+    for some, own in zip(logits.split(rows), labels.split(rows), strict=True):
+        hits += (some.argmax(-1) == own).sum().item()
+        loss += F.cross_entropy(some.double(), own, reduction="sum").item()
+    return {"accuracy": hits / len(labels), "loss": loss / len(labels)}
 
 
 def first_output(logits, labels):
@@ -130,6 +132,10 @@ class ImageTrainer(CheckpointingTrainer):
         args.remove_unused_columns, args.label_names = False, ["labels"]
         args.logging_nan_inf_filter = False  # the host would wait for every loss; see `_to_be_summed`
         self.loaders: list[DataLoader] = []  # whose workers are to be ended
+        self.finds_parts, self.evaluated_parts = args.auto_find_batch_size, 1
+        if args.eval_accumulation_steps is None:
+            logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
+            args.eval_accumulation_steps = max(_LOGITS // logits, 1)
         if args.deepspeed_plugin is not None:
             AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
         super().__init__(
@@ -257,7 +263,7 @@ class ImageTrainer(CheckpointingTrainer):
         """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
         args, accelerator = self.args, self.accelerator
         other = accelerator.parallelism_config or "lomo" in str(args.optim)
-        if args.n_gpu > 1 or args.torch_empty_cache_steps is not None or other:
+        if args.torch_empty_cache_steps is not None or other:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self.model.training:  # an evaluation leaves a wrapper around it as it was
             model.train()
@@ -265,7 +271,8 @@ class ImageTrainer(CheckpointingTrainer):
         weight = inputs.get("weight", 1.0) / self.current_gradient_accumulation_steps
         images, inputs = inputs["index"], self._prepare_inputs(inputs)
         if self.parts is None:
-            self.parts = parts_that_fit(self.model, inputs, lambda part: self._backward(self.model, part, 1.0))
+            own = self.model  # not wrapped, so that no process waits for another
+            self.parts = parts_that_fit(own, inputs, lambda part: self._backward(own, part, 1.0), self.optimizer)
         loss, *later = (
             self._backward(model, part, share * weight, number == self.parts)
             for number, (part, share) in enumerate(in_parts(inputs, self.parts), start=1)
@@ -304,6 +311,18 @@ class ImageTrainer(CheckpointingTrainer):
         if self.penalised:
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, logits and labels of a batch; where they are to be found, in as many parts as memory asks for."""
+        step = super().prediction_step
+        if not self.finds_parts:
+            return step(model, inputs, prediction_loss_only, ignore_keys)
+        given, self.evaluated_parts = run_in_parts(
+            lambda part: step(model, part, prediction_loss_only, ignore_keys), inputs, self.evaluated_parts
+        )
+        losses, logits, labels = zip(*(found for found, _ in given), strict=True)
+        loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
+        return loss, torch.cat([first_output(some, None) for some in logits]), torch.cat(labels)
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict]:
@@ -367,13 +386,20 @@ class ImageTrainer(CheckpointingTrainer):
         """Train; the model ends with the weights that validation chose, averaged if they are.
 
         Raises:
-            UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
+            UserError: the loss is not finite, a batch of one image meets a BatchNorm that needs two, or an operation
+                has no deterministic version and `full_determinism` wants one.
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
         try:
             with self._lean(), signals.awaited():
                 stopped = self._stopped_before(checkpoint)
                 output = stopped or super().train(*args, **kwargs)
+        except RuntimeError as error:
+            if not self.args.full_determinism or "deterministic" not in str(error):
+                raise
+            raise UserError(
+                f"full_determinism: {str(error).partition(',')[0]}: leave it out, or take another model"
+            ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
