@@ -6,8 +6,8 @@ import warnings
 
 import datasets
 import transformers
-from transformers import TrainingArguments
 
+from ftkit.arguments.training import TrainingArguments
 from ftkit.errors import printable
 
 logger = logging.getLogger("ftkit")
@@ -38,6 +38,18 @@ def set_up_console(args: TrainingArguments) -> None:
         # PEFT asks transformers by an old name, and does not know the norms that `ln_tuning` was tried on.
         warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
+def say_idle_gpus(args: TrainingArguments) -> None:
+    """Tell that one of several GPUs is used, and how all would be."""
+    if args.idle_gpus:
+        logger.warning(
+            "  %s is used, and %d more GPUs are not; all are with\n"
+            "    accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes %d …",
+            args.device,
+            args.idle_gpus,
+            args.idle_gpus + 1,
+        )
 
 
 def banner(title: str) -> None:

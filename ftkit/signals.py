@@ -24,6 +24,7 @@ class Signals:
         self._stop, self._save = 0, False
         self._training = False
         self._asked: tuple[Any, Any] | None = None  # what the processes were told, and the work of telling each other
+        self._hosts: Any = None  # the processes, as a group that speaks without their GPUs
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
@@ -58,7 +59,8 @@ class Signals:
     def agreed(self) -> tuple[bool, int]:
         """Whether to save, and the signal to end by or 0: the same in all processes after the same step.
 
-        What a process was told goes around while the next step runs, so that nobody waits for it.
+        What a process was told goes around while the next step runs, so that nobody waits for it; and it goes from
+        host to host, since what is asked of a GPU comes after all that the GPU has to do.
         """
         import torch.distributed as dist  # late: a mistake in the configuration is answered before
 
@@ -67,9 +69,9 @@ class Signals:
             return told
         import torch
 
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-        before, values = self._asked, torch.tensor([int(value) for value in told], device=device)
-        self._asked = values, dist.all_reduce(values, dist.ReduceOp.MAX, async_op=True)
+        self._hosts = self._hosts or dist.new_group(backend="gloo")
+        before, values = self._asked, torch.tensor([int(value) for value in told])
+        self._asked = values, dist.all_reduce(values, dist.ReduceOp.MAX, group=self._hosts, async_op=True)
         if before is None:
             return False, 0
         before[1].wait()

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> None:
 
     from ftkit.arguments.training import TrainingArguments
     from ftkit.config import machine_defaults
-    from ftkit.console import banner, fact, set_up_console
+    from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.engine import load_images, set_up_loading
     from ftkit.data.images import describe_images
     from ftkit.data.pixels import normalizer
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, **machine_defaults())
         set_up_console(args)
+        say_idle_gpus(args)
 
         banner("model")
         model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
@@ -46,12 +47,11 @@ def main(arguments: list[str]) -> None:
         fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(names)} classes")
 
         banner("data")
-        with args.main_process_first(desc="reading the data"):
-            rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
-            channels = min(describe_images(rows).channels, model_channels(model))
-            split = DatasetDict({evaluation.split: rows})
-            data.image_transform = None  # is for training
-            splits = load_images(split, processor, channels, data, seed=0)
+        rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
+        channels = min(describe_images(rows).channels, model_channels(model))
+        split = DatasetDict({evaluation.split: rows})
+        data.image_transform = None  # is for training
+        splits = load_images(split, processor, channels, data, seed=0)
         set_up_loading(args, splits, workers=None)
         images = splits[evaluation.split]
         fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")

@@ -134,8 +134,8 @@ def main(arguments: list[str]) -> None:
     check_packages(export.format)
 
     import torch
-    from transformers import TrainingArguments
 
+    from ftkit.arguments.training import TrainingArguments
     from ftkit.config import machine_defaults
     from ftkit.console import banner, fact, set_up_console
     from ftkit.data.pixels import normalizer

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     # These take seconds to load; a mistake in the configuration is answered before.
     from transformers import set_seed
 
-    from ftkit.console import banner, fact, set_up_console
+    from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.engine import load_images, set_up_loading
     from ftkit.data.images import describe_images
     from ftkit.data.pixels import normalizer
@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> None:
 
     args = config.training
     set_up_console(args)
+    say_idle_gpus(args)
     set_seed(args.seed)
     folder = check_run_folder(config)
     if args.process_index == 0 and config.pushes:
@@ -55,8 +56,7 @@ def main(arguments: list[str]) -> None:
         check_login()
 
     banner("data")
-    with args.main_process_first(desc="reading the data"):
-        dataset = load_data(config.data)
+    dataset = load_data(config.data)
     names, info = dataset["train"].features["label"].names, describe_images(dataset["train"])
     fact("source", config.data.data_dir or config.data.dataset)
     fact("images", ", ".join(f"{split} {len(rows):,}" for split, rows in dataset.items()))
@@ -66,8 +66,7 @@ def main(arguments: list[str]) -> None:
     pretrained = starts_from_trained_weights(config.method.method)
     model, processor = build_model(config.model, names, info, pretrained)
     channels = min(info.channels, model_channels(model))
-    with args.main_process_first(desc="decoding the images"):
-        images = load_images(dataset, processor, channels, config.data, args.seed)
+    images = load_images(dataset, processor, channels, config.data, args.seed)
     set_up_loading(args, images, config.values.get("dataloader_num_workers"))
     processor = fit_normalization(config.model, model, processor, images["train"], pretrained)
     normalize = normalizer(processor, model_channels(model))

@@ -1,12 +1,25 @@
 """Training and all other jobs on a device that is not the CPU; and no step of training waits for it."""
 
+import json
+import math
+import shutil
 from collections import Counter
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
+import torch
+import transformers
+from PIL import Image
 from pretend_device import pretend_device
-from support import finetune
+from support import finetune, interrupt, load_recipe_script
 
 from ftkit.arguments.data import AUGMENTATIONS
+from ftkit.evaluation.predictions import read_predictions
+from ftkit.hub.parity import check_parity
+from ftkit.models import flops
+from ftkit.models.build import load_model
+from ftkit.training import trainer
 from ftkit.training.trainer import ImageTrainer
 
 # 64 training images: 4 steps an epoch. Fused optimizers ask for a real device.
@@ -23,7 +36,13 @@ def pretended():
 
 
 @pytest.fixture
-def waits(pretended, monkeypatch):
+def no_report(monkeypatch):
+    """Plots take as long as all the rest of so small a run."""
+    monkeypatch.setattr("ftkit.evaluation.report.write_report", lambda folder, record: None)
+
+
+@pytest.fixture
+def waits(pretended, no_report, monkeypatch):
     """What the steps of training wait for, but for the first one, and for those that log, evaluate or save."""
     counted, before = Counter(), Counter()
     fetch, finish = ImageTrainer.get_batch_samples, ImageTrainer._maybe_log_save_evaluate
@@ -59,6 +78,8 @@ def waits(pretended, monkeypatch):
         pytest.param(["--augment", *AUGMENT], id="augment"),
         pytest.param(["--gradient_accumulation_steps", 2, "--max_grad_norm", 0], id="accumulation"),
         pytest.param(["--auto_find_batch_size", "true"], id="auto_find_batch_size"),
+        pytest.param(["--on_nan", "skip"], id="skip"),
+        pytest.param(["--on_nan", "rollback"], id="rollback"),
         pytest.param(["--data_engine", "stream", "--dataloader_num_workers", 0, "--augment", "flip"], id="stream"),
         pytest.param(["--model", "timm/test_resnet", "--augment", "flip"], id="resnet"),
         pytest.param(["--model", "timm/test_vit", "--image_size", 16], id="vit"),
@@ -68,3 +89,195 @@ def test_training_waits_for_nothing(tmp_path, waits, options):
     run = finetune(tmp_path / "run", *TINY, *options)
     assert (run / "run.json").is_file()
     assert waits == {}
+
+
+def test_an_update_is_left_out_as_on_the_cpu(tmp_path, no_report, monkeypatch):
+    """Weights, the optimizer's momentum and the log are those that the CPU gives, where the host sees the gradient."""
+    original = ImageTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, **options):
+        loss = original(self, model, inputs, **options)
+        return loss * float("nan") if model.training and self.state.global_step + 1 in (1, 3, 6) else loss
+
+    monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
+    options = [*TINY, "--optim", "timm/momentum", "--optim_args", "momentum=0.9", "--on_nan", "skip"]
+    options += ["--load_best_model_at_end", "false"]
+    finetune(tmp_path / "here", *options)
+    with pretend_device():
+        finetune(tmp_path / "there", *options)
+    here, there = ((tmp_path / place / "model" / "model.safetensors").read_bytes() for place in ("here", "there"))
+    assert here == there
+    for place in ("here", "there"):
+        record = json.loads((tmp_path / place / "run.json").read_text())
+        assert record["stages"][0]["updates_left_out"] == 3
+        log = json.loads((tmp_path / place / "stages/0-all/trainer_state.json").read_text())["log_history"]
+        assert all(math.isfinite(line["loss"]) for line in log if "loss" in line)
+
+
+FINE_TUNING = [*TINY, "--max_train_samples", 32]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--method", "full"], id="full"),
+        pytest.param(["--method", "linear_probe"], id="linear_probe"),
+        pytest.param(["--method", "lp_ft"], id="lp_ft"),
+        pytest.param(["--method", "bitfit"], id="bitfit"),
+        pytest.param(["--method", "norm_tuning"], id="norm_tuning"),
+        pytest.param(["--method", "lora", "--merge_adapters", "true", "--adapter_args", '{"r": 2}'], id="lora"),
+        pytest.param(["--method", "dora", "--adapter_args", '{"r": 2}'], id="dora"),
+        pytest.param(["--method", "adalora", "--num_train_epochs", 4], id="adalora"),
+    ],
+)
+def test_fine_tuning_waits_for_nothing(tmp_path, waits, convnet, options):
+    run = finetune(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options)
+    assert (run / "run.json").is_file()
+    assert waits == {}
+
+
+# --- the other jobs
+
+AVERAGED = [*TINY, "--ema_decay", 0.9, "--augment", *AUGMENT, "--save_total_limit", 9]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A finished run, trained on the CPU."""
+    return finetune(tmp_path_factory.mktemp("here") / "run", *AVERAGED)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """The same, trained on the pretended device."""
+    with pretend_device():
+        return finetune(tmp_path_factory.mktemp("there") / "run", *AVERAGED)
+
+
+def test_a_run_gives_what_the_cpu_gives(here, there):
+    """Byte for byte, since the pretended device computes on the CPU: nothing drawn depends on the device."""
+    for name in ("model/model.safetensors", "evaluation/predictions.parquet", "evaluation/metrics.json"):
+        assert (there / name).read_bytes() == (here / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("first", ["here", "there"])
+def test_a_run_goes_on_on_another_device(tmp_path, request, first):
+    """Checkpoints of the CPU on the pretended device, and the other way round."""
+    run = tmp_path / "run"
+    shutil.copytree(request.getfixturevalue(first), run)
+    expected = (run / "model" / "model.safetensors").read_bytes()
+    interrupt(run)
+    with pretend_device() if first == "here" else nullcontext():
+        finetune(run, *AVERAGED)
+    assert (run / "model" / "model.safetensors").read_bytes() == expected
+
+
+def test_evaluate(pretended, there, tmp_path):
+    options = ["--test_time_augmentation", "flip_and_shift", "--output_dir", str(tmp_path / "again")]
+    load_recipe_script("evaluate").main(["--model", str(there), *options])
+    stored, again = (read_predictions(folder) for folder in (there / "evaluation", tmp_path / "again"))
+    assert np.array_equal(again.logits, stored.logits)
+
+
+def test_predict(pretended, there, capsys):
+    samples = sorted(map(str, (there / "evaluation" / "samples").iterdir()))
+    assert load_recipe_script("predict").main(["--model", str(there), "--format", "csv", *samples]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(samples)
+
+
+def test_export(pretended, there, tmp_path):
+    options = ["--format", "torch_export", "--max_images", "8", "--repeats", "1"]
+    load_recipe_script("export").main(["--model", str(there), *options, "--output_dir", str(tmp_path / "out")])
+    assert list((tmp_path / "out").glob("*.pt2"))
+
+
+def test_report_and_compare(pretended, here, there, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(there, run)
+    (run / "evaluation" / "report.html").unlink()
+    load_recipe_script("report").main([str(run)])
+    assert (run / "evaluation" / "report.html").is_file()
+    load_recipe_script("compare").main([str(run), str(here), "--output_dir", str(tmp_path / "comparison")])
+    assert (tmp_path / "comparison" / "comparison.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_gate_of_push(pretended, there):
+    record = json.loads((there / "run.json").read_text())
+    check_parity(there / "model", there / "evaluation", record, half_precision=False)
+
+
+def test_demo(pretended, there):
+    demo = pytest.importorskip("ftkit.demo", exc_type=ImportError)
+    classifier = demo.Classifier(*load_model(str(there)))
+    assert sum(classifier(Image.new("L", (8, 8))).values()) == pytest.approx(1)
+
+
+# --- what a GPU does not do, or should not be asked to
+
+
+def test_logits_do_not_gather_on_the_device(tmp_path, no_report, pretended, monkeypatch):
+    """Where there are many, an evaluation brings them to the host in between; the numbers are the same."""
+    copies, scores = [], []
+    for limit in (1 << 24, 40):  # 40 logits are 20 images
+        monkeypatch.setattr(trainer, "_LOGITS", limit)
+        before = pretended.waits.copy()
+        run = finetune(tmp_path / str(limit), *TINY, "--per_device_eval_batch_size", 8, "--num_train_epochs", 1)
+        copied = {where: n for where, n in (pretended.waits - before).items() if "copy to the CPU" in where}
+        copies.append(sum(copied.values()))
+        scores.append(json.loads((run / "stages/0-all/trainer_state.json").read_text())["best_metric"])
+    assert copies[1] > copies[0] + 6  # 29 images for validation, 72 for test
+    assert scores[1] == pytest.approx(scores[0], abs=1e-12)
+
+
+def test_one_of_several_gpus_is_used(tmp_path, no_report, pretended, monkeypatch, capsys):
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 4)
+    finetune(tmp_path / "run", *TINY, "--num_train_epochs", 1)
+    shown = capsys.readouterr().out
+    assert "3 more GPUs are not" in shown and "multi_gpu.yaml --num_processes 4" in shown
+
+
+def test_no_other_gpu_is_woken_up(tmp_path, no_report, convnet, monkeypatch):
+    """While something is tried, the random numbers of one device are put aside, and not those of all that there are."""
+    fork = torch.random.fork_rng
+
+    def fork_named(devices=None):
+        assert devices is not None
+        return fork(devices)
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_named)
+    with pretend_device():
+        options = ["--method", "lora", "--adapter_args", '{"r": 2}', "--auto_find_batch_size", "true"]
+        finetune(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options)
+
+
+@pytest.fixture
+def deterministic():
+    """What `full_determinism` sets for the whole process is taken back."""
+    yield ["--full_determinism", "true"]
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_full_determinism(tmp_path, no_report, pretended, deterministic, pooling):
+    options = ["--augment", *AUGMENT, "--model_args", json.dumps({"pooling": pooling, "downsampling": "max_pool"})]
+    assert (finetune(tmp_path / "run", *TINY, *deterministic, *options) / "run.json").is_file()
+
+
+def test_what_has_no_deterministic_version_is_named(tmp_path, deterministic, monkeypatch, refused):
+    def backward(self, *args):
+        raise RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you …")
+
+    monkeypatch.setattr(ImageTrainer, "_backward", backward)
+    with refused("full_determinism", "adaptive_max_pool2d_backward_cuda does not have", "leave it out"):
+        finetune(tmp_path / "run", *TINY, *deterministic)
+
+
+def test_an_image_costs_the_same_wherever_the_model_is(pretended, mlp):
+    """On a GPU a recurrent layer is one operation, which nobody counts."""
+    model, _ = load_model(str(mlp))
+    images = torch.zeros(1, 1, 8, 8)
+    expected, seen = flops.flops_per_image(model, images), []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["pixel_values"].device), with_kwargs=True)
+    assert flops.flops_per_image(model.to(pretended.device), images) == expected > 0
+    assert [device.type for device in seen] == ["cpu"]

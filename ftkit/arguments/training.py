@@ -41,6 +41,16 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.deepspeed_plugin is not None:
             unset_hf_deepspeed_config()  # by which transformers would build models in pieces, and here they are whole
 
+    @property
+    def n_gpu(self) -> int:
+        """At most one: the `Trainer` would use several by `DataParallel`, with other batches, and slowly."""
+        return min(super().n_gpu, 1)
+
+    @property
+    def idle_gpus(self) -> int:
+        """How many more the process sees."""
+        return super().n_gpu - self.n_gpu
+
 
 def machine_defaults() -> dict[str, Any]:
     """What depends on the machine, and does not belong into a saved configuration."""

@@ -108,7 +108,7 @@ class StreamedImages(Images):
         """One image; whatever the transform draws depends on nothing but `seed`."""
         random.seed(seed)
         np.random.seed(seed)
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the devices' generators too
         try:
             image = to_mode(open_image(file), 3)
         except BAD_IMAGE_ERRORS as error:

@@ -10,17 +10,17 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from ftkit.arguments import MethodArguments, local_model
 from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
 from ftkit.errors import UserError, nearest
+from ftkit.methods.adalora import allocate_on_device, is_bookkeeping
 from ftkit.models.anatomy import find_head, is_norm
 from ftkit.precision import exact_float32
 
 logger = logging.getLogger(__name__)
 _MERGE_TOLERANCE = 1e-4  # of logits, where they are of the order of 1
-_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of AdaLoRA's rank allocator
 _NORM_METHODS = (PeftType.LN_TUNING,)  # these train the norms themselves, and would take any layer
 
 
@@ -52,6 +52,7 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
             f"adapter_args: {args.method} with target_modules {options['target_modules']} does not fit the model, "
             f"whose modules are {', '.join(_kinds(model))}: {_first_line(error)}"
         ) from error
+    allocate_on_device(adapted)
     if args.merge_adapters:
         merged(copy.deepcopy(adapted), pixel_values)  # what cannot be merged is refused before it is trained
     base = local_model(model.name_or_path)
@@ -88,14 +89,6 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
     return plain
 
 
-class RankAllocation(TrainerCallback):
-    """Lets AdaLoRA give its ranks to the layers that need them, after every step (Zhang et al. 2023)."""
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if _is_adalora(model):
-            model.base_model.update_and_allocate(state.global_step + 1)
-
-
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """What of a model changes while its adapters train, by name."""
     return {
@@ -103,56 +96,6 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or is_bookkeeping(name)
     }
-
-
-def rank_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What AdaLoRA knows beside its weights: how much each of them mattered so far, and which ranks it masks."""
-    if not _is_adalora(model):
-        return {}
-    allocator, pattern = model.base_model.rankallocator, model.active_peft_config.rank_pattern or {}
-    kept = {f"{kind}/{name}": value for kind in _IMPORTANCE for name, value in getattr(allocator, kind).items()}
-    return kept | {f"pattern/{name}": torch.tensor(mask) for name, mask in pattern.items()}
-
-
-def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
-    """Take up again what `rank_state` gave."""
-    allocator, config = model.base_model.rankallocator, model.active_peft_config
-    for key, value in state.items():
-        kind, _, name = key.partition("/")
-        if kind == "pattern":
-            config.rank_pattern = {**(config.rank_pattern or {}), name: value.tolist()}
-        else:
-            getattr(allocator, kind)[name] = value.to(model.device)
-
-
-def is_bookkeeping(name: str) -> bool:
-    """Whether a parameter has no gradient and changes even so: AdaLoRA's ranks."""
-    return ".ranknum." in name
-
-
-def finish_adapters(model: nn.Module) -> None:
-    """Save all ranks of AdaLoRA, masked ones as zeros: its pattern is that of the last step, not of the best one."""
-    if _is_adalora(model):
-        model.active_peft_config.rank_pattern = None
-
-
-def _is_adalora(model: nn.Module) -> bool:
-    return isinstance(model, PeftModel) and model.active_peft_config.peft_type == PeftType.ADALORA
-
-
-def orthogonality(model: nn.Module) -> torch.Tensor | float:
-    """AdaLoRA's regularisation, which PEFT adds only to a loss that the model computes itself; 0 for all others.
-
-    The mean of ‖P Pᵀ - I‖ over the singular vectors of all layers, times `orth_reg_weight` (arXiv:2303.10512, eq. 4).
-    """
-    if not _is_adalora(model):
-        return 0.0
-    norms = []
-    for name, parameter in model.named_parameters():
-        if ".lora_A." in name or ".lora_B." in name:
-            product = parameter @ parameter.T if ".lora_A." in name else parameter.T @ parameter
-            norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
-    return model.active_peft_config.orth_reg_weight * torch.stack(norms).mean()
 
 
 def _known(names: list[str], model: nn.Module) -> list[str]:
@@ -249,7 +192,7 @@ def _layer_inputs(
 @exact_float32()
 def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
     """Why a layer cannot be adapted, or None. The layer itself is not touched."""
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the model is on the CPU still
         warnings.simplefilter("ignore")  # what PEFT remarks, it remarks again when the layer itself is adapted
         try:
             tried = get_peft_model(

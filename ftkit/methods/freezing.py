@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftkit.errors import UserError, nearest
-from ftkit.methods.adapters import is_bookkeeping
+from ftkit.methods.adalora import is_bookkeeping
 from ftkit.methods.plan import Train
 from ftkit.models.anatomy import BATCH_NORMS, is_norm
 

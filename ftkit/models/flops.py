@@ -1,5 +1,6 @@
 """What an image costs."""
 
+import copy
 import warnings
 
 import torch
@@ -16,12 +17,11 @@ def flops_per_image(model: nn.Module, pixel_values: torch.Tensor) -> int:
         model: takes `pixel_values`.
         pixel_values: normalised, (N, C, H, W); the first image is taken.
     """
-    training, device = model.training, next(model.parameters()).device
-    model.eval()
-    # A recurrent layer is one operation of MKL-DNN, which is not counted; without it, it is made of multiplications.
+    # A recurrent layer is one operation of cuDNN or of MKL-DNN, which is not counted. On the CPU without MKL-DNN it is
+    # made of multiplications.
+    model = copy.deepcopy(model).cpu().eval()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that MKL-DNN could do more on another machine
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-            model(pixel_values=pixel_values[:1].to(device))
-    model.train(training)
+            model(pixel_values=pixel_values[:1].cpu())
     return counter.get_total_flops()

@@ -150,6 +150,16 @@ class ResidualBlock(nn.Module):
         return hidden + self.blocks(hidden)
 
 
+class GlobalMaxPool(nn.Module):
+    """
+    (N, C, H, W) -> (N, C, 1, 1), as `nn.AdaptiveMaxPool2d(1)` does, whose gradient has no deterministic version for
+    CUDA.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(hidden, hidden.shape[2:])
+
+
 class ConvNetForImageClassification(PreTrainedModel):
     """A stem, stages of residual blocks that each halve the image, global pooling, linear `classifier`."""
 
@@ -174,7 +184,7 @@ class ConvNetForImageClassification(PreTrainedModel):
             ]
             self.stages.append(nn.Sequential(ConvBlock(previous, channels, config, halving=True), *blocks))
             previous = channels
-        self.pool = nn.AdaptiveAvgPool2d(1) if config.pooling == "average" else nn.AdaptiveMaxPool2d(1)
+        self.pool = nn.AdaptiveAvgPool2d(1) if config.pooling == "average" else GlobalMaxPool()
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(previous, config.num_labels)
         self.post_init()

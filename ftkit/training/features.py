@@ -21,6 +21,7 @@ from ftkit.data.tensors import Batch, Images, collate
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 from ftkit.precision import exact_float32, precision_of
+from ftkit.training.micro_batches import run_in_parts
 
 logger = logging.getLogger(__name__)
 _VERSION = 1  # of what is cached: raise it when the computation changes
@@ -78,7 +79,7 @@ class FeatureExtractor:
         cache_dir: str | None,
     ):
         self.model, self.args, self.normalize, self.cache_dir = model.to(args.device), args, normalize, cache_dir
-        self.head = model.get_submodule(head)
+        self.head, self.parts = model.get_submodule(head), 1
         body = digests(model, {name for name in model.state_dict() if plain_name(name).startswith(f"{head}.")})
         adapters = sorted(map(str, vars(model.active_peft_config).items())) if isinstance(model, PeftModel) else None
         self.key = (_VERSION, body, model.config.to_json_string(), adapters, precision_of(args), args.device.type)
@@ -110,7 +111,7 @@ class FeatureExtractor:
             # Not through a memory map: on a full disk the process would be killed.
             with (folder / "features.npy").open("wb") as file:
                 for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
-                    features, _ = self._run(batch["pixel_values"], training=False)
+                    features = self._features(batch)
                     if file.tell() == 0:
                         shape = (len(tensors), features.shape[1])
                         about = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -121,9 +122,15 @@ class FeatureExtractor:
 
         shift = (self.normalize.scale.tolist(), self.normalize.offset.tolist())
         key = Hasher.hash((*self.key, tensors.key, shift))
-        with self.args.main_process_first(desc="computing features"):
-            folder = cached(f"features-{key}", write, self.cache_dir)
+        folder = cached(f"features-{key}", write, self.cache_dir)
         return Features(torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c")), tensors)
+
+    def _features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """float32 (B, D), on the CPU; where they are to be found, in as many parts as memory asks for."""
+        if not self.args.auto_find_batch_size:
+            return self._run(batch["pixel_values"], training=False)[0]
+        given, self.parts = run_in_parts(lambda part: self._run(part["pixel_values"], False)[0], batch, self.parts)
+        return torch.cat([features for features, _ in given])
 
     @torch.no_grad()
     def _run(self, images: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,6 +41,7 @@ class Losses:
 
     def __init__(self):
         self._seen: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
+        self._gradients: list[tuple[int, torch.Tensor]] = []
 
     def note(self, step: int, learning_rate: float, images: torch.Tensor, loss: torch.Tensor) -> None:
         """Remember a batch: its step, the indices int64 (B,) of its images, and its loss, a scalar."""
@@ -62,9 +63,19 @@ class Losses:
             found = NotFinite(step, learning_rate, losses[bad], images.tolist())
         return min((one for one in gather_object([found]) if one is not None), default=None, key=lambda one: one.step)
 
-    def last(self) -> NotFinite:
-        """The last batch, for what is wrong with its gradient."""
-        step, learning_rate, images, loss = self._seen[-1]
+    def note_gradient(self, norm: torch.Tensor) -> None:
+        """Remember the norm of the gradient, a scalar, of the step that the last batch belongs to."""
+        self._gradients.append((self._seen[-1][0], norm))
+
+    def without_finite_gradient(self) -> list[NotFinite]:
+        """The steps whose gradients were not finite; what was noted of gradients is forgotten."""
+        noted, self._gradients = self._gradients, []
+        norms = torch.stack([norm for _, norm in noted]).tolist() if noted else []
+        return [self.of(step) for (step, _), norm in zip(noted, norms, strict=True) if not math.isfinite(norm)]
+
+    def of(self, step: int) -> NotFinite:
+        """The last batch of a step, for what is wrong with its gradient."""
+        _, learning_rate, images, loss = next(batch for batch in reversed(self._seen) if batch[0] == step)
         return NotFinite(step, learning_rate, float(loss), images.tolist())
 
 

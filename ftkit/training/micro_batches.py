@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object, release_memory
@@ -12,6 +13,7 @@ from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 Inputs = dict[str, torch.Tensor]
+_NOT_ONE = "auto_find_batch_size: not even one image fits into memory: take a smaller model or image_size"
 
 
 def in_parts(inputs: Inputs, parts: int) -> Iterator[tuple[Inputs, float]]:
@@ -22,7 +24,32 @@ def in_parts(inputs: Inputs, parts: int) -> Iterator[tuple[Inputs, float]]:
         yield {"pixel_values": images, "labels": labels}, len(images) / size
 
 
-def parts_that_fit(model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], None]) -> int:
+def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tuple[list[tuple[Any, float]], int]:
+    """What `run`, without gradients, gives of each part of a batch, with its share; and how many parts there were.
+
+    Args:
+        inputs: with `pixel_values` and `labels`.
+        parts: to begin with; twice as many, and so on, where memory is too small.
+
+    Raises:
+        UserError: not even one image fits.
+    """
+    size = len(inputs["pixel_values"])
+    while True:
+        try:
+            return [(run(part), share) for part, share in in_parts(inputs, parts)], parts
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+        release_memory()
+        if parts >= size:
+            raise UserError(_NOT_ONE)
+        parts *= 2
+
+
+def parts_that_fit(
+    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], None], optimizer: torch.optim.Optimizer
+) -> int:
     """Into how many parts batches must be cut so that every process has memory for one: 1, 2, 4, ….
 
     The model is left as it was, and so are the random numbers.
@@ -31,26 +58,28 @@ def parts_that_fit(model: nn.Module, inputs: Inputs, backward: Callable[[Inputs]
         model: not wrapped, so that no process waits for another.
         inputs: the first batch, on the device.
         backward: forward and backward of a part.
+        optimizer: will need memory for what it keeps, if it has taken no step yet.
 
     Raises:
         UserError: not even one image fits.
     """
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    reserved = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # an Adam will keep as much
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and not optimizer.state]
     parts, size, fits = 1, len(inputs["pixel_values"]), False
+
+    def step(part: Inputs) -> None:
+        kept = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # as an Adam does
+        backward(part)
+        del kept
+
     while not fits and parts < 2 * size:
-        fits = _fits(model, next(in_parts(inputs, parts))[0], backward)
+        fits = _fits(model, next(in_parts(inputs, parts))[0], step)
         parts = parts if fits else 2 * parts
-    del reserved
-    release_memory()
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
     parts = max(gather_object([parts]))
     if parts >= 2 * size:
-        raise UserError(
-            "auto_find_batch_size: not even one image fits into memory: take a smaller model or image_size"
-        )
+        raise UserError(_NOT_ONE)
     if parts > 1:
         logger.info(
             "  batches of %d do not fit into memory: each is taken in %d parts, with one step for all", size, parts
@@ -59,8 +88,10 @@ def parts_that_fit(model: nn.Module, inputs: Inputs, backward: Callable[[Inputs]
 
 
 def _fits(model: nn.Module, part: Inputs, backward: Callable[[Inputs], None]) -> bool:
+    device = part["pixel_values"].device
     try:
-        with torch.random.fork_rng():
+        # Of all devices, which is the default, every GPU of the machine would be woken up.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             backward(part)
     except RuntimeError as error:
         if not should_reduce_batch_size(error):

@@ -15,7 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.errors import Interrupted, UserError
-from ftkit.methods.adapters import adapter_state, rank_state, restore_ranks
+from ftkit.methods.adalora import rank_state, restore_ranks
+from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, hidden, rotate, seal
 from ftkit.training.ema import WeightAverage

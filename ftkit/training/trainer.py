@@ -38,16 +38,17 @@ from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
-from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
+from ftkit.methods.adalora import RankAllocation, finish_adapters, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.precision import exact_float32, remove_autocast
 from ftkit.signals import signals
 from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
-from ftkit.training.finite import Losses, trained_weights
+from ftkit.training.finite import Losses, NotFinite, trained_weights
+from ftkit.training.left_out import Undo
 from ftkit.training.losses import class_shares, make_loss
-from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit
+from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts
 from ftkit.training.progress import EvaluationLines
 from ftkit.training.saving import CheckpointingTrainer
 from ftkit.training.sharding import copy_to_shard, gather_into, whole_state
@@ -59,6 +60,7 @@ _WAITING = 0.2  # share of the time of training that may go by waiting for data 
 _SECONDS = 2.0  # of waiting are too few to speak of
 _ROLLBACKS = 3  # to the same checkpoint
 _NOT_FINITE = "not_finite.json"  # in a stage's folder
+_LOGITS = 1 << 24  # that wait on a device in an evaluation, or become float64, at a time
 
 
 def accuracy_and_loss(prediction) -> dict[str, float]:
@@ -67,12 +69,13 @@ def accuracy_and_loss(prediction) -> dict[str, float]:
     The loss replaces the `Trainer`'s own, which averages batches (wrong under a ragged last batch) and includes label
     smoothing.
     """
-    logits = torch.from_numpy(np.asarray(prediction.predictions)).double()
+    logits = torch.from_numpy(np.asarray(prediction.predictions))
     labels = torch.from_numpy(prediction.label_ids)
-    return {
-        "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
-        "loss": F.cross_entropy(logits, labels).item(),
-    }
+    hits, loss, rows = 0, 0.0, max(_LOGITS // logits.shape[1], 1)
+    for some, own in zip(logits.split(rows), labels.split(rows), strict=True):
+        hits += (some.argmax(-1) == own).sum().item()
+        loss += F.cross_entropy(some.double(), own, reduction="sum").item()
+    return {"accuracy": hits / len(labels), "loss": loss / len(labels)}
 
 
 def first_output(logits, labels):
@@ -128,9 +131,12 @@ class ImageTrainer(CheckpointingTrainer):
     ):
         # The batches of `ImageTensors` are whole: the Trainer must neither look for columns nor for label names.
         args.remove_unused_columns, args.label_names = False, ["labels"]
-        # A loss that is not finite must not hide those after it, where training goes on.
-        args.logging_nan_inf_filter = objective is not None and objective.on_nan != "stop"
+        args.logging_nan_inf_filter = False  # the host would wait for every loss; see `_to_be_summed`
         self.loaders: list[DataLoader] = []  # whose workers are to be ended
+        self.finds_parts, self.evaluated_parts = args.auto_find_batch_size, 1
+        if args.eval_accumulation_steps is None:
+            logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
+            args.eval_accumulation_steps = max(_LOGITS // logits, 1)
         if args.deepspeed_plugin is not None:
             AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
         super().__init__(
@@ -163,6 +169,7 @@ class ImageTrainer(CheckpointingTrainer):
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(self.model)
         self.loss = make_loss(args, self.args.label_smoothing_factor)
         self.losses, self.parts = Losses(), None if self.args.auto_find_batch_size else 1
+        self.undo: Undo | None = None
         self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
         self.penalised = [
             parameter
@@ -259,7 +266,7 @@ class ImageTrainer(CheckpointingTrainer):
         """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
         args, accelerator = self.args, self.accelerator
         other = accelerator.parallelism_config or "lomo" in str(args.optim)
-        if args.n_gpu > 1 or args.torch_empty_cache_steps is not None or other:
+        if args.torch_empty_cache_steps is not None or other:
             return super().training_step(model, inputs, num_items_in_batch)
         if not self.model.training:  # an evaluation leaves a wrapper around it as it was
             model.train()
@@ -267,14 +274,22 @@ class ImageTrainer(CheckpointingTrainer):
         weight = inputs.get("weight", 1.0) / self.current_gradient_accumulation_steps
         images, inputs = inputs["index"], self._prepare_inputs(inputs)
         if self.parts is None:
-            self.parts = parts_that_fit(self.model, inputs, lambda part: self._backward(self.model, part, 1.0))
+            own = self.model  # not wrapped, so that no process waits for another
+            self.parts = parts_that_fit(own, inputs, lambda part: self._backward(own, part, 1.0), self.optimizer)
         loss, *later = (
             self._backward(model, part, share * weight, number == self.parts)
             for number, (part, share) in enumerate(in_parts(inputs, self.parts), start=1)
         )
         loss = sum(later, loss)
         self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
-        return loss
+        return self._to_be_summed(loss)
+
+    def _to_be_summed(self, loss: torch.Tensor) -> torch.Tensor:
+        """One that is not finite must not hide those after it, where training goes on: their mean stands for it."""
+        if self.objective.on_nan == "stop":
+            return loss
+        steps = 1 + self.state.global_step - self._globalstep_last_logged
+        return torch.where(loss.isfinite(), loss, self._tr_loss / steps)
 
     def _backward(self, model: nn.Module, inputs: Inputs, weight: float, last: bool = True) -> torch.Tensor:
         """The loss times `weight`, and its gradients; processes exchange them after the `last` part of a batch."""
@@ -301,6 +316,18 @@ class ImageTrainer(CheckpointingTrainer):
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, logits and labels of a batch; where they are to be found, in as many parts as memory asks for."""
+        step = super().prediction_step
+        if not self.finds_parts:
+            return step(model, inputs, prediction_loss_only, ignore_keys)
+        given, self.evaluated_parts = run_in_parts(
+            lambda part: step(model, part, prediction_loss_only, ignore_keys), inputs, self.evaluated_parts
+        )
+        losses, logits, labels = zip(*(found for found, _ in given), strict=True)
+        loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
+        return loss, torch.cat([first_output(some, None) for some in logits]), torch.cat(labels)
+
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict]:
         """transformers' optimizers, and timm's by its factory for `optim: timm/<name>`."""
@@ -319,7 +346,10 @@ class ImageTrainer(CheckpointingTrainer):
             UserError: a package is missing, or an option is unknown, missing or of another type.
         """
         with self._explained("optim", "optim_args"):
-            return self._make_optimizer(model)
+            optimizer = self._make_optimizer(model)
+        if self.objective.on_nan == "skip" and self.args.device.type != "cpu" and not self.sharded:
+            self.undo = Undo(optimizer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
         """The schedule, or one sentence about what is wrong with its options."""
@@ -360,13 +390,20 @@ class ImageTrainer(CheckpointingTrainer):
         """Train; the model ends with the weights that validation chose, averaged if they are.
 
         Raises:
-            UserError: the loss is not finite, or a batch of one image meets a BatchNorm that needs two.
+            UserError: the loss is not finite, a batch of one image meets a BatchNorm that needs two, or an operation
+                has no deterministic version and `full_determinism` wants one.
         """
         checkpoint = kwargs.get("resume_from_checkpoint")
         try:
             with self._lean(), signals.awaited():
                 stopped = self._stopped_before(checkpoint)
                 output = stopped or super().train(*args, **kwargs)
+        except RuntimeError as error:
+            if not self.args.full_determinism or "deterministic" not in str(error):
+                raise
+            raise UserError(
+                f"full_determinism: {str(error).partition(',')[0]}: leave it out, or take another model"
+            ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -450,11 +487,20 @@ class ImageTrainer(CheckpointingTrainer):
         if self.objective.on_nan == "skip" and not self.accelerator.scaler:  # which leaves such updates out itself
             if grad_norm is None:
                 grad_norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-            if not math.isfinite(grad_norm):
-                model.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
-                self.progress.left_out += 1
-                logger.warning("  %s: this update is left out", self.losses.last())
+            self._leave_out_unless_finite(model, grad_norm)
         return grad_norm if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
+
+    def _leave_out_unless_finite(self, model: nn.Module, grad_norm: torch.Tensor) -> None:
+        if self.undo is not None and self.undo.possible:
+            self.undo.unless(grad_norm.isfinite())
+            self.losses.note_gradient(grad_norm)
+        elif not math.isfinite(grad_norm):
+            model.zero_grad(set_to_none=True)  # an optimizer passes over what has no gradient
+            self._say_left_out(self.losses.of(self.state.global_step + 1))
+
+    def _say_left_out(self, update: NotFinite) -> None:
+        self.progress.left_out += 1
+        logger.warning("  %s: this update is left out", update)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, after a look at the losses since the last time."""
@@ -473,6 +519,8 @@ class ImageTrainer(CheckpointingTrainer):
         """
         if not self.is_in_train:
             return
+        for update in self.losses.without_finite_gradient():
+            self._say_left_out(update)
         found = self.losses.take([] if self.sharded else trained_weights(self.model))
         if found is None or (self.objective.on_nan == "skip" and self._weights_are_finite()):
             return

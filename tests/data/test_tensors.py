@@ -208,7 +208,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypat
     monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", interrupted)
     with pytest.raises(Exception if error is not KeyboardInterrupt else KeyboardInterrupt):
         tensors(grays)
-    assert calls == [1]  # something had been begun
+    assert calls == [2]  # something had been begun, under a lock
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", whole)
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
