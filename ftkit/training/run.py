@@ -45,12 +45,14 @@ class PreparedStage(NamedTuple):
 class Plan(NamedTuple):
     """The stages of a run, and the model that they train, with adapters where the method has them.
 
-    `groups` are parameter names by layer group, from input to output, the head last.
+    `groups` are parameter names by layer group, from input to output, the head last; `trained` is the number of
+    parameters that any stage trains.
     """
 
     model: PreTrainedModel | PeftModel
     groups: dict[str, list[str]]
     stages: list[PreparedStage]
+    trained: int
 
 
 def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: Images) -> Plan:
@@ -91,7 +93,11 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     for stage in prepared:
         if stage.stage.train in ("bias", "norm") and stage.trained <= set(groups[head]):
             logger.warning("before the head there is no %s: the head alone trains", stage.stage.train)
-    return Plan(model, groups, prepared)
+    return Plan(model, groups, prepared, _size(model, set().union(*(stage.trained for stage in prepared))))
+
+
+def _size(model: nn.Module, names: set[str]) -> int:
+    return sum(model.get_parameter(name).numel() for name in names)
 
 
 def _scale(config: Config) -> float:
@@ -138,13 +144,14 @@ def run_plan(
 
     Returns:
         The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
-        its name, parameters trained, seconds, steps, images per second, and the best value on validation.
+        its name, parameters trained, seconds, steps, images per second, and the value and step that validation chose
+        (None where it is the last weights that stayed).
 
     Raises:
         UserError: there is no checkpoint to resume from, the loss is not finite, something frozen has moved, or
             merging adapters changes the logits.
     """
-    model, groups, _ = plan
+    model, groups = plan.model, plan.groups
     results = []
     for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
         finished = _finished(folder) if args.resume_from_checkpoint else None
@@ -160,8 +167,7 @@ def run_plan(
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             output = trainer.train(resume_from_checkpoint=_checkpoint(args, folder))
         trainer.save_state()
-        size = sum(model.get_parameter(name).numel() for name in trained)
-        results.append(_result(stage, trainer, output, size))
+        results.append(_result(stage, trainer, output, _size(model, trained)))
         if trainer.is_world_process_zero():
             _finish(folder, model, results[-1])
     return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
@@ -241,17 +247,19 @@ def _finish(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
 
 
 def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int) -> dict[str, Any]:
+    state, seconds = trainer.state, round(trainer.progress.seconds, 3)
+    chosen = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
     return {
         "stage": stage.name,
         "train": stage.train,
         "trained_parameters": trained,
         "steps": output.global_step,
-        "epochs": trainer.state.epoch,
-        "seconds": round(trainer.progress.seconds, 2),
-        "images_per_second": round(trainer.state.epoch * len(trainer.train_dataset) / trainer.progress.seconds, 1),
+        "epochs": state.epoch,
+        "seconds": seconds,
+        "images_per_second": state.epoch * len(trainer.train_dataset) / seconds,
         "waiting_for_data": round(output.metrics["waiting_for_data"], 4),
-        "best_metric": trainer.state.best_metric,
-        "best_step": trainer.state.best_global_step,
+        "best_metric": state.best_metric if chosen else None,
+        "best_step": state.best_global_step if chosen else None,
         "updates_left_out": trainer.progress.left_out,
     }
 
