@@ -142,7 +142,7 @@ class ImageTrainer(CheckpointingTrainer):
             preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        self.add_callback(EvaluationLines())
+        self.add_callback(EvaluationLines(self.progress.losses))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
         self.normalize = normalize
         self.channels_last = is_convolutional(model)
@@ -272,6 +272,7 @@ class ImageTrainer(CheckpointingTrainer):
         )
         loss = sum(later, loss)
         self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
+        self.progress.losses.note(loss / weight, len(images))
         return loss
 
     def _backward(self, model: nn.Module, inputs: Inputs, weight: float, last: bool = True) -> torch.Tensor:
@@ -451,8 +452,10 @@ class ImageTrainer(CheckpointingTrainer):
         return grad_norm if self.args.max_grad_norm == 0 else super()._get_grad_norm(model, grad_norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, after a look at the losses since the last time."""
+        """Log, after a look at the losses since the last time; the mean is over images, not over steps."""
         self._look_at_losses()
+        if "loss" in logs and (mean := self.progress.losses.log()) is not None:
+            logs["loss"] = mean
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model, trial):
