@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from peft import PeftModel
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -67,7 +68,9 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         try:
-            args = dataclasses.replace(training, output_dir=str(folder), **stage.arguments)
+            args = dataclasses.replace(
+                training, output_dir=str(folder), **_stage_seeds(training, number) | stage.arguments
+            )
         except (ValueError, TypeError) as error:
             raise UserError(f"stages[{number}]: {error}") from None
         args.learning_rate *= factor
@@ -94,6 +97,17 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         if stage.stage.train in ("bias", "norm") and stage.trained <= set(groups[head]):
             logger.warning("before the head there is no %s: the head alone trains", stage.stage.train)
     return Plan(model, groups, prepared, _size(model, set().union(*(stage.trained for stage in prepared))))
+
+
+def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
+    """The seeds of a stage, so that it draws anew all that is drawn: order, augmentation, mixup, dropout.
+
+    The first stage has the run's own, and is what a run of one stage would be.
+    """
+    seeds = {name: getattr(args, name) for name in ("seed", "data_seed") if getattr(args, name) is not None}
+    if number == 0:
+        return seeds
+    return {name: int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) for name, seed in seeds.items()}
 
 
 def _size(model: nn.Module, names: set[str]) -> int:
@@ -137,10 +151,10 @@ def run_plan(
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Carry out a plan, stage by stage.
 
-    Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`. It begins with the
-    weights that validation chose in the one before, and only what it declares moves. With `resume_from_checkpoint`
-    the stages that are finished are passed over, and training goes on inside the one that is not. Where the head
-    alone trains on pixels that do not change, it trains on features that are computed once.
+    Each stage has a fresh optimizer and schedule, seeds of its own, and its checkpoints in `stages/<number>-<name>`.
+    It begins with the weights that validation chose in the one before, and only what it declares moves. With
+    `resume_from_checkpoint` the stages that are finished are passed over, and training goes on inside the one that is
+    not. Where the head alone trains on pixels that do not change, it trains on features that are computed once.
 
     Returns:
         The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
@@ -161,6 +175,7 @@ def run_plan(
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
+        train.seed = args.seed
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             augment, on_nan = config.data.augment or [], config.run.on_nan
             objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan)
