@@ -101,7 +101,7 @@ def plan_jobs(comparison: Comparison) -> list[Job]:
 
     Raises:
         ConfigError: with what is wrong in any of them.
-        UserError: a folder holds a run of another configuration.
+        UserError: a folder holds a run of another configuration, or would be that of two runs.
     """
     jobs, errors = [], []
     for recipe, method in itertools.product(comparison.recipes, comparison.methods or [None]):
@@ -118,7 +118,12 @@ def plan_jobs(comparison: Comparison) -> list[Job]:
             jobs.append(Job("-".join(parts), seed, folder, own, parse_config(own)))
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))
+    folders: dict[Path, Job] = {}
     for job in jobs:
+        if folders.setdefault(job.folder, job) is not job:
+            recipes = ", ".join(map(str, comparison.recipes))
+            raise UserError(f"--recipe {recipes}: two of them would train in the same folder, {job.folder}: name each "
+                            "once, and give recipes of one name other names")  # fmt: skip
         if changed := changes(job.folder, job.config):
             told = "; ".join(changed[:5])
             raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")

@@ -95,7 +95,8 @@ def main(arguments: list[str]) -> None:
         save_model(model, processor, folder / "model")
         metrics = write_evaluation(folder / "evaluation", predicted, test)
         flops = flops_per_image(model, normalize(test.sample(1)))
-        record = describe_run(config, images, model, flops, stages, seconds=time.monotonic() - started)
+        parameters = {"total": model.num_parameters(), "trained": plan.trained}
+        record = describe_run(config, images, parameters, flops, stages, seconds=time.monotonic() - started)
         write_report(folder, record)
         write_card(folder, record=record)
         write_run_record(folder, record, metrics)  # last: by it a run counts as finished

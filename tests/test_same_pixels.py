@@ -1,4 +1,4 @@
-"""A sample's pixels depend on (seed, epoch, sample) only: not on workers, processes, engine or a resume."""
+"""A sample's pixels depend on (seed, stage, epoch, sample) only: not on workers, processes, engine or a resume."""
 
 import json
 import shutil
@@ -37,11 +37,52 @@ def test_neither_engine_nor_workers_change_a_bit(reference, tmp_path, engine, wo
 
 
 def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path):
-    """Neither mixup (numpy) nor dropout (torch) sees whether a worker or the process itself transforms the images."""
+    """Neither mixup nor dropout sees whether a worker or the process itself transforms the images."""
     options = (*SMALL, "--mixup", 0.2, "--max_steps", 4, "--eval_strategy", "no", "--save_strategy", "no")
     transform = ("--image_transform", '{"auto_augment": "rand-m9-mstd0.5"}')
     runs = [finetune(tmp_path / str(n), *options, *transform, "--dataloader_num_workers", n) for n in (0, 1)]
     assert weights(runs[0]) == weights(runs[1])
+
+
+@pytest.mark.parametrize(
+    ("drawn", "size"),
+    [
+        ([], 20),  # the order
+        (["--augment", "random_crop", "rotate"], 60),
+        (["--image_transform", '{"hflip": 0.5, "scale": [0.3, 1.0]}'], 60),
+        (["--mixup", 1.0], 60),
+        (["--dropout", 0.5], 60),
+        (["--data_seed", 3], 20),
+    ],
+    ids=["order", "augment", "image_transform", "mixup", "dropout", "data_seed"],
+)
+def test_each_stage_draws_anew(tmp_path, drawn, size):
+    """At a learning rate of 0 the losses show what a stage draws; the first draws what a run of one stage does."""
+    options = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--dropout", 0, "--max_train_samples", 60,
+               "--num_train_epochs", 2, "--per_device_train_batch_size", size, "--learning_rate", 0,
+               "--logging_steps", 1, *drawn]  # fmt: skip
+    two = finetune(tmp_path / "two", *options, "--stages", '[{"train": "all"}, {"train": "all"}]')
+    one = finetune(tmp_path / "one", *options)
+    first, second, alone = map(losses, (two / "stages/0-all", two / "stages/1-all", one / "stages/0-all"))
+    assert first == alone and len(first) == len(second) == 2 * 60 / size
+    assert all(abs(a - b) > 1e-6 for a in first for b in second)
+
+
+@pytest.mark.parametrize("mixing", [["--mixup", 0.4], ["--cutmix", 1.0], ["--mixup", 0.2, "--cutmix", 1.0]], ids=str)
+def test_what_an_image_is_mixed_with_does_not_depend_on_the_batch(tmp_path, mixing):
+    """At a learning rate of 0 the losses of the epochs are the same, however the images are cut into batches."""
+    options = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--dropout", 0, "--max_train_samples", 61,
+               "--num_train_epochs", 2, "--learning_rate", 0, "--logging_steps", 1000,
+               "--augment", "rotate", *mixing]  # fmt: skip
+    runs = [finetune(tmp_path / str(size), *options, "--per_device_train_batch_size", size) for size in (61, 20, 1)]
+    told = [losses(run / "stages/0-all") for run in runs]
+    np.testing.assert_allclose(told[1:], [told[0]] * 2, rtol=1e-5)
+    assert abs(told[0][0] - told[0][1]) > 1e-5
+
+
+def losses(stage: Path) -> list[float]:
+    history = json.loads((stage / "trainer_state.json").read_text())["log_history"]
+    return [log["loss"] for log in history if "loss" in log]
 
 
 @pytest.mark.slow
@@ -70,7 +111,7 @@ class Recorder(ImageTrainer):
     seen = []
 
     def compute_loss(self, model, inputs, **options):
-        self.seen.append(inputs["pixel_values"].flatten(1).numpy())
+        self.seen += [inputs["pixel_values"].flatten(1).numpy(), inputs["labels"].numpy()]
         return super().compute_loss(model, inputs, **options)
 
 folder, batch = sys.argv[1], int(sys.argv[2])
@@ -81,7 +122,7 @@ with args.main_process_first():
     images = image_tensors(load_data(DataArguments(dataset="digits"))["train"], processor, 1, cache_dir=folder)
 model = MLPForImageClassification(MLPConfig(image_size=[8, 8], hidden_sizes=[4], num_labels=10))
 settings = {name: Setting(0.01, True) for name, _ in model.named_parameters()}
-objective = Objective(LossArguments(), settings, 10, ["random_crop", "rotate"])
+objective = Objective(LossArguments(mixup=0.2, cutmix=1.0), settings, 10, ["random_crop", "rotate"])
 trainer = Recorder(model, args, normalizer(processor, 1), objective, images)
 trainer.train()
 np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.seen)
@@ -101,7 +142,7 @@ def test_two_processes_see_what_one_sees(tmp_path):
     subprocess.run([*accelerate, *script, "32"], check=True, cwd=tmp_path, timeout=200)
     subprocess.run([sys.executable, *script, "64"], check=True, cwd=tmp_path, timeout=200)
     first, second, alone = (np.load(tmp_path / f"{name}.npz") for name in ("0-of-2", "1-of-2", "0-of-1"))
-    assert len(first.files) == len(second.files) == len(alone.files) == 2 * 21  # 1,293 images in batches of 64
+    assert len(first.files) == len(second.files) == len(alone.files) == 2 * 2 * 21  # 1,293 images in batches of 64
     for step in alone.files:
         together = np.concatenate([first[step], second[step]])
         assert np.array_equal(together, alone[step])

@@ -1,8 +1,9 @@
 """Augmentation of a whole batch of uint8 images, by random numbers that depend on nothing but what they are for.
 
 The numbers of an image are a function of (seed, epoch, the image's row, operation), so that a batch is the same
-whatever worker, rank or resumed run computes it. They come from a counter-based generator: a hash of the counter.
-What an operation does to an image with given parameters is what torchvision's function of that name does.
+whatever worker, rank or resumed run computes it; each stage of a plan has a seed of its own. They come from a
+counter-based generator: a hash of the counter. What an operation does to an image with given parameters is what
+torchvision's function of that name does.
 """
 
 import math
@@ -32,7 +33,7 @@ def random_bits(seed: int, epoch: int, rows: torch.Tensor, operation: str, count
     """`count` random whole numbers for each row: int64 (B, count), uniform over 0 … 2^32 - 1.
 
     Args:
-        seed: of the run.
+        seed: of the stage.
         epoch: from 0.
         rows: int64 (B,), what identifies the images.
         operation: its name, so that two operations draw other numbers.
@@ -68,7 +69,7 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
         images: uint8 (B, C, H, W); not changed.
         rows: int64 (B,) on the CPU, the row of each image in its dataset.
         steps: names, or mappings of one name to its options; see `ftkit.arguments.data.AUGMENTATIONS`.
-        seed: of the run.
+        seed: of the stage.
         epoch: from 0.
     """
     if not steps:
@@ -105,7 +106,7 @@ def alternating_flip(images: torch.Tensor, bits: torch.Tensor, epoch: int) -> to
     return flip(images, bits + epoch)
 
 
-def _below(bits: torch.Tensor, count: Any) -> torch.Tensor:
+def below(bits: torch.Tensor, count: Any) -> torch.Tensor:
     """int64 over 0 … count - 1, each about equally often."""
     return bits * count >> 32
 
@@ -125,20 +126,20 @@ def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode
     """
     if mode == "reflect" and padding >= min(images.shape[2:]):
         raise UserError(f"augment: random_crop: padding {padding} must be less than the side of the images to reflect")
-    return shift(images, _below(bits[:, :2], 2 * padding + 1) - padding, (padding, padding), mode)
+    return shift(images, below(bits[:, :2], 2 * padding + 1) - padding, (padding, padding), mode)
 
 
 def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) -> torch.Tensor:
     """A shift of up to this share of the side each way, in whole pixels, black beyond the edge."""
     most = tuple(int(share * side) for side in images.shape[2:])
     sides = constant(most, images.device)
-    return shift(images, _below(bits[:, :2], 2 * sides + 1) - sides, most)
+    return shift(images, below(bits[:, :2], 2 * sides + 1) - sides, most)
 
 
 def cutout(images: torch.Tensor, bits: torch.Tensor, size: int = 8) -> torch.Tensor:
     """A black square around a random pixel, cut off at the edge (DeVries & Taylor 2017, arXiv:1708.04552)."""
     sides = constant(images.shape[2:], images.device)
-    corner = _below(bits[:, :2], sides) - size // 2
+    corner = below(bits[:, :2], sides) - size // 2
     return _erase(images, corner, torch.full_like(corner, size))
 
 

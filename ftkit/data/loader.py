@@ -23,11 +23,20 @@ class EpochBatches(Sampler):
         process: which of the processes this is, from 0.
         processes: how many there are.
         drop_last: leave out a last batch that is not full.
+        following: give each batch the row that follows it in the order of the epoch; the last, the first one.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, process: int = 0, processes: int = 1, drop_last: bool = False
+        self,
+        count: int,
+        batch_size: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        drop_last: bool = False,
+        following: bool = False,
     ):
+        self.following = following
         self.count, self.seed, self.process, self.processes = count, seed, process, processes
         self.batch_size, self.size, self.drop_last, self.epoch = batch_size, batch_size * processes, drop_last, 0
 
@@ -42,11 +51,12 @@ class EpochBatches(Sampler):
         # Not seed + epoch, with which the second epoch of a seed would be the first one of the next.
         seed = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0])
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
-        for rows in order.split(self.size)[: len(self)]:
-            if len(rows) < self.processes:
-                rows = rows[torch.arange(self.processes) % len(rows)]
-            own = rows.tensor_split(self.processes)[self.process]
-            yield Batch(own, self.epoch, len(own) * self.processes / len(rows))
+        for places in torch.arange(self.count).split(self.size)[: len(self)]:
+            if len(places) < self.processes:
+                places = places[torch.arange(self.processes) % len(places)]
+            own = places.tensor_split(self.processes)[self.process]
+            following = order[(own[-1:] + 1) % self.count] if self.following else None
+            yield Batch(order[own], self.epoch, len(own) * self.processes / len(places), following)
 
 
 class TrainingLoader(DataLoader):

@@ -79,7 +79,7 @@ class StreamedImages(Images):
 
         Args:
             options: of `timm.data.create_transform`, such as `auto_augment: rand-m9-mstd0.5-inc1`.
-            seed: what it draws depends on this, the epoch and the image's row, and on nothing else.
+            seed: see `Images`; another stage sets another.
 
         Raises:
             UserError: timm refuses an option.
@@ -122,7 +122,7 @@ class StreamedImages(Images):
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """After this the generators of all go on where they were: without workers, mixup and dropout draw from them."""
+    """After this the generators of all go on where they were: without workers, dropout draws from one of them."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -33,11 +33,14 @@ class Batch(NamedTuple):
         rows: int64 (B,).
         epoch: from 0.
         weight: of its mean loss among those of the processes: 1 but where a last batch is not cut evenly.
+        following: int64 (1,), the row that comes next in the epoch's order, which the last image is mixed with; None
+            where nothing is mixed.
     """
 
     rows: torch.Tensor
     epoch: int
     weight: float = 1.0
+    following: torch.Tensor | None = None
 
 
 class Images(TorchDataset, ABC):
@@ -53,9 +56,11 @@ class Images(TorchDataset, ABC):
         key: what of the dataset, the processor and the mode the pixels are.
         skipped: what did not decode, as in `ftkit.data.decoding.Decoded`.
         shape: of an image, (C, H, W).
+        seed: what `pixels` draws, if it does, depends on this, the epoch and the image's row, and on nothing else.
     """
 
     engine: str
+    seed: int = 0
 
     def __init__(
         self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, int, int]
@@ -76,15 +81,20 @@ class Images(TorchDataset, ABC):
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,), a `weight` if not 1.
 
-        All but the pixels and the labels is on the CPU.
+        Where a row is `following`, these three of it, with B = 1, stand in a dictionary of that name. All but the
+        pixels and the labels is on the CPU.
         """
-        rows, epoch, weight = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        rows, epoch, weight, following = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        rows = rows if following is None else torch.cat([rows, following])
         there = rows.to(self.labels.device, non_blocking=True)
         found = {
             "pixel_values": self.pixels(there, epoch),
             "labels": self.labels.index_select(0, there),
             "index": self.index.index_select(0, rows),
         }
+        if following is not None:
+            last = {name: values[-1:] for name, values in found.items()}
+            found = {name: values[:-1] for name, values in found.items()} | {"following": last}
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
     @abstractmethod

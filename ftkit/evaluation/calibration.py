@@ -9,6 +9,7 @@ from scipy.special import log_softmax
 from ftkit.evaluation.intervals import wilson
 
 BINS = 15
+_EDGES = np.arange(BINS + 1) / BINS
 _LARGEST = 20.0  # a temperature beyond this, or its reciprocal, is no fit but the edge of what was tried
 
 
@@ -23,15 +24,15 @@ def reliability(confidences: np.ndarray, hits: np.ndarray) -> list[dict]:
         For each of 15 bins of equal width that holds images: `low`, `high`, `n`, and their mean `confidence` and
         `accuracy` with its 95% interval.
     """
-    bins = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15], …
+    bins = np.searchsorted(_EDGES[1:-1], confidences)  # (0, 1/15], (1/15, 2/15], …, by the edges that are stored
     found = []
     for number in np.unique(bins):
         inside = bins == number
         n, right = int(inside.sum()), int(hits[inside].sum())
         found.append(
             {
-                "low": float(number / BINS),
-                "high": float((number + 1) / BINS),
+                "low": float(_EDGES[number]),
+                "high": float(_EDGES[number + 1]),
                 "n": n,
                 "confidence": float(confidences[inside].mean()),
                 "accuracy": right / n,
@@ -48,7 +49,8 @@ def expected_calibration_error(bins: list[dict]) -> float:
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """In nats an image, of logits float (N, C) that are divided by the temperature."""
-    return float(-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean())
+    log_probabilities = log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:

@@ -68,6 +68,19 @@ def read_run(folder: Path) -> Run:
     return Run(folder, record, config, predictions.class_names, images, predictions.hits[[row for *_, row in rows]])
 
 
+def check_each_once(folders: list[Path]) -> None:
+    """That no two of these paths lead to the same folder, by whatever names and links.
+
+    Raises:
+        UserError: a run would count twice.
+    """
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        first = seen.setdefault(folder.resolve(), folder)
+        if first is not folder:
+            raise UserError(f"{first} and {folder} are the same folder: name each run once")
+
+
 def check_same_test(runs: list[Run]) -> None:
     """That all runs were tested on the same images with the same classes, whatever their numbers.
 
@@ -129,11 +142,13 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
     """Write `comparison.html`, `.md` and `.json` into a folder, and return what they say.
 
     Raises:
-        UserError: the runs were not tested on the same images and classes, or none is finished.
+        UserError: a run stands there twice, the runs were not tested on the same images and classes, or none is
+            finished.
     """
     runs = [run for group in groups for run in group.runs]
     if not runs:
         raise UserError("no run is finished: there is nothing to compare")
+    check_each_once([run.folder for run in runs])
     check_same_test(runs)
     present = sorted((group for group in groups if group.runs), key=lambda group: -_accuracies(group).mean())
     rows = [_row(letter, group) for letter, group in zip(_letters(), present, strict=False)]

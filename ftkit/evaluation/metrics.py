@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 
 from ftkit.evaluation.calibration import (
     expected_calibration_error,
@@ -59,8 +59,9 @@ class ConfusionMatrix(_ClassMetric):
 class ClassScores(_ClassMetric):
     """Precision, recall and F1 of each class, and the mean of F1 over the classes that occur (macro F1).
 
-    A class without predictions has precision 0, as in scikit-learn with `zero_division=0`; a class that occurs
-    neither as label nor as prediction has none of them (None) and is left out of the mean.
+    A class without labels has no recall (None). A class without predictions has precision 0, as in scikit-learn with
+    `zero_division=0`; a class that occurs neither as label nor as prediction has none of the three and is left out of
+    the mean.
     """
 
     description = "precision, recall and F1 of each class"
@@ -68,16 +69,19 @@ class ClassScores(_ClassMetric):
     def _compute(self, predictions, references, num_classes: int) -> dict[str, Any]:
         matrix = ConfusionMatrix()._compute(predictions, references, num_classes)["confusion_matrix"]
         hits, labelled, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-        precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(labelled, 1)
+        precision = hits / np.maximum(predicted, 1)
         f1 = 2 * hits / np.maximum(labelled + predicted, 1)
         occurs = (labelled + predicted) > 0
         return {
             "macro_f1": float(f1[occurs].mean()),
             "classes": [
-                {"n": int(n), "precision": float(p), "recall": float(r), "f1": float(f)}
-                if seen
-                else {"n": 0, "precision": None, "recall": None, "f1": None}
-                for n, p, r, f, seen in zip(labelled, precision, recall, f1, occurs, strict=True)
+                {
+                    "n": int(n),
+                    "precision": float(p) if seen else None,
+                    "recall": float(right / n) if n else None,
+                    "f1": float(f) if seen else None,
+                }
+                for n, right, p, f, seen in zip(labelled, hits, precision, f1, occurs, strict=True)
             ],
         }
 
@@ -90,7 +94,7 @@ class Predictions:
         index: int64 (N,), the row in the split it was read from.
         hashes: uint64 (N,), of the image files' bytes.
         labels: int64 (N,), indices into `class_names`.
-        logits: float32 (N, C).
+        logits: float32 (N, C); all numbers are computed from them in float64.
         class_names: of the model.
     """
 
@@ -111,7 +115,7 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """float64 (N, C)."""
-        return np.exp(self.log_probabilities)
+        return softmax(self.logits.astype(np.float64), axis=1)
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -127,6 +131,13 @@ class Predictions:
     def hits(self) -> np.ndarray:
         """bool (N,), whether the prediction is right."""
         return self.predicted == self.labels
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """int64 (N,), how many classes stand before the true one: of equal logits the first, as for `predicted`."""
+        own = self.logits[np.arange(len(self)), self.labels][:, None]
+        earlier = np.arange(self.logits.shape[1]) < self.labels[:, None]
+        return ((self.logits > own) | ((self.logits == own) & earlier)).sum(axis=1)
 
 
 def compute_metrics(
@@ -145,7 +156,8 @@ def compute_metrics(
         1950), `expected_calibration_error`, `majority_baseline` (the accuracy of always naming the most frequent
         class), `intervals` (95%, of those that have one), `test_time_accuracy` by name, `calibration` (`reliability`
         bins, the `temperature` that validation gives and what it does), `per_class` by name (`n`, `accuracy` =
-        recall, `precision`, `f1`, `intervals`) and `confusion_matrix` (rows: true class).
+        recall, `precision`, `f1`, `intervals`; see `ClassScores` for where they are None) and `confusion_matrix`
+        (rows: true class).
     """
     n, labels, class_names = len(predictions), predictions.labels, predictions.class_names
 
@@ -175,9 +187,9 @@ def compute_metrics(
         },
     }
     if len(class_names) >= _TOP_5_CLASSES:
-        better = (predictions.logits > predictions.logits[true_class][:, None]).sum(axis=1)
-        metrics["top_5_accuracy"] = float((better < 5).mean())
-        metrics["intervals"]["top_5_accuracy"] = wilson((better < 5).sum(), n)
+        among_5 = predictions.ranks < 5
+        metrics["top_5_accuracy"] = float(among_5.mean())
+        metrics["intervals"]["top_5_accuracy"] = wilson(among_5.sum(), n)
     if test_time:
         metrics["test_time_accuracy"] = {name: metric(Accuracy, of)["accuracy"] for name, of in test_time.items()}
         metrics["intervals"] |= {name: wilson(of.hits.sum(), n) for name, of in test_time.items()}
@@ -213,7 +225,7 @@ def _tempered(predictions: Predictions, validation: Predictions | None) -> dict[
     temperature = fit_temperature(validation.logits, validation.labels)
     if temperature is None:
         return {"fitted_on": len(validation), "temperature": None}
-    tempered = replace(predictions, logits=(predictions.logits / temperature).astype(np.float64))
+    tempered = replace(predictions, logits=predictions.logits.astype(np.float64) / temperature)
     bins = reliability(tempered.confidences, tempered.hits)
     return {
         "fitted_on": len(validation),

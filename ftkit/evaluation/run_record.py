@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ftkit.arguments import DataArguments
 from ftkit.config import Config
@@ -52,9 +51,21 @@ def describe_command() -> str:
 
 
 def describe_run(
-    config: Config, images: dict[str, Images], model: PreTrainedModel, flops: int, stages: list[dict], seconds: float
+    config: Config,
+    images: dict[str, Images],
+    parameters: dict[str, int],
+    flops: int,
+    stages: list[dict],
+    seconds: float,
 ) -> dict[str, Any]:
-    """What `run.json` says of a run beside its metrics; all of it can be written as JSON."""
+    """What `run.json` says of a run beside its metrics; all of it can be written as JSON.
+
+    Args:
+        parameters: of the model, `total` and `trained`.
+        flops: of a forward pass of one image.
+        stages: the results of `ftkit.training.run.run_plan`.
+        seconds: since the run was started.
+    """
     return {
         "command": describe_command(),
         **describe_data(config.data, images),
@@ -65,7 +76,7 @@ def describe_run(
         "base_model": base_model(config.model.model) if starts_from_trained_weights(config.method.method) else None,
         "method": config.method.method,
         "seed": config.training.seed,
-        "parameters": {"total": model.num_parameters(), "trained": max(s["trained_parameters"] for s in stages)},
+        "parameters": parameters,
         "flops_per_image": flops,
         "model_files": file_hashes(Path(config.training.output_dir) / "model"),
         "stages": stages,
@@ -89,7 +100,9 @@ def write_run_record(folder: Path, record: dict[str, Any], metrics: dict[str, An
 def next_steps(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
     """The last screen: the result, where it lies, and what to try."""
     banner("done")
-    fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} test images (chosen on validation)")
+    chosen = record["stages"][-1]["best_step"] is not None
+    weights = "chosen on validation" if chosen else "the last weights of training"
+    fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} test images ({weights})")
     for name, accuracy in metrics.get("test_time_accuracy", {}).items():
         fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
     fact("time", f"{record['seconds']:.1f} s, {sum(s['seconds'] for s in record['stages']):.1f} s of it training")

@@ -3,7 +3,9 @@
 import re
 from typing import Any, NamedTuple
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import TimmWrapperForImageClassification
 
 from ftkit.arguments import LossArguments, MethodArguments
@@ -29,13 +31,13 @@ def parameter_settings(
 
     Layer-wise decay (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254): the group that stands
     n groups before the head learns with `learning_rate * layer_decay ** n`; the head with `head_lr_multiplier` times
-    the learning rate. Weight decay leaves out vectors (biases, scales and shifts of norms) and position embeddings,
-    unless `decay_norms_and_biases`.
+    the learning rate. Weight decay leaves out vectors (biases, scales and shifts of norms), position embeddings and
+    the scales of adapters, unless `decay_norms_and_biases`.
 
     Args:
         groups: parameter names by layer group, from input to output, the head last.
     """
-    kept = _no_weight_decay(model)
+    kept = _no_weight_decay(model) | _scales_of_adapters(model)
     settings = {}
     for distance, names in enumerate(reversed(groups.values())):
         rate = learning_rate * (method.layer_decay**distance if distance else method.head_lr_multiplier)
@@ -71,6 +73,24 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
     """What maps features to features, also by rank 1; not a vector, nor one with sides of 1 around it."""
     ranks = ".lora_" in name and parameter.ndim > 1
     return parameter.ndim == 2 or ranks or sum(side > 1 for side in parameter.shape) > 1
+
+
+def _scales_of_adapters(model: nn.Module) -> set[str]:
+    """What an adapter multiplies a layer's features by: IA3's vectors, BOFT's scale, the magnitude of DoRA.
+
+    It begins positive everywhere, at one or at the norms of weights, while what is added to a layer begins at zero or
+    with both signs. Decay pulls the one back to the pretrained weights, and with the other these weights to nothing.
+    """
+    found = set()
+    for place, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        for name, parameter in layer.named_parameters():
+            owner, _, _ = name.rpartition(".")
+            factor = isinstance(layer.get_submodule(owner), (nn.Linear, _ConvNd))
+            if owner.partition(".")[0] in layer.adapter_layer_names and not factor and bool((parameter > 0).all()):
+                found.add(f"{place}.{name}")
+    return found
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:

@@ -1,9 +1,13 @@
 """What is shown while a stage trains, and what of it a checkpoint must remember."""
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -16,12 +20,57 @@ def processes_of(checkpoint: Path) -> int:
     return len(list(checkpoint.glob(_FILE.format("*"))))
 
 
+class MeanLoss:
+    """The training loss by image: since the last line of the log, and since the last evaluation.
+
+    A batch counts by its images, so that a short one does not weigh as much as a whole one. Losses stay on their
+    device until they are logged: no step waits for it. Those that are not finite are left out.
+    """
+
+    def __init__(self):
+        self._batches: list[tuple[torch.Tensor, int]] = []
+        self._unlogged = self._unshown = (0.0, 0)  # the sum over images, and their number
+
+    def note(self, loss: torch.Tensor, images: int) -> None:
+        """Add a batch: its mean loss, a scalar, and how many images it has."""
+        self._batches.append((loss, images))
+
+    def log(self) -> float | None:
+        """The mean since the last time, over the images of all processes; None where there were none."""
+        sums, counts = zip(*gather_object([self._summed()]), strict=True)
+        self._unlogged, (total, images) = (0.0, 0), (sum(sums), sum(counts))
+        self._unshown = (self._unshown[0] + total, self._unshown[1] + images)
+        return total / images if images else None
+
+    def show(self) -> float | None:
+        """The mean of all that was logged since the last time; None where nothing was."""
+        (total, images), self._unshown = self._unshown, (0.0, 0)
+        return total / images if images else None
+
+    def _summed(self) -> tuple[float, int]:
+        total, images = self._unlogged
+        losses = torch.stack([loss for loss, _ in self._batches]).tolist() if self._batches else []
+        for loss, (_, count) in zip(losses, self._batches, strict=True):
+            if math.isfinite(loss):
+                total, images = total + loss * count, images + count
+        self._batches, self._unlogged = [], (total, images)
+        return self._unlogged
+
+    def state(self) -> dict[str, tuple[float, int]]:
+        """What a checkpoint keeps of this process."""
+        return {"unlogged": self._summed(), "unshown": self._unshown}
+
+    def restore(self, unlogged: Sequence = (0.0, 0), unshown: Sequence = (0.0, 0)) -> None:
+        """Go on from `state`."""
+        self._batches, self._unlogged, self._unshown = [], tuple(unlogged), tuple(unshown)
+
+
 class EvaluationLines(ProgressCallback):
     """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log."""
 
-    def __init__(self):
+    def __init__(self, losses: MeanLoss):
         super().__init__()
-        self.losses: list[float] = []
+        self.losses = losses
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.current_step = time.monotonic(), state.global_step
@@ -38,16 +87,15 @@ class EvaluationLines(ProgressCallback):
         control.should_log = True  # an epoch may be shorter than logging_steps
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs:
-            self.losses.append(logs["loss"])
+        """Nothing is shown before the evaluation."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         super().on_evaluate(args, state, control, **kwargs)
+        mean = self.losses.show()
         if not state.is_world_process_zero or self.training_bar is None:
             return
         width = len(f"{args.num_train_epochs:g}")
-        loss = f"{sum(self.losses) / len(self.losses):.4f}" if self.losses else "-"
-        self.losses = []
+        loss = "-" if mean is None else f"{mean:.4f}"
         self.training_bar.write(
             f"  epoch {state.epoch:>{width}.4g}/{args.num_train_epochs:g}   loss {loss}   validation: loss "
             f"{metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.4f}   "
@@ -59,6 +107,7 @@ class Progress(TrainerCallback):
     """What a `Trainer` knows between two lines of its log, and its checkpoints leave out: the sum of the losses.
 
     Attributes:
+        losses: the mean by image.
         within_epoch: whether the last step belongs to an epoch that has not ended.
         left_out: updates whose gradient was not finite.
         rolled_back: how often training went back to the newest checkpoint.
@@ -67,6 +116,7 @@ class Progress(TrainerCallback):
     def __init__(self, trainer: Trainer):
         self.trainer, self.within_epoch = trainer, False
         self.left_out = self.rolled_back = 0
+        self.losses = MeanLoss()
         self._loaded: dict[str, float] = {}
         self._earlier, self._started = 0.0, time.monotonic()
 
@@ -78,6 +128,7 @@ class Progress(TrainerCallback):
             self.trainer._total_loss_scalar = self._loaded["total_loss"]
             self.trainer._globalstep_last_logged = self._loaded["last_logged"]
             self.trainer._initial_global_step = 0  # the mean loss of training is that over all steps
+            self.losses.restore(**self._loaded.get("losses", {}))  # older checkpoints have none
             self._earlier, self._loaded = self._loaded["seconds"], {}
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -99,6 +150,7 @@ class Progress(TrainerCallback):
             "last_logged": self.trainer._globalstep_last_logged,
             "seconds": self.seconds,
             "left_out": self.left_out,
+            "losses": self.losses.state(),
         }
         self.rolled_back = 0
         (checkpoint / self._file()).write_text(json.dumps(state))

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -45,12 +46,14 @@ class PreparedStage(NamedTuple):
 class Plan(NamedTuple):
     """The stages of a run, and the model that they train, with adapters where the method has them.
 
-    `groups` are parameter names by layer group, from input to output, the head last.
+    `groups` are parameter names by layer group, from input to output, the head last; `trained` is the number of
+    parameters that any stage trains.
     """
 
     model: PreTrainedModel | PeftModel
     groups: dict[str, list[str]]
     stages: list[PreparedStage]
+    trained: int
 
 
 def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, train: Images) -> Plan:
@@ -65,7 +68,9 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         try:
-            args = dataclasses.replace(training, output_dir=str(folder), **stage.arguments)
+            args = dataclasses.replace(
+                training, output_dir=str(folder), **_stage_seeds(training, number) | stage.arguments
+            )
         except (ValueError, TypeError) as error:
             raise UserError(f"stages[{number}]: {error}") from None
         args.learning_rate *= factor
@@ -91,7 +96,22 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     for stage in prepared:
         if stage.stage.train in ("bias", "norm") and stage.trained <= set(groups[head]):
             logger.warning("before the head there is no %s: the head alone trains", stage.stage.train)
-    return Plan(model, groups, prepared)
+    return Plan(model, groups, prepared, _size(model, set().union(*(stage.trained for stage in prepared))))
+
+
+def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
+    """The seeds of a stage, so that it draws anew all that is drawn: order, augmentation, mixup, dropout.
+
+    The first stage has the run's own, and is what a run of one stage would be.
+    """
+    seeds = {name: getattr(args, name) for name in ("seed", "data_seed") if getattr(args, name) is not None}
+    if number == 0:
+        return seeds
+    return {name: int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) for name, seed in seeds.items()}
+
+
+def _size(model: nn.Module, names: set[str]) -> int:
+    return sum(model.get_parameter(name).numel() for name in names)
 
 
 def _scale(config: Config) -> float:
@@ -131,20 +151,21 @@ def run_plan(
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Carry out a plan, stage by stage.
 
-    Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`. It begins with the
-    weights that validation chose in the one before, and only what it declares moves. With `resume_from_checkpoint`
-    the stages that are finished are passed over, and training goes on inside the one that is not. Where the head
-    alone trains on pixels that do not change, it trains on features that are computed once.
+    Each stage has a fresh optimizer and schedule, seeds of its own, and its checkpoints in `stages/<number>-<name>`.
+    It begins with the weights that validation chose in the one before, and only what it declares moves. With
+    `resume_from_checkpoint` the stages that are finished are passed over, and training goes on inside the one that is
+    not. Where the head alone trains on pixels that do not change, it trains on features that are computed once.
 
     Returns:
         The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
-        its name, parameters trained, seconds, steps, images per second, and the best value on validation.
+        its name, parameters trained, seconds, steps, images per second, and the value and step that validation chose
+        (None where it is the last weights that stayed).
 
     Raises:
         UserError: there is no checkpoint to resume from, the loss is not finite, something frozen has moved, or
             merging adapters changes the logits.
     """
-    model, groups, _ = plan
+    model, groups = plan.model, plan.groups
     results = []
     for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
         finished = _finished(folder) if args.resume_from_checkpoint else None
@@ -154,14 +175,14 @@ def run_plan(
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
+        train.seed = args.seed
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             augment, on_nan = config.data.augment or [], config.run.on_nan
             objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan)
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             output = trainer.train(resume_from_checkpoint=_checkpoint(args, folder))
         trainer.save_state()
-        size = sum(model.get_parameter(name).numel() for name in trained)
-        results.append(_result(stage, trainer, output, size))
+        results.append(_result(stage, trainer, output, _size(model, trained)))
         if trainer.is_world_process_zero():
             _finish(folder, model, results[-1])
     return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
@@ -242,17 +263,19 @@ def _finish(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
 
 
 def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: int) -> dict[str, Any]:
+    state, seconds = trainer.state, round(trainer.progress.seconds, 3)
+    chosen = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
     return {
         "stage": stage.name,
         "train": stage.train,
         "trained_parameters": trained,
         "steps": output.global_step,
-        "epochs": trainer.state.epoch,
-        "seconds": round(trainer.progress.seconds, 2),
-        "images_per_second": round(trainer.state.epoch * len(trainer.train_dataset) / trainer.progress.seconds, 1),
+        "epochs": state.epoch,
+        "seconds": seconds,
+        "images_per_second": state.epoch * len(trainer.train_dataset) / seconds,
         "waiting_for_data": round(output.metrics["waiting_for_data"], 4),
-        "best_metric": trainer.state.best_metric,
-        "best_step": trainer.state.best_global_step,
+        "best_metric": state.best_metric if chosen else None,
+        "best_step": state.best_global_step if chosen else None,
         "updates_left_out": trainer.progress.left_out,
     }
 

@@ -20,7 +20,6 @@ from accelerate.data_loader import DataLoaderAdapter
 from accelerate.state import AcceleratorState
 from peft import PeftModel
 from safetensors.torch import load_file
-from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -35,6 +34,7 @@ from ftkit.arguments import LossArguments
 from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
 from ftkit.data.augment import augment
 from ftkit.data.loader import EpochBatches, TrainingLoader
+from ftkit.data.mixing import Mixing
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
@@ -149,7 +149,7 @@ class ImageTrainer(CheckpointingTrainer):
             preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        self.add_callback(EvaluationLines())
+        self.add_callback(EvaluationLines(self.progress.losses))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
         self.normalize = normalize
         self.channels_last = is_convolutional(model)
@@ -176,9 +176,7 @@ class ImageTrainer(CheckpointingTrainer):
             for name, parameter in self.model.named_parameters()
             if args.l1 and parameter.requires_grad and objective.settings[name].decays
         ]
-        self.mixup = None
-        if args.mixup or args.cutmix:
-            self.mixup = Mixup(args.mixup, args.cutmix, label_smoothing=0.0, num_classes=objective.num_classes)
+        self.mixing = Mixing(args.mixup, args.cutmix) if args.mixup or args.cutmix else None
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
             self.args.restore_callback_states_from_checkpoint = True  # a resume goes on counting
@@ -222,7 +220,9 @@ class ImageTrainer(CheckpointingTrainer):
         args, images = self.args, self.train_dataset
         seed = args.seed if args.data_seed is None else args.data_seed
         place = (args.process_index, args.world_size)
-        batches = EpochBatches(len(images), self._train_batch_size, seed, *place, args.dataloader_drop_last)
+        batches = EpochBatches(
+            len(images), self._train_batch_size, seed, *place, args.dataloader_drop_last, self.mixing is not None
+        )
         loader = TrainingLoader(
             images,
             batches,
@@ -241,26 +241,24 @@ class ImageTrainer(CheckpointingTrainer):
         self.waited += time.perf_counter() - started
         return batches, None
 
-    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         device, training = self.args.device, self.model.training
-        images = inputs["pixel_values"].to(device, non_blocking=True)
-        labels = inputs["labels"].to(device, non_blocking=True)
+        images, labels = (inputs[name].to(device, non_blocking=True) for name in ("pixel_values", "labels"))
+        rows, following = inputs["index"], inputs.get("following")
+        if following is not None:  # what the last image is mixed with
+            images = torch.cat([images, following["pixel_values"].to(device, non_blocking=True)])
+            labels = torch.cat([labels, following["labels"].to(device, non_blocking=True)])
+            rows = torch.cat([rows, following["index"]])
+        key = (self.args.seed, int(self.state.epoch)) if training else ()
         if training and self.objective.augment:
-            images = augment(images, inputs["index"], self.objective.augment, self.args.seed, int(self.state.epoch))
+            images = augment(images, rows, self.objective.augment, *key)
         images = self._prepare_input(self.normalize(images))  # DeepSpeed has weights of 16 bits, and wants such inputs
+        if following is not None:
+            shares = class_shares(labels, self.objective.num_classes)
+            images, labels = self.mixing(images, shares, rows, *key)
         if self.channels_last:
             images = channels_last(images)
-        if training and self.mixup is not None:
-            images, labels = self._mix(images, labels)
         return {"pixel_values": images, "labels": labels}
-
-    def _mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """timm mixes pairs: the last image of an odd batch stays as it is."""
-        even = len(images) // 2 * 2
-        shares = class_shares(labels, self.objective.num_classes)
-        if even:
-            images[:even], shares[:even] = self.mixup(images[:even], labels[:even])
-        return images, shares
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
@@ -282,6 +280,7 @@ class ImageTrainer(CheckpointingTrainer):
         )
         loss = sum(later, loss)
         self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
+        self.progress.losses.note(loss / weight, len(images))
         return self._to_be_summed(loss)
 
     def _to_be_summed(self, loss: torch.Tensor) -> torch.Tensor:
@@ -503,8 +502,10 @@ class ImageTrainer(CheckpointingTrainer):
         logger.warning("  %s: this update is left out", update)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, after a look at the losses since the last time."""
+        """Log, after a look at the losses since the last time; the mean is over images, not over steps."""
         self._look_at_losses()
+        if "loss" in logs and (mean := self.progress.losses.log()) is not None:
+            logs["loss"] = mean
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model, trial):

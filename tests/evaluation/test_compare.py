@@ -132,6 +132,25 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, refused, arguments, wor
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("again", ["run/", "./run", "link", "../{}/run"])
+def test_a_folder_counts_once(tmp_path, monkeypatch, refused, again):
+    """Two runs that are one would halve the spread over seeds, and make a winner of a lucky run."""
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "run", "full", 0, random_predictions(NAMES, 50))
+    run(tmp_path / "other", "full", 1, random_predictions(NAMES, 50, seed=1))
+    (tmp_path / "link").symlink_to("run")
+    with refused("run and ", "are the same folder", "once"):
+        compare("run", "other", again.format(tmp_path.name), "--output_dir", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_recipe_counts_once(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(REPO)
+    with refused("recipes/digits/mlp.yaml", "same folder", "once"):
+        compare("--recipe", "recipes/digits/mlp.yaml", "./recipes/digits/mlp.yaml", "--output_dir", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A recipe that tunes a small network, which knows five digits, to the other five."""

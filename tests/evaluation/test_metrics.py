@@ -1,6 +1,7 @@
 """Every number of a report is what scikit-learn computes from the stored predictions."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,41 @@ def test_a_class_that_does_not_occur_has_no_scores():
     assert never.pop("intervals") == {"accuracy": None, "precision": None, "f1": None}
     assert never == {"n": 0, "accuracy": None, "precision": None, "f1": None}
     assert metrics["macro_f1"] == compute_metrics(predictions)["macro_f1"]
+
+
+def test_a_class_without_images_has_no_recall():
+    """But it has a precision, where it was predicted; and the mean of F1 counts that mistake."""
+    predictions = random_predictions(["a", "b"], 50)
+    wider = np.pad(predictions.logits, ((0, 0), (0, 1)), constant_values=-50.0)
+    wider[:5, 2] = 50.0
+    metrics = compute_metrics(replace(predictions, logits=wider, class_names=["a", "b", "taken for"]))
+    mistaken = metrics["per_class"]["taken for"]
+    assert mistaken["n"] == 0 and mistaken["accuracy"] is None and mistaken["intervals"]["accuracy"] is None
+    assert mistaken["precision"] == mistaken["f1"] == 0 and mistaken["intervals"]["precision"] is not None
+    f1 = sk.f1_score(predictions.labels, wider.argmax(1), average="macro", zero_division=0)
+    assert metrics["macro_f1"] == pytest.approx(f1, **EXACT)
+
+
+def test_ties_are_broken_as_argmax_does():
+    """A class has the rank that it would have if the lower index stood first among equals."""
+    rng, names = np.random.default_rng(7), [f"class {i}" for i in range(30)]
+    predictions = random_predictions(names, 400)
+    for logits in (np.zeros((400, 30)), rng.integers(0, 4, (400, 30))):
+        tied = replace(predictions, logits=logits.astype(np.float32))
+        order = np.argsort(-tied.logits, axis=1, kind="stable")
+        assert np.array_equal(order[:, 0], tied.predicted)
+        hits = (order[:, :5] == tied.labels[:, None]).any(1)
+        assert compute_metrics(tied)["top_5_accuracy"] == pytest.approx(hits.mean(), **EXACT)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_what_is_stored_gives_what_is_stored(scale):
+    """The tempered numbers come from the stored temperature and logits, the errors from the edges of stored bins."""
+    names = ["a", "b", "c"]
+    test, validation = random_predictions(names, 3000), random_predictions(names, 1000, seed=1)
+    test, validation = (replace(some, logits=some.logits * np.float32(scale)) for some in (test, validation))
+    test.logits[:300] = np.float32(0.1)  # confidences on the edge of two bins
+    assert_recomputed(compute_metrics(test, validation), test.labels, test.logits, names)
 
 
 def test_the_temperature_undoes_what_made_the_model_too_sure():

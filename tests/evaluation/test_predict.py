@@ -85,6 +85,18 @@ def test_the_probabilities_are_those_that_the_run_stored(digits_run, predict, tm
     assert firsts == [stored.class_names[i] for i in stored.predicted[order]]
 
 
+def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path):
+    """As in an evaluation, which takes the lower index."""
+    model, processor = load_model(str(hostile_model))
+    torch.nn.init.zeros_(model.classifier.weight)
+    torch.nn.init.constant_(model.classifier.bias, 0.0)
+    model.classifier.bias.data[[2, 4]] = 1.0
+    save_model(model, processor, tmp_path / "model")
+    _, lines, _ = predict("--model", tmp_path / "model", draw(tmp_path / "a.png"), "--format", "jsonl", "--top_k", 6)
+    told = [HOSTILE.index(prediction["label"]) for prediction in json.loads(lines)["predictions"]]
+    assert told == [2, 4, 0, 1, 3, 5]
+
+
 def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
     """Photos of several sizes and modes, as recipes/evaluate.py decodes, resizes and normalises them."""
     data, files, names = tmp_path / "data", [], class_names(load_model(str(folder))[0])

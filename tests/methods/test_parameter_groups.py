@@ -1,14 +1,18 @@
 """Learning rates by layer group, what decays, and the table that says so."""
 
+import copy
 import re
+from contextlib import suppress
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from support import finetune
+from torch import nn
 
 from ftkit.arguments import LossArguments, MethodArguments, ModelArguments
+from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
 from ftkit.data.images import ImageInfo
 from ftkit.methods.parameter_groups import optimizer_groups, parameter_settings
 from ftkit.models.anatomy import layer_groups
@@ -90,6 +94,62 @@ def test_adapters_of_rank_1_decay():
     groups = {"all": [name for name, _ in model.named_parameters()]}
     found = parameter_settings(model, groups, 0.1, MethodArguments("lora"), LossArguments())
     assert all(setting.decays for name, setting in found.items() if ".lora_" in name)
+
+
+def adapters():
+    """Every adapter method on the layers of a small model that take it, with its default options or some that fit."""
+    fitting = {"ia3": {"feedforward_modules": []}, "adalora": {"total_step": 10}, "c3a": {"block_size": 8},
+               "miss": {"r": 4}, "psoft": {"r": 4}, "road": {"group_size": 4}, "shira": {"r": 2},
+               "fourierft": {"n_frequency": 20}, "waveft": {"n_frequency": 20},
+               "vblora": {"vector_length": 8, "num_vectors": 8}}  # fmt: skip
+    layers = {
+        "linear": (nn.Linear(16, 24), torch.randn(4, 16)),
+        "convolution": (nn.Conv2d(8, 12, 3), torch.randn(2, 8, 6, 6)),
+        "norm": (nn.LayerNorm(16), torch.randn(4, 16)),
+    }
+    for method, make in adapter_configs().items():
+        for kind, (layer, given) in layers.items():
+            if (kind == "norm") != (method == "ln_tuning"):
+                continue
+            options = LORA_VARIANTS.get(method, {}) | fitting.get(method, {})
+            with suppress(Exception):  # PEFT's tuners raise what they like where they do not fit
+                model = get_peft_model(nn.Sequential(copy.deepcopy(layer)), make(target_modules=["0"], **options))
+                model(given)
+                yield method, kind, model, given
+
+
+@torch.no_grad()
+def is_scale(model, given, parameter):
+    """Whether zero, to which decay pulls, takes away what the layer computes from its input."""
+    kept = parameter.clone()
+    parameter.zero_()
+    left = model(given) - model(torch.zeros_like(given))
+    parameter.copy_(kept)
+    whole = model(given) - model(torch.zeros_like(given))
+    return left.norm() < 1e-4 * whole.norm()
+
+
+def test_no_scale_of_an_adapter_decays():
+    """Whatever the method, decay pulls towards the weights that it started from, not towards nothing."""
+    scales, decaying = set(), set()
+    torch.manual_seed(0)
+    for method, kind, model, given in adapters():
+        groups = {"all": [name for name, _ in model.named_parameters()], "head": []}
+        found = parameter_settings(model, groups, 0.1, MethodArguments(method), LossArguments())
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                place = (method, kind, name.removeprefix("base_model.model.0."))
+                scales |= {place} if is_scale(model, given, parameter) else set()
+                decaying |= {place} if found[name].decays else set()
+    own = {(method, kind, name.partition(".")[0]) for method, kind, name in scales}
+    assert own >= {
+        (method, kind, name)
+        for method, name in (("ia3", "ia3_l"), ("boft", "boft_s"), ("dora", "lora_magnitude_vector"))
+        for kind in ("linear", "convolution")
+    }
+    assert not scales & decaying
+    methods = {method for method, *_ in decaying}
+    assert {"lora", "dora", "boft", "adalora", "loha", "lokr", "hira", "hra", "oft"} <= methods, methods
 
 
 def test_a_head_that_no_stage_trains_is_said(convnet, tmp_path, capsys):

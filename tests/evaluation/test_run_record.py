@@ -1,0 +1,50 @@
+"""What a run says of itself, on the last screen, in `run.json`, on its card and in its report."""
+
+import json
+
+import pytest
+from support import finetune
+
+TINY = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--max_train_samples", 60]
+
+
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ([], True),
+        (["--eval_strategy", "no"], False),
+        (["--load_best_model_at_end", "false"], False),
+        (["--stages", '[{"train": "all"}, {"train": "head", "eval_strategy": "no", "load_best_model_at_end": false}]'],
+         False),
+    ],
+    ids=["chosen", "no evaluation", "not kept", "not in the last stage"],
+)  # fmt: skip
+def test_what_validation_has_not_chosen_is_not_called_so(tmp_path, capsys, options, chosen):
+    run = finetune(tmp_path / "run", *TINY, "--num_train_epochs", 2, *options)
+    result = next(line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("accuracy "))
+    card, page = (run / "model" / "README.md").read_text(), (run / "evaluation" / "report.html").read_text()
+    for text, said in ((result, "chosen on validation"), (card, "was chosen on a validation split")):
+        assert (said in text) == chosen, text
+    for text, said in ((result, "the last weights of training"), (card, "the last ones of training")):
+        assert (said in text) != chosen, text
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert (stages[-1]["best_step"] is not None) == (stages[-1]["best_metric"] is not None) == chosen
+    stars = any(stage["best_step"] is not None for stage in stages)
+    assert ("The star is the checkpoint that validation chose" in page) == ("chosen checkpoint" in page) == stars
+
+
+def test_what_any_stage_trains_is_trained(convnet, tmp_path):
+    """Parameters of two stages count once, and so do those that only a smaller stage trains."""
+    stages = '[{"train": "head"}, {"train": ["stages.0", "stages.1"]}, {"train": ["stages.1", "stem"]}]'
+    run = finetune(tmp_path / "run", "--model", convnet, "--method", "full", "--stages", stages,
+                   "--max_train_samples", 60, "--num_train_epochs", 1)  # fmt: skip
+    record = json.loads((run / "run.json").read_text())
+    frozen = 207_936  # stages.2
+    assert record["parameters"]["trained"] == record["parameters"]["total"] - frozen
+    assert max(stage["trained_parameters"] for stage in record["stages"]) < record["parameters"]["trained"]
+
+
+def test_the_rate_is_that_of_the_seconds_beside_it(tmp_path):
+    run = finetune(tmp_path / "run", *TINY, "--num_train_epochs", 3)
+    (stage,) = json.loads((run / "run.json").read_text())["stages"]
+    assert stage["images_per_second"] == pytest.approx(3 * 60 / stage["seconds"], rel=1e-9)
