@@ -11,11 +11,6 @@ from transformers.trainer_callback import ProgressCallback
 _FILE = "progress_{}.json"  # by process
 
 
-def processes_of(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint."""
-    return len(list(checkpoint.glob(_FILE.format("*"))))
-
-
 class EvaluationLines(ProgressCallback):
     """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log."""
 

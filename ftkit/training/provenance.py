@@ -11,8 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
-_PACKAGES = ("ftkit", "torch", "transformers", "datasets", "accelerate", "timm", "peft", "numpy")
+_PACKAGES = (
+    "ftkit", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "peft", "numpy", "pillow",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def precision_of(args: TrainingArguments) -> str:
+    """`no`, `bf16` or `fp16`: what training computes in, by the configuration or the launcher."""
+    return args.mixed_precision
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What changes the last digits of numbers: the device, the threads, the versions."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions()}
 
 
 def git_commit() -> str | None:
@@ -39,7 +58,7 @@ def environment() -> dict[str, Any]:
     """Versions, commit and hardware."""
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
         "commit": git_commit(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

@@ -24,8 +24,8 @@ from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
 from ftkit.training.checkpoints import file_hash, newest_whole, replace, sweep, what_is_wrong
+from ftkit.training.continuity import Fingerprint, read_fingerprint
 from ftkit.training.features import FeatureExtractor, HeadAlone
-from ftkit.training.progress import processes_of
 from ftkit.training.trainer import ImageTrainer, Objective
 
 logger = logging.getLogger(__name__)
@@ -126,14 +126,56 @@ def _steps(args: TrainingArguments, images: int) -> int:
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
+class Resumption(NamedTuple):
+    """What a run goes on with.
+
+    Attributes:
+        fingerprint: of this run.
+        standing: of each stage its result, if it is done, or the checkpoint to go on from, or None.
+    """
+
+    fingerprint: Fingerprint
+    standing: list[dict[str, Any] | Path | None]
+
+
+def prepare_resumption(config: Config, plan: Plan, fingerprint: Fingerprint) -> Resumption:
+    """What is there of each stage, if the run is to go on. Nothing is written.
+
+    Raises:
+        UserError: it rests on something else than this run, or the checkpoint that is named is none to go on from.
+    """
+    standing, resume = [], config.training.resume_from_checkpoint
+    if not resume:
+        return Resumption(fingerprint, [None] * len(plan.stages))
+    for _, folder, args, *_ in plan.stages:
+        found, source = _finished(folder), folder
+        if found is not None and _is_in(folder, resume):
+            raise UserError(
+                f"resume_from_checkpoint: {resume}: its stage is finished, and the run goes on behind it: leave it out"
+            )
+        there = None if found is None else found.pop("fingerprint", None)
+        if found is None and (source := _checkpoint(args, folder)) is not None:
+            found, there = source, read_fingerprint(source)
+        if found is not None:
+            differs = fingerprint.check(there, source, Path(config.training.output_dir))
+        standing.append(found)
+    if any(found is not None for found in standing) and differs:
+        logger.info("  since then: %s: the last digits of numbers may differ", differs)
+    return Resumption(fingerprint, standing)
+
+
+def _is_in(folder: Path, checkpoint: str) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
+
+
 def run_plan(
-    config: Config, plan: Plan, normalize: Normalize8Bit, train: Images, validation: Images
+    config: Config, plan: Plan, resumption: Resumption, normalize: Normalize8Bit, train: Images, validation: Images
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Carry out a plan, stage by stage.
 
     Each stage has a fresh optimizer and schedule, and its checkpoints in `stages/<number>-<name>`. It begins with the
-    weights that validation chose in the one before, and only what it declares moves. With `resume_from_checkpoint`
-    the stages that are finished are passed over, and training goes on inside the one that is not. Where the head
+    weights that validation chose in the one before, and only what it declares moves. In a run that goes on the stages
+    that are finished are passed over, and training goes on inside the one that is not. Where the head
     alone trains on pixels that do not change, it trains on features that are computed once.
 
     Returns:
@@ -141,16 +183,15 @@ def run_plan(
         its name, parameters trained, seconds, steps, images per second, and the best value on validation.
 
     Raises:
-        UserError: there is no checkpoint to resume from, the loss is not finite, something frozen has moved, or
-            merging adapters changes the logits.
+        UserError: the loss is not finite, something frozen has moved, or merging adapters changes the logits.
     """
     model, groups, _ = plan
     results = []
     for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
-        finished = _finished(folder) if args.resume_from_checkpoint else None
-        if finished is not None:
+        found = resumption.standing[number]
+        if isinstance(found, dict):
             load_model(model, folder / _WEIGHTS)
-            results.append(finished)
+            results.append(found)
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
@@ -158,12 +199,19 @@ def run_plan(
             augment, on_nan = config.data.augment or [], config.run.on_nan
             objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan)
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
-            output = trainer.train(resume_from_checkpoint=_checkpoint(args, folder))
+            trainer.fingerprint = resumption.fingerprint
+            if args.process_index == 0:
+                sweep(folder)
+            if found is not None:
+                logger.info("  goes on from %s", found)
+            elif args.resume_from_checkpoint:
+                logger.info("no checkpoint in %s yet: training begins at the first step", folder)
+            output = trainer.train(resume_from_checkpoint=None if found is None else str(found))
         trainer.save_state()
         size = sum(model.get_parameter(name).numel() for name in trained)
         results.append(_result(stage, trainer, output, size))
         if trainer.is_world_process_zero():
-            _finish(folder, model, results[-1])
+            _finish(folder, model, results[-1], resumption.fingerprint)
     return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
 
 
@@ -230,13 +278,14 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return result if whole else None
 
 
-def _finish(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
+def _finish(folder: Path, model: nn.Module, result: dict[str, Any], fingerprint: Fingerprint) -> None:
     """Keep the weights of a stage that is done, and then its result, each whole or not at all."""
     aside = folder / f".{_WEIGHTS}.part"
     save_model(model, str(aside))
     replace(aside, folder / _WEIGHTS)
     aside = folder / f".{_RESULT}.part"
-    aside.write_text(json.dumps(result | {"weights": file_hash(folder / _WEIGHTS)}))
+    added = {"weights": file_hash(folder / _WEIGHTS), "fingerprint": fingerprint.to_json()}
+    aside.write_text(json.dumps(result | added))
     replace(aside, folder / _RESULT)
 
 
@@ -256,31 +305,16 @@ def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: i
     }
 
 
-def _checkpoint(args: TrainingArguments, folder: Path) -> str | None:
+def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
     """The checkpoint that `resume_from_checkpoint` means in a stage: the one it names, if that is of this stage, or
     else the stage's newest that is whole.
 
     Raises:
-        UserError: the one that it names is not whole, or another number of processes wrote it.
+        UserError: the one that it names is not whole.
     """
     resume = args.resume_from_checkpoint
-    if not resume:
-        return None
-    if args.process_index == 0:
-        sweep(folder)
-    if resume != "true" and Path(resume).absolute().parent == folder.absolute():
-        if wrong := what_is_wrong(Path(resume)):
-            raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-        last = Path(resume)
-    else:
-        last = newest_whole(folder)
-    if last is None:
-        logger.info("no checkpoint in %s yet: training begins at the first step", folder)
-        return None
-    if (writers := processes_of(last)) != args.world_size:
-        raise UserError(
-            f"{last} was written by {writers} processes, and these are {args.world_size}, whose batches would be "
-            "others: start as many, or give another --output_dir, or begin anew with --overwrite true"
-        )
-    logger.info("  goes on from %s", last)
-    return str(last)
+    if resume == "true" or not _is_in(folder, resume):
+        return newest_whole(folder)
+    if wrong := what_is_wrong(Path(resume)):
+        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
+    return Path(resume)

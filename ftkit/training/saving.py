@@ -18,6 +18,7 @@ from ftkit.errors import Interrupted, UserError
 from ftkit.methods.adapters import adapter_state, rank_state, restore_ranks
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, hidden, rotate, seal
+from ftkit.training.continuity import Fingerprint
 from ftkit.training.ema import WeightAverage
 from ftkit.training.progress import Progress
 
@@ -31,6 +32,7 @@ class CheckpointingTrainer(Trainer):
 
     Attributes:
         progress: what a `Trainer` forgets between two lines of its log.
+        fingerprint: of the run, which lies in every checkpoint; None for a trainer that only predicts.
         average: of the weights, where there is one.
         saved_best: the best value so far whose weights lie in a checkpoint, its step and that checkpoint.
         lost_best: a checkpoint that validation preferred to these, if neither it nor a later one could be written.
@@ -40,6 +42,7 @@ class CheckpointingTrainer(Trainer):
         super().__init__(**options)
         self.progress, self.average = Progress(self), None
         self.average: WeightAverage | None
+        self.fingerprint: Fingerprint | None = None
         self.add_callback(self.progress)
         self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
         self.lost_best: Path | None = None
@@ -112,6 +115,8 @@ class CheckpointingTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.progress.save(folder)
+            if self.args.should_save:
+                self.fingerprint.save(folder)
         except _FAILURES as error:
             self.failure = self.failure or error
         finally:
