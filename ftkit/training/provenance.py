@@ -10,17 +10,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from transformers import TrainingArguments
 
 _PACKAGES = (
-    "ftkit", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "peft", "numpy", "pillow",
+    "ftkit", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "peft", "numpy",
 )  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """The versions of the packages that a result depends on."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {name: importlib.metadata.version(name) for name in _PACKAGES} | {"pillow": PIL.__version__}
 
 
 def precision_of(args: TrainingArguments) -> str:
@@ -30,8 +31,15 @@ def precision_of(args: TrainingArguments) -> str:
 
 def circumstances(device: torch.device) -> dict[str, Any]:
     """What changes the last digits of numbers: the device, the threads, the versions."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions()}
+    hardware, threads, _ = arithmetic(device)
+    return {"device": hardware, "threads": threads, "python": platform.python_version(), **versions()}
+
+
+def arithmetic(device: torch.device) -> tuple[str, int, str]:
+    """What the last digits of float32 depend on beside versions: the hardware, the threads, and whether it is TF32."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    return hardware, torch.get_num_threads(), "/".join(backend.fp32_precision for backend in backends)
 
 
 def git_commit() -> str | None:
