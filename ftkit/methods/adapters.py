@@ -4,11 +4,13 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper, PeftType
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -20,6 +22,7 @@ from ftkit.models.anatomy import find_head, is_norm
 logger = logging.getLogger(__name__)
 _MERGE_TOLERANCE = 1e-4  # of logits, where they are of the order of 1
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of AdaLoRA's rank allocator
+RANKS = "ranks.safetensors"  # of AdaLoRA, beside weights
 _NORM_METHODS = (PeftType.LN_TUNING,)  # these train the norms themselves, and would take any layer
 
 
@@ -88,11 +91,29 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
 
 
 class RankAllocation(TrainerCallback):
-    """Lets AdaLoRA give its ranks to the layers that need them, after every step (Zhang et al. 2023)."""
+    """Lets AdaLoRA give its ranks to the layers that need them, after every step (Zhang et al. 2023).
+
+    Its plan goes over all stages in which adapters train: `steps_before` of it belong to earlier ones. Where a stage
+    ended early, or went on with weights from before, the plan is carried out as soon as it can be.
+    """
+
+    def __init__(self, steps_before: int):
+        self.steps_before = steps_before
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if _is_adalora(model):  # what an earlier stage left may lie on the CPU
+            restore_ranks(model, rank_state(model))
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if _is_adalora(model):
-            model.base_model.update_and_allocate(state.global_step + 1)
+        if not _is_adalora(model) or not _has_gradients(model):
+            return
+        config, allocator = model.active_peft_config, model.base_model.rankallocator
+        step, cut = self.steps_before + state.global_step + 1, config.total_step - config.tfinal
+        left = sum(sum(mask) for mask in (config.rank_pattern or {}).values())
+        if step > cut and not 0 < left <= allocator.target_bgt:  # PEFT gives the last ones away in this step alone
+            allocator.update_ipt(model.base_model.model)
+            step = cut
+        model.base_model.update_and_allocate(step)
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
@@ -114,8 +135,10 @@ def rank_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
-    """Take up again what `rank_state` gave."""
+    """Take up again what `rank_state` gave; what was known meanwhile is forgotten."""
     allocator, config = model.base_model.rankallocator, model.active_peft_config
+    allocator.reset_ipt()
+    config.rank_pattern = None
     for key, value in state.items():
         kind, _, name = key.partition("/")
         if kind == "pattern":
@@ -124,15 +147,42 @@ def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
             getattr(allocator, kind)[name] = value.to(model.device)
 
 
+def save_ranks(model: nn.Module, folder: Path) -> None:
+    """Write `rank_state` beside the weights, where there is one."""
+    if state := rank_state(model):
+        save_file(state, folder / RANKS)
+
+
+def restore_ranks_of(model: nn.Module, folder: Path) -> None:
+    """Read again what `save_ranks` wrote."""
+    if (folder / RANKS).is_file():
+        restore_ranks(model, load_file(folder / RANKS))
+
+
 def is_bookkeeping(name: str) -> bool:
     """Whether a parameter has no gradient and changes even so: AdaLoRA's ranks."""
     return ".ranknum." in name
 
 
 def finish_adapters(model: nn.Module) -> None:
-    """Save all ranks of AdaLoRA, masked ones as zeros: its pattern is that of the last step, not of the best one."""
-    if _is_adalora(model):
-        model.active_peft_config.rank_pattern = None
+    """Let all ranks of AdaLoRA be saved, masked ones as zeros, and say so if too few were given away."""
+    if not _is_adalora(model):
+        return
+    config, target = model.active_peft_config, model.base_model.rankallocator.target_bgt
+    config.rank_pattern = None
+    values = [parameter for name, parameter in model.named_parameters() if ".lora_E." in name]
+    left = sum(int(value.count_nonzero()) for value in values)
+    if left > target:
+        logger.warning(
+            "adalora: %d of %d ranks are left, and target_r: %d means %d: the weights that validation chose are from "
+            "before the last ones were given away; load_best_model_at_end: false takes those of the last step",
+            left, sum(map(len, values)), config.target_r, target,
+        )  # fmt: skip
+
+
+def _has_gradients(model: nn.Module) -> bool:
+    """Whether adapters train, and this update is not left out."""
+    return all(parameter.grad is not None for name, parameter in model.named_parameters() if ".lora_E." in name)
 
 
 def _is_adalora(model: nn.Module) -> bool:
@@ -172,7 +222,15 @@ def _options(args: MethodArguments, steps: int) -> dict[str, Any]:
         if steps < 2:
             raise UserError(f"method: adalora plans its ranks over the steps, and there is only {steps}: train longer")
         defaults |= {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
-    return defaults | (args.adapter_args or {})
+    options = defaults | (args.adapter_args or {})
+    if args.method == "adalora":
+        plan = _config(args.method, options)
+        if plan.target_r >= plan.init_r:
+            raise UserError(
+                f"adapter_args: target_r: {plan.target_r} must be less than init_r: {plan.init_r}, or there are no "
+                "ranks to give away: change one of them, or use method: lora"
+            )
+    return options
 
 
 def _config(method: str, options: dict[str, Any]) -> PeftConfig:

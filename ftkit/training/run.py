@@ -18,7 +18,7 @@ from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import Images
 from ftkit.errors import UserError
-from ftkit.methods.adapters import add_adapters, merged
+from ftkit.methods.adapters import RANKS, add_adapters, finish_adapters, merged, restore_ranks_of, save_ranks
 from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
@@ -72,7 +72,7 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         _check_stage(number, args, config.loss, len(train))
         stages.append((stage, folder, args))
     if config.method.is_adapter:
-        steps = sum(_steps(args, len(train)) for stage, _, args in stages if stage.train == "adapters")
+        steps = _steps_of_adapters(stages, len(train))
         model = add_adapters(config.method, model, normalize(train.sample(2)), steps)
         groups = regroup(groups, model)
     prepared = [
@@ -168,6 +168,11 @@ def _is_in(folder: Path, checkpoint: str) -> bool:
     return Path(checkpoint).resolve().parent == folder.resolve()
 
 
+def _steps_of_adapters(stages: list[tuple], images: int) -> int:
+    """Optimizer steps of those stages in which adapters train."""
+    return sum(_steps(args, images) for stage, _, args, *_ in stages if stage.train == "adapters")
+
+
 def run_plan(
     config: Config, plan: Plan, resumption: Resumption, normalize: Normalize8Bit, train: Images, validation: Images
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
@@ -191,13 +196,15 @@ def run_plan(
         found = resumption.standing[number]
         if isinstance(found, dict):
             load_model(model, folder / _WEIGHTS)
+            restore_ranks_of(model, folder)
             results.append(found)
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             augment, on_nan = config.data.augment or [], config.run.on_nan
-            objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan)
+            before = _steps_of_adapters(plan.stages[:number], len(train))
+            objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan, before)
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             trainer.fingerprint = resumption.fingerprint
             if args.process_index == 0:
@@ -212,6 +219,7 @@ def run_plan(
         results.append(_result(stage, trainer, output, size))
         if trainer.is_world_process_zero():
             _finish(folder, model, results[-1], resumption.fingerprint)
+    finish_adapters(model)
     return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
 
 
@@ -270,7 +278,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     """The result of a stage that is done, if its weights are what was written."""
     try:
         result = json.loads((folder / _RESULT).read_text())
-        whole = file_hash(folder / _WEIGHTS) == result.pop("weights")
+        whole = _hashes(folder) == result.pop("weights")
     except (OSError, ValueError, KeyError):
         return None
     if not whole:
@@ -278,13 +286,20 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return result if whole else None
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    """Of the files of a stage that is done, by name."""
+    return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
 def _finish(folder: Path, model: nn.Module, result: dict[str, Any], fingerprint: Fingerprint) -> None:
     """Keep the weights of a stage that is done, and then its result, each whole or not at all."""
     aside = folder / f".{_WEIGHTS}.part"
     save_model(model, str(aside))
     replace(aside, folder / _WEIGHTS)
+    (folder / RANKS).unlink(missing_ok=True)
+    save_ranks(model, folder)
     aside = folder / f".{_RESULT}.part"
-    added = {"weights": file_hash(folder / _WEIGHTS), "fingerprint": fingerprint.to_json()}
+    added = {"weights": _hashes(folder), "fingerprint": fingerprint.to_json()}
     aside.write_text(json.dumps(result | added))
     replace(aside, folder / _RESULT)
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.errors import Interrupted, UserError
-from ftkit.methods.adapters import adapter_state, rank_state, restore_ranks
+from ftkit.methods.adapters import adapter_state, restore_ranks_of, save_ranks
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, hidden, rotate, seal
 from ftkit.training.continuity import Fingerprint
@@ -24,7 +24,6 @@ from ftkit.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 _FAILURES = (OSError, RuntimeError, SafetensorError)  # to write a file
-_RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
 
 
 class CheckpointingTrainer(Trainer):
@@ -173,8 +172,7 @@ class CheckpointingTrainer(Trainer):
             adapters = adapter_state(self.model)
             whole = {name: (state_dict or adapters)[name] for name in adapters}
             save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
-            if ranks := rank_state(self.model):
-                save_file(ranks, output_dir / _RANKS)
+            save_ranks(self.model, output_dir)
         else:
             super()._save(str(output_dir), state_dict)
             (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
@@ -187,6 +185,7 @@ class CheckpointingTrainer(Trainer):
         if isinstance(self.model, PeftModel):
             best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
             self.model.load_state_dict(best, strict=False)
+            restore_ranks_of(self.model, Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 
@@ -196,8 +195,7 @@ class CheckpointingTrainer(Trainer):
 
     def _load_weights(self, checkpoint: Path, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(str(checkpoint), model)
-        if (ranks := checkpoint / _RANKS).is_file():
-            restore_ranks(self.model, load_file(ranks))
+        restore_ranks_of(self.model, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
 

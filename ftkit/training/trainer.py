@@ -38,7 +38,7 @@ from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
-from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
+from ftkit.methods.adapters import RankAllocation, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.signals import signals
@@ -89,6 +89,7 @@ class Objective:
         num_classes: C.
         augment: what is done to training images; see `ftkit.data.augment`.
         on_nan: what a loss that is not finite leads to; see `RunArguments`.
+        steps_before: that were planned for adapters in earlier stages.
     """
 
     args: LossArguments
@@ -96,6 +97,7 @@ class Objective:
     num_classes: int
     augment: list[str]
     on_nan: str = "stop"
+    steps_before: int = 0
 
 
 class ImageTrainer(CheckpointingTrainer):
@@ -177,7 +179,7 @@ class ImageTrainer(CheckpointingTrainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
-        self.add_callback(RankAllocation())
+        self.add_callback(RankAllocation(objective.steps_before))
 
     def _predict_whole(self) -> None:
         """What only predicts is not cut into pieces."""
@@ -377,7 +379,6 @@ class ImageTrainer(CheckpointingTrainer):
             self.whole.load_state_dict(load_file(Path(kept) / SAFE_WEIGHTS_NAME), strict=False)
         elif self.sharded:
             gather_into(self.whole, self.model)
-        finish_adapters(self.whole)
         if self.average is not None:
             self.average.keep(best)
         return output
