@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
     from ftkit.precision import precision_of
-    from ftkit.training.run import prepare_plan, run_plan
+    from ftkit.training.continuity import take_fingerprint
+    from ftkit.training.run import prepare_plan, prepare_resumption, run_plan
     from ftkit.training.run_folder import begin_run, check_run_folder, check_shared, claimed
     from ftkit.training.trainer import ImageTrainer
 
@@ -73,17 +74,20 @@ def main(arguments: list[str]) -> None:
     fit_first_layer(model, normalize, images["train"], pretrained)
     fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
     fact("input", " × ".join(map(str, images["train"].shape)) + " (channels × height × width)")
+    fingerprint = take_fingerprint(args, images, model if pretrained else None)
     plan = prepare_plan(config, model, normalize, images["train"])
     fact("precision", precision_of(args))
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
     with writing("output_dir", folder), claimed(config):
         banner("train")
+        resumption = prepare_resumption(config, plan, fingerprint)
         with args.main_process_first(local=False, desc="making the run's folder"):
             if args.process_index == 0:
                 begin_run(config)
+                fingerprint.save_table(folder)
         check_shared(config)
-        model, stages = run_plan(config, plan, normalize, images["train"], images["validation"])
+        model, stages = run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
 
         banner("evaluate")
         test = images["test"]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from datasets.fingerprint import Hasher
 from PIL import Image as PILImage
 
 from ftkit.errors import UserError, nearest
@@ -37,20 +36,7 @@ def _path_dataset(rows: list[tuple[Path, str]], names: list[str], columns: tuple
     """A `Dataset` with two `columns`: paths, decoded when read, and labels, by name in `names`."""
     paths, labels = [path for path, _ in rows], [label for _, label in rows]
     features = Features({columns[0]: Image(), columns[1]: ClassLabel(names=names)})
-    dataset = Dataset.from_dict({columns[0]: [str(path) for path in paths], columns[1]: labels}, features=features)
-    stats = [(str(path), *_state(path)) for path in paths]
-    # The fingerprint follows the files, so that a cache made from others is never taken.
-    dataset._fingerprint = Hasher.hash((stats, labels, names))
-    return dataset
-
-
-def _state(path: Path) -> tuple[int, int]:
-    """Size and time of a file; of the link itself where it leads nowhere, which decoding will tell."""
-    try:
-        stat = path.stat()
-    except OSError:
-        stat = path.lstat()
-    return stat.st_size, stat.st_mtime_ns
+    return Dataset.from_dict({columns[0]: [str(path) for path in paths], columns[1]: labels}, features=features)
 
 
 def image_suffixes() -> set[str]:

@@ -4,7 +4,7 @@ import os.path
 from pathlib import Path
 
 import pyarrow.compute as pc
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from ftkit.errors import UserError
 
@@ -24,15 +24,20 @@ def check_paths(splits: DatasetDict, folders: list[Path]) -> None:
     """
     roots = [os.path.abspath(folder) for folder in folders]
     for split, dataset in splits.items():
-        files = dataset.select_columns("image").with_format("arrow")[:]["image"]
-        to_open = pc.if_else(pc.is_null(pc.struct_field(files, "bytes")), pc.struct_field(files, "path"), None)
-        for row, path in enumerate(to_open.to_pylist() if to_open.null_count < len(to_open) else []):
+        for row, path in enumerate(named_files(dataset)):
             if path is not None and not _is_below(os.path.abspath(path), roots):
                 raise UserError(
                     f"{split}, row {row}: its image is the file {path}, not in {' or '.join(roots)}: data may "
                     "name files of their own only. If you trust them, write the paths into one CSV file with the "
                     "columns image, label and split, and give that file as --data_dir"
                 )
+
+
+def named_files(dataset: Dataset) -> list[str | None]:
+    """The file that each row names in place of an image's bytes, or None; an empty list where no row names one."""
+    files = dataset.select_columns("image").with_format("arrow")[:]["image"]
+    to_open = pc.if_else(pc.is_null(pc.struct_field(files, "bytes")), pc.struct_field(files, "path"), None)
+    return to_open.to_pylist() if to_open.null_count < len(to_open) else []
 
 
 def _is_below(path: str, roots: list[str]) -> bool:

@@ -8,11 +8,13 @@ import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
 from datasets.info import DatasetInfo
 
 from ftkit.arguments import DataArguments
 from ftkit.data.folders import SPLIT_NAMES, TABLE_SUFFIXES, holds_images, read_class_folders, read_tables, table_files
-from ftkit.data.paths import check_paths
+from ftkit.data.keys import file_state, follow_files
+from ftkit.data.paths import check_paths, named_files
 from ftkit.data.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.remote import from_hub
 from ftkit.data.splits import canonical, complete_splits, keep_classes, take_fewer
@@ -65,6 +67,8 @@ def load_data(args: DataArguments) -> DatasetDict:
     splits = canonical(raw, args, label_column)
     if not _is_list(args.data_dir):
         check_paths(splits, _own_folders(args))
+    for dataset in splits.values():
+        follow_files(dataset, named_files(dataset))
     return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
 
 
@@ -156,8 +160,11 @@ def _shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
 
 
 def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
+    # datasets' own cache goes by paths and the times of contents, which a copy or an archive may set.
+    state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
+    names = {split: [str(path) for path in paths] for split, paths in files.items()}
     try:
-        return load_dataset(kind, data_files={split: [str(f) for f in paths] for split, paths in files.items()})
+        return load_dataset(kind, f"files-{state}", data_files=names)
     except Exception as error:  # datasets wraps what pyarrow and tarfile raise in one of its own, by version
         cause, names = error.__cause__ or error, ", ".join(str(path) for paths in files.values() for path in paths)
         refused = isinstance(cause, PermissionError)  # of a file that is read

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets.fingerprint import Hasher
 from PIL import Image
 
 from ftkit.data.augment import random_bits
 from ftkit.data.cache import cached
 from ftkit.data.decoding import Decoder, over_all_rows
 from ftkit.data.images import BAD_IMAGE_ERRORS, open_image, to_mode
+from ftkit.data.keys import DECODING, cache_key
 from ftkit.data.pixels import geometry_key, histogram
 from ftkit.data.tensors import Images, decodable, gone
 from ftkit.errors import UserError
@@ -51,7 +51,8 @@ class StreamedImages(Images):
         on_bad_image: str = "error",
         cache_dir: str | None = None,
     ):
-        key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
+        parts = _VERSION, dataset._fingerprint, geometry_key(processor), channels
+        key = cache_key(*parts, computed_by=DECODING)
 
         def write(folder: Path) -> None:
             counts, bad, shape, hashes = 0, [], None, np.zeros(len(dataset), np.uint64)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets.fingerprint import Hasher
 from torch.utils.data import Dataset as TorchDataset
 
 from ftkit.data.cache import cached
 from ftkit.data.decoding import Decoded, Decoder, over_all_rows
 from ftkit.data.images import column, encoded, file_bytes
+from ftkit.data.keys import DECODING, cache_key
 from ftkit.data.pixel_ops import shift
 from ftkit.data.pixels import geometry_key, histogram
 from ftkit.errors import UserError
@@ -191,13 +191,14 @@ def image_tensors(
         processor: the image processor that is saved with the model; it resizes and crops.
         channels: 1 or 3.
         on_bad_image: `error` or `skip`.
-        cache_dir: where to keep it. The key is made of the dataset's fingerprint, the processor's geometry and
-            `channels`.
+        cache_dir: where to keep it. The key is made of the dataset's fingerprint, the processor's geometry,
+            `channels`, and the versions of what decodes.
 
     Raises:
         UserError: images that do not decode (all are named, up to ten in the message), or a full disk.
     """
-    key = Hasher.hash((_VERSION, dataset._fingerprint, geometry_key(processor), channels))
+    parts = _VERSION, dataset._fingerprint, geometry_key(processor), channels
+    key = cache_key(*parts, computed_by=DECODING)
 
     def write(folder: Path) -> None:
         shape, missing, bad, hashes = None, 0, [], np.zeros(len(dataset), np.uint64)

@@ -1,14 +1,19 @@
 """AdaLoRA: which layers get how many ranks is decided while it trains (Zhang et al. 2023, arXiv:2303.10512)."""
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.adalora import RankAllocator
 from peft.utils import PeftType
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+logger = logging.getLogger(__name__)
+RANKS = "ranks.safetensors"  # beside weights
 _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the rank allocator
 
 
@@ -16,7 +21,12 @@ class DeviceRanks(RankAllocator):
     """PEFT's allocator with masks that stay on the device: PEFT's own makes lists of them, and waits at every step.
 
     The masks of a model, in `rank_pattern` of its config, are bool (r,), by the names of `lora_E`.
+
+    Attributes:
+        given_away: whether the ranks above the target have been given away.
     """
+
+    given_away = False
 
     def update_ipt(self, model: nn.Module) -> None:
         """Learn from the gradients; what is not finite in them, in an update that is left out, counts as nothing."""
@@ -47,14 +57,35 @@ class DeviceRanks(RankAllocator):
 
 
 class RankAllocation(TrainerCallback):
-    """Lets AdaLoRA give its ranks to the layers that need them, after every step that is not left out."""
+    """Lets AdaLoRA give its ranks to the layers that need them, after every step that is not left out.
+
+    Its plan goes over all stages in which adapters train: `steps_before` of it belong to earlier ones. Where a stage
+    ended early, or went on with weights from before, the plan is carried out as soon as it can be.
+    """
+
+    def __init__(self, steps_before: int):
+        self.steps_before = steps_before
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if _is_adalora(model):  # what an earlier stage left may lie on the CPU
+            restore_ranks(model, rank_state(model))
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not _is_adalora(model):
+        if not _is_adalora(model) or not _has_gradients(model):
             return
-        if args.deepspeed_plugin is None and all(parameter.grad is None for parameter in model.parameters()):
-            return
-        model.base_model.update_and_allocate(state.global_step + 1)
+        config, allocator = model.active_peft_config, model.base_model.rankallocator
+        step, cut = self.steps_before + state.global_step + 1, config.total_step - config.tfinal
+        if step > cut and not allocator.given_away:  # PEFT gives the last ones away in the step of the cut alone
+            allocator.given_away = True
+            if not 0 < sum(int(mask.sum()) for mask in (config.rank_pattern or {}).values()) <= allocator.target_bgt:
+                allocator.update_ipt(model.base_model.model)
+                step = cut
+        model.base_model.update_and_allocate(step)
+
+
+def _has_gradients(model: nn.Module) -> bool:
+    """Whether adapters train, and this update is not left out."""
+    return all(parameter.grad is not None for name, parameter in model.named_parameters() if ".lora_E." in name)
 
 
 def allocate_on_device(model: PeftModel) -> None:
@@ -74,8 +105,10 @@ def rank_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
-    """Take up again what `rank_state` gave."""
+    """Take up again what `rank_state` gave; what was known meanwhile is forgotten."""
     allocator, config = model.base_model.rankallocator, model.active_peft_config
+    allocator.reset_ipt()
+    allocator.given_away, config.rank_pattern = False, None
     for key, value in state.items():
         kind, _, name = key.partition("/")
         if kind == "pattern":
@@ -84,15 +117,37 @@ def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
             getattr(allocator, kind)[name] = value.to(model.device)
 
 
+def save_ranks(model: nn.Module, folder: Path) -> None:
+    """Write `rank_state` beside the weights, where there is one."""
+    if state := rank_state(model):
+        save_file(state, folder / RANKS)
+
+
+def restore_ranks_of(model: nn.Module, folder: Path) -> None:
+    """Read again what `save_ranks` wrote."""
+    if (folder / RANKS).is_file():
+        restore_ranks(model, load_file(folder / RANKS))
+
+
 def is_bookkeeping(name: str) -> bool:
     """Whether a parameter has no gradient and changes even so: AdaLoRA's ranks."""
     return ".ranknum." in name
 
 
 def finish_adapters(model: nn.Module) -> None:
-    """Save all ranks of AdaLoRA, masked ones as zeros: its pattern is that of the last step, not of the best one."""
-    if _is_adalora(model):
-        model.active_peft_config.rank_pattern = None
+    """Let all ranks of AdaLoRA be saved, masked ones as zeros, and say so if too few were given away."""
+    if not _is_adalora(model):
+        return
+    config, target = model.active_peft_config, model.base_model.rankallocator.target_bgt
+    config.rank_pattern = None
+    values = [parameter for name, parameter in model.named_parameters() if ".lora_E." in name]
+    left = sum(int(value.count_nonzero()) for value in values)
+    if left > target:
+        logger.warning(
+            "adalora: %d of %d ranks are left, and target_r: %d means %d: the weights that validation chose are from "
+            "before the last ones were given away; load_best_model_at_end: false takes those of the last step",
+            left, sum(map(len, values)), config.target_r, target,
+        )  # fmt: skip
 
 
 def orthogonality(model: nn.Module) -> torch.Tensor | float:

@@ -116,7 +116,15 @@ def _options(args: MethodArguments, steps: int) -> dict[str, Any]:
         if steps < 2:
             raise UserError(f"method: adalora plans its ranks over the steps, and there is only {steps}: train longer")
         defaults |= {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
-    return defaults | (args.adapter_args or {})
+    options = defaults | (args.adapter_args or {})
+    if args.method == "adalora":
+        plan = _config(args.method, options)
+        if plan.target_r >= plan.init_r:
+            raise UserError(
+                f"adapter_args: target_r: {plan.target_r} must be less than init_r: {plan.init_r}, or there are no "
+                "ranks to give away: change one of them, or use method: lora"
+            )
+    return options
 
 
 def _config(method: str, options: dict[str, Any]) -> PeftConfig:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets.fingerprint import Hasher
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -16,12 +15,14 @@ from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from ftkit.data.cache import cached
+from ftkit.data.keys import cache_key
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import Batch, Images, collate
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 from ftkit.precision import exact_float32, precision_of
 from ftkit.training.micro_batches import run_in_parts
+from ftkit.training.provenance import arithmetic
 
 logger = logging.getLogger(__name__)
 _VERSION = 1  # of what is cached: raise it when the computation changes
@@ -67,7 +68,8 @@ class FeatureExtractor:
         head: the name of its head.
         args: device, batch size and precision of the run.
         normalize: from uint8 to what the model takes.
-        cache_dir: where features are kept, by the weights, the pixels and their normalisation.
+        cache_dir: where features are kept, by the weights, the pixels and their normalisation, and by all that
+            changes the last digits of what is computed.
     """
 
     def __init__(
@@ -121,7 +123,8 @@ class FeatureExtractor:
                 os.fsync(file.fileno())  # before the folder gets its name
 
         shift = (self.normalize.scale.tolist(), self.normalize.offset.tolist())
-        key = Hasher.hash((*self.key, tensors.key, shift))
+        computing = (*self.key, *arithmetic(self.args.device), self.args.per_device_eval_batch_size)
+        key = cache_key(*computing, tensors.key, shift, computed_by=("torch", "timm", "transformers", "peft"))
         folder = cached(f"features-{key}", write, self.cache_dir)
         return Features(torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c")), tensors)
 

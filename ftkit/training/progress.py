@@ -15,11 +15,6 @@ from transformers.trainer_callback import ProgressCallback
 _FILE = "progress_{}.json"  # by process
 
 
-def processes_of(checkpoint: Path) -> int:
-    """How many processes wrote a checkpoint."""
-    return len(list(checkpoint.glob(_FILE.format("*"))))
-
-
 class MeanLoss:
     """The training loss by image: since the last line of the log, and since the last evaluation.
 

@@ -10,9 +10,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 
-_PACKAGES = ("ftkit", "torch", "transformers", "datasets", "accelerate", "timm", "peft", "numpy")
+_PACKAGES = (
+    "ftkit", "torch", "torchvision", "transformers", "datasets", "accelerate", "timm", "peft", "numpy",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that a result depends on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES} | {"pillow": PIL.__version__}
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What changes the last digits of numbers: the device, the threads, the versions."""
+    hardware, threads, _ = arithmetic(device)
+    return {"device": hardware, "threads": threads, "python": platform.python_version(), **versions()}
+
+
+def arithmetic(device: torch.device) -> tuple[str, int, str]:
+    """What the last digits of float32 depend on beside versions: the hardware, the threads, and whether it is TF32."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    return hardware, torch.get_num_threads(), "/".join(backend.fp32_precision for backend in backends)
 
 
 def git_commit() -> str | None:
@@ -39,7 +60,7 @@ def environment() -> dict[str, Any]:
     """Versions, commit and hardware."""
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": versions(),
         "commit": git_commit(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),

@@ -19,14 +19,15 @@ from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import Images
 from ftkit.errors import UserError
+from ftkit.methods.adalora import RANKS, finish_adapters, restore_ranks_of, save_ranks
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
 from ftkit.training.checkpoints import file_hash, newest_whole, replace, sweep, what_is_wrong
+from ftkit.training.continuity import Fingerprint, read_fingerprint
 from ftkit.training.features import FeatureExtractor, HeadAlone
-from ftkit.training.progress import processes_of
 from ftkit.training.trainer import ImageTrainer, Objective
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         _check_stage(number, args, config.loss, len(train))
         stages.append((stage, folder, args))
     if config.method.is_adapter:
-        steps = sum(_steps(args, len(train)) for stage, _, args in stages if stage.train == "adapters")
+        steps = _steps_of_adapters(stages, len(train))
         model = add_adapters(config.method, model, normalize(train.sample(2)), steps)
         groups = regroup(groups, model)
     prepared = [
@@ -146,15 +147,62 @@ def _steps(args: TrainingArguments, images: int) -> int:
     return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
 
 
+class Resumption(NamedTuple):
+    """What a run goes on with.
+
+    Attributes:
+        fingerprint: of this run.
+        standing: of each stage its result, if it is done, or the checkpoint to go on from, or None.
+    """
+
+    fingerprint: Fingerprint
+    standing: list[dict[str, Any] | Path | None]
+
+
+def prepare_resumption(config: Config, plan: Plan, fingerprint: Fingerprint) -> Resumption:
+    """What is there of each stage, if the run is to go on. Nothing is written.
+
+    Raises:
+        UserError: it rests on something else than this run, or the checkpoint that is named is none to go on from.
+    """
+    standing, resume = [], config.training.resume_from_checkpoint
+    if not resume:
+        return Resumption(fingerprint, [None] * len(plan.stages))
+    for _, folder, args, *_ in plan.stages:
+        found, source = _finished(folder), folder
+        if found is not None and _is_in(folder, resume):
+            raise UserError(
+                f"resume_from_checkpoint: {resume}: its stage is finished, and the run goes on behind it: leave it out"
+            )
+        there = None if found is None else found.pop("fingerprint", None)
+        if found is None and (source := _checkpoint(args, folder)) is not None:
+            found, there = source, read_fingerprint(source)
+        if found is not None:
+            differs = fingerprint.check(there, source, Path(config.training.output_dir))
+        standing.append(found)
+    if any(found is not None for found in standing) and differs:
+        logger.info("  since then: %s: the last digits of numbers may differ", differs)
+    return Resumption(fingerprint, standing)
+
+
+def _is_in(folder: Path, checkpoint: str) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
+
+
+def _steps_of_adapters(stages: list[tuple], images: int) -> int:
+    """Optimizer steps of those stages in which adapters train."""
+    return sum(_steps(args, images) for stage, _, args, *_ in stages if stage.train == "adapters")
+
+
 def run_plan(
-    config: Config, plan: Plan, normalize: Normalize8Bit, train: Images, validation: Images
+    config: Config, plan: Plan, resumption: Resumption, normalize: Normalize8Bit, train: Images, validation: Images
 ) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
     """Carry out a plan, stage by stage.
 
     Each stage has a fresh optimizer and schedule, seeds of its own, and its checkpoints in `stages/<number>-<name>`.
-    It begins with the weights that validation chose in the one before, and only what it declares moves. With
-    `resume_from_checkpoint` the stages that are finished are passed over, and training goes on inside the one that is
-    not. Where the head alone trains on pixels that do not change, it trains on features that are computed once.
+    It begins with the weights that validation chose in the one before, and only what it declares moves. In a run that
+    goes on the stages that are finished are passed over, and training goes on inside the one that is not. Where the
+    head alone trains on pixels that do not change, it trains on features that are computed once.
 
     Returns:
         The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
@@ -162,29 +210,38 @@ def run_plan(
         (None where it is the last weights that stayed).
 
     Raises:
-        UserError: there is no checkpoint to resume from, the loss is not finite, something frozen has moved, or
-            merging adapters changes the logits.
+        UserError: the loss is not finite, something frozen has moved, or merging adapters changes the logits.
     """
     model, groups = plan.model, plan.groups
     results = []
     for number, (stage, folder, args, trained, settings) in enumerate(plan.stages):
-        finished = _finished(folder) if args.resume_from_checkpoint else None
-        if finished is not None:
+        found = resumption.standing[number]
+        if isinstance(found, dict):
             model.load_state_dict(load_file(folder / _WEIGHTS))
-            results.append(finished)
+            restore_ranks_of(model, folder)
+            results.append(found)
             logger.info("  stage %d, %s: finished before", number, stage.name)
             continue
         _say_what_trains(number, plan)
         train.seed = args.seed
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             augment, on_nan = config.data.augment or [], config.run.on_nan
-            objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan)
+            before = _steps_of_adapters(plan.stages[:number], len(train))
+            objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan, before)
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
-            output = trainer.train(resume_from_checkpoint=_checkpoint(args, folder))
+            trainer.fingerprint = resumption.fingerprint
+            if args.process_index == 0:
+                sweep(folder)
+            if found is not None:
+                logger.info("  goes on from %s", found)
+            elif args.resume_from_checkpoint:
+                logger.info("no checkpoint in %s yet: training begins at the first step", folder)
+            output = trainer.train(resume_from_checkpoint=None if found is None else str(found))
         trainer.save_state()
         results.append(_result(stage, trainer, output, _size(model, trained)))
         if trainer.is_world_process_zero():
-            _finish(folder, model, results[-1])
+            _finish(folder, model, results[-1], resumption.fingerprint)
+    finish_adapters(model)
     return (merged(model, normalize(validation.sample(64))) if config.method.merge_adapters else model), results
 
 
@@ -243,7 +300,7 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     """The result of a stage that is done, if its weights are what was written."""
     try:
         result = json.loads((folder / _RESULT).read_text())
-        whole = file_hash(folder / _WEIGHTS) == result.pop("weights")
+        whole = _hashes(folder) == result.pop("weights")
     except (OSError, ValueError, KeyError):
         return None
     if not whole:
@@ -251,14 +308,22 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return result if whole else None
 
 
-def _finish(folder: Path, model: nn.Module, result: dict[str, Any]) -> None:
+def _hashes(folder: Path) -> dict[str, str]:
+    """Of the files of a stage that is done, by name."""
+    return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _finish(folder: Path, model: nn.Module, result: dict[str, Any], fingerprint: Fingerprint) -> None:
     """Keep the weights of a stage that is done, and then its result, each whole or not at all."""
     aside = folder / f".{_WEIGHTS}.part"
     # On a GPU the weights of a recurrent layer are pieces of one buffer, which safetensors would not write.
     save_file({name: value.to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}, aside)
     replace(aside, folder / _WEIGHTS)
+    (folder / RANKS).unlink(missing_ok=True)
+    save_ranks(model, folder)
     aside = folder / f".{_RESULT}.part"
-    aside.write_text(json.dumps(result | {"weights": file_hash(folder / _WEIGHTS)}))
+    added = {"weights": _hashes(folder), "fingerprint": fingerprint.to_json()}
+    aside.write_text(json.dumps(result | added))
     replace(aside, folder / _RESULT)
 
 
@@ -280,31 +345,16 @@ def _result(stage: Stage, trainer: ImageTrainer, output: TrainOutput, trained: i
     }
 
 
-def _checkpoint(args: TrainingArguments, folder: Path) -> str | None:
+def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
     """The checkpoint that `resume_from_checkpoint` means in a stage: the one it names, if that is of this stage, or
     else the stage's newest that is whole.
 
     Raises:
-        UserError: the one that it names is not whole, or another number of processes wrote it.
+        UserError: the one that it names is not whole.
     """
     resume = args.resume_from_checkpoint
-    if not resume:
-        return None
-    if args.process_index == 0:
-        sweep(folder)
-    if resume != "true" and Path(resume).absolute().parent == folder.absolute():
-        if wrong := what_is_wrong(Path(resume)):
-            raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-        last = Path(resume)
-    else:
-        last = newest_whole(folder)
-    if last is None:
-        logger.info("no checkpoint in %s yet: training begins at the first step", folder)
-        return None
-    if (writers := processes_of(last)) != args.world_size:
-        raise UserError(
-            f"{last} was written by {writers} processes, and these are {args.world_size}, whose batches would be "
-            "others: start as many, or give another --output_dir, or begin anew with --overwrite true"
-        )
-    logger.info("  goes on from %s", last)
-    return str(last)
+    if resume == "true" or not _is_in(folder, resume):
+        return newest_whole(folder)
+    if wrong := what_is_wrong(Path(resume)):
+        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
+    return Path(resume)

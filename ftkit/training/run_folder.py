@@ -30,7 +30,7 @@ CHANGES_NOTHING = {
     "save_total_limit",
     "use_cpu",
 }
-_ENTRIES = ("config.yaml", "run.json", "stages", "model", "evaluation")
+_ENTRIES = ("config.yaml", "data.safetensors", "run.json", "stages", "model", "evaluation")
 
 
 def check_run_folder(config: Config) -> Path:
@@ -39,12 +39,15 @@ def check_run_folder(config: Config) -> Path:
     `config.training.resume_from_checkpoint` is afterwards what to go on from: None, `true` or a checkpoint's folder.
 
     Raises:
-        UserError: it holds a finished run, or one of another configuration, or is no folder.
+        UserError: it holds a finished run, or one of another configuration, or is no folder; or the checkpoint that
+            is named is of another run, or would be deleted.
     """
     folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint or "auto"
     config.training.resume_from_checkpoint = None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir: {folder} is a file: give the name of a folder")
+    if resume not in ("auto", "true", "false"):
+        _check_named(Path(resume), folder, config.run.overwrite)
     if config.run.overwrite or not any((folder / entry).exists() for entry in _ENTRIES):
         return folder
     if (folder / "run.json").exists():
@@ -66,13 +69,35 @@ def check_run_folder(config: Config) -> Path:
     return folder
 
 
+def _check_named(checkpoint: Path, folder: Path, overwrite: bool) -> None:
+    if checkpoint.resolve().parent.parent != (folder / "stages").resolve():
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint} is no checkpoint of the run in {folder}, whose own lie in "
+            f"{folder / 'stages'}: name one of those, or give --output_dir the folder of its own run"
+        )
+    if overwrite:
+        raise UserError(f"resume_from_checkpoint: overwrite: true would delete {checkpoint}: leave one of them out")
+
+
 def changes(folder: Path, config: Config) -> list[str]:
-    """Which keys the run in a folder has other values of; those that change nothing of its result do not count."""
+    """Which keys the run in a folder has other values of; those that change nothing of its result do not count.
+
+    Nor does it count where the data of an unfinished run lie: see `ftkit.training.continuity` for what they are.
+
+    Raises:
+        UserError: there is a run, and no configuration.
+    """
     saved = folder / "config.yaml"
     if not saved.is_file():
-        return []
+        if not (folder / "stages").exists():
+            return []
+        raise UserError(
+            f"output_dir: {saved} is missing, without which it is not known what run {folder / 'stages'} belongs to: "
+            "bring it back, give another --output_dir, or begin anew with --overwrite true"
+        )
     there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
-    keys = sorted({*there, *here} - CHANGES_NOTHING)
+    places = set() if (folder / "run.json").exists() else {"data_dir"}
+    keys = sorted({*there, *here} - CHANGES_NOTHING - places)
     return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)]
 
 

@@ -15,16 +15,16 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.errors import Interrupted, UserError
-from ftkit.methods.adalora import rank_state, restore_ranks
+from ftkit.methods.adalora import restore_ranks_of, save_ranks
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, hidden, rotate, seal
+from ftkit.training.continuity import Fingerprint
 from ftkit.training.ema import WeightAverage
 from ftkit.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 _FAILURES = (OSError, RuntimeError, SafetensorError)  # to write a file
-_RANKS = "ranks.safetensors"  # of AdaLoRA, in a checkpoint
 
 
 class CheckpointingTrainer(Trainer):
@@ -32,6 +32,7 @@ class CheckpointingTrainer(Trainer):
 
     Attributes:
         progress: what a `Trainer` forgets between two lines of its log.
+        fingerprint: of the run, which lies in every checkpoint; None for a trainer that only predicts.
         average: of the weights, where there is one.
         saved_best: the best value so far whose weights lie in a checkpoint, its step and that checkpoint.
         lost_best: a checkpoint that validation preferred to these, if neither it nor a later one could be written.
@@ -41,6 +42,7 @@ class CheckpointingTrainer(Trainer):
         super().__init__(**options)
         self.progress, self.average = Progress(self), None
         self.average: WeightAverage | None
+        self.fingerprint: Fingerprint | None = None
         self.add_callback(self.progress)
         self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
         self.lost_best: Path | None = None
@@ -113,6 +115,8 @@ class CheckpointingTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.progress.save(folder)
+            if self.args.should_save:
+                self.fingerprint.save(folder)
         except _FAILURES as error:
             self.failure = self.failure or error
         finally:
@@ -169,8 +173,7 @@ class CheckpointingTrainer(Trainer):
             adapters = adapter_state(self.model)
             whole = {name: (state_dict or adapters)[name] for name in adapters}
             save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
-            if ranks := rank_state(self.model):
-                save_file(ranks, output_dir / _RANKS)
+            save_ranks(self.model, output_dir)
         else:
             super()._save(str(output_dir), state_dict)
             (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
@@ -183,6 +186,7 @@ class CheckpointingTrainer(Trainer):
         if isinstance(self.model, PeftModel):
             best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
             self.model.load_state_dict(best, strict=False)
+            restore_ranks_of(self.model, Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 
@@ -192,8 +196,7 @@ class CheckpointingTrainer(Trainer):
 
     def _load_weights(self, checkpoint: Path, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(str(checkpoint), model)
-        if (ranks := checkpoint / _RANKS).is_file():
-            restore_ranks(self.model, load_file(ranks))
+        restore_ranks_of(self.model, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
 

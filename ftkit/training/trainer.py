@@ -38,7 +38,7 @@ from ftkit.data.mixing import Mixing
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
-from ftkit.methods.adalora import RankAllocation, finish_adapters, orthogonality
+from ftkit.methods.adalora import RankAllocation, orthogonality
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.precision import exact_float32, remove_autocast
@@ -93,6 +93,7 @@ class Objective:
         num_classes: C.
         augment: what is done to training images; see `ftkit.data.augment`.
         on_nan: what a loss that is not finite leads to; see `RunArguments`.
+        steps_before: that were planned for adapters in earlier stages.
     """
 
     args: LossArguments
@@ -100,6 +101,7 @@ class Objective:
     num_classes: int
     augment: list[str]
     on_nan: str = "stop"
+    steps_before: int = 0
 
 
 class ImageTrainer(CheckpointingTrainer):
@@ -183,7 +185,7 @@ class ImageTrainer(CheckpointingTrainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
-        self.add_callback(RankAllocation())
+        self.add_callback(RankAllocation(objective.steps_before))
 
     def _predict_as_saved(self) -> None:
         """What only predicts is not cut into pieces, and computes in float32, as a plain `pipeline` does."""
@@ -418,7 +420,6 @@ class ImageTrainer(CheckpointingTrainer):
             )
         elif self.sharded:
             gather_into(self.whole, self.model)
-        finish_adapters(self.whole)
         if self.average is not None:
             self.average.keep(best)
         return output

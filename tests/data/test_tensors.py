@@ -1,11 +1,14 @@
 """Decode once: the pixels that inference will see, from a cache that is whole or not there."""
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
@@ -29,6 +32,7 @@ import ftkit.data.decoding
 import ftkit.data.tensors
 from ftkit.data.cache import default_cache_dir
 from ftkit.data.pixels import channel_statistics, histogram, normalizer
+from ftkit.data.stream import StreamedImages
 from ftkit.data.tensors import collate, image_tensors
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -172,6 +176,17 @@ def test_the_second_time_nothing_is_decoded(grays, tensors, no_decoding):
         tensors(grays.select(range(5)))
 
 
+@pytest.mark.parametrize("package", ["PIL", "numpy", "torch", "torchvision", "transformers", "timm"])
+@pytest.mark.parametrize("engine", [image_tensors, StreamedImages])
+def test_what_another_version_decoded_is_decoded_again(grays, tmp_path, no_decoding, monkeypatch, package, engine):
+    images = engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
+    no_decoding()
+    assert np.array_equal(engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache")).hashes, images.hashes)
+    monkeypatch.setattr(sys.modules[package], "__version__", "0.0.other")
+    with pytest.raises(AssertionError, match="decoded again"):
+        engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
+
+
 def test_a_folder_that_is_read_again_is_not_decoded_again(folder, load, tensors, no_decoding, values_of):
     root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     first = tensors(load(root)["train"])
@@ -186,6 +201,65 @@ def test_a_changed_file_is_decoded_again(folder, load, tensors, picture):
     tensors(load(root)["train"])
     picture(200).save(root / "train" / "b" / "2.png")
     assert tensors(load(root)["train"]).images[6].unique().tolist() == [200]
+
+
+def keeping_times(path, change):
+    """Change a file as a copy that keeps times does, or an archive."""
+    before = path.stat()
+    change(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def in_table(values):
+    """Images of one value each, inside a table."""
+    files = []
+    for value in values:
+        PILImage.fromarray(np.full((4, 6), value, np.uint8)).save(file := BytesIO(), "BMP")
+        files.append({"bytes": file.getvalue(), "path": None})
+    features = Features(image=Image(), label=ClassLabel(names=["a", "b"]))
+    return Dataset.from_dict({"image": files, "label": [i % 2 for i in range(len(files))]}, features=features)
+
+
+def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(folder, load, tensors, picture):
+    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+    picture(100).save(path := root / "train" / "b" / "2.bmp")
+    tensors(load(root)["train"])
+    keeping_times(path, picture(200).save)
+    assert 200 in tensors(load(root)["train"]).images
+
+
+def test_a_changed_parquet_file_of_the_same_time_is_read_again(load, tensors, tmp_path):
+    path = tmp_path / "data" / "train.parquet"
+    path.parent.mkdir()
+    in_table(range(40)).to_parquet(path)
+    assert tensors(load(path.parent)["train"]).images.max() < 40
+    keeping_times(path, in_table(range(100, 140)).to_parquet)
+    assert tensors(load(path.parent)["train"]).images.min() >= 100
+
+
+def test_tables_that_claim_to_be_the_same_are_decoded_again(load, tensors, tmp_path):
+    """`Dataset.from_generator` gives data the same fingerprint whatever file its generator reads."""
+    for value in (0, 100):
+        dataset = in_table([value] * 40)
+        dataset._fingerprint = "the-same"
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        dataset.save_to_disk(tmp_path / "data")
+        assert tensors(load(tmp_path / "data")["train"]).images.min() == value
+
+
+def test_images_that_a_parquet_file_names_are_decoded_again(load, tensors, tmp_path, picture):
+    (tmp_path / "data").mkdir()
+    files = [tmp_path / "data" / f"{number}.bmp" for number in range(40)]
+    for file in files:
+        picture(1).save(file)
+    columns = {"image": list(map(str, files)), "label": [number % 2 for number in range(40)]}
+    features = Features(image=Image(), label=ClassLabel(names=["a", "b"]))
+    named = Dataset.from_dict(columns, features=features)
+    pq.write_table(named.data.table, tmp_path / "data" / "train.parquet")
+    assert tensors(load(tmp_path / "data")["train"]).images.max() == 1
+    for file in files:
+        keeping_times(file, picture(200).save)
+    assert tensors(load(tmp_path / "data")["train"]).images.min() == 200
 
 
 def test_labels_are_those_of_now(grays, tensors):

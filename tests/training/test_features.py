@@ -1,9 +1,11 @@
 """The fast road of a linear probe: features of a frozen body, computed once."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from support import assert_reloads, finetune, interrupt
 
@@ -45,6 +47,42 @@ def test_the_cache_is_keyed_by_weights_pixels_and_normalisation(convnet, tmp_pat
     )
     finetune(tmp_path / "moved", *options, "--model", other)
     assert len(cached_features(cache)) == 7
+
+
+@pytest.mark.parametrize("package", ["torch", "timm", "transformers", "peft"])
+def test_features_of_another_version_are_computed_again(convnet, tmp_path, monkeypatch, package):
+    features_differ(convnet, tmp_path, lambda: monkeypatch.setattr(sys.modules[package], "__version__", "99.0.0"))
+
+
+def test_features_of_other_threads_are_computed_again(convnet, tmp_path):
+    threads = torch.get_num_threads()
+    try:
+        features_differ(convnet, tmp_path, lambda: torch.set_num_threads(threads + 1))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_features_in_tf32_are_computed_again(convnet, tmp_path):
+    backend, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    try:
+        features_differ(convnet, tmp_path, lambda: setattr(backend, "fp32_precision", "tf32"))
+    finally:
+        backend.fp32_precision = before
+
+
+def test_features_of_other_batches_are_computed_again(convnet, tmp_path):
+    features_differ(convnet, tmp_path, lambda: None, "--per_device_eval_batch_size", 16)
+
+
+def features_differ(convnet, tmp_path, change, *options):
+    """Features of train and validation are taken from the cache before the change, and computed after it."""
+    common = [*PROBE, "--model", convnet, "--cache_dir", tmp_path / "cache", "--num_train_epochs", 1]
+    for number in range(2):
+        finetune(tmp_path / str(number), *common)
+    assert len(cached_features(tmp_path / "cache")) == 2
+    change()
+    finetune(tmp_path / "other", *common, *options)
+    assert len(cached_features(tmp_path / "cache")) == 4
 
 
 def test_lp_ft_starts_from_the_probe(convnet, tmp_path):
