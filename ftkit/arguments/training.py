@@ -74,7 +74,7 @@ def check_training(values: dict[str, Any]) -> list[str]:
     errors = [
         f"{key}: {values[key]} must be {expected}"
         for key, (valid, expected) in ranges.items()
-        if key in values and not (values[key] < math.inf and valid(values[key]))
+        if values.get(key) is not None and not (values[key] < math.inf and valid(values[key]))
     ]
     if values.get("fp16") and not torch.accelerator.is_available():
         errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
@@ -89,13 +89,7 @@ def check_training(values: dict[str, Any]) -> list[str]:
     metric = values.get("metric_for_best_model")
     if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
         errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
-    if values.get("save_on_each_node"):
-        errors.append("save_on_each_node: output_dir is one folder that all machines see: leave it out")
     errors += _check_trackers(values.get("report_to"))
-    if values.get("hub_token"):
-        errors.append(
-            "hub_token: a recipe is saved and shared: leave it out, and log in with `hf auth login` or set HF_TOKEN"
-        )
     return errors
 
 

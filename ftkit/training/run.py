@@ -13,7 +13,6 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ftkit.arguments import LossArguments
 from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import Images
@@ -64,12 +63,9 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     stages, factor = [], _scale(config)
     for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
-        try:
-            args = dataclasses.replace(training, output_dir=str(folder), **stage.arguments)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"stages[{number}]: {error}") from None
+        args = config.of_stage(stage.arguments, folder)
         args.learning_rate *= factor
-        _check_stage(number, args, config.loss, len(train))
+        _check_stage(number, args, len(train))
         stages.append((stage, folder, args))
     if config.method.is_adapter:
         steps = sum(_steps(args, len(train)) for stage, _, args in stages if stage.train == "adapters")
@@ -107,10 +103,14 @@ def _scale(config: Config) -> float:
     return factor
 
 
-def _check_stage(number: int, args: TrainingArguments, loss: LossArguments, images: int) -> None:
-    if loss.early_stopping_patience is not None and not args.load_best_model_at_end:
-        raise UserError(f"stages[{number}]: early_stopping_patience needs load_best_model_at_end: true here as well")
-    if _steps(args, images) == 0:
+def _check_stage(number: int, args: TrainingArguments, images: int) -> None:
+    steps = _steps(args, images)
+    if args.load_best_model_at_end and args.eval_strategy == "steps" and args.eval_steps > max(steps, 1):
+        raise UserError(
+            f"stages[{number}]: eval_steps: {args.eval_steps} is more than the {steps} steps of training, so that "
+            f"no checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
+        )
+    if steps == 0:
         raise UserError(
             f"stages[{number}]: {images} images make no batch of {args.per_device_train_batch_size} on each of "
             f"{args.world_size} processes under dataloader_drop_last: true: take smaller batches, or leave it out"
