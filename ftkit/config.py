@@ -159,6 +159,11 @@ def _check_together(values: dict[str, Any]) -> list[str]:
             "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
             "stopped run would keep a worse model than its best"
         )
+    if values.get("save_only_model") and values.get("on_nan") == "rollback":
+        errors.append(
+            "on_nan: rollback goes back to the optimizer of a checkpoint, which save_only_model: true leaves out: use "
+            "on_nan: skip, or leave save_only_model out"
+        )
     return errors + _check_sharded(values)
 
 

@@ -91,7 +91,8 @@ class RankAllocation(TrainerCallback):
     """Lets AdaLoRA give its ranks to the layers that need them, after every step (Zhang et al. 2023)."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if _is_adalora(model):
+        left_out = all(parameter.grad is None for parameter in model.parameters())  # by on_nan: skip
+        if _is_adalora(model) and not left_out:
             model.base_model.update_and_allocate(state.global_step + 1)
 
 

@@ -22,8 +22,9 @@ from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
-from ftkit.training.checkpoints import file_hash, newest_whole, replace, sweep, what_is_wrong
+from ftkit.training.checkpoints import checkpoints, file_hash, newest_whole, remove, replace, sweep, what_is_wrong
 from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.optimizers import make_optimizer, make_schedule
 from ftkit.training.progress import processes_of
 from ftkit.training.trainer import ImageTrainer, Objective
 
@@ -81,6 +82,8 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         )
         for stage, folder, args in stages
     ]
+    for number, stage in enumerate(prepared):
+        _try_out(number, stage, model, _steps(stage.args, len(train)))
     head = list(groups)[-1]
     if not any(stage.trained.intersection(groups[head]) for stage in prepared):
         logger.warning("no stage trains the head, %s: where its classes are new, name it as well", head)
@@ -114,6 +117,24 @@ def _check_stage(number: int, args: TrainingArguments, images: int) -> None:
         raise UserError(
             f"stages[{number}]: {images} images make no batch of {args.per_device_train_batch_size} on each of "
             f"{args.world_size} processes under dataloader_drop_last: true: take smaller batches, or leave it out"
+        )
+
+
+def _try_out(number: int, stage: PreparedStage, model: nn.Module, steps: int) -> None:
+    """Make what a stage will make of its arguments, so that what is wrong with them is told before anything starts.
+
+    Raises:
+        UserError: an option, or what the model would need for it, is missing.
+    """
+    args = stage.args
+    try:
+        make_schedule(args, make_optimizer(args, model, stage.settings), steps)
+    except UserError as error:
+        raise UserError(f"stages[{number}]: {error}") from error
+    if args.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"stages[{number}]: activation_checkpointing: {model.config.model_type} keeps all that it computes: leave "
+            "it out, and use auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
         )
 
 
@@ -189,6 +210,7 @@ def _trainer(
             own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}
             objective = dataclasses.replace(objective, settings=own)
             alone = HeadAlone(model, head)
+            args.activation_checkpointing = False  # of a body that does not run
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, normalize, objective, train, validation)
@@ -268,6 +290,11 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> str | None:
         return None
     if args.process_index == 0:
         sweep(folder)
+    if args.save_only_model:
+        logger.info("  its checkpoints hold weights alone (save_only_model: true): this stage begins anew")
+        for old in checkpoints(folder) if args.process_index == 0 else ():
+            remove(old)
+        return None
     if resume != "true" and Path(resume).absolute().parent == folder.absolute():
         if wrong := what_is_wrong(Path(resume)):
             raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")

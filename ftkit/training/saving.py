@@ -134,6 +134,7 @@ class CheckpointingTrainer(Trainer):
         where = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
         if resume_from_checkpoint is not None:
             self._remember_best(Path(resume_from_checkpoint))
+            self.args.eval_on_start = False  # a resume is no start, and early stopping would count it
         return where
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -11,42 +11,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import DistributedType
 from accelerate.data_loader import DataLoaderAdapter
 from accelerate.state import AcceleratorState
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from safetensors.torch import load_file
 from timm.data.mixup import Mixup
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
-from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.arguments import LossArguments
-from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
+from ftkit.arguments.training import TrainingArguments
 from ftkit.data.augment import augment
 from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
 from ftkit.methods.adapters import RankAllocation, finish_adapters, orthogonality
-from ftkit.methods.parameter_groups import Setting, optimizer_groups
+from ftkit.methods.parameter_groups import Setting
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.signals import signals
 from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
 from ftkit.training.finite import Losses, trained_weights
 from ftkit.training.losses import class_shares, make_loss
-from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit
+from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, weigh
+from ftkit.training.optimizers import make_optimizer, make_schedule
 from ftkit.training.progress import EvaluationLines
 from ftkit.training.saving import CheckpointingTrainer
 from ftkit.training.sharding import copy_to_shard, gather_into
@@ -220,6 +220,7 @@ class ImageTrainer(CheckpointingTrainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
         )
         self.loaders.append(loader)
         return loader
@@ -229,6 +230,7 @@ class ImageTrainer(CheckpointingTrainer):
         started = time.perf_counter()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self.waited += time.perf_counter() - started
+        weigh(batches, self.args.world_size)
         return batches, None
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -254,24 +256,20 @@ class ImageTrainer(CheckpointingTrainer):
         return images, shares
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
-        args, accelerator = self.args, self.accelerator
-        other = accelerator.parallelism_config or "lomo" in str(args.optim)
-        if args.n_gpu > 1 or args.torch_empty_cache_steps is not None or other:
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward, without what the `Trainer` asks at every step for others' sake."""
         if not self.model.training:  # an evaluation leaves a wrapper around it as it was
             model.train()
         self.optimizer.train()
-        weight = inputs.get("weight", 1.0) / self.current_gradient_accumulation_steps
-        images, inputs = inputs["index"], self._prepare_inputs(inputs)
+        weight, images, inputs = inputs["weight"], inputs["index"], self._prepare_inputs(inputs)
         if self.parts is None:
             self.parts = parts_that_fit(self.model, inputs, lambda part: self._backward(self.model, part, 1.0))
-        loss, *later = (
-            self._backward(model, part, share * weight, number == self.parts)
-            for number, (part, share) in enumerate(in_parts(inputs, self.parts), start=1)
-        )
-        loss = sum(later, loss)
+        *parts, last = in_parts(inputs, self.parts)
+        losses = [self._backward(model, part, share * weight, last=False) for part, share in parts]
+        loss = sum(losses, self._backward(model, last[0], last[1] * weight))
         self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return loss
 
     def _backward(self, model: nn.Module, inputs: Inputs, weight: float, last: bool = True) -> torch.Tensor:
@@ -298,51 +296,18 @@ class ImageTrainer(CheckpointingTrainer):
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict]:
-        """transformers' optimizers, and timm's by its factory for `optim: timm/<name>`."""
-        if not str(args.optim).startswith(TIMM_OPTIMIZERS):
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
-        from timm.optim import create_optimizer_v2
-
-        name = args.optim.removeprefix(TIMM_OPTIMIZERS)
-        options = {"lr": args.learning_rate, **timm_optimizer_options(args.optim_args)}
-        return (lambda groups, **options: create_optimizer_v2(groups, opt=name, **options)), options
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer, with the learning rate and weight decay that each parameter has in the objective.
-
-        Raises:
-            UserError: a package is missing, or an option is unknown, missing or of another type.
-        """
-        with self._explained("optim", "optim_args"):
-            return self._make_optimizer(model)
+        """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            self.optimizer = make_optimizer(self.args, model, self.objective.settings)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """The schedule, or one sentence about what is wrong with its options."""
-        with self._explained("lr_scheduler_type", "lr_scheduler_kwargs"):
-            return super().create_scheduler(num_training_steps, optimizer)
-
-    @contextmanager
-    def _explained(self, *names: str) -> Iterator[None]:
-        try:
-            yield
-        except (ImportError, TypeError, ValueError) as error:
-            values = self.args.to_dict()  # enums as their texts
-            given = ", ".join(f"{name}: {values[name]}" for name in names)
-            raise UserError(f"{given}: {error}") from error
-
-    def _make_optimizer(self, model: nn.Module | None) -> torch.optim.Optimizer:
-        make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        own_groups = is_optimizer_factory(make) or options.keys() & {"params", "model", "optimizer_dict"}
-        if own_groups and not str(self.args.optim).startswith(TIMM_OPTIMIZERS):
-            return super().create_optimizer(model)  # GaLore, LOMO, Muon, …: these group the parameters themselves
-        if self.optimizer is None:
-            model, name = self.model if model is None else model, str(self.args.optim)
-            muon = name.startswith(TIMM_OPTIMIZERS) and "muon" in name
-            groups = optimizer_groups(model, self.objective.settings, self.args.weight_decay, muon)
-            self.optimizer = make(groups, **options)
-        return self.optimizer
+        """The schedule of the learning rate."""
+        self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate the averaged weights where there are such, else the model's own."""
@@ -400,7 +365,16 @@ class ImageTrainer(CheckpointingTrainer):
         finally:
             self._end_workers()
             self.whole.to(memory_format=torch.contiguous_format)
+            self._leave_plain(self.whole)
             gc.unfreeze()
+
+    def _leave_plain(self, model: nn.Module) -> None:
+        """Take from a model what the arguments of one stage have put around it, and those of the next may not."""
+        if self.args.torch_compile:  # accelerate takes what bears this mark for compiled, in the next stage too
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            vars(model).pop("_is_accelerate_prepared", None)
+        if self.args.activation_checkpointing:
+            model.activation_checkpointing_disable()
 
     def _share_of_waiting(self, seconds: float) -> float:
         """The share of the time of training that went by waiting for data; much of it is said, with what helps."""
