@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -171,6 +171,9 @@ class CheckpointingTrainer(Trainer):
             save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
             if ranks := rank_state(self.model):
                 save_file(ranks, output_dir / _RANKS)
+        elif isinstance(self.model, PreTrainedModel):
+            # By the names that they are loaded by: those of the Hub are others, for some models of transformers.
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
         else:
             super()._save(str(output_dir), state_dict)
             (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
