@@ -171,6 +171,11 @@ def _check_sharded(values: dict[str, Any]) -> list[str]:
     """What looks at whole weights while they train, where FSDP or DeepSpeed have them in pieces."""
     if not is_sharded(values):
         return []
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
+        return [
+            f"{key}: {values[key]} cuts a model into pieces for several processes, and this is one: leave it out, or "
+            "start several with accelerate launch --multi_gpu"
+        ]
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     errors = [f"{key}: {values[key]}" for key, usual in whole.items() if values.get(key, usual) != usual]
     errors += ["method: adalora"] if values.get("method") == "adalora" else []

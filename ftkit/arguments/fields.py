@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import transformers
 from transformers.training_args import OptimizerNames
 
@@ -103,6 +104,10 @@ def _warms_up(values: Values) -> bool:
     return values.get("lr_scheduler_type", "linear") not in ("constant", "reduce_lr_on_plateau", "greedy")
 
 
+def _on_accelerator(values: Values) -> bool:
+    return torch.accelerator.is_available() and not values.get("use_cpu")
+
+
 # What has an effect only beside something else: whether that is there, and what it is called.
 NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     **dict.fromkeys(
@@ -125,6 +130,7 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
         (_reports_to("trackio"), "report_to: trackio"),
     ),
     "fsdp_config": (_given("fsdp"), "fsdp: true"),
+    "ddp_timeout": (_on_accelerator, "accelerators to train on"),
 }
 
 # Optimizers that change the weights while gradients are still being computed.
@@ -151,7 +157,7 @@ def check_fields(values: Values, own: Iterable[str]) -> list[str]:
     """
     errors, usual = [], _defaults()
     for name in (name for name in changed(values) if name in own):
-        shown = f"{name}: {values[name]}" if name != "hub_token" else name
+        shown = f"{name}: {_shown(values[name])}" if name != "hub_token" else name
         if name in REFUSED:
             errors.append(f"{shown} {REFUSED[name]}")
         elif name in NOT_FOR_IMAGES:
@@ -166,6 +172,10 @@ def changed(values: Values) -> list[str]:
     """The training arguments among `values` that are not at transformers' default, nor null."""
     usual = _defaults()
     return [name for name, value in values.items() if name in usual and value is not None and value != usual[name]]
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(str(getattr(item, "value", item)) for item in _listed(value))
 
 
 def _defaults() -> Values:

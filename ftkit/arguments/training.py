@@ -30,6 +30,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default=OptimizerNames.ADAMW_TORCH_FUSED.value,
         metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
     )
+    # Texts, for the parser, which would say of them that they are no switch; both are refused.
+    parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
+    liger_kernel_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
 
     def __post_init__(self):
         optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)

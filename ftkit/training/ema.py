@@ -53,12 +53,12 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Write the average into a checkpoint's folder."""
-        trained = dict(self.averaged.module.named_parameters())
-        tensors = {
-            name: value.contiguous()
-            for name, value in self.averaged.module.state_dict().items()
-            if name not in trained or trained[name].requires_grad
-        }
+        module, written = self.averaged.module, set()
+        trained, tensors = dict(module.named_parameters(remove_duplicate=False)), {}
+        for name, value in module.state_dict().items():
+            if value.data_ptr() not in written and (name not in trained or trained[name].requires_grad):
+                tensors[name] = value.contiguous()  # shared ones under the first of their names
+                written.add(value.data_ptr())
         save_file({**tensors, _COUNT: self.averaged.n_averaged}, folder / _FILE)
 
     def load(self, folder: Path) -> None:
