@@ -108,6 +108,10 @@ def _on_accelerator(values: Values) -> bool:
     return torch.accelerator.is_available() and not values.get("use_cpu")
 
 
+def _of_several(_values: Values) -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 # What has an effect only beside something else: whether that is there, and what it is called.
 NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     **dict.fromkeys(
@@ -131,6 +135,7 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     ),
     "fsdp_config": (_given("fsdp"), "fsdp: true"),
     "ddp_timeout": (_on_accelerator, "accelerators to train on"),
+    "ddp_backend": (_of_several, "several processes, which accelerate launch starts"),
 }
 
 # Optimizers that change the weights while gradients are still being computed.

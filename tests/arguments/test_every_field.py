@@ -34,6 +34,7 @@ from ftkit.data.pixels import normalizer
 from ftkit.data.sources import load_data
 from ftkit.models.build import build_model, model_channels, save_model
 from ftkit.training import trainer as training
+from ftkit.training.progress import EvaluationLines
 from ftkit.training.run import prepare_plan, run_plan
 from ftkit.training.trainer import ImageTrainer
 
@@ -196,7 +197,6 @@ WORKS = {
     "ddp_bucket_cap_mb": Works(7, 7, ddp("bucket_cap_mb")),
     "ddp_broadcast_buffers": Works(False, False, ddp("broadcast_buffers")),
     "ddp_static_graph": Works(True, True, ddp("static_graph")),
-    "ddp_backend": Works("gloo", "gloo", lambda stage: stage.state["backend"]),
     "accelerator_config": Works(
         {"gradient_accumulation_kwargs": {"sync_each_batch": True}, "non_blocking": True},
         (True, True),
@@ -215,7 +215,7 @@ WORKS = {
     "report_to": Works(
         "tensorboard", ["Tracker"], lambda stage: [name for name in stage.callbacks if name == "Tracker"]
     ),
-    "disable_tqdm": Works(False, False, lambda stage: stage.bar.disable),
+    "disable_tqdm": Works(False, False, lambda stage: stage.no_bar),
     # evaluation
     "eval_strategy": Works("steps", 6, count("eval_loss")),
     "eval_steps": Works(2, 3, count("eval_loss"), {"eval_strategy": "steps"}),
@@ -300,6 +300,7 @@ ALONE = {
     "trackio_static_space_id": ("a/b", {}),
     "fsdp_config": ({"reshard_after_forward": True}, {}),
     "ddp_timeout": (60, {"use_cpu": True}),
+    "ddp_backend": ("gloo", {}),
 }
 TRACKED = ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 QUICK = (
@@ -317,7 +318,7 @@ def test_each_field_is_in_one_table():
     named = [name for table in tables for name in table]
     alone = set(ALONE) - set(WORKS)
     assert len(named) == len(set(named)) and set(named) | alone == FIELDS
-    assert alone == {*TRACKED, "fsdp_config", "ddp_timeout"}
+    assert alone == {*TRACKED, "fsdp_config", "ddp_timeout", "ddp_backend"}
     assert set(REFUSALS) == {*REFUSED, *NOT_FOR_IMAGES} and set(ALONE) == set(NEEDS)
     assert not OF_THE_RUN - (FIELDS - set(REFUSALS))
 
@@ -347,6 +348,8 @@ class Notes(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.stage.deterministic = torch.are_deterministic_algorithms_enabled()
+        callbacks = self.stage.trainer.callback_handler.callbacks
+        self.stage.no_bar = next(c for c in callbacks if isinstance(c, EvaluationLines)).training_bar.disable
         self.stage.verbosity = transformers.logging.get_verbosity()
         head = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
         self.hook = head.register_forward_hook(self.note_dtype)
@@ -368,7 +371,7 @@ def train(tmp_path, monkeypatch):
     stages, counts, options = [], {}, {}
     original, compile_model = ImageTrainer.train, torch.compile
     layer = transformers.models.vit.modeling_vit.ViTAttention  # one in each layer, computed again where it is not kept
-    partial_state, forward = transformers.training_args.PartialState, layer.forward
+    forward = layer.forward
     container = transformers.trainer.EvalLoopContainer
 
     def counting(name, function):
@@ -378,12 +381,9 @@ def train(tmp_path, monkeypatch):
 
         return counted
 
-    def noting(name, function, **instead):
-        def noted(*args, **kwargs):
-            options[name] = kwargs
-            return function(*args, **kwargs | instead)
-
-        return noted
+    def compile_cheaply(model, **kwargs):
+        options["compiled"] = kwargs
+        return compile_model(model, backend="eager")
 
     def note(self, **kwargs):
         stage = SimpleNamespace(trainer=self, norms=[])
@@ -403,8 +403,7 @@ def train(tmp_path, monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", layer_forward)
-    monkeypatch.setattr(torch, "compile", noting("compiled", compile_model, backend="eager", mode=None))
-    monkeypatch.setattr(transformers.training_args, "PartialState", noting("state", partial_state))
+    monkeypatch.setattr(torch, "compile", compile_cheaply)
     monkeypatch.setattr(ImageTrainer, "train", note)
     monkeypatch.setattr(training, "parts_that_fit", counting("tried", training.parts_that_fit))
     monkeypatch.setattr(training, "clear_device_cache", counting("emptied", lambda: None))
@@ -566,15 +565,16 @@ def test_what_belongs_to_a_tracker(monkeypatch, name):
     assert getattr(parse(report_to="trackio", **{name: "a/b"}).training, name) == "a/b"
 
 
-def test_a_time_to_wait_for_processes(monkeypatch):
-    """It is that of an accelerator's processes, which transformers passes on."""
+def test_how_processes_meet(monkeypatch):
+    """transformers passes it on where there are several of them, and accelerators."""
     noted, original = {}, transformers.training_args.PartialState
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(
         transformers.training_args, "PartialState", lambda **options: noted.update(options) or original()
     )
-    parse(ddp_timeout=60)
-    assert noted["timeout"].total_seconds() == 60
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parse(ddp_timeout=60, ddp_backend="gloo")
+    assert noted["timeout"].total_seconds() == 60 and noted["backend"] == "gloo"
 
 
 @pytest.mark.parametrize("config", [{"split_batches": True}, {"dispatch_batches": True}, {"even_batches": False}])
