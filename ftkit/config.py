@@ -33,7 +33,7 @@ from ftkit.arguments import (
 from ftkit.arguments.data import EMBEDDED
 from ftkit.arguments.fields import OF_THE_RUN, check_fields
 from ftkit.arguments.method import PLANS, default_learning_rate
-from ftkit.arguments.training import TrainingArguments, check_training, is_sharded, machine_defaults
+from ftkit.arguments.training import TrainingArguments, check_training, machine_defaults, sharding_of
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
@@ -169,13 +169,15 @@ def _check_together(values: dict[str, Any]) -> list[str]:
 
 def _check_sharded(values: dict[str, Any]) -> list[str]:
     """What looks at whole weights while they train, where FSDP or DeepSpeed have them in pieces."""
-    if not is_sharded(values):
+    if not sharding_of(values):
         return []
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
         return [
             f"{key}: {values[key]} cuts a model into pieces for several processes, and this is one: leave it out, or "
             "start several with accelerate launch --multi_gpu"
         ]
+    if len(kinds := sharding_of(values)) > 1:
+        return [f"{' and '.join(kinds)} each cut a model into pieces: keep one of them"]
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     errors = [f"{key}: {values[key]}" for key, usual in whole.items() if values.get(key, usual) != usual]
     errors += ["method: adalora"] if values.get("method") == "adalora" else []

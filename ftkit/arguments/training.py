@@ -96,10 +96,10 @@ def check_training(values: dict[str, Any]) -> list[str]:
     return errors
 
 
-def is_sharded(values: dict[str, Any]) -> bool:
-    """Whether FSDP or DeepSpeed are to cut the model into pieces, by these values or by the launcher."""
-    launched = (os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED"))
-    return bool(values.get("fsdp") or values.get("deepspeed")) or "true" in launched
+def sharding_of(values: dict[str, Any]) -> list[str]:
+    """What is to cut the model into pieces, `fsdp` or `deepspeed`, by these values or by the launcher."""
+    launched = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in ("fsdp", "deepspeed")}
+    return [name for name, said in launched.items() if values.get(name) or said.lower() == "true"]
 
 
 def _check_trackers(report_to: str | list[str] | None) -> list[str]:
