@@ -11,9 +11,11 @@ import json
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -29,15 +31,26 @@ from ftkit.arguments import (
     weights_file,
 )
 from ftkit.arguments.data import EMBEDDED
+from ftkit.arguments.fields import OF_THE_RUN, check_fields
 from ftkit.arguments.method import PLANS, default_learning_rate
-from ftkit.arguments.training import TrainingArguments, check_training, is_sharded, machine_defaults
+from ftkit.arguments.training import TrainingArguments, check_training, machine_defaults, sharding_of
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
 GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, RunArguments, TrainingArguments)
+_TRAINING = frozenset(f.name for f in dataclasses.fields(TrainingArguments))
 # Keys that take one text or several; `HfArgumentParser` knows them as one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
+# Keys for which null is a value; of others it leaves the default. `report_to: null` would be a tracker of that name.
+_NULLABLE = frozenset(
+    name
+    for group in (*GROUPS, EvaluationArguments)
+    for name, hint in get_type_hints(group).items()
+    if NoneType in get_args(hint)
+) - {"report_to", "output_dir"}
+# What ftkit sets of `TrainingArguments` by other keys.
+_FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end", "metric_for_best_model")
 # How a run is started and where it left off: these do not belong to what a run is.
 _NOT_SAVED = ("overwrite", "resume_from_checkpoint")
 
@@ -59,12 +72,26 @@ class Config:
         """Whether the finished model goes to the Hub."""
         return bool(self.values.get("push_to_hub"))
 
+    def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
+        """The training arguments of a stage: those of a run that has these keys too, and what was set since.
+
+        Args:
+            arguments: what the stage says.
+            folder: the stage's.
+        """
+        own, read = _training(_in_stage(self.values, arguments)), _training(self.values)
+        for name in _TRAINING - arguments.keys():
+            if (now := getattr(self.training, name)) != getattr(read, name):
+                setattr(own, name, now)
+        own.output_dir = str(folder)
+        return own
+
     def to_yaml(self) -> str:
         """The resolved configuration as a recipe: running it again repeats the run."""
         own = {}
         for group in (self.data, self.model, self.method, self.loss, self.run):
             own |= {k: v for k, v in dataclasses.asdict(group).items() if v is not None}
-        training = {k: v for k, v in self.values.items() if k not in own and v is not None}
+        training = {k: v for k, v in self.values.items() if k in _TRAINING}
         resolved = {k: v for k, v in (own | training).items() if k not in _NOT_SAVED}
         return yaml.safe_dump(_plain(resolved), sort_keys=False, allow_unicode=True)
 
@@ -84,14 +111,14 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
         "eval_strategy": "epoch",
         "per_device_eval_batch_size": 256,
         "logging_steps": 50,
-        "logging_nan_inf_filter": False,  # it hides NaN, and waits for the device at every step
         "save_total_limit": 1,
         "learning_rate": default_learning_rate(values.get("method", MethodArguments.method)),
     }
     strategy = values.get("eval_strategy", "epoch")
     defaults["save_strategy"] = "epoch" if strategy == "no" else strategy
-    if "eval_steps" in values and strategy == "steps":
-        defaults["save_steps"] = values["eval_steps"]
+    if strategy == "steps":
+        defaults["eval_steps"] = values.get("logging_steps", defaults["logging_steps"])
+        defaults["save_steps"] = values.get("eval_steps") or defaults["eval_steps"]
     if strategy != "no":
         defaults |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
     data = values.get("dataset") or Path(values.get("data_dir") or "").name
@@ -99,6 +126,20 @@ def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     slug = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-") for part in parts)
     defaults["output_dir"] = str(Path("runs") / slug)
     return defaults | values
+
+
+def _in_stage(values: dict[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The values of a run for a stage with `arguments`: what follows from others of them follows from these."""
+    usual = _defaults({key: value for key, value in values.items() if key not in _FOLLOWING})
+    own = {key: value for key, value in values.items() if key not in _FOLLOWING or value != usual.get(key)}
+    return _defaults(own | arguments)
+
+
+def _training(values: dict[str, Any]) -> TrainingArguments:
+    """transformers' arguments of these values, on this machine."""
+    # The `Trainer` would push at every checkpoint; ftkit pushes once, when the run is done and has been checked.
+    once = machine_defaults() | values | {"push_to_hub": False}
+    return TrainingArguments(**{key: value for key, value in once.items() if key in _TRAINING})
 
 
 def _check_together(values: dict[str, Any]) -> list[str]:
@@ -119,13 +160,25 @@ def _check_together(values: dict[str, Any]) -> list[str]:
             "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
             "stopped run would keep a worse model than its best"
         )
+    if values.get("save_only_model") and values.get("on_nan") == "rollback":
+        errors.append(
+            "on_nan: rollback goes back to the optimizer of a checkpoint, which save_only_model: true leaves out: use "
+            "on_nan: skip, or leave save_only_model out"
+        )
     return errors + _check_sharded(values)
 
 
 def _check_sharded(values: dict[str, Any]) -> list[str]:
     """What looks at whole weights while they train, where FSDP or DeepSpeed have them in pieces."""
-    if not is_sharded(values):
+    if not sharding_of(values):
         return []
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
+        return [
+            f"{key}: {values[key]} cuts a model into pieces for several processes, and this is one: leave it out, or "
+            "start several with accelerate launch --multi_gpu"
+        ]
+    if len(kinds := sharding_of(values)) > 1:
+        return [f"{' and '.join(kinds)} each cut a model into pieces: keep one of them"]
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     errors = [f"{key}: {values[key]}" for key, usual in whole.items() if values.get(key, usual) != usual]
     errors += ["method: adalora"] if values.get("method") == "adalora" else []
@@ -138,11 +191,11 @@ def _read_values(parser: HfArgumentParser, settings: list[Setting], errors: list
     values = {}
     for setting in settings:
         try:
-            values |= parse_setting(parser, setting, _LISTS)
+            values |= parse_setting(parser, setting, _LISTS, _NULLABLE)
         except ValueError as error:
             errors.append(f"{setting.origin}: {error}")
     _find_local_data(values)
-    if "resume_from_checkpoint" in values:
+    if values.get("resume_from_checkpoint") is not None:
         resume = str(values["resume_from_checkpoint"])
         if resume.lower() in ("auto", "true", "false"):
             values["resume_from_checkpoint"] = resume.lower()
@@ -189,31 +242,50 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     values |= precision
     errors += contradictions
     groups = _build_checked(GROUPS[:-1], values, errors)
-    errors += check_training(values)
-    if not any(error.startswith("method:") for error in errors):  # one message for one misspelt name
-        errors += _check_together(values)
-    if groups[2] is not None:
-        _type_stages(parser, groups[2].stages, errors)
-    # The `Trainer` would push at every checkpoint; ftkit pushes once, when the run is done and has been checked.
-    once = machine_defaults() | values | {"push_to_hub": False}
-    training = None if errors else _build(TrainingArguments, once, errors)
+    errors += _check_values(values, values, errors)
+    stages = groups[2].stages if groups[2] is not None else None
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        if isinstance(stage, dict):
+            _type_stage(parser, f"stages[{number}]", stage, errors)
+    for number, stage in enumerate(stages if stages and not errors else []):
+        arguments = {key: value for key, value in stage.items() if key not in ("name", "train")}
+        wrong = _check_values(own := _in_stage(values, arguments), arguments, [])
+        wrong or _explained(_training, own, wrong)
+        errors += [f"stages[{number}]: {error}" for error in wrong]
+    training = None if errors else _explained(_training, values, errors)
     if errors:
         raise ConfigError(errors)
     return Config(*groups, training, values)
 
 
-def _type_stages(parser: HfArgumentParser, stages: list[dict] | None, errors: list[str]) -> None:
-    """Give the training arguments of each stage their types, by the same judge as those of the run."""
-    keys = {f.name for f in dataclasses.fields(TrainingArguments)} - {"output_dir", "seed", "resume_from_checkpoint"}
-    for number, stage in enumerate(stages if isinstance(stages, list) else []):
-        for key in set(stage) - {"name", "train"} if isinstance(stage, dict) else ():
-            where = f"stages[{number}]"
-            if key not in keys:
-                errors.append(f"{where}: {key} is no training argument of a stage{nearest(key, sorted(keys))}")
-                continue
+def _check_values(values: dict[str, Any], own: Iterable[str], known: list[str]) -> list[str]:
+    """What is wrong with the training arguments, alone and beside other keys.
+
+    Args:
+        values: of a run, or of a stage.
+        own: the keys that it does not have from elsewhere.
+        known: what is wrong already.
+    """
+    errors = check_training(values) + check_fields(values, own)
+    if not any(error.startswith("method:") for error in known):  # one message for one misspelt name
+        errors += _check_together(values)
+    return errors
+
+
+def _type_stage(parser: HfArgumentParser, where: str, stage: dict[str, Any], errors: list[str]) -> None:
+    """Give the training arguments of a stage their types, by the same judge as those of the run."""
+    for key in [key for key in stage if key not in ("name", "train")]:
+        if key in OF_THE_RUN:
+            errors.append(f"{where}: {key} is of the whole run: give it outside of the stages")
+        elif key not in _TRAINING:
+            errors.append(
+                f"{where}: {key} is no training argument of a stage{nearest(key, sorted(_TRAINING - OF_THE_RUN))}"
+            )
+        else:
+            value = stage.pop(key)
+            texts = None if value is None else [_as_text(value)]
             try:
-                stage |= parse_setting(parser, Setting(key, [_as_text(stage[key])], where), _LISTS)
-                errors += [f"{where}: {error}" for error in check_training({key: stage[key]})]
+                stage |= parse_setting(parser, Setting(key, texts, where), _LISTS, _NULLABLE)
             except ValueError as error:
                 errors.append(f"{where}: {error}")
 
@@ -256,8 +328,13 @@ def _answer_help(parser: HfArgumentParser, settings: list[Setting]) -> None:
 
 def _build(group: type, values: dict[str, Any], errors: list[str]) -> Any:
     names = {f.name for f in dataclasses.fields(group) if f.init}
+    return _explained(lambda own: group(**own), {key: value for key, value in values.items() if key in names}, errors)
+
+
+def _explained(build: Callable[[dict[str, Any]], Any], values: dict[str, Any], errors: list[str]) -> Any:
+    """What `build` makes of the values, or None where it refuses them, for which there is an error more."""
     try:
-        return group(**{key: value for key, value in values.items() if key in names})
+        return build(values)
     except (ValueError, TypeError, ImportError) as error:
         errors.append(" ".join(str(error).split()))
         return None

@@ -121,14 +121,17 @@ def read_command_line(arguments: list[str]) -> list[Setting]:
     return settings
 
 
-def parse_setting(parser: HfArgumentParser, setting: Setting, lists: frozenset[str]) -> dict[str, Any]:
-    """The key with its typed value (nothing for a null), by the option that `parser` has of that name.
+def parse_setting(
+    parser: HfArgumentParser, setting: Setting, lists: frozenset[str], nullable: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The key with its typed value, by the option that `parser` has of that name.
 
     The option's own type, choices and number of values judge it. `argparse` itself is not run: it takes values that
     begin with a dash for options, and stops at the first error.
 
     Args:
         lists: keys that take one text or several, which the parser knows as texts only.
+        nullable: keys of which a null is a value, None; for others it gives nothing, and the default stays.
 
     Raises:
         ValueError: with one sentence that names the key, the value and what was expected.
@@ -139,7 +142,7 @@ def parse_setting(parser: HfArgumentParser, setting: Setting, lists: frozenset[s
         keys = sorted({option.dest for option in options.values()} - {"help"})
         raise ValueError(f"{setting.key}: there is no such key{nearest(setting.key, keys)}")
     if setting.texts is None:
-        return {}
+        return {action.dest: None} if setting.key in nullable else {}
     if "\0" in setting.shown:
         raise ValueError(f"{setting.key}: {setting.shown!r} holds a NUL character, which nothing is called by")
     if not setting.texts and action.nargs in (0, "?"):

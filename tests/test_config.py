@@ -138,7 +138,7 @@ def test_parsing_writes_nothing(tmp_path):
         ("seed", "1_000", 1000),
         ("output_dir", "007", "007"),
         ("output_dir", "1e-3", "1e-3"),
-        ("run_name", "2024-01-01", "2024-01-01"),
+        ("hub_model_id", "2024-01-01", "2024-01-01"),
         ("bf16", "no", False),
         ("overwrite", "yes", True),
         ("classes", "[01, 1e3, no, 2024-01-01]", ["01", "1e3", "no", "2024-01-01"]),
@@ -162,6 +162,18 @@ def test_values_keep_the_meaning_they_were_written_with(given, key, text, value)
 def test_null_leaves_the_default(recipe):
     config = recipe("max_train_samples: null\nlearning_rate: ~\nimage_column:\nvalidation_size: null")
     assert (config.data, config.training.learning_rate) == (DataArguments(dataset="digits"), 1e-3)
+
+
+def test_null_is_a_value_where_a_key_takes_it(recipe, tmp_path):
+    """`save_total_limit: null` keeps all checkpoints; a stage may say it too, and the saved recipe does."""
+    text = "save_total_limit: null\nmetric_for_best_model: ~\nstages: [{train: head}, {train: all, data_seed: null}]"
+    config = recipe(text + "\ndata_seed: 3")
+    for again in (config, recipe(config.to_yaml())):
+        assert again.training.save_total_limit is None
+        assert (again.training.metric_for_best_model, again.training.greater_is_better) == ("loss", False)
+        stages = [again.of_stage(stage, tmp_path) for stage in ({}, {"data_seed": None}, {"save_total_limit": 2})]
+        assert [args.data_seed for args in stages] == [3, None, 3]
+        assert [args.save_total_limit for args in stages] == [None, None, 2]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +415,7 @@ def test_what_needs_whole_weights_is_refused_where_they_are_cut(monkeypatch, ref
     [
         (["--report_to", "tensorbord"], ["report_to: 'tensorbord' is not one of", "did you mean 'tensorboard'"]),
         (["--report_to", "clearml"], ["report_to: clearml is not installed"]),
-        (["--save_on_each_node", "true"], ["save_on_each_node", "one folder that all machines see"]),
+        (["--save_on_each_node", "true"], ["save_on_each_node", "one that all machines see"]),
     ],
 )
 def test_trackers_and_folders(refused, words, told):

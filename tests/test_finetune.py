@@ -251,7 +251,7 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
         (["--dataloader_drop_last", "true", "--max_train_samples", "10"], ["10 images make no batch of 32"]),
         (["--resume_from_checkpoint", "no/such/folder"], ["is not a folder"]),
         (["--early_stopping_patience", "2", "--stages", '[{"train": "all", "load_best_model_at_end": false}]'],
-         ["needs load_best_model_at_end: true here as well"]),
+         ["stages[0]: early_stopping_patience needs load_best_model_at_end: true"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )  # fmt: skip

@@ -30,6 +30,9 @@ class TrainingArguments(transformers.TrainingArguments):
         default=OptimizerNames.ADAMW_TORCH_FUSED.value,
         metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
     )
+    # Texts, for the parser, which would say of them that they are no switch; both are refused.
+    parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
+    liger_kernel_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
 
     def __post_init__(self):
         optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)
@@ -84,7 +87,7 @@ def check_training(values: dict[str, Any]) -> list[str]:
     errors = [
         f"{key}: {values[key]} must be {expected}"
         for key, (valid, expected) in ranges.items()
-        if key in values and not (values[key] < math.inf and valid(values[key]))
+        if values.get(key) is not None and not (values[key] < math.inf and valid(values[key]))
     ]
     if values.get("fp16") and (values.get("use_cpu") or not torch.accelerator.is_available()):
         errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
@@ -99,20 +102,14 @@ def check_training(values: dict[str, Any]) -> list[str]:
     metric = values.get("metric_for_best_model")
     if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
         errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
-    if values.get("save_on_each_node"):
-        errors.append("save_on_each_node: output_dir is one folder that all machines see: leave it out")
     errors += _check_trackers(values.get("report_to"))
-    if values.get("hub_token"):
-        errors.append(
-            "hub_token: a recipe is saved and shared: leave it out, and log in with `hf auth login` or set HF_TOKEN"
-        )
     return errors
 
 
-def is_sharded(values: dict[str, Any]) -> bool:
-    """Whether FSDP or DeepSpeed are to cut the model into pieces, by these values or by the launcher."""
-    launched = (os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED"))
-    return bool(values.get("fsdp") or values.get("deepspeed")) or "true" in launched
+def sharding_of(values: dict[str, Any]) -> list[str]:
+    """What is to cut the model into pieces, `fsdp` or `deepspeed`, by these values or by the launcher."""
+    launched = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in ("fsdp", "deepspeed")}
+    return [name for name, said in launched.items() if values.get(name) or said.lower() == "true"]
 
 
 def _check_trackers(report_to: str | list[str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """The learning rate of every parameter, and which of them decay."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -48,7 +49,11 @@ def parameter_settings(
 
 
 def optimizer_groups(
-    model: nn.Module, settings: dict[str, Setting], weight_decay: float, muon: bool
+    model: nn.Module,
+    settings: dict[str, Setting],
+    weight_decay: float,
+    muon: bool = False,
+    kinds: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """What trains of a model, as an optimizer takes it: parameters of one learning rate and weight decay together.
 
@@ -56,16 +61,20 @@ def optimizer_groups(
         settings: by the names of the parameters.
         weight_decay: of what decays.
         muon: the optimizer is timm's Muon, which takes every matrix for a hidden layer's unless it is told.
+        kinds: groups in which an optimizer wants its parameters, whose options stay theirs.
     """
+    kind_of = {id(parameter): number for number, kind in enumerate(kinds) for parameter in kind["params"]}
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             setting = settings[name]
             decay = weight_decay if setting.decays else 0.0
-            groups.setdefault((setting.learning_rate, decay, muon and setting.of_head), []).append(parameter)
+            key = (setting.learning_rate, decay, muon and setting.of_head, kind_of.get(id(parameter)))
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": some, "lr": rate, "weight_decay": decay} | ({"use_fallback": True} if adam else {})
-        for (rate, decay, adam), some in groups.items()
+        {**({} if kind is None else kinds[kind]), "params": some, "lr": rate, "weight_decay": decay}
+        | ({"use_fallback": True} if adam else {})
+        for (rate, decay, adam, kind), some in groups.items()
     ]
 
 

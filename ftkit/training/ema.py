@@ -58,13 +58,13 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: Path) -> None:
         """Write the average into a checkpoint's folder."""
-        trained = dict(self.averaged.named_parameters())
-        tensors = {
-            name: value.contiguous()
-            for name, value in self.averaged.state_dict().items()
-            if name not in trained or trained[name].requires_grad
-        }
-        save_file({**tensors, _COUNT: torch.tensor(self.count)}, folder / _FILE)
+        trained, written = dict(self.averaged.named_parameters(remove_duplicate=False)), set()
+        tensors = {_COUNT: torch.tensor(self.count)}
+        for name, value in self.averaged.state_dict().items():
+            if value.data_ptr() not in written and (name not in trained or trained[name].requires_grad):
+                tensors[name] = value.contiguous()  # shared ones under the first of their names
+                written.add(value.data_ptr())
+        save_file(tensors, folder / _FILE)
 
     def load(self, folder: Path) -> None:
         """Go on with the average of a checkpoint."""

@@ -129,9 +129,7 @@ class FeatureExtractor:
         return Features(torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c")), tensors)
 
     def _features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """float32 (B, D), on the CPU; where they are to be found, in as many parts as memory asks for."""
-        if not self.args.auto_find_batch_size:
-            return self._run(batch["pixel_values"], training=False)[0]
+        """float32 (B, D), on the CPU, in as many parts as memory asks for."""
         given, self.parts = run_in_parts(lambda part: self._run(part["pixel_values"], False)[0], batch, self.parts)
         return torch.cat([features for features, _ in given])
 

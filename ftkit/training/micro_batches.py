@@ -1,4 +1,4 @@
-"""A batch that does not fit into memory, in parts that do: the optimizer sees the same gradient."""
+"""The batches of an optimizer step, and what does not fit into memory in parts that do: the gradient is the same."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -13,7 +13,19 @@ from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 Inputs = dict[str, torch.Tensor]
-_NOT_ONE = "auto_find_batch_size: not even one image fits into memory: take a smaller model or image_size"
+_NOT_ONE = "not even one image fits into memory: take a smaller model or image_size"
+
+
+def weigh(batches: list[Inputs], processes: int) -> None:
+    """Give the batches of an optimizer step their `weight`, a factor of the mean loss: each image counts the same.
+
+    Args:
+        batches: of this process, each with a `weight` where it is not an equal part of those of all processes.
+        processes: whose gradients are averaged.
+    """
+    images = [round(len(batch["index"]) * processes / float(batch.get("weight", 1.0))) for batch in batches]
+    for batch in batches:
+        batch["weight"] = len(batch["index"]) * processes / sum(images)
 
 
 def in_parts(inputs: Inputs, parts: int) -> Iterator[tuple[Inputs, float]]:

@@ -14,7 +14,6 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ftkit.arguments import LossArguments
 from ftkit.config import Config
 from ftkit.data.pixels import Normalize8Bit
 from ftkit.data.tensors import Images
@@ -25,9 +24,10 @@ from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
-from ftkit.training.checkpoints import file_hash, newest_whole, replace, sweep, what_is_wrong
+from ftkit.training.checkpoints import checkpoints, file_hash, newest_whole, remove, replace, sweep, what_is_wrong
 from ftkit.training.continuity import Fingerprint, read_fingerprint
 from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.optimizers import make_optimizer, make_schedule
 from ftkit.training.trainer import ImageTrainer, Objective
 
 logger = logging.getLogger(__name__)
@@ -68,14 +68,9 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
     stages, factor = [], _scale(config)
     for number, stage in enumerate(make_plan(config.method, len(groups), training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
-        try:
-            args = dataclasses.replace(
-                training, output_dir=str(folder), **_stage_seeds(training, number) | stage.arguments
-            )
-        except (ValueError, TypeError) as error:
-            raise UserError(f"stages[{number}]: {error}") from None
+        args = config.of_stage(_stage_seeds(training, number) | stage.arguments, folder)
         args.learning_rate *= factor
-        _check_stage(number, args, config.loss, len(train))
+        _check_stage(number, args, len(train))
         stages.append((stage, folder, args))
     if config.method.is_adapter:
         steps = _steps_of_adapters(stages, len(train))
@@ -91,6 +86,8 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         )
         for stage, folder, args in stages
     ]
+    for number, stage in enumerate(prepared):
+        _try_out(number, stage, model, _steps(stage.args, len(train)))
     head = list(groups)[-1]
     if not any(stage.trained.intersection(groups[head]) for stage in prepared):
         logger.warning("no stage trains the head, %s: where its classes are new, name it as well", head)
@@ -128,13 +125,35 @@ def _scale(config: Config) -> float:
     return factor
 
 
-def _check_stage(number: int, args: TrainingArguments, loss: LossArguments, images: int) -> None:
-    if loss.early_stopping_patience is not None and not args.load_best_model_at_end:
-        raise UserError(f"stages[{number}]: early_stopping_patience needs load_best_model_at_end: true here as well")
-    if _steps(args, images) == 0:
+def _check_stage(number: int, args: TrainingArguments, images: int) -> None:
+    steps = _steps(args, images)
+    if args.load_best_model_at_end and args.eval_strategy == "steps" and args.eval_steps > max(steps, 1):
+        raise UserError(
+            f"stages[{number}]: eval_steps: {args.eval_steps} is more than the {steps} steps of training, so that "
+            f"no checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
+        )
+    if steps == 0:
         raise UserError(
             f"stages[{number}]: {images} images make no batch of {args.per_device_train_batch_size} on each of "
             f"{args.world_size} processes under dataloader_drop_last: true: take smaller batches, or leave it out"
+        )
+
+
+def _try_out(number: int, stage: PreparedStage, model: nn.Module, steps: int) -> None:
+    """Make what a stage will make of its arguments, so that what is wrong with them is told before anything starts.
+
+    Raises:
+        UserError: an option, or what the model would need for it, is missing.
+    """
+    args = stage.args
+    try:
+        make_schedule(args, make_optimizer(args, model, stage.settings), steps)
+    except UserError as error:
+        raise UserError(f"stages[{number}]: {error}") from error
+    if args.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"stages[{number}]: activation_checkpointing: {model.config.model_type} keeps all that it computes: leave "
+            "it out, and use auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
         )
 
 
@@ -232,6 +251,8 @@ def run_plan(
             trainer.fingerprint = resumption.fingerprint
             if args.process_index == 0:
                 sweep(folder)
+                for old in checkpoints(folder) if args.save_only_model else ():
+                    remove(old)
             if found is not None:
                 logger.info("  goes on from %s", found)
             elif args.resume_from_checkpoint:
@@ -267,6 +288,7 @@ def _trainer(
             own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}
             objective = dataclasses.replace(objective, settings=own)
             alone = HeadAlone(model, head)
+            args.activation_checkpointing = False  # of a body that does not run
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, normalize, objective, train, validation)
@@ -353,6 +375,9 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
         UserError: the one that it names is not whole.
     """
     resume = args.resume_from_checkpoint
+    if args.save_only_model:
+        logger.info("  %s: its checkpoints hold weights alone (save_only_model: true): this stage begins anew", folder)
+        return None
     if resume == "true" or not _is_in(folder, resume):
         return newest_whole(folder)
     if wrong := what_is_wrong(Path(resume)):

@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -139,6 +139,7 @@ class CheckpointingTrainer(Trainer):
         where = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
         if resume_from_checkpoint is not None:
             self._remember_best(Path(resume_from_checkpoint))
+            self.args.eval_on_start = False  # a resume is no start, and early stopping would count it
         return where
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -174,6 +175,9 @@ class CheckpointingTrainer(Trainer):
             whole = {name: (state_dict or adapters)[name] for name in adapters}
             save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
             save_ranks(self.model, output_dir)
+        elif isinstance(self.model, PreTrainedModel):
+            # By the names that they are loaded by: those of the Hub are others, for some models of transformers.
+            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
         else:
             super()._save(str(output_dir), state_dict)
             (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all

@@ -18,20 +18,20 @@ import torch
 from accelerate import DistributedType
 from accelerate.data_loader import DataLoaderAdapter
 from accelerate.state import AcceleratorState
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
-from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.arguments import LossArguments
-from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
+from ftkit.arguments.training import TrainingArguments
 from ftkit.data.augment import augment
 from ftkit.data.loader import EpochBatches, TrainingLoader
 from ftkit.data.mixing import Mixing
@@ -39,7 +39,7 @@ from ftkit.data.pixels import channels_last
 from ftkit.data.tensors import collate
 from ftkit.errors import UserError
 from ftkit.methods.adalora import RankAllocation, orthogonality
-from ftkit.methods.parameter_groups import Setting, optimizer_groups
+from ftkit.methods.parameter_groups import Setting
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.precision import exact_float32, remove_autocast
 from ftkit.signals import signals
@@ -48,7 +48,8 @@ from ftkit.training.ema import WeightAverage
 from ftkit.training.finite import Losses, NotFinite, trained_weights
 from ftkit.training.left_out import Undo
 from ftkit.training.losses import class_shares, make_loss
-from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts
+from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
+from ftkit.training.optimizers import make_optimizer, make_schedule
 from ftkit.training.progress import EvaluationLines
 from ftkit.training.saving import CheckpointingTrainer
 from ftkit.training.sharding import copy_to_shard, gather_into, whole_state
@@ -135,7 +136,7 @@ class ImageTrainer(CheckpointingTrainer):
         args.remove_unused_columns, args.label_names = False, ["labels"]
         args.logging_nan_inf_filter = False  # the host would wait for every loss; see `_to_be_summed`
         self.loaders: list[DataLoader] = []  # whose workers are to be ended
-        self.finds_parts, self.evaluated_parts = args.auto_find_batch_size, 1
+        self.evaluated_parts = 1  # of a batch, by the memory there is
         if args.eval_accumulation_steps is None:
             logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
@@ -232,6 +233,7 @@ class ImageTrainer(CheckpointingTrainer):
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
         )
         self.loaders.append(loader)
         return loader
@@ -241,6 +243,7 @@ class ImageTrainer(CheckpointingTrainer):
         started = time.perf_counter()
         batches = list(itertools.islice(epoch_iterator, num_batches))
         self.waited += time.perf_counter() - started
+        weigh(batches, self.args.world_size)
         return batches, None
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -263,26 +266,22 @@ class ImageTrainer(CheckpointingTrainer):
         return {"pixel_values": images, "labels": labels}
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Forward and backward; on the plain road without what the `Trainer` asks at every step for others' sake."""
-        args, accelerator = self.args, self.accelerator
-        other = accelerator.parallelism_config or "lomo" in str(args.optim)
-        if args.torch_empty_cache_steps is not None or other:
-            return super().training_step(model, inputs, num_items_in_batch)
+        """Forward and backward, without what the `Trainer` asks at every step for others' sake."""
         if not self.model.training:  # an evaluation leaves a wrapper around it as it was
             model.train()
         self.optimizer.train()
-        weight = inputs.get("weight", 1.0) / self.current_gradient_accumulation_steps
-        images, inputs = inputs["index"], self._prepare_inputs(inputs)
+        weight, images, inputs = inputs["weight"], inputs["index"], self._prepare_inputs(inputs)
         if self.parts is None:
             own = self.model  # not wrapped, so that no process waits for another
             self.parts = parts_that_fit(own, inputs, lambda part: self._backward(own, part, 1.0), self.optimizer)
-        loss, *later = (
-            self._backward(model, part, share * weight, number == self.parts)
-            for number, (part, share) in enumerate(in_parts(inputs, self.parts), start=1)
-        )
-        loss = sum(later, loss)
+        *parts, last = in_parts(inputs, self.parts)
+        losses = [self._backward(model, part, share * weight, last=False) for part, share in parts]
+        loss = sum(losses, self._backward(model, last[0], last[1] * weight))
         self.losses.note(self.state.global_step + 1, self._get_learning_rate(), images, loss)
         self.progress.losses.note(loss / weight, len(images))
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         return self._to_be_summed(loss)
 
     def _to_be_summed(self, loss: torch.Tensor) -> torch.Tensor:
@@ -318,10 +317,8 @@ class ImageTrainer(CheckpointingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, logits and labels of a batch; where they are to be found, in as many parts as memory asks for."""
+        """Loss, logits and labels of a batch, in as many parts as memory asks for: which changes none of them."""
         step = super().prediction_step
-        if not self.finds_parts:
-            return step(model, inputs, prediction_loss_only, ignore_keys)
         given, self.evaluated_parts = run_in_parts(
             lambda part: step(model, part, prediction_loss_only, ignore_keys), inputs, self.evaluated_parts
         )
@@ -329,54 +326,20 @@ class ImageTrainer(CheckpointingTrainer):
         loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
         return loss, torch.cat([first_output(some, None) for some in logits]), torch.cat(labels)
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(args: TrainingArguments, model: nn.Module | None = None) -> tuple[Any, dict]:
-        """transformers' optimizers, and timm's by its factory for `optim: timm/<name>`."""
-        if not str(args.optim).startswith(TIMM_OPTIMIZERS):
-            return Trainer.get_optimizer_cls_and_kwargs(args, model)
-        from timm.optim import create_optimizer_v2
-
-        name = args.optim.removeprefix(TIMM_OPTIMIZERS)
-        options = {"lr": args.learning_rate, **timm_optimizer_options(args.optim_args)}
-        return (lambda groups, **options: create_optimizer_v2(groups, opt=name, **options)), options
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer, with the learning rate and weight decay that each parameter has in the objective.
-
-        Raises:
-            UserError: a package is missing, or an option is unknown, missing or of another type.
-        """
-        with self._explained("optim", "optim_args"):
-            optimizer = self._make_optimizer(model)
-        if self.objective.on_nan == "skip" and self.args.device.type != "cpu" and not self.sharded:
-            self.undo = Undo(optimizer)
-        return optimizer
+        """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            self.optimizer = make_optimizer(self.args, model, self.objective.settings)
+            if self.objective.on_nan == "skip" and self.args.device.type != "cpu" and not self.sharded:
+                self.undo = Undo(self.optimizer)
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        """The schedule, or one sentence about what is wrong with its options."""
-        with self._explained("lr_scheduler_type", "lr_scheduler_kwargs"):
-            return super().create_scheduler(num_training_steps, optimizer)
-
-    @contextmanager
-    def _explained(self, *names: str) -> Iterator[None]:
-        try:
-            yield
-        except (ImportError, TypeError, ValueError) as error:
-            values = self.args.to_dict()  # enums as their texts
-            given = ", ".join(f"{name}: {values[name]}" for name in names)
-            raise UserError(f"{given}: {error}") from error
-
-    def _make_optimizer(self, model: nn.Module | None) -> torch.optim.Optimizer:
-        make, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        own_groups = is_optimizer_factory(make) or options.keys() & {"params", "model", "optimizer_dict"}
-        if own_groups and not str(self.args.optim).startswith(TIMM_OPTIMIZERS):
-            return super().create_optimizer(model)  # GaLore, LOMO, Muon, …: these group the parameters themselves
-        if self.optimizer is None:
-            model, name = self.model if model is None else model, str(self.args.optim)
-            muon = name.startswith(TIMM_OPTIMIZERS) and "muon" in name
-            groups = optimizer_groups(model, self.objective.settings, self.args.weight_decay, muon)
-            self.optimizer = make(groups, **options)
-        return self.optimizer
+        """The schedule of the learning rate."""
+        self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate the averaged weights where there are such, else the model's own."""
@@ -441,9 +404,17 @@ class ImageTrainer(CheckpointingTrainer):
             yield
         finally:
             self._end_workers()
-            remove_autocast(self.model)
             self.whole.to(memory_format=torch.contiguous_format)
+            self._leave_plain(self.whole)
             gc.unfreeze()
+
+    def _leave_plain(self, model: nn.Module) -> None:
+        """Take from a model what the arguments of one stage have put around it, and those of the next may not."""
+        remove_autocast(model)
+        if self.args.torch_compile:  # accelerate takes what bears this mark for compiled, in the next stage too
+            vars(model).pop("_is_accelerate_prepared", None)
+        if self.args.activation_checkpointing:
+            model.activation_checkpointing_disable()
 
     def _share_of_waiting(self, seconds: float) -> float:
         """The share of the time of training that went by waiting for data; much of it is said, with what helps."""

@@ -10,7 +10,9 @@ import sys
 
 import pytest
 from support import REPO, finetune, interrupt
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
+from ftkit.models.build import save_model
 from ftkit.training import checkpoints, saving
 
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
@@ -217,3 +219,30 @@ def test_a_run_of_three_stages_survives_being_killed():
                           env={**os.environ, "PYTHONPATH": str(REPO / "tests")}, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "faults survived" in done.stdout
+
+
+def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch):
+    """transformers' ViT: its best checkpoint is the one that is kept, and a resume goes on from its weights."""
+    config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+                       intermediate_size=8, num_labels=10)  # fmt: skip
+    save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8}), tmp_path / "vit")
+    options = ["--model", tmp_path / "vit", "--method", "full", "--max_train_samples", 160, "--num_train_epochs", 3,
+               "--learning_rate", 0.01, "--metric_for_best_model", "accuracy"]  # fmt: skip
+    patched = []
+
+    def falling(self):
+        patched.append({"accuracy": 1 / (1 + len(patched)), "loss": 1.0})
+        return patched[-1]
+
+    monkeypatch.setattr("ftkit.training.trainer.accuracy_and_loss", falling)
+    one = finetune(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
+                   "--warmup_steps", 0)  # fmt: skip
+    patched.clear()
+    three = finetune(tmp_path / "three", *options, "--lr_scheduler_type", "constant", "--warmup_steps", 0)
+    assert model(three) == model(one)
+    patched.clear()
+    whole = finetune(tmp_path / "whole", *options, "--load_best_model_at_end", "false", "--save_total_limit", 9)
+    part = shutil.copytree(whole, tmp_path / "part")
+    interrupt(part, keep=1)
+    finetune(part, *options, "--load_best_model_at_end", "false", "--save_total_limit", 9)
+    assert model(part) == model(whole)
