@@ -112,8 +112,8 @@ class Pretended:
         float64: whether the device has such numbers; Apple's has not.
     """
 
-    def __init__(self, kind: str, float64: bool):
-        self.device, self.float64, self.waits = torch.device(kind, 0), float64, Counter()
+    def __init__(self, float64: bool):
+        self.device, self.float64, self.waits = torch.device("lazy", 0), float64, Counter()
 
     def note(self, what: str) -> None:
         """Count something that a GPU is waited for."""
@@ -205,14 +205,13 @@ class _Mode(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def pretend_device(kind: str = "lazy", float64: bool = True) -> Iterator[Pretended]:
+def pretend_device(float64: bool = True) -> Iterator[Pretended]:
     """Within, the `Trainer` and accelerate take the pretended device for theirs.
 
     Args:
-        kind: the type of the device. Gradients there are for `lazy` alone.
         float64: whether it has such numbers.
     """
-    pretended = Pretended(kind, float64)
+    pretended = Pretended(float64)
     with contextlib.ExitStack() as stack:
         _patch(stack, pretended.device)
         stack.enter_context(_Mode(pretended))

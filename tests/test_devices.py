@@ -238,7 +238,7 @@ def test_one_of_several_gpus_is_used(tmp_path, no_report, pretended, monkeypatch
 
 
 def test_no_other_gpu_is_woken_up(tmp_path, no_report, convnet, monkeypatch):
-    """While something is tried, the random numbers of one device are put aside, not those of all."""
+    """While something is tried, random numbers are put aside: those of one device, not of all that there are."""
     fork = torch.random.fork_rng
 
     def fork_named(devices=None):

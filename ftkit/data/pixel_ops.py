@@ -2,7 +2,7 @@
 
 These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and give uint8 of the same shape: what
 torchvision's function does to each image alone, but linear between pixels, where its default is the nearest one.
-Parameters are float64, on Apple's GPUs float32. The host never waits for a device.
+Parameters are `real`, mostly float64. The host never waits for a device.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+_WITHOUT_FLOAT64 = ("mps",)  # Apple's GPUs
+
 
 def real(device: torch.device) -> torch.dtype:
-    """What parameters are computed in: float64, but on Apple's GPUs, which do not have it."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """What parameters are computed in: float64, and float32 where there is nothing else."""
+    return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def constant(numbers: Sequence[int], device: torch.device) -> torch.Tensor:

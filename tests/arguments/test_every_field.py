@@ -477,7 +477,7 @@ def test_what_works_in_a_run(train, environment, tmp_path, name):
         assert row.see(stage) != row.expected
 
 
-@pytest.mark.parametrize("name", marked(WORKS.keys() - OF_THE_RUN))
+@pytest.mark.parametrize("name", marked(sorted(WORKS.keys() - OF_THE_RUN)))
 def test_what_works_in_a_stage(train, name):
     row = WORKS[name]
     stages = [{"train": "all", name: row.value}, {"train": "all", **row.without}]
@@ -542,7 +542,7 @@ def test_what_is_refused(refused, name):
         parse(stages=[{"train": "all", name: value}])
 
 
-@pytest.mark.parametrize("name", OF_THE_RUN)
+@pytest.mark.parametrize("name", sorted(OF_THE_RUN))
 def test_what_is_of_the_whole_run_is_refused_in_a_stage(refused, name):
     with refused(f"stages[0]: {name} is of the whole run: give it outside of the stages"):
         parse(stages=[{"train": "all", name: None}])
@@ -558,7 +558,7 @@ def test_what_has_no_effect_alone(refused, name):
             parse(**beside, stages=[{"train": "all", name: value}])
 
 
-@pytest.mark.parametrize("name", TRACKED)
+@pytest.mark.parametrize("name", sorted(TRACKED))
 def test_what_belongs_to_a_tracker(monkeypatch, name):
     """It is passed on to it, in the arguments."""
     monkeypatch.setattr("ftkit.arguments.training.get_available_reporting_integrations", lambda: ["trackio"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pretend_device import pretend_device
 from support import finetune, interrupt
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
@@ -237,3 +238,14 @@ def test_a_reflection_needs_an_image_that_is_large_enough(tmp_path, refused):
     with refused("padding 8 must be less than the side"):
         finetune(tmp_path / "run", "--max_train_samples", 64, "--num_train_epochs", 1, "--augment",
                  '[{"random_crop": {"padding": 8, "mode": "reflect"}}]')  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
+def test_a_device_without_float64_gives_almost_the_same(name, monkeypatch):
+    """Apple's GPUs have none. What is drawn is the same, but for the last of its bits."""
+    images = torch.randint(0, 256, (64, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = A.augment(images, torch.arange(64), [name], seed=1, epoch=1)
+    monkeypatch.setattr("ftkit.data.pixel_ops._WITHOUT_FLOAT64", ("lazy",))
+    with pretend_device(float64=False) as pretended:
+        found = A.augment(images.to(pretended.device), torch.arange(64), [name], seed=1, epoch=1).cpu()
+    assert ((found.int() - expected.int()).abs() > 1).float().mean() < 0.01

@@ -1,10 +1,12 @@
 """Decode once: the pixels that inference will see, from a cache that is whole or not there."""
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from io import BytesIO
 
 import numpy as np
@@ -30,7 +32,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 import ftkit.data.decoding
 import ftkit.data.tensors
-from ftkit.data.cache import default_cache_dir
+from ftkit.data.cache import cached, default_cache_dir
 from ftkit.data.pixels import channel_statistics, histogram, normalizer
 from ftkit.data.stream import StreamedImages
 from ftkit.data.tensors import collate, image_tensors
@@ -323,6 +325,34 @@ def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
     results = [process.communicate(timeout=100)[0] for process in both]
     assert results[0] == results[1] != ""
     assert [path.name[0] != "." for path in (tmp_path / "cache").iterdir()] == [True]
+
+
+def test_who_asks_for_a_cache_that_is_being_made_waits_for_it(tmp_path, caplog):
+    """However long it takes: a collective of several processes would give up after `ddp_timeout`."""
+    begun, go_on, made, found = threading.Event(), threading.Event(), [], []
+
+    def write(folder):
+        made.append(folder)
+        begun.set()
+        assert go_on.wait(60)
+        (folder / "file").write_text("whole")
+
+    def ask():
+        found.append((cached("key", write, str(tmp_path)) / "file").read_text())
+
+    first, second = threading.Thread(target=ask), threading.Thread(target=ask)
+    with caplog.at_level(logging.INFO, "ftkit"):
+        first.start()
+        assert begun.wait(60)
+        second.start()
+        while not any("waiting for another process" in message for message in caplog.messages):
+            second.join(0.01)
+            assert second.is_alive()
+        go_on.set()
+        first.join(60)
+        second.join(60)
+    assert found == ["whole", "whole"] and len(made) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors, monkeypatch, refused):

@@ -12,9 +12,11 @@ from transformers import AutoModelForImageClassification
 
 from ftkit.arguments import MethodArguments, ModelArguments
 from ftkit.data.images import ImageInfo
+from ftkit.methods.adalora import orthogonality
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head
 from ftkit.models.build import build_model, load_model, save_model
+from ftkit.training.trainer import ImageTrainer
 
 QUICK = ["--max_train_samples", 100, "--num_train_epochs", 2, "--learning_rate", 0.01]
 METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]
@@ -259,3 +261,31 @@ def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
     base.rename(tmp_path / "moved")
     with refused("holds adapters of the model in", "which is not there", "base_model_name_or_path"):
         load_model(str(run))
+
+
+def test_the_orthogonality_of_adalora_does_not_overflow(mlp):
+    """Under mixed precision it is still computed in float32: float16 ends at 65,504."""
+    model, _ = load_model(str(mlp))
+    adapted = add_adapters(MethodArguments(method="adalora"), model, torch.zeros(2, 1, 8, 8), steps=10)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_A." in name:
+                parameter.fill_(100.0)
+    expected = orthogonality(adapted)
+    with torch.autocast("cpu", torch.float16):
+        found = orthogonality(adapted)
+    assert torch.equal(found, expected) and expected > 65504
+
+
+def test_adalora_leaves_an_update_out(convnet, tmp_path, monkeypatch):
+    """An update without a gradient tells it nothing about what matters."""
+    original = ImageTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, **options):
+        loss = original(self, model, inputs, **options)
+        return loss * float("nan") if model.training and self.state.global_step == 3 else loss
+
+    monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
+    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "adalora", "--on_nan", "skip",
+                   "--per_device_train_batch_size", 16)  # fmt: skip
+    assert json.loads((run / "run.json").read_text())["stages"][0]["updates_left_out"] == 1

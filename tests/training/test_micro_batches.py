@@ -6,7 +6,9 @@ import torch
 from safetensors.numpy import load_file
 from support import finetune
 
-from ftkit.models import MLPForImageClassification
+from ftkit.evaluation.predictions import read_predictions
+from ftkit.models import MLPConfig, MLPForImageClassification
+from ftkit.training.micro_batches import parts_that_fit
 
 SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_train_batch_size", 32]
 MLP = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', *SMALL]
@@ -14,12 +16,12 @@ MLP = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', *SMALL]
 
 @pytest.fixture
 def memory(monkeypatch):
-    """`memory(n)`: no more than n images fit while an MLP trains; returns the sizes that were tried."""
+    """`memory(n)`: no more than n images fit into an MLP while it trains; returns the sizes that were tried."""
     sizes, forward = [], MLPForImageClassification.forward
 
-    def limit(images):
+    def limit(images, evaluated=False):
         def limited(self, pixel_values, **options):
-            if self.training:
+            if self.training or evaluated:
                 sizes.append(len(pixel_values))
                 if len(pixel_values) > images:
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -39,6 +41,47 @@ def test_a_batch_in_parts_gives_the_same_model(tmp_path, memory):
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, run))
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def test_an_evaluation_in_parts_gives_the_same_predictions(tmp_path, memory):
+    whole = finetune(tmp_path / "whole", *MLP)
+    sizes = memory(10, evaluated=True)
+    run = finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true", "--per_device_eval_batch_size", 64)
+    assert 64 in sizes and 16 in sizes and sizes[-1] <= 8
+    expected, found = (read_predictions(folder / "evaluation") for folder in (whole, run))
+    np.testing.assert_array_equal(found.index, expected.index)
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+
+
+def test_features_in_parts_are_the_same(tmp_path, memory, mlp):
+    options = ["--model", mlp, "--method", "linear_probe", "--classes", 0, 1, *SMALL]
+    whole = finetune(tmp_path / "whole", *options, "--cache_dir", tmp_path / "one")
+    sizes = memory(10, evaluated=True)
+    options += ["--auto_find_batch_size", "true", "--per_device_eval_batch_size", 64]
+    run = finetune(tmp_path / "run", *options, "--cache_dir", tmp_path / "two")
+    assert 64 in sizes and 16 in sizes
+    expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, run))
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
+
+
+def test_what_the_optimizer_keeps_already_is_not_reserved_again(monkeypatch):
+    model = MLPForImageClassification(MLPConfig(image_size=8, hidden_sizes=[16]))
+    optimizer = torch.optim.AdamW(model.parameters())
+    inputs, reserved = {"pixel_values": torch.zeros(4, 1, 8, 8), "labels": torch.zeros(4).long()}, []
+    monkeypatch.setattr(torch, "empty_like", lambda like: reserved.append(like))
+
+    def backward(part):
+        model(**part).loss.backward()
+
+    assert parts_that_fit(model, inputs, backward, optimizer) == 1 and len(reserved) == 2 * len(
+        list(model.parameters())
+    )
+    backward(inputs)
+    optimizer.step()
+    assert parts_that_fit(model, inputs, backward, optimizer) == 1 and len(reserved) == 2 * len(
+        list(model.parameters())
+    )
 
 
 def test_looking_for_room_changes_nothing(tmp_path):
