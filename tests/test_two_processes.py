@@ -24,17 +24,20 @@ OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_tr
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    """`launch(folder, *options)` starts two processes and returns the launcher's."""
+    """`launch(folder, *options)` starts two processes and returns the launcher's.
+
+    Instead of `OPTIONS` and recipes/finetune.py there may be a list `of` options and another `script`.
+    """
     config = yaml.safe_load((REPO / "accelerate_configs" / "multi_gpu.yaml").read_text())
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
     config.pop("gpu_ids")
     path = tmp_path_factory.mktemp("two") / "two.yaml"
     path.write_text(yaml.safe_dump(config))
 
-    def start(folder, *options, before=None):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path,
-                   REPO / "recipes" / "finetune.py", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu",
-                   "true", *options, "--output_dir", folder]  # fmt: skip
+    def start(folder, *options, before=None, of=OPTIONS, script=(REPO / "recipes" / "finetune.py",)):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, script[0], *of,
+                   "--per_device_train_batch_size", 32, "--use_cpu", "true", *options, "--output_dir", folder,
+                   *script[1:]]  # fmt: skip
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                 preexec_fn=before)  # fmt: skip
 
@@ -65,6 +68,45 @@ def test_two_processes_train_as_one_does(two, tmp_path):
     records = [json.loads((run / "run.json").read_text()) for run in (one, two)]
     assert [record["processes"] for record in records] == [1, 2]
     assert records[0]["stages"][0]["steps"] == records[1]["stages"][0]["steps"] == 6 * 5
+
+
+# Of 135 images in batches of 64 the last 7 are cut into 4 and 3.
+NORMS = ["--max_train_samples", 135, "--num_train_epochs", 2, "--optim", "sgd", "--learning_rate", 0.05,
+         "--save_total_limit", 9]  # fmt: skip
+SMALL = ["--model", "convnet", "--model_args", '{"hidden_sizes": [8, 8], "depths": [0, 0]}', "--dropout", 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [[], ["--bf16", "true"]], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--gradient_accumulation_steps", 2], ["--ema_decay", 0.8], ["--eval_strategy", "no"]],
+    ids=["plain", "accumulated", "averaged", "last weights"],
+)
+def test_every_process_evaluates_the_same_model(launch, tmp_path, options, precision):
+    """Running statistics of BatchNorm too, which each process moves with its own images."""
+    (tmp_path / "watched").mkdir()
+    script = (REPO / "tests" / "watched.py", tmp_path / "watched")
+    process = launch(tmp_path / "run", *SMALL, *options, *precision, of=NORMS, script=script)
+    shown, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, shown[-3000:]
+    first, second = ((tmp_path / "watched" / f"{rank}.txt").read_text().split() for rank in range(2))
+    evaluations = 0 if "no" in options else 2
+    assert first == second and len(first) == evaluations + 2  # test and validation, when all has ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [[], ["--bf16", "true"]], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("method", ["norm_tuning", "bitfit", "linear_probe", "surgical"])
+def test_with_frozen_statistics_two_processes_train_as_one_does(launch, convnet, tmp_path, method, precision):
+    options = ["--model", convnet, "--method", method, *precision]
+    options += ["--surgical_groups", "stem.convolution", "classifier"] if method == "surgical" else []
+    shown, _ = (process := launch(tmp_path / "two", *options, of=NORMS)).communicate(timeout=300)
+    assert process.returncode == 0, shown[-3000:]
+    finetune(tmp_path / "one", *NORMS, *options, "--per_device_train_batch_size", 64)
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=5e-3 if precision else 1e-5, err_msg=name)
 
 
 @pytest.mark.slow

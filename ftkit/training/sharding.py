@@ -1,4 +1,4 @@
-"""Models that FSDP or DeepSpeed cut into pieces, while the rest of ftkit sees whole ones."""
+"""Models that several processes train: the same buffers in all, and whole ones where FSDP or DeepSpeed cut them."""
 
 import copy
 from collections.abc import Callable
@@ -62,10 +62,24 @@ def whole_state(model: nn.Module, gathered: dict[str, torch.Tensor]) -> dict[str
     return {name: own[name] if name in kept else value.to(own[name].dtype) for name, value in gathered.items()}
 
 
+@torch.no_grad()
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of the first, such as the running statistics of BatchNorm.
+
+    Each process moves them with its own images, and DDP hands out those of the first only when training goes on. They
+    are what it goes on with, so a look at the model between two steps changes nothing; their mean over the processes
+    would.
+    """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            shared = buffer.contiguous()
+            dist.broadcast(shared, src=0)
+            buffer.copy_(shared)
+
+
 def gather_into(model: nn.Module, sharded: nn.Module) -> None:
     """Give `model` the weights of its sharded copy, in every process, and the buffers of the first."""
-    for buffer in sharded.buffers():
-        dist.broadcast(buffer, src=0)
+    share_buffers(sharded)
     with _gathered_by_deepspeed(list(sharded.parameters())), torch.no_grad():
         gathered = {
             name: value.full_tensor() if isinstance(value, DTensor) else value

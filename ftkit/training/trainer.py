@@ -52,7 +52,7 @@ from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_i
 from ftkit.training.optimizers import make_optimizer, make_schedule
 from ftkit.training.progress import EvaluationLines
 from ftkit.training.saving import CheckpointingTrainer
-from ftkit.training.sharding import copy_to_shard, gather_into, whole_state
+from ftkit.training.sharding import copy_to_shard, gather_into, share_buffers, whole_state
 from ftkit.training.trackers import shielded
 
 logger = logging.getLogger(__name__)
@@ -344,6 +344,7 @@ class ImageTrainer(CheckpointingTrainer):
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate the averaged weights where there are such, else the model's own."""
         self._look_at_losses()
+        self._share_buffers()
         started = time.perf_counter()
         with self.average.applied() if self.average else nullcontext():
             metrics = super().evaluate(*args, **kwargs)
@@ -375,6 +376,7 @@ class ImageTrainer(CheckpointingTrainer):
                 f"one of the {len(self.train_dataset):,} images makes a batch alone, and BatchNorm needs two: "
                 "set dataloader_drop_last: true, or another per_device_train_batch_size"
             ) from error
+        self._share_buffers()
         output.metrics["waiting_for_data"] = self._share_of_waiting(output.metrics.get("train_runtime", 0.0))
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if self.sharded and (kept := best or (stopped and checkpoint)):
@@ -482,7 +484,14 @@ class ImageTrainer(CheckpointingTrainer):
 
     def _save_checkpoint(self, model, trial):
         self._look_at_losses()
+        self._share_buffers()
         super()._save_checkpoint(model, trial)
+
+    def _share_buffers(self) -> None:
+        """Before weights are evaluated or kept: the same buffers in all processes, those of the average too."""
+        share_buffers(self.model)
+        if self.average is not None:
+            share_buffers(self.average.averaged.module)
 
     def _look_at_losses(self) -> None:
         """Do what `on_nan` says about a loss that is not finite; before anything is evaluated, saved or logged.
