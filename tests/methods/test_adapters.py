@@ -15,6 +15,7 @@ from ftkit.data.images import ImageInfo
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head
 from ftkit.models.build import build_model, load_model, save_model
+from ftkit.training.trainer import ImageTrainer
 
 QUICK = ["--max_train_samples", 100, "--num_train_epochs", 2, "--learning_rate", 0.01]
 METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]
@@ -259,3 +260,17 @@ def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
     base.rename(tmp_path / "moved")
     with refused("holds adapters of the model in", "which is not there", "base_model_name_or_path"):
         load_model(str(run))
+
+
+def test_the_whole_model_is_in_training_from_the_first_step(mlp, tmp_path, monkeypatch):
+    """Its dropout too, although PEFT takes a model over that evaluates."""
+    modes, compute_loss = [], ImageTrainer.compute_loss
+
+    def note(self, model, inputs, **options):
+        if self.is_in_train and len(modes) < 3:
+            modes.append({module.training for module in model.modules()})
+        return compute_loss(self, model, inputs, **options)
+
+    monkeypatch.setattr(ImageTrainer, "compute_loss", note)
+    finetune(tmp_path / "run", "--model", mlp, "--method", "lora", "--max_train_samples", 64, "--num_train_epochs", 2)
+    assert modes[0] == {True}
