@@ -361,6 +361,7 @@ class ImageTrainer(CheckpointingTrainer):
         checkpoint = kwargs.get("resume_from_checkpoint")
         try:
             with self._lean(), signals.awaited():
+                self.model.train()  # a `PeftModel` says that it trains, and is wrapped around one that evaluates
                 stopped = self._stopped_before(checkpoint)
                 output = stopped or super().train(*args, **kwargs)
         except RuntimeError as error:

@@ -289,3 +289,17 @@ def test_adalora_leaves_an_update_out(convnet, tmp_path, monkeypatch):
     run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "adalora", "--on_nan", "skip",
                    "--per_device_train_batch_size", 16)  # fmt: skip
     assert json.loads((run / "run.json").read_text())["stages"][0]["updates_left_out"] == 1
+
+
+def test_the_whole_model_is_in_training_from_the_first_step(mlp, tmp_path, monkeypatch):
+    """Its dropout too, although PEFT takes a model over that evaluates."""
+    modes, compute_loss = [], ImageTrainer.compute_loss
+
+    def note(self, model, inputs, **options):
+        if self.is_in_train and len(modes) < 3:
+            modes.append({module.training for module in model.modules()})
+        return compute_loss(self, model, inputs, **options)
+
+    monkeypatch.setattr(ImageTrainer, "compute_loss", note)
+    finetune(tmp_path / "run", "--model", mlp, "--method", "lora", "--max_train_samples", 64, "--num_train_epochs", 2)
+    assert modes[0] == {True}
