@@ -29,6 +29,7 @@ from ftkit.arguments import (
     weights_file,
 )
 from ftkit.arguments.data import EMBEDDED
+from ftkit.arguments.machine import check_machine
 from ftkit.arguments.method import PLANS, default_learning_rate
 from ftkit.arguments.training import TrainingArguments, check_training, is_sharded, machine_defaults
 from ftkit.errors import ConfigError, UserError, nearest
@@ -185,7 +186,7 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     _answer_help(parser, overrides)
     values = _defaults(_read_values(parser, recipe + overrides, errors))
     groups = _build_checked(GROUPS[:-1], values, errors)
-    errors += check_training(values)
+    errors += check_training(values) + check_machine(values)
     if not any(error.startswith("method:") for error in errors):  # one message for one misspelt name
         errors += _check_together(values)
     if groups[2] is not None:
