@@ -32,6 +32,7 @@ from ftkit.arguments import (
 )
 from ftkit.arguments.data import EMBEDDED
 from ftkit.arguments.fields import OF_THE_RUN, check_fields
+from ftkit.arguments.machine import check_machine
 from ftkit.arguments.method import PLANS, default_learning_rate
 from ftkit.arguments.training import TrainingArguments, check_training, machine_defaults, sharding_of
 from ftkit.errors import ConfigError, UserError, nearest
@@ -242,7 +243,7 @@ def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Co
     values |= precision
     errors += contradictions
     groups = _build_checked(GROUPS[:-1], values, errors)
-    errors += _check_values(values, values, errors)
+    errors += _check_values(values, values, errors) + check_machine(values)
     stages = groups[2].stages if groups[2] is not None else None
     for number, stage in enumerate(stages if isinstance(stages, list) else []):
         if isinstance(stage, dict):

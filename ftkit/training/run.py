@@ -150,7 +150,7 @@ def _try_out(number: int, stage: PreparedStage, model: nn.Module, steps: int) ->
         make_schedule(args, make_optimizer(args, model, stage.settings), steps)
     except UserError as error:
         raise UserError(f"stages[{number}]: {error}") from error
-    if args.activation_checkpointing and not model.supports_gradient_checkpointing:
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UserError(
             f"stages[{number}]: activation_checkpointing: {model.config.model_type} keeps all that it computes: leave "
             "it out, and use auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
@@ -288,7 +288,7 @@ def _trainer(
             own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}
             objective = dataclasses.replace(objective, settings=own)
             alone = HeadAlone(model, head)
-            args.activation_checkpointing = False  # of a body that does not run
+            args.activation_checkpointing = args.gradient_checkpointing = False  # of a body that does not run
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, normalize, objective, train, validation)

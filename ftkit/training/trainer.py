@@ -416,8 +416,8 @@ class ImageTrainer(CheckpointingTrainer):
         remove_autocast(model)
         if self.args.torch_compile:  # accelerate takes what bears this mark for compiled, in the next stage too
             vars(model).pop("_is_accelerate_prepared", None)
-        if self.args.activation_checkpointing:
-            model.activation_checkpointing_disable()
+        if self.args.gradient_checkpointing:  # the name of old, which mirrors activation_checkpointing
+            model.gradient_checkpointing_disable()
 
     def _share_of_waiting(self, seconds: float) -> float:
         """The share of the time of training that went by waiting for data; much of it is said, with what helps."""

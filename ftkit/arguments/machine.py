@@ -1,0 +1,48 @@
+"""Whether the GPUs that a run was launched for are there: without a word it would train on the CPU, in days."""
+
+import os
+from typing import Any
+
+import torch
+
+_ON_CPU = "launch with --config_file accelerate_configs/cpu.yaml"
+_HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
+
+
+def check_machine(values: dict[str, Any]) -> list[str]:
+    """What the configuration or the launcher asks of this machine and it does not have, one sentence each.
+
+    Args:
+        values: the configuration by key; `use_cpu` counts.
+    """
+    on_cpu = bool(values.get("use_cpu")) or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if on_cpu or "ACCELERATE_TORCH_DEVICE" in os.environ:  # which names a device for accelerate
+        return []
+    count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    numbers = [] if named in _HIDDEN else named.split(",")
+    if all(number.strip().isdecimal() for number in numbers) and len(numbers) > count:
+        return [
+            f"CUDA_VISIBLE_DEVICES: {named} (gpu_ids of the launcher) names {_gpus(len(numbers))}, and torch finds "
+            f"{_found(count)}: name others{'' if count else f', or {_ON_CPU}'}"
+        ]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    if processes > count:
+        few = f"or give --use_cpu true for {processes} on the CPU"
+        fix = f"launch with --num_processes {count}, {few}" if count else f"{_ON_CPU}, {few}"
+        return [f"num_processes: {processes} on this machine want a GPU each, and torch finds {_found(count)}: {fix}"]
+    if values.get("use_cpu") is False and not count:
+        return [f"use_cpu: false asks for a GPU, and torch finds {_found(count)}: leave it out, or set it to true"]
+    return []
+
+
+def _gpus(count: int) -> str:
+    return f"{count or 'no'} GPU{'' if count == 1 else 's'}"
+
+
+def _found(count: int) -> str:
+    """How many GPUs, and where there is none what may be the reason."""
+    if count:
+        return _gpus(count)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in _HIDDEN:
+        return "none (CUDA_VISIBLE_DEVICES hides all)"
+    return "none" if torch.version.cuda or torch.version.hip else "none (it was built without CUDA)"
