@@ -249,7 +249,7 @@ class ImageTrainer(CheckpointingTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         device, training = self.args.device, self.model.training
         images, labels = (inputs[name].to(device, non_blocking=True) for name in ("pixel_values", "labels"))
-        rows, following = inputs["index"], inputs.get("following")
+        rows, following = inputs.get("index"), inputs.get("following")  # in training
         if following is not None:  # what the last image is mixed with
             images = torch.cat([images, following["pixel_values"].to(device, non_blocking=True)])
             labels = torch.cat([labels, following["labels"].to(device, non_blocking=True)])
@@ -492,7 +492,7 @@ class ImageTrainer(CheckpointingTrainer):
         """Before weights are evaluated or kept: the same buffers in all processes, those of the average too."""
         share_buffers(self.model)
         if self.average is not None:
-            share_buffers(self.average.averaged.module)
+            share_buffers(self.average.averaged)
 
     def _look_at_losses(self) -> None:
         """Do what `on_nan` says about a loss that is not finite; before anything is evaluated, saved or logged.

@@ -27,7 +27,7 @@ def test_the_average_of_shared_weights_is_saved_once(tmp_path):
             model[0].weight += 1
         average.on_step_end(None, None, None)
     average.save(tmp_path)
-    expected = average.averaged.module[0].weight.clone()
+    expected = average.averaged[0].weight.clone()
     other = WeightAverage(model, 0.5)
     other.load(tmp_path)
-    assert torch.equal(other.averaged.module[1].weight, expected) and not torch.equal(expected, model[0].weight)
+    assert torch.equal(other.averaged[1].weight, expected) and not torch.equal(expected, model[0].weight)
