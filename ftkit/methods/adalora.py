@@ -50,11 +50,8 @@ class RankAllocation(TrainerCallback):
     """Lets AdaLoRA give its ranks to the layers that need them, after every step that is not left out."""
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if not _is_adalora(model):
-            return
-        if args.deepspeed_plugin is None and all(parameter.grad is None for parameter in model.parameters()):
-            return
-        model.base_model.update_and_allocate(state.global_step + 1)
+        if _is_adalora(model) and any(parameter.grad is not None for parameter in model.parameters()):
+            model.base_model.update_and_allocate(state.global_step + 1)
 
 
 def allocate_on_device(model: PeftModel) -> None:

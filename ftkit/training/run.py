@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftModel
 from safetensors.torch import load_model, save_model
 from torch import nn
@@ -189,6 +190,9 @@ def _trainer(
             own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}
             objective = dataclasses.replace(objective, settings=own)
             alone = HeadAlone(model, head)
+            # Pixels may lie on the device, where nothing is pinned; features lie in the machine's own memory.
+            pinned = config.values.get("dataloader_pin_memory", True)
+            args.dataloader_pin_memory = pinned and torch.accelerator.is_available()
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, normalize, objective, train, validation)

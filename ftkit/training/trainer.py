@@ -343,7 +343,7 @@ class ImageTrainer(CheckpointingTrainer):
         """
         with self._explained("optim", "optim_args"):
             optimizer = self._make_optimizer(model)
-        if self.objective.on_nan == "skip" and self.args.device.type != "cpu" and not self.sharded:
+        if self.objective.on_nan == "skip" and self.args.device.type != "cpu":
             self.undo = Undo(optimizer)
         return optimizer
 
