@@ -25,7 +25,8 @@ class RunArguments:
         default="stop",
         metadata={
             "help": "When a loss is not finite: stop; skip the updates whose gradient is not finite; or roll weights "
-            "and optimizer back to the newest checkpoint, and go on with the next images."
+            "and optimizer back to the newest checkpoint, and go on with the next images. On a GPU, skip takes memory "
+            "for another copy of what trains and of the optimizer's state."
         },
     )
     hub_license: str | None = field(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -289,6 +290,9 @@ def _trainer(
             objective = dataclasses.replace(objective, settings=own)
             alone = HeadAlone(model, head)
             args.activation_checkpointing = args.gradient_checkpointing = False  # of a body that does not run
+            # Pixels may lie on the device, where nothing is pinned; features lie in the machine's own memory.
+            pinned = config.values.get("dataloader_pin_memory", True)
+            args.dataloader_pin_memory = pinned and torch.accelerator.is_available()
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, normalize, objective, train, validation)

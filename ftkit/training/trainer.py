@@ -331,7 +331,7 @@ class ImageTrainer(CheckpointingTrainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             self.optimizer = make_optimizer(self.args, model, self.objective.settings)
-            if self.objective.on_nan == "skip" and self.args.device.type != "cpu" and not self.sharded:
+            if self.objective.on_nan == "skip" and self.args.device.type != "cpu":
                 self.undo = Undo(self.optimizer)
         return self.optimizer
 

@@ -18,6 +18,7 @@ from ftkit.models import (
     RNNForImageClassification,
     match_channels,
 )
+from ftkit.models.modeling_convnet import GlobalMaxPool
 
 SIZE = (10, 12)  # not square, so that a transposed image shows
 LABELS = {0: "plane", 1: "car", 2: "bird", 3: "cat"}
@@ -256,3 +257,17 @@ def test_saved_folders_load_where_ftkit_is_not_installed(tmp_path):
 def test_a_bad_value_is_an_error_that_says_what_to_do(config_class, fields, message):
     with pytest.raises(ValueError, match=message):
         config_class(**fields)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 7)])
+def test_max_pooling_is_torchs_own_to_the_last_bit(size, layout):
+    """Gradients too, where several pixels are the largest."""
+    images = torch.randn(9, 16, *size, generator=torch.Generator().manual_seed(0)).relu().round()
+    found = []
+    for pool in (GlobalMaxPool(), nn.AdaptiveMaxPool2d(1)):
+        given = images.to(memory_format=layout).clone(memory_format=torch.preserve_format).requires_grad_()
+        pooled = pool(given)
+        (pooled * torch.arange(144.0).view(9, 16, 1, 1)).sum().backward()
+        found.append((pooled, given.grad))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
