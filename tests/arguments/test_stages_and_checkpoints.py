@@ -23,7 +23,8 @@ def best(stage):
 
 def test_a_stage_chooses_by_its_own_metric(tmp_path):
     stages = [{"train": "all", "name": "a"}, {"train": "all", "name": "b", "metric_for_best_model": "loss"}]
-    run = finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--stages", json.dumps(stages))
+    options = [*SMALL, "--num_train_epochs", 3, "--metric_for_best_model", "accuracy"]
+    run = finetune(tmp_path / "run", *options, "--stages", json.dumps(stages))
     accuracies, losses = logged(run / "stages/0-a", "eval_accuracy"), logged(run / "stages/1-b", "eval_loss")
     assert best(run / "stages/0-a") == max(accuracies, key=accuracies.get)
     assert len(losses) == 3 and best(run / "stages/1-b") == min(losses, key=losses.get)
