@@ -14,6 +14,7 @@ from ftkit.evaluation.predictions import read_evaluation
 from ftkit.evaluation.report import HEADLINE, evaluation_folder, headline, read_record
 from ftkit.training.checkpoints import whole
 
+_ROUNDING = 1e-9  # the last digits of logarithms and exponentials differ between processors
 # What the Hub knows a metric as.
 _METRIC_TYPES = {"macro_f1": "f1", "top_5_accuracy": "accuracy"}
 _HYPERPARAMETERS = (
@@ -117,8 +118,12 @@ def verify_card(run: Path, card: ModelCard) -> list[str]:
     told = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     wrong = []
     for key, (name, _) in HEADLINE.items():
-        if key in metrics and key != "majority_baseline" and told.get(name) != metrics[key]:
+        if key in metrics and key != "majority_baseline" and not _same(told.get(name), metrics[key]):
             wrong.append(f"{name}: the card says {told.get(name)}, the predictions give {metrics[key]}")
     rows = [f"| {name} | {value:.4f} |" for name, value, *_ in headline(metrics)]
     wrong += [f"the text has no line {row!r}" for row in rows if row not in card.text]
     return wrong
+
+
+def _same(told: Any, computed: float) -> bool:
+    return isinstance(told, int | float) and abs(told - computed) <= _ROUNDING

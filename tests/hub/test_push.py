@@ -1,5 +1,6 @@
 """A push against a server that speaks the Hub's protocol, with its faults."""
 
+import math
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,10 @@ def test_the_card_can_be_read_by_the_hub_and_does_not_lie(hub, unchecked, run, c
     push = load_recipe_script("push").main
     push([str(run), "--verify"])
     assert "every number follows" in capsys.readouterr().out
-    path = run / "model" / "README.md"
+    path, loss = run / "model" / "README.md", told["negative log-likelihood"]
+    for elsewhere in (math.nextafter(loss, 1), loss + 1e-7):  # what another processor computes, and what none does
+        changed = ModelCard(path.read_text().replace(f"value: {loss}", f"value: {elsewhere}"))
+        assert len(verify_card(run, changed)) == (elsewhere - loss > 1e-8)
     path.write_text(path.read_text().replace(f"value: {told['accuracy']}", "value: 0.9999"))
     with refused("accuracy: the card says 0.9999, the predictions give"):
         push([str(run), "--verify"])
