@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+import torch.optim.optimizer as optimizers
 import transformers
 from accelerate.state import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -228,7 +229,10 @@ def _patch(stack: contextlib.ExitStack, device: torch.device) -> None:
     def autocast_here(self, device_type, *args, **kwargs):
         autocast(self, "cpu" if device_type == device.type else device_type, *args, **kwargs)
 
+    fused = optimizers._get_fused_kernels_supported_devices
+
     for owner, name, value in (
+        (optimizers, "_get_fused_kernels_supported_devices", lambda: [*fused(), device.type]),
         (PartialState, "__init__", with_device),
         (torch.autocast, "__init__", autocast_here),
         (transformers.TrainingArguments, "device", property(lambda self: (self._setup_devices, device)[1])),

@@ -247,5 +247,8 @@ def test_a_device_without_float64_gives_almost_the_same(name, monkeypatch):
     expected = A.augment(images, torch.arange(64), [name], seed=1, epoch=1)
     monkeypatch.setattr("ftkit.data.pixel_ops._WITHOUT_FLOAT64", ("lazy",))
     with pretend_device(float64=False) as pretended:
-        found = A.augment(images.to(pretended.device), torch.arange(64), [name], seed=1, epoch=1).cpu()
+        there, before = images.to(pretended.device), pretended.waits.copy()
+        found = A.augment(there, torch.arange(64), [name], seed=1, epoch=1)
+        assert pretended.waits == before  # nobody waits for the device
+        found = found.cpu()
     assert ((found.int() - expected.int()).abs() > 1).float().mean() < 0.01
