@@ -119,3 +119,14 @@ def test_fsdp_goes_on_where_it_was(tmp_path, optim):
 def test_deepspeed(tmp_path, two, stage):
     pytest.importorskip("deepspeed", exc_type=ImportError)
     assert_same_weights(two, sharded(tmp_path, f"deepspeed_zero{stage}", tmp_path / "run", "0"))
+
+
+@pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
+def test_pieces_by_a_key_of_the_recipe(tmp_path, two, key):
+    """The launcher knows of several processes alone."""
+    if key == "deepspeed":
+        pytest.importorskip("deepspeed", exc_type=ImportError)
+    sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    pieces = {"zero_optimization": {"stage": 2}} | dict.fromkeys(sizes, "auto")
+    value = "true" if key == "fsdp" else json.dumps(pieces)
+    assert_same_weights(two, sharded(tmp_path, "multi_gpu", tmp_path / "run", "0", f"--{key}", value))

@@ -290,17 +290,20 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> str | None:
         return None
     if args.process_index == 0:
         sweep(folder)
+    named = resume != "true" and Path(resume).absolute().parent == folder.absolute()
+    if args.save_only_model and named:
+        raise UserError(
+            f"resume_from_checkpoint: {resume} holds weights alone (save_only_model: true), and no training can "
+            "go on from it: leave it out, and the stage begins anew"
+        )
     if args.save_only_model:
         logger.info("  its checkpoints hold weights alone (save_only_model: true): this stage begins anew")
         for old in checkpoints(folder) if args.process_index == 0 else ():
             remove(old)
         return None
-    if resume != "true" and Path(resume).absolute().parent == folder.absolute():
-        if wrong := what_is_wrong(Path(resume)):
-            raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-        last = Path(resume)
-    else:
-        last = newest_whole(folder)
+    if named and (wrong := what_is_wrong(Path(resume))):
+        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
+    last = Path(resume) if named else newest_whole(folder)
     if last is None:
         logger.info("no checkpoint in %s yet: training begins at the first step", folder)
         return None
