@@ -581,6 +581,8 @@ def test_how_processes_meet(monkeypatch):
 def test_how_batches_are_cut_is_ftkits_own(refused, config):
     with refused(f"accelerator_config: {next(iter(config))}", "leave it out"):
         parse(accelerator_config=config)
+    with refused("gradient_accumulation_kwargs: [1] is not a mapping"):
+        parse(accelerator_config={"gradient_accumulation_kwargs": [1]})
     with refused("gradient_accumulation_kwargs: num_steps has no effect"):
         parse(accelerator_config={"gradient_accumulation_kwargs": {"num_steps": 2}})
 
