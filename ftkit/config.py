@@ -176,7 +176,7 @@ def _check_sharded(values: dict[str, Any]) -> list[str]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
         return [
             f"{key}: {values[key]} cuts a model into pieces for several processes, and this is one: leave it out, or "
-            "start several with accelerate launch --multi_gpu"
+            f"launch several, with accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
         ]
     if len(kinds := sharding_of(values)) > 1:
         return [f"{' and '.join(kinds)} each cut a model into pieces: keep one of them"]

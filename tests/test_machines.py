@@ -148,3 +148,14 @@ def test_bf16_of_the_launcher(tmp_path, config):
     again = load_file(folder / "model" / "model.safetensors")
     for name, value in weights.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
+def test_pieces_by_a_key_of_the_recipe(tmp_path, two, key):
+    """The launcher knows of several processes alone."""
+    if key == "deepspeed":
+        pytest.importorskip("deepspeed", exc_type=ImportError)
+    sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
+    pieces = {"zero_optimization": {"stage": 2}} | dict.fromkeys(sizes, "auto")
+    value = "true" if key == "fsdp" else json.dumps(pieces)
+    assert_same_weights(two, sharded(tmp_path, "multi_gpu", tmp_path / "run", "0", f"--{key}", value))

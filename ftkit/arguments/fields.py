@@ -7,6 +7,7 @@ of ftkit's; `NOT_FOR_IMAGES` change nothing of a classifier of images; `NEEDS` h
 import dataclasses
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -235,21 +236,21 @@ def _check_best(values: Values) -> list[str]:
 
 def _check_accelerator(values: Values) -> list[str]:
     given = values.get("accelerator_config")
-    if isinstance(given, str) and os.path.isfile(given):
-        with open(given, encoding="utf-8") as file:
-            given = file.read()
-    given = from_json(given) if isinstance(given, str) else given
-    errors = []
-    for key, value in given.items() if isinstance(given, dict) else ():
-        if key not in _ACCELERATOR:
-            errors.append(
-                f"accelerator_config: {key}: {value} is about how accelerate cuts batches, and ftkit cuts them "
-                "itself, the same for any number of processes: leave it out"
-            )
-    inner = given.get("gradient_accumulation_kwargs") if isinstance(given, dict) else None
-    for key in set(inner or ()) - {"sync_each_batch"} if isinstance(inner, dict | None) else ():
-        errors.append(
-            f"accelerator_config: gradient_accumulation_kwargs: {key} has no effect beside "
-            "gradient_accumulation_steps: leave it out, and set that"
-        )
-    return errors
+    if isinstance(given, str):
+        given = from_json(Path(given).read_text(errors="replace") if os.path.isfile(given) else given)
+    given = given if isinstance(given, dict) else {}
+    errors = [
+        f"accelerator_config: {key}: {value} is about how accelerate cuts batches, and ftkit cuts them itself, the same "
+        "for any number of processes: leave it out"
+        for key, value in given.items()
+        if key not in _ACCELERATOR
+    ]
+    inner = given.get("gradient_accumulation_kwargs") or {}
+    if not isinstance(inner, dict):
+        return [*errors, f"accelerator_config: gradient_accumulation_kwargs: {inner!r} is not a mapping"]
+    return errors + [
+        f"accelerator_config: gradient_accumulation_kwargs: {key} has no effect beside gradient_accumulation_steps: "
+        "leave it out, and set that"
+        for key in inner
+        if key != "sync_each_batch"
+    ]

@@ -2,6 +2,7 @@
 
 import ast
 import math
+import multiprocessing
 import os
 import sys
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import DynamoBackend
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -29,6 +31,9 @@ class TrainingArguments(transformers.TrainingArguments):
     optim: str = field(
         default=OptimizerNames.ADAMW_TORCH_FUSED.value,
         metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
+    )
+    fsdp: bool | None = field(
+        default=None, metadata={"help": "Cut the model into pieces (FSDP), with what fsdp_config says."}
     )
     # Texts, for the parser, which would say of them that they are no switch; both are refused.
     parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
@@ -83,11 +88,29 @@ def check_training(values: dict[str, Any]) -> list[str]:
         "max_grad_norm": (lambda v: v >= 0, "at least 0"),
         "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
         "seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
+        "data_seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
+        "max_steps": (lambda v: v >= 1 or v == -1, "at least 1, or -1, which leaves it to num_train_epochs"),
+        "eval_delay": (lambda v: v >= 0, "at least 0"),
+        "eval_accumulation_steps": (lambda v: v >= 1, "at least 1"),
+        "save_total_limit": (lambda v: v >= 1, "at least 1, or null, which keeps all checkpoints"),
+        "dataloader_num_workers": (lambda v: v >= 0, "at least 0"),
+        "dataloader_prefetch_factor": (lambda v: v >= 1, "at least 1"),
+        "ddp_bucket_cap_mb": (lambda v: v >= 1, "at least 1"),
+    }
+    choices = {
+        "dataloader_multiprocessing_context": multiprocessing.get_all_start_methods(),
+        "torch_compile_backend": [name.value.lower() for name in DynamoBackend if name != DynamoBackend.NO],
+        "torch_compile_mode": ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
     }
     errors = [
         f"{key}: {values[key]} must be {expected}"
         for key, (valid, expected) in ranges.items()
         if values.get(key) is not None and not (values[key] < math.inf and valid(values[key]))
+    ]
+    errors += [
+        f"{key}: {values[key]!r} is not one of {', '.join(valid)}{nearest(values[key], valid)}"
+        for key, valid in choices.items()
+        if values.get(key) is not None and values[key] not in valid
     ]
     if values.get("fp16") and (values.get("use_cpu") or not torch.accelerator.is_available()):
         errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")

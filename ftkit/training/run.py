@@ -379,11 +379,15 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
         UserError: the one that it names is not whole.
     """
     resume = args.resume_from_checkpoint
+    named = resume != "true" and _is_in(folder, resume)
+    if args.save_only_model and named:
+        raise UserError(
+            f"resume_from_checkpoint: {resume} holds weights alone (save_only_model: true), and no training can "
+            "go on from it: leave it out, and the stage begins anew"
+        )
     if args.save_only_model:
         logger.info("  %s: its checkpoints hold weights alone (save_only_model: true): this stage begins anew", folder)
         return None
-    if resume == "true" or not _is_in(folder, resume):
-        return newest_whole(folder)
-    if wrong := what_is_wrong(Path(resume)):
+    if named and (wrong := what_is_wrong(Path(resume))):
         raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-    return Path(resume)
+    return Path(resume) if named else newest_whole(folder)

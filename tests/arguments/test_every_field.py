@@ -241,7 +241,7 @@ IN_A_RUN = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id
 # into pieces: tests/test_machines.py.
 ELSEWHERE = {
     "greater_is_better": (False, "greater_is_better: false would choose the checkpoint with the worst accuracy"),
-    "fsdp": ("true", "fsdp: true cuts a model into pieces for several processes, and this is one"),
+    "fsdp": (True, "fsdp: True cuts a model into pieces for several processes, and this is one"),
     "deepspeed": ({"zero_optimization": {"stage": 2}}, "cuts a model into pieces for several processes"),
 }
 # Without a GPU there is no other device, no memory to pin, no fp16 and no TF32.
@@ -581,5 +581,31 @@ def test_how_processes_meet(monkeypatch):
 def test_how_batches_are_cut_is_ftkits_own(refused, config):
     with refused(f"accelerator_config: {next(iter(config))}", "leave it out"):
         parse(accelerator_config=config)
+    with refused("gradient_accumulation_kwargs: [1] is not a mapping"):
+        parse(accelerator_config={"gradient_accumulation_kwargs": [1]})
     with refused("gradient_accumulation_kwargs: num_steps has no effect"):
         parse(accelerator_config={"gradient_accumulation_kwargs": {"num_steps": 2}})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("data_seed", -1),
+        ("max_steps", 0),
+        ("eval_delay", -1),
+        ("eval_accumulation_steps", 0),
+        ("save_total_limit", 0),
+        ("dataloader_num_workers", -1),
+        ("ddp_bucket_cap_mb", 0),
+        ("torch_empty_cache_steps", 0),
+        ("dataloader_multiprocessing_context", "forks"),
+        ("torch_compile_backend", "inductr"),
+        ("torch_compile_mode", "fast"),
+        ("log_level", "loud"),
+        ("ddp_backend", "glo"),
+        ("activation_checkpointing_kwargs", "[1]"),
+    ],
+)
+def test_what_no_library_takes_is_refused(refused, name, value):
+    with refused(f"{name}"):
+        parse(**{name: value})
