@@ -240,8 +240,8 @@ def _check_accelerator(values: Values) -> list[str]:
         given = from_json(Path(given).read_text(errors="replace") if os.path.isfile(given) else given)
     given = given if isinstance(given, dict) else {}
     errors = [
-        f"accelerator_config: {key}: {value} is about how accelerate cuts batches, and ftkit cuts them itself, the same "
-        "for any number of processes: leave it out"
+        f"accelerator_config: {key}: {value} is about how accelerate cuts batches, and ftkit cuts them itself, the "
+        "same for any number of processes: leave it out"
         for key, value in given.items()
         if key not in _ACCELERATOR
     ]
