@@ -7,6 +7,7 @@ missing, generated images and random weights take its place. `FTKIT_GPU_RESULTS`
 gpu-results.json in the working folder).
 """
 
+import datetime
 import json
 import os
 import subprocess
@@ -62,7 +63,12 @@ def measured(request):
 
     def keep(**numbers):
         RESULTS.setdefault(request.node.name.removeprefix("test_"), {}).update(numbers)
-        content = {"hardware": environment(), "results": RESULTS}
+        content = {
+            "command": "pytest -m gpu tests/gpu",
+            "date": datetime.date.today().isoformat(),
+            "environment": environment(),
+            "results": RESULTS,
+        }
         results_file().write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     return keep
