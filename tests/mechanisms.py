@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from support import finetune
 
+from ftkit.data.mixing import Mixing
 from ftkit.models import MLPForImageClassification
 from ftkit.training.trainer import ImageTrainer
 
@@ -75,7 +76,7 @@ def run_pair(output_dir: Path, model: Path, names: tuple[str, ...], *options: An
 def _watched(names: tuple[str, ...]) -> Iterator[list[ImageTrainer]]:
     """Within, trainers are noted, and what the mechanisms are about happens: a loss is NaN, memory is short."""
     trainers, train, loss = [], ImageTrainer.train, ImageTrainer.compute_loss
-    mix, roll_back, forward = ImageTrainer._mix, ImageTrainer._roll_back, MLPForImageClassification.forward
+    mix, roll_back, forward = Mixing.__call__, ImageTrainer._roll_back, MLPForImageClassification.forward
     compile_model = torch.compile
 
     def note(self, **kwargs):
@@ -91,7 +92,7 @@ def _watched(names: tuple[str, ...]) -> Iterator[list[ImageTrainer]]:
         return found * float("nan") if now else found
 
     def count_mixes(self, *args):
-        self.mixed += 1
+        trainers[-1].mixed += 1
         return mix(self, *args)
 
     def count_returns(self, *args):
@@ -110,7 +111,7 @@ def _watched(names: tuple[str, ...]) -> Iterator[list[ImageTrainer]]:
     with ExitStack() as patched:
         for target, name, function in (
             (ImageTrainer, "train", note),
-            (ImageTrainer, "_mix", count_mixes),
+            (Mixing, "__call__", count_mixes),
             (ImageTrainer, "_roll_back", count_returns),
             (torch, "compile", count_compiled),
             *([(ImageTrainer, "compute_loss", spoil)] if {"skip", "rollback"} & {*names} else []),

@@ -75,11 +75,11 @@ class RankAllocation(TrainerCallback):
             return
         config, allocator = model.active_peft_config, model.base_model.rankallocator
         step, cut = self.steps_before + state.global_step + 1, config.total_step - config.tfinal
-        if step > cut and not allocator.given_away:  # PEFT gives the last ones away in the step of the cut alone
-            allocator.given_away = True
-            if not 0 < sum(int(mask.sum()) for mask in (config.rank_pattern or {}).values()) <= allocator.target_bgt:
+        if step >= cut and not allocator.given_away:
+            if step > cut:  # PEFT gives the last ones away in the step of the cut alone
                 allocator.update_ipt(model.base_model.model)
                 step = cut
+            allocator.given_away = True
         model.base_model.update_and_allocate(step)
 
 
@@ -108,13 +108,15 @@ def restore_ranks(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
     """Take up again what `rank_state` gave; what was known meanwhile is forgotten."""
     allocator, config = model.base_model.rankallocator, model.active_peft_config
     allocator.reset_ipt()
-    allocator.given_away, config.rank_pattern = False, None
+    config.rank_pattern = None
     for key, value in state.items():
         kind, _, name = key.partition("/")
         if kind == "pattern":
             config.rank_pattern = {**(config.rank_pattern or {}), name: value.to(model.device)}
         else:
             getattr(allocator, kind)[name] = value.to(model.device)
+    left = sum(int(mask.sum()) for mask in (config.rank_pattern or {}).values())
+    allocator.given_away = 0 < left <= allocator.target_bgt
 
 
 def save_ranks(model: nn.Module, folder: Path) -> None:

@@ -34,8 +34,9 @@ from ftkit.data.pixels import normalizer
 from ftkit.data.sources import load_data
 from ftkit.models.build import build_model, model_channels, save_model
 from ftkit.training import trainer as training
+from ftkit.training.continuity import take_fingerprint
 from ftkit.training.progress import EvaluationLines
-from ftkit.training.run import prepare_plan, run_plan
+from ftkit.training.run import prepare_plan, prepare_resumption, run_plan
 from ftkit.training.trainer import ImageTrainer
 
 FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -430,7 +431,8 @@ def train(tmp_path, monkeypatch):
         set_up_loading(config.training, images, config.values.get("dataloader_num_workers"))
         normalize = normalizer(processor, model_channels(model))
         plan = prepare_plan(config, model, normalize, images["train"])
-        run_plan(config, plan, normalize, images["train"], images["validation"])
+        resumption = prepare_resumption(config, plan, take_fingerprint(config.training, images, None))
+        run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
         return list(stages)
 
     verbosity = transformers.logging.get_verbosity()

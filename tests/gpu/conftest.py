@@ -1,6 +1,7 @@
 """What the tests on a GPU share: they are skipped where there is none, and what they measure is written as JSON.
 
-    pytest -m gpu -s tests/gpu
+    pytest -m gpu -n 4 tests/gpu
+    pytest -m gpu tests/gpu/test_speed.py
 
 `FTKIT_DATA_DIR` names a folder with `mnist/`, `hymenoptera/` and `tf_efficientnet_lite0.in1k/`; where one of them is
 missing, generated images and random weights take its place. `FTKIT_GPU_RESULTS` names the JSON file (default:
@@ -35,16 +36,31 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
-def pytest_terminal_summary(terminalreporter):
-    if RESULTS:
-        terminalreporter.section("measured on the GPU")
-        for name, row in RESULTS.items():
-            terminalreporter.write_line(f"{name:<32} " + ", ".join(f"{key} {value}" for key, value in row.items()))
-        terminalreporter.write_line(f"written to {results_file()}")
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["gpu"] = RESULTS
 
 
-def results_file() -> Path:
-    return Path(os.environ.get("FTKIT_GPU_RESULTS", "gpu-results.json"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    RESULTS.update(node.workeroutput["gpu"])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not RESULTS or hasattr(config, "workerinput"):
+        return
+    terminalreporter.section("measured on the GPU")
+    for name, row in RESULTS.items():
+        terminalreporter.write_line(f"{name:<32} " + ", ".join(f"{key} {value}" for key, value in row.items()))
+    path = Path(os.environ.get("FTKIT_GPU_RESULTS", "gpu-results.json"))
+    content = {
+        "command": "pytest " + " ".join(config.invocation_params.args),
+        "date": datetime.date.today().isoformat(),
+        "environment": environment(),
+        "results": dict(sorted(RESULTS.items())),
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    terminalreporter.write_line(f"written to {path}")
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +79,6 @@ def measured(request):
 
     def keep(**numbers):
         RESULTS.setdefault(request.node.name.removeprefix("test_"), {}).update(numbers)
-        content = {
-            "command": "pytest -m gpu tests/gpu",
-            "date": datetime.date.today().isoformat(),
-            "environment": environment(),
-            "results": RESULTS,
-        }
-        results_file().write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     return keep
 
