@@ -417,7 +417,7 @@ class ImageTrainer(CheckpointingTrainer):
         if self.args.torch_compile:  # accelerate takes what bears this mark for compiled, in the next stage too
             vars(model).pop("_is_accelerate_prepared", None)
         if self.args.gradient_checkpointing:  # the name of old, which mirrors activation_checkpointing
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
 
     def _share_of_waiting(self, seconds: float) -> float:
         """The share of the time of training that went by waiting for data; much of it is said, with what helps."""
