@@ -252,6 +252,20 @@ def test_null_of_a_number_on_the_command_line(recipe):
     assert config.data.classes == ["null", "1"]
 
 
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("eval_steps: 3", "eval_strategy: steps"),
+        ("save_steps: 3", "save_strategy: steps"),
+        ("stages: [{train: head, eval_steps: 3}]", "eval_strategy: steps"),
+    ],
+)
+def test_steps_without_their_strategy_are_refused(recipe, text, without):
+    with pytest.raises(ConfigError, match=rf"_steps: 3(\.0)? has no effect without {without}"):
+        recipe(text)
+    recipe(f"eval_strategy: steps\n{text}\nsave_strategy: steps\nlogging_steps: 3")
+
+
 @pytest.mark.parametrize("text", ["lerning_rate:", "lerning_rate: null", "lerning_rate: ~"])
 def test_a_misspelt_key_without_a_value_does_not_vanish(recipe, text):
     assert "'learning_rate'" in errors_of(recipe, text)[0]
