@@ -141,7 +141,7 @@ def parse_setting(
     if action is None or setting.key == "help":
         keys = sorted({option.dest for option in options.values()} - {"help"})
         raise ValueError(f"{setting.key}: there is no such key{nearest(setting.key, keys)}")
-    if setting.texts is None:
+    if setting.texts is None or (setting.texts == ["null"] and action.type in (int, float)):
         return {action.dest: None} if setting.key in nullable else {}
     if "\0" in setting.shown:
         raise ValueError(f"{setting.key}: {setting.shown!r} holds a NUL character, which nothing is called by")

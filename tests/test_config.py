@@ -245,6 +245,27 @@ def test_keys_types_and_choices_are_judged_alike_everywhere(given, key, value, w
     assert all(word in error for word in [f"{key}:", *words]), error
 
 
+def test_null_of_a_number_on_the_command_line(recipe):
+    """The refusal of `--save_total_limit 0` advises null; a class of that name stays one."""
+    config = recipe("dataset: digits", "--save_total_limit", "null", "--classes", "null", "1")
+    assert config.training.save_total_limit is None
+    assert config.data.classes == ["null", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("eval_steps: 3", "eval_strategy: steps"),
+        ("save_steps: 3", "save_strategy: steps"),
+        ("stages: [{train: head, eval_steps: 3}]", "eval_strategy: steps"),
+    ],
+)
+def test_steps_without_their_strategy_are_refused(recipe, text, without):
+    with pytest.raises(ConfigError, match=rf"_steps: 3(\.0)? has no effect without {without}"):
+        recipe(text)
+    recipe(f"eval_strategy: steps\n{text}\nsave_strategy: steps\nlogging_steps: 3")
+
+
 @pytest.mark.parametrize("text", ["lerning_rate:", "lerning_rate: null", "lerning_rate: ~"])
 def test_a_misspelt_key_without_a_value_does_not_vanish(recipe, text):
     assert "'learning_rate'" in errors_of(recipe, text)[0]

@@ -105,6 +105,10 @@ def _warms_up(values: Values) -> bool:
     return values.get("lr_scheduler_type", "linear") not in ("constant", "reduce_lr_on_plateau", "greedy")
 
 
+def _by_steps(*strategies: str) -> Callable[[Values], bool]:
+    return lambda values: any(values.get(name) == "steps" for name in strategies)
+
+
 def _on_accelerator(values: Values) -> bool:
     return torch.accelerator.is_available() and not values.get("use_cpu")
 
@@ -120,6 +124,8 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
         (_takes_betas, "an optimizer of that family, such as optim: adamw_torch (timm's take optim_args)"),
     ),
     "optim_target_modules": (_optim("galore", "apollo"), "optim: galore_adamw or apollo_adamw"),
+    "eval_steps": (_by_steps("eval_strategy"), "eval_strategy: steps"),
+    "save_steps": (_by_steps("save_strategy", "eval_strategy"), "save_strategy: steps"),
     "warmup_steps": (_warms_up, "a schedule that warms up, such as lr_scheduler_type: constant_with_warmup"),
     **dict.fromkeys(
         ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),

@@ -20,7 +20,9 @@ def check_machine(values: dict[str, Any]) -> list[str]:
         return []
     count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     numbers = [] if named in _HIDDEN else named.split(",")
-    if all(number.strip().isdecimal() for number in numbers) and len(numbers) > count:
+    by_number = all(number.strip().isdecimal() for number in numbers)
+    by_id = not count and named.startswith(("GPU-", "MIG-"))  # several MIG ids may be right, and one device
+    if by_id or (by_number and len(numbers) > count):
         return [
             f"CUDA_VISIBLE_DEVICES: {named} (gpu_ids of the launcher) names {_gpus(len(numbers))}, and torch finds "
             f"{_found(count)}: name others{'' if count else f', or {_ON_CPU}'}"

@@ -31,6 +31,7 @@ def gpus(monkeypatch):
         (0, {}, ["--use_cpu", "false"], ["use_cpu: false asks for a GPU", "none", "leave it out"]),
         (0, {"CUDA_VISIBLE_DEVICES": ""}, ["--use_cpu", "false"], ["use_cpu: false", "hides all"]),
         (0, {"CUDA_VISIBLE_DEVICES": "0"}, [], ["CUDA_VISIBLE_DEVICES: 0", "gpu_ids", "none", "cpu.yaml"]),
+        (0, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, [], ["CUDA_VISIBLE_DEVICES: GPU-8932f937", "none", "cpu.yaml"]),
         (1, {"CUDA_VISIBLE_DEVICES": "0,7"}, [], ["CUDA_VISIBLE_DEVICES: 0,7", "2 GPUs", "1 GPU", "name others"]),
         (0, {"LOCAL_WORLD_SIZE": "2"}, [], ["num_processes: 2", "none", "cpu.yaml", "--use_cpu true"]),
         (0, {"LOCAL_WORLD_SIZE": "1"}, [], ["num_processes: 1", "none", "cpu.yaml"]),
