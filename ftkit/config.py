@@ -133,6 +133,8 @@ def _in_stage(values: dict[str, Any], arguments: dict[str, Any]) -> dict[str, An
     """The values of a run for a stage with `arguments`: what follows from others of them follows from these."""
     usual = _defaults({key: value for key, value in values.items() if key not in _FOLLOWING})
     own = {key: value for key, value in values.items() if key not in _FOLLOWING or value != usual.get(key)}
+    if "num_train_epochs" in arguments:
+        own.pop("max_steps", None)  # which would win over it
     return _defaults(own | arguments)
 
 
@@ -277,7 +279,7 @@ def _type_stage(parser: HfArgumentParser, where: str, stage: dict[str, Any], err
     """Give the training arguments of a stage their types, by the same judge as those of the run."""
     for key in [key for key in stage if key not in ("name", "train")]:
         if key in OF_THE_RUN:
-            errors.append(f"{where}: {key} is of the whole run: give it outside of the stages")
+            errors.append(f"{where}: {key} applies to the whole run: move it out of stages")
         elif key not in _TRAINING:
             errors.append(
                 f"{where}: {key} is no training argument of a stage{nearest(key, sorted(_TRAINING - OF_THE_RUN))}"
@@ -316,6 +318,7 @@ def parse_evaluation(arguments: list[str]) -> tuple[DataArguments, EvaluationArg
         recipe = []
     values = _read_values(parser, recipe + overrides, errors)
     data, evaluation = _build_checked(groups, values, errors)
+    errors += check_machine(values)
     if errors:
         raise ConfigError(errors)
     return data, evaluation

@@ -42,9 +42,12 @@ def decide_precision(values: dict[str, Any]) -> tuple[dict[str, bool], list[str]
         decided[half] = any(said.values())
         if len(set(said.values())) > 1:
             listed = ", ".join(f"{str(value).lower()} by {source}" for source, value in said.items())
-            errors.append(f"{half}: {listed}: say the same in all of them, or in one alone")
-    if all(decided.values()) and not errors:
+            errors.append(f"{half}: {listed}: set it in one place only, or to the same value in all")
+    if not errors and all(decided.values()):
         errors.append("bf16 and fp16 are both true: keep one")
+    elif not errors and decided["fp16"] and (values.get("use_cpu") or not torch.accelerator.is_available()):
+        source = next(source for source, opinion in opinions.items() if opinion.get("fp16"))
+        errors.append(f"fp16: true by {source} needs a GPU, and this runs on the CPU: ask there for bf16, or for none")
     return decided, errors
 
 

@@ -256,7 +256,7 @@ def test_null_of_a_number_on_the_command_line(recipe):
     ("text", "without"),
     [
         ("eval_steps: 3", "eval_strategy: steps"),
-        ("save_steps: 3", "save_strategy: steps"),
+        ("save_steps: 3", "eval_strategy: steps"),
         ("stages: [{train: head, eval_steps: 3}]", "eval_strategy: steps"),
     ],
 )

@@ -205,7 +205,7 @@ def test_report_and_compare(pretended, here, there, tmp_path):
 @pytest.mark.slow
 def test_the_gate_of_push(pretended, there):
     record = json.loads((there / "run.json").read_text())
-    check_parity(there / "model", there / "evaluation", record, half_precision=False)
+    check_parity(there / "model", there / "evaluation", record)
 
 
 def test_demo(pretended, there):

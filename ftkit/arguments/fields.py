@@ -32,8 +32,8 @@ OF_THE_RUN = frozenset(
 
 # Why, and what to do instead.
 REFUSED = {
-    "bf16_full_eval": "evaluates in another precision than the model was trained in: use bf16: true",
-    "fp16_full_eval": "evaluates in another precision than the model was trained in: use bf16: true",
+    "bf16_full_eval": "evaluates in another precision than the model that is saved: leave it out",
+    "fp16_full_eval": "evaluates in another precision than the model that is saved: leave it out",
     "logging_nan_inf_filter": "is decided by on_nan, which says what a loss that is not finite leads to: leave it out",
     "debug": "ends a run in the middle of a step: leave it out; on_nan finds losses that are not finite",
     "prediction_loss_only": "leaves out the predictions, of which accuracy and report are made: leave it out",
@@ -125,7 +125,7 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     ),
     "optim_target_modules": (_optim("galore", "apollo"), "optim: galore_adamw or apollo_adamw"),
     "eval_steps": (_by_steps("eval_strategy"), "eval_strategy: steps"),
-    "save_steps": (_by_steps("save_strategy", "eval_strategy"), "save_strategy: steps"),
+    "save_steps": (_by_steps("save_strategy", "eval_strategy"), "eval_strategy: steps"),
     "warmup_steps": (_warms_up, "a schedule that warms up, such as lr_scheduler_type: constant_with_warmup"),
     **dict.fromkeys(
         ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
@@ -156,6 +156,7 @@ _OPTIM_ARGS = {
     "adagrad": ("lr_decay", "eps"),
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
 }
+_STRATEGIES = ("save_strategy", "eval_strategy")
 # Of accelerate's, what does not concern the order and the cutting of batches, which are ftkit's own.
 _ACCELERATOR = ("non_blocking", "gradient_accumulation_kwargs")
 
@@ -206,7 +207,7 @@ def _check_optimizer(values: Values) -> list[str]:
     if any(part in optim for part in _WITHIN_BACKWARD) and optim in {name.value for name in OptimizerNames}:
         errors.append(
             f"optim: {optim} changes weights before all gradients are known, which nothing could then clip, "
-            "accumulate or look at: use adamw_torch, galore_adamw or apollo_adamw"
+            "accumulate or look at: use adamw_torch"
         )
     if args and optim in _OPTIM_ARGS:
         known = _OPTIM_ARGS[optim]
@@ -228,6 +229,12 @@ def _check_best(values: Values) -> list[str]:
         errors.append(
             f"greater_is_better: {str(given).lower()} would choose the checkpoint with the worst {metric}: leave it "
             "out"
+        )
+    saves, evaluates = (str(getattr(values.get(key), "value", values.get(key))) for key in _STRATEGIES)
+    if values.get("load_best_model_at_end") and saves not in (evaluates, "best"):
+        errors.append(
+            f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint is one that is "
+            "both evaluated and saved: give both the same value, or set load_best_model_at_end: false"
         )
     options = from_json(values.get("lr_scheduler_kwargs") or "{}")
     mode = options.get("mode") if isinstance(options, dict) else None

@@ -16,6 +16,8 @@ def check_machine(values: dict[str, Any]) -> list[str]:
         values: the configuration by key; `use_cpu` counts.
     """
     on_cpu = bool(values.get("use_cpu")) or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if on_cpu and values.get("use_cpu") is False:
+        return ["use_cpu: false here, and true by the launcher: leave it out here, or launch with another file"]
     if on_cpu or "ACCELERATE_TORCH_DEVICE" in os.environ:  # which names a device for accelerate
         return []
     count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
@@ -29,9 +31,9 @@ def check_machine(values: dict[str, Any]) -> list[str]:
         ]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     if processes > count:
-        few = f"or give --use_cpu true for {processes} on the CPU"
+        few = f"or add --use_cpu true to run {processes} on the CPU"
         fix = f"launch with --num_processes {count}, {few}" if count else f"{_ON_CPU}, {few}"
-        return [f"num_processes: {processes} on this machine want a GPU each, and torch finds {_found(count)}: {fix}"]
+        return [f"num_processes: {processes} on this machine need a GPU each, and torch finds {_found(count)}: {fix}"]
     if values.get("use_cpu") is False and not count:
         return [f"use_cpu: false asks for a GPU, and torch finds {_found(count)}: leave it out, or set it to true"]
     return []

@@ -77,9 +77,9 @@ def check_training(values: dict[str, Any]) -> list[str]:
         "per_device_train_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
         "per_device_eval_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
         "gradient_accumulation_steps": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
-        "logging_steps": (lambda v: v >= 0, "at least 0"),
-        "eval_steps": (lambda v: v >= 0, "at least 0"),
-        "save_steps": (lambda v: v >= 0, "at least 0"),
+        "logging_steps": (lambda v: v > 0, "more than 0"),
+        "eval_steps": (lambda v: v > 0, "more than 0"),
+        "save_steps": (lambda v: v > 0, "more than 0"),
         "adam_beta1": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
         "adam_beta2": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
         "adam_epsilon": (lambda v: v >= 0, "at least 0"),
@@ -112,8 +112,6 @@ def check_training(values: dict[str, Any]) -> list[str]:
         for key, valid in choices.items()
         if values.get(key) is not None and values[key] not in valid
     ]
-    if values.get("fp16") and (values.get("use_cpu") or not torch.accelerator.is_available()):
-        errors.append("fp16: true needs a GPU, and there is none: use bf16, or leave it out")
     for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
         if not isinstance(from_json(values.get(key) or "{}"), dict):
             errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')

@@ -12,6 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -71,7 +72,7 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         args = config.of_stage(_stage_seeds(training, number) | stage.arguments, folder)
         args.learning_rate *= factor
-        _check_stage(number, args, len(train))
+        _check_stage(_where(config, number), args, len(train))
         stages.append((stage, folder, args))
     if config.method.is_adapter:
         steps = _steps_of_adapters(stages, len(train))
@@ -88,7 +89,7 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         for stage, folder, args in stages
     ]
     for number, stage in enumerate(prepared):
-        _try_out(number, stage, model, _steps(stage.args, len(train)))
+        _try_out(_where(config, number), stage, model, _steps(stage.args, len(train)))
     head = list(groups)[-1]
     if not any(stage.trained.intersection(groups[head]) for stage in prepared):
         logger.warning("no stage trains the head, %s: where its classes are new, name it as well", head)
@@ -96,6 +97,11 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         if stage.stage.train in ("bias", "norm") and stage.trained <= set(groups[head]):
             logger.warning("before the head there is no %s: the head alone trains", stage.stage.train)
     return Plan(model, groups, prepared, _size(model, set().union(*(stage.trained for stage in prepared))))
+
+
+def _where(config: Config, number: int) -> str:
+    """What stands before a message about a stage: which one it is, where a recipe lists them."""
+    return f"stages[{number}]: " if config.method.stages else ""
 
 
 def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
@@ -126,21 +132,35 @@ def _scale(config: Config) -> float:
     return factor
 
 
-def _check_stage(number: int, args: TrainingArguments, images: int) -> None:
+def _check_stage(where: str, args: TrainingArguments, images: int) -> None:
+    """What only the number of images can tell of the arguments of a stage."""
     steps = _steps(args, images)
-    if args.load_best_model_at_end and args.eval_strategy == "steps" and args.eval_steps > max(steps, 1):
-        raise UserError(
-            f"stages[{number}]: eval_steps: {args.eval_steps} is more than the {steps} steps of training, so that "
-            f"no checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
-        )
     if steps == 0:
         raise UserError(
-            f"stages[{number}]: {images} images make no batch of {args.per_device_train_batch_size} on each of "
-            f"{args.world_size} processes under dataloader_drop_last: true: take smaller batches, or leave it out"
+            f"{where}per_device_train_batch_size: {args.per_device_train_batch_size} on {args.world_size} processes: "
+            f"the {images} images fill no batch, and dataloader_drop_last: true leaves the rest out: take smaller "
+            "batches, or leave it out"
+        )
+    by_steps = args.eval_strategy == "steps"
+    length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")
+    if args.load_best_model_at_end and by_steps and args.eval_steps > steps:
+        raise UserError(
+            f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so that no "
+            f"checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
+        )
+    if args.load_best_model_at_end and args.eval_delay > math.ceil(length):
+        raise UserError(
+            f"{where}eval_delay: {args.eval_delay:g} is more than the {math.ceil(length)} {unit} of training: set it "
+            f"to {math.ceil(length)} or less, or no checkpoint is chosen"
+        )
+    if (warmup := args.get_warmup_steps(steps)) >= steps > 1:
+        raise UserError(
+            f"{where}warmup_steps: {warmup:g} takes all of the {steps} steps of training, which would never reach the "
+            "learning rate: set it to a share of them, such as 0.1"
         )
 
 
-def _try_out(number: int, stage: PreparedStage, model: nn.Module, steps: int) -> None:
+def _try_out(where: str, stage: PreparedStage, model: nn.Module, steps: int) -> None:
     """Make what a stage will make of its arguments, so that what is wrong with them is told before anything starts.
 
     Raises:
@@ -148,13 +168,17 @@ def _try_out(number: int, stage: PreparedStage, model: nn.Module, steps: int) ->
     """
     args = stage.args
     try:
-        make_schedule(args, make_optimizer(args, model, stage.settings), steps)
+        schedule = make_schedule(args, make_optimizer(args, model, stage.settings), steps)
+        for rate in schedule.lr_lambdas if isinstance(schedule, LambdaLR) else ():
+            rate(steps // 2)
     except UserError as error:
-        raise UserError(f"stages[{number}]: {error}") from error
+        raise UserError(f"{where}{error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}lr_scheduler_kwargs: {args.lr_scheduler_kwargs}: {error}") from error
     if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UserError(
-            f"stages[{number}]: activation_checkpointing: {model.config.model_type} keeps all that it computes: leave "
-            "it out, and use auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
+            f"{where}activation_checkpointing: {model.config.model_type} does not support it: leave it out, and use "
+            "auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
         )
 
 
@@ -162,9 +186,13 @@ def _steps(args: TrainingArguments, images: int) -> int:
     """Optimizer steps of a stage."""
     if args.max_steps > 0:
         return args.max_steps
+    return math.ceil(_steps_of_an_epoch(args, images) * args.num_train_epochs)
+
+
+def _steps_of_an_epoch(args: TrainingArguments, images: int) -> int:
     batches = images / (args.per_device_train_batch_size * args.world_size)
     batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    return math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs)
+    return math.ceil(batches / args.gradient_accumulation_steps)
 
 
 class Resumption(NamedTuple):

@@ -1,10 +1,12 @@
 """A run's folder: whether it is free, and what is cleared and written when the run begins."""
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -98,7 +100,15 @@ def changes(folder: Path, config: Config) -> list[str]:
     there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
     places = set() if (folder / "run.json").exists() else {"data_dir"}
     keys = sorted({*there, *here} - CHANGES_NOTHING - places)
-    return [f"{k}: {there.get(k)} there, {here.get(k)} here" for k in keys if there.get(k) != here.get(k)]
+    return [
+        f"{key}: {_as_in_yaml(there.get(key))} there, {_as_in_yaml(here.get(key))} here"
+        for key in keys
+        if there.get(key) != here.get(key)
+    ]
+
+
+def _as_in_yaml(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def check_shared(config: Config) -> None:

@@ -79,6 +79,20 @@ def accuracy_and_loss(prediction) -> dict[str, float]:
     return {"accuracy": hits / len(labels), "loss": loss / len(labels)}
 
 
+def _alone(images: int, args: TrainingArguments) -> str:
+    """What to do about a last batch of one image, which BatchNorm cannot normalise; the run has begun by then."""
+    size, processes = args.per_device_train_batch_size, args.world_size
+    rests = ((n, images % (n * processes)) for n in range(size, 1, -1))
+    smaller = next((n for n, rest in rests if rest == 0 or rest >= 2 * processes), None)
+    fix = (
+        f"set dataloader_drop_last: true, or per_device_train_batch_size: {smaller}" if smaller else "take more images"
+    )
+    return (
+        f"one of the {images:,} images makes a batch alone, and BatchNorm needs two: {fix}; with --overwrite true, "
+        "since the run has begun"
+    )
+
+
 def first_output(logits, labels):
     """Only the logits of a model that returns more."""
     return logits[0] if isinstance(logits, tuple) else logits
@@ -373,10 +387,7 @@ class ImageTrainer(CheckpointingTrainer):
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise UserError(
-                f"one of the {len(self.train_dataset):,} images makes a batch alone, and BatchNorm needs two: "
-                "set dataloader_drop_last: true, or another per_device_train_batch_size"
-            ) from error
+            raise UserError(_alone(len(self.train_dataset), self.args)) from error
         self._share_buffers()
         output.metrics["waiting_for_data"] = self._share_of_waiting(output.metrics.get("train_runtime", 0.0))
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None

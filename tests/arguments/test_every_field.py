@@ -248,8 +248,8 @@ ELSEWHERE = {
 # Without a GPU there is no other device, no memory to pin, no fp16 and no TF32.
 OF_A_GPU = {"use_cpu", "dataloader_pin_memory", "fp16", "tf32"}
 REFUSALS = {
-    "bf16_full_eval": (True, "in another precision than the model was trained in: use bf16: true"),
-    "fp16_full_eval": (True, "in another precision than the model was trained in: use bf16: true"),
+    "bf16_full_eval": (True, "in another precision than the model that is saved: leave it out"),
+    "fp16_full_eval": (True, "in another precision than the model that is saved: leave it out"),
     "logging_nan_inf_filter": (False, "is decided by on_nan"),
     "debug": ("underflow_overflow", "on_nan finds losses that are not finite"),
     "prediction_loss_only": (True, "leaves out the predictions, of which accuracy and report are made"),
@@ -287,6 +287,8 @@ ALONE = {
     "adam_beta1": (0.8, {"optim": "sgd"}),
     "adam_beta2": (0.8, {"optim": "timm/lamb"}),
     "adam_epsilon": (0.1, {"optim": "adafactor"}),
+    "eval_steps": (3, {}),
+    "save_steps": (3, {}),
     "optim_target_modules": ("all-linear", {}),
     "warmup_steps": (5, {"lr_scheduler_type": "constant"}),
     "activation_checkpointing_kwargs": ({"every_n_layers": 2}, {}),
@@ -496,7 +498,7 @@ def test_memory_is_pinned_where_it_is_asked_for(train):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="is about a machine without a GPU")
-@pytest.mark.parametrize(("name", "words"), [("fp16", "fp16: true needs a GPU"), ("tf32", "--tf32 requires Ampere")])
+@pytest.mark.parametrize(("name", "words"), [("fp16", "needs a GPU"), ("tf32", "--tf32 requires Ampere")])
 def test_what_needs_a_gpu(refused, name, words):
     with refused(words):
         parse(**{name: True})
@@ -540,13 +542,13 @@ def test_what_is_refused(refused, name):
     value, words = (REFUSALS | ELSEWHERE)[name]
     with refused(f"{name}", words):
         parse(**{name: value})
-    with refused("stages[0]: ", f"{name} is of the whole run" if name in OF_THE_RUN else words):
+    with refused("stages[0]: ", f"{name} applies to the whole run" if name in OF_THE_RUN else words):
         parse(stages=[{"train": "all", name: value}])
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_RUN))
 def test_what_is_of_the_whole_run_is_refused_in_a_stage(refused, name):
-    with refused(f"stages[0]: {name} is of the whole run: give it outside of the stages"):
+    with refused(f"stages[0]: {name} applies to the whole run: move it out of stages"):
         parse(stages=[{"train": "all", name: None}])
 
 

@@ -43,18 +43,39 @@ def test_what_is_evaluated_each_steps_is_saved(tmp_path, stages):
 
 
 def test_steps_after_which_nothing_is_chosen(tmp_path, refused):
-    with refused("stages[0]: eval_steps: 50 is more than the 6 steps", "set it to 6 or less"):
+    with refused("eval_steps: 50 is more than the 6 steps", "set it to 6 or less"):
         finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps")
     finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps", "--eval_steps", 6)
 
 
 @pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--eval_delay", 5], "eval_delay: 5 is more than the 3 epochs of training: set it to 3 or less"),
+        (["--eval_delay", 9, "--eval_strategy", "steps", "--eval_steps", 2], "more than the 6 steps of training"),
+        (["--warmup_steps", 500], "warmup_steps: 500 takes all of the 6 steps of training"),
+        (["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"power": "x"}'], "lr_scheduler_kwargs"),
+    ],
+)
+def test_what_training_is_too_short_or_not_made_for(tmp_path, refused, options, words):
+    with refused(words):
+        finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, *options)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_the_epochs_of_a_stage_win_over_the_steps_of_the_run(tmp_path):
+    stages = json.dumps([{"train": "head", "num_train_epochs": 3}, {"train": "all"}])
+    run = finetune(tmp_path / "run", *SMALL, "--max_steps", 1, "--stages", stages)
+    assert [stage["steps"] for stage in json.loads((run / "run.json").read_text())["stages"]] == [6, 1]
+
+
+@pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ({"push_to_hub": True}, "stages[1]: push_to_hub is of the whole run: give it outside of the stages"),
-        ({"bf16": True}, "stages[1]: bf16 is of the whole run"),
+        ({"push_to_hub": True}, "stages[1]: push_to_hub applies to the whole run: move it out of stages"),
+        ({"bf16": True}, "stages[1]: bf16 applies to the whole run"),
         ({"eval_strategy": "no"}, "stages[1]: early_stopping_patience needs load_best_model_at_end"),
-        ({"save_strategy": "steps"}, "stages[1]: --load_best_model_at_end requires the save and eval strategy"),
+        ({"save_strategy": "steps"}, "stages[1]: save_strategy: steps and eval_strategy: epoch differ"),
         (
             {"greater_is_better": False},
             "stages[1]: greater_is_better: false would choose the checkpoint with the worst",

@@ -183,7 +183,7 @@ def test_the_methods_of_a_recipe_over_three_seeds(tmp_path, recipe, capsys, refu
     # What a broken run leaves: it has begun, and cannot go on.
     broken = tmp_path / "lora" / "seed-6"
     broken.mkdir(parents=True)
-    (broken / "stages").write_text("in the way of a folder")
+    (broken / "evaluation").write_text("in the way of a folder")
     with refused("1 of 9 runs FAILED"):
         compare(*arguments)
     shown = capsys.readouterr().out

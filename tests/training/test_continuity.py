@@ -147,7 +147,7 @@ def test_other_classes_are_refused(killed, goes_on, refused_untouched):
 
 def test_another_precision_of_the_launcher_is_refused(goes_on, refused_untouched, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with refused_untouched("another configuration", "bf16: False there, True here"):
+    with refused_untouched("another configuration", "bf16: false there, true here"):
         goes_on()
 
 
