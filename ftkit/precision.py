@@ -47,7 +47,7 @@ def decide_precision(values: dict[str, Any]) -> tuple[dict[str, bool], list[str]
         errors.append("bf16 and fp16 are both true: keep one")
     elif not errors and decided["fp16"] and (values.get("use_cpu") or not torch.accelerator.is_available()):
         source = next(source for source, opinion in opinions.items() if opinion.get("fp16"))
-        errors.append(f"fp16: true by {source} needs a GPU, and this runs on the CPU: ask there for bf16, or for none")
+        errors.append(f"fp16: true by {source} needs a GPU, and this runs on the CPU: ask there for bf16, or none")
     return decided, errors
 
 

@@ -248,7 +248,7 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
         (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
         (["--optim", "timm/adahessian"], ["gradients of gradients"]),
         (["--lr_scheduler_type", "cosine_with_min_lr"], ["lr_scheduler_type: cosine_with_min_lr", "min_lr"]),
-        (["--dataloader_drop_last", "true", "--max_train_samples", "10"], ["per_device_train_batch_size: 32", "the 10 images fill no batch"]),
+        (["--dataloader_drop_last", "true", "--max_train_samples", "10"], ["the 10 images fill no batch"]),
         (["--resume_from_checkpoint", "no/such/folder"], ["is not a folder"]),
         (["--early_stopping_patience", "2", "--stages", '[{"train": "all", "load_best_model_at_end": false}]'],
          ["stages[0]: early_stopping_patience needs load_best_model_at_end: true"]),

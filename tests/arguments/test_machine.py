@@ -9,6 +9,8 @@ import torch
 import yaml
 from support import REPO, finetune
 
+from ftkit.config import parse_evaluation
+
 QUICK = ["--model", "mlp", "--max_steps", 1, "--eval_strategy", "no"]
 
 
@@ -30,6 +32,7 @@ def gpus(monkeypatch):
     [
         (0, {}, ["--use_cpu", "false"], ["use_cpu: false asks for a GPU", "none", "leave it out"]),
         (0, {"CUDA_VISIBLE_DEVICES": ""}, ["--use_cpu", "false"], ["use_cpu: false", "hides all"]),
+        (1, {"ACCELERATE_USE_CPU": "true"}, ["--use_cpu", "false"], ["use_cpu: false here", "true by the launcher"]),
         (0, {"CUDA_VISIBLE_DEVICES": "0"}, [], ["CUDA_VISIBLE_DEVICES: 0", "gpu_ids", "none", "cpu.yaml"]),
         (0, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, [], ["CUDA_VISIBLE_DEVICES: GPU-8932f937", "none", "cpu.yaml"]),
         (1, {"CUDA_VISIBLE_DEVICES": "0,7"}, [], ["CUDA_VISIBLE_DEVICES: 0,7", "2 GPUs", "1 GPU", "name others"]),
@@ -82,3 +85,10 @@ def test_the_launcher_s_files_on_a_machine_without_a_gpu(tmp_path, config):
     assert not (tmp_path / "run").exists()
     several = yaml.safe_load((REPO / "accelerate_configs" / f"{config}.yaml").read_text())["num_processes"] > 1
     assert ("--use_cpu true" in shown) == several
+
+
+def test_an_evaluation_for_a_gpu_that_is_not_there(gpus, monkeypatch, refused, convnet):
+    gpus(0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with refused("CUDA_VISIBLE_DEVICES: 0", "cpu.yaml"):
+        parse_evaluation(["--model", str(convnet), "--dataset", "digits"])
