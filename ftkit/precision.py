@@ -86,4 +86,6 @@ def exact_float32() -> Iterator[None]:
         yield
     finally:
         for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+            backend.fp32_precision = "none"  # as all backends are, which is what it was unless it was set alone
+            if backend.fp32_precision != precision:
+                backend.fp32_precision = precision

@@ -15,6 +15,7 @@ from ftkit.errors import ConfigError
 from ftkit.evaluation.comparing import group_runs, read_run
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
+from ftkit.precision import exact_float32
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]
@@ -152,3 +153,16 @@ def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
     run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--bf16", "true", *QUICK)
     with safe_open(run / "model" / "adapter_model.safetensors", "pt") as saved:
         assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float32}  # noqa: SIM118
+
+
+def test_exact_float32_leaves_no_switch_behind():
+    """What is read of one backend is what holds for it; to write that back would outlive a later `tf32: false`."""
+    convolutions, before = torch.backends.cudnn.conv, torch.backends.fp32_precision
+    try:
+        with exact_float32():
+            assert convolutions.fp32_precision == "ieee"
+        assert (torch.backends.fp32_precision, convolutions.fp32_precision) == (before, "tf32")
+        torch.backends.fp32_precision = "ieee"
+        assert convolutions.fp32_precision == "ieee"
+    finally:
+        torch.backends.fp32_precision = before
