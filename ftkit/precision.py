@@ -78,14 +78,14 @@ def remove_autocast(model: nn.Module) -> None:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Within, no product of float32 is rounded to TF32, which GPUs do in convolutions unless they are told."""
+    before, torch.backends.fp32_precision = torch.backends.fp32_precision, "ieee"
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    before = [backend.fp32_precision for backend in backends]
+    alone = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision != "ieee"]
     try:
-        for backend in backends:
+        for backend, _ in alone:  # which was set by itself
             backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = "none"  # as all backends are, which is what it was unless it was set alone
-            if backend.fp32_precision != precision:
-                backend.fp32_precision = precision
+        for backend, precision in alone:
+            backend.fp32_precision = precision
+        torch.backends.fp32_precision = before
