@@ -1,7 +1,7 @@
 """The configuration of a run, and the one strict loader.
 
 A recipe is a flat YAML file; every key can be overridden on the command line by its own name. Both are turned into
-arguments and read by one `HfArgumentParser` over ftkit's dataclasses and transformers' unmodified
+arguments and read by one `HfArgumentParser` over ftkit's dataclasses and transformers'
 `TrainingArguments`, so that a type, a choice or a misspelt key is judged in one place. All errors are reported at
 once, before data or model are touched.
 """
@@ -36,7 +36,7 @@ from ftkit.arguments.machine import check_machine
 from ftkit.arguments.method import PLANS, default_learning_rate
 from ftkit.arguments.training import TrainingArguments, check_training, machine_defaults, sharding_of
 from ftkit.errors import ConfigError, UserError, nearest
-from ftkit.precision import decide_precision
+from ftkit.precision import decide_precision, deepspeed_config
 from ftkit.settings import Setting, parse_setting, read_command_line, read_yaml
 
 GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, RunArguments, TrainingArguments)
@@ -163,6 +163,11 @@ def _check_together(values: dict[str, Any]) -> list[str]:
             "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
             "stopped run would keep a worse model than its best"
         )
+    if method == "adalora" and values.get("ema_decay") is not None:
+        errors.append(
+            f"ema_decay: {values['ema_decay']} brings back ranks that adalora has given away: leave it out, or use "
+            "method: lora"
+        )
     if values.get("save_only_model") and values.get("on_nan") == "rollback":
         errors.append(
             "on_nan: rollback goes back to the optimizer of a checkpoint, which save_only_model: true leaves out: use "
@@ -182,6 +187,10 @@ def _check_sharded(values: dict[str, Any]) -> list[str]:
         ]
     if len(kinds := sharding_of(values)) > 1:
         return [f"{' and '.join(kinds)} each cut a model into pieces: keep one of them"]
+    source, pieces = deepspeed_config(values)
+    if own := [key for key in ("optimizer", "scheduler") if key in pieces]:
+        keys = {"optimizer": "optim, learning_rate and weight_decay", "scheduler": "lr_scheduler_type"}
+        return [f"{source}: its {key} would be ignored: remove it there, and set {keys[key]}" for key in own]
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     errors = [f"{key}: {values[key]}" for key, usual in whole.items() if values.get(key, usual) != usual]
     errors += ["method: adalora"] if values.get("method") == "adalora" else []
@@ -318,7 +327,7 @@ def parse_evaluation(arguments: list[str]) -> tuple[DataArguments, EvaluationArg
         recipe = []
     values = _read_values(parser, recipe + overrides, errors)
     data, evaluation = _build_checked(groups, values, errors)
-    errors += check_machine(values)
+    errors += check_machine(values, takes_use_cpu=False)
     if errors:
         raise ConfigError(errors)
     return data, evaluation

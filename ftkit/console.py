@@ -44,10 +44,10 @@ def say_idle_gpus(args: TrainingArguments) -> None:
     """Tell that one of several GPUs is used, and how all would be."""
     if args.idle_gpus:
         logger.warning(
-            "  %s is used, and %d more GPUs are not; all are with\n"
+            "  only %s is used, of %d GPUs; to use all:\n"
             "    accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes %d …",
             args.device,
-            args.idle_gpus,
+            args.idle_gpus + 1,
             args.idle_gpus + 1,
         )
 

@@ -53,16 +53,23 @@ def decide_precision(values: dict[str, Any]) -> tuple[dict[str, bool], list[str]
 
 def _of_deepspeed(values: dict[str, Any]) -> dict[str, dict[str, bool]]:
     """What a DeepSpeed file says; `auto` leaves it to the others."""
+    source, config = deepspeed_config(values)
+    enabled = {half: config[half]["enabled"] for half in HALVES if "enabled" in (config.get(half) or {})}
+    return {source: {half: value for half, value in enabled.items() if isinstance(value, bool)}} if enabled else {}
+
+
+def deepspeed_config(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The DeepSpeed file of a recipe or of the launcher: its name, and what it says. Nothing where there is none, or
+    where it cannot be read, which has a check of its own."""
     given = values.get("deepspeed") or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if not given or given == "none":
-        return {}
+        return "", {}
+    inline = isinstance(given, dict) or "{" in given
     try:
-        config = given if isinstance(given, dict) else json.loads(given if "{" in given else Path(given).read_text())
-        enabled = {half: config[half]["enabled"] for half in HALVES if "enabled" in config.get(half, {})}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}  # its own check says what is wrong with it
-    source = "deepspeed" if isinstance(given, dict) or "{" in given else str(given)
-    return {source: {half: value for half, value in enabled.items() if isinstance(value, bool)}}
+        config = given if isinstance(given, dict) else json.loads(given if inline else Path(given).read_text())
+    except (OSError, ValueError):
+        return "", {}
+    return "deepspeed" if inline else str(given), config if isinstance(config, dict) else {}
 
 
 def precision_of(args: TrainingArguments) -> str:
@@ -71,8 +78,12 @@ def precision_of(args: TrainingArguments) -> str:
 
 
 def remove_autocast(model: nn.Module) -> None:
-    """Take off the autocast that accelerate's `prepare` puts around `forward`, and leaves there."""
+    """Take off the autocast that accelerate's `prepare` puts around `forward`, and leaves there.
+
+    Without its mark the model is prepared anew in the next stage, for autocast and for `torch.compile`.
+    """
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    vars(model).pop("_is_accelerate_prepared", None)
 
 
 @contextmanager

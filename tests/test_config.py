@@ -370,6 +370,7 @@ CONTRADICTIONS = [
     ({"save_strategy": "steps"}, "save"),
     ({"eval_strategy": "steps", "eval_steps": 10, "save_steps": 15}, "multiple"),
     ({"bf16": True, "fp16": True}, "fp16"),
+    ({"method": "adalora", "model": "timm/test_vit", "ema_decay": 0.9}, "ema_decay: 0.9 brings back ranks"),
     ({"lr_scheduler_kwargs": "fast"}, "lr_scheduler_kwargs"),
 ]
 

@@ -235,7 +235,7 @@ def test_one_of_several_gpus_is_used(tmp_path, no_report, pretended, monkeypatch
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 4)
     finetune(tmp_path / "run", *TINY, "--num_train_epochs", 1)
     shown = capsys.readouterr().out
-    assert "3 more GPUs are not" in shown and "multi_gpu.yaml --num_processes 4" in shown
+    assert "of 4 GPUs" in shown and "multi_gpu.yaml --num_processes 4" in shown
 
 
 def test_no_other_gpu_is_woken_up(tmp_path, no_report, convnet, monkeypatch):

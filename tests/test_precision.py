@@ -166,3 +166,27 @@ def test_exact_float32_leaves_no_switch_behind():
         assert convolutions.fp32_precision == "ieee"
     finally:
         torch.backends.fp32_precision = before
+
+
+def test_every_stage_trains_in_the_precision_of_the_run(tmp_path, monkeypatch):
+    seen, forward = [], torch.nn.Linear.forward
+
+    def watched(self, values):
+        out = forward(self, values)
+        if self.training:
+            seen.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    stages = '[{"train": "head"}, {"train": "all"}, {"train": "all"}]'
+    finetune(
+        tmp_path / "run", "--model", "mlp", "--stages", stages, "--cache_features", "false", "--bf16", "true", *QUICK
+    )
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("key", ["optimizer", "scheduler"])
+def test_what_a_deepspeed_file_cannot_decide(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=f"ds.json: its {key} would be ignored: remove it there, and set"):
+        parse(tmp_path, deepspeed={"zero_optimization": {"stage": 2}, key: {"type": "Adam"}})

@@ -23,6 +23,8 @@ OF_THE_RUN = frozenset(
     (
         *("output_dir", "seed", "full_determinism", "resume_from_checkpoint"),
         *("use_cpu", "bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+        *("dataloader_persistent_workers", "dataloader_multiprocessing_context"),
         *("accelerator_config", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "ddp_timeout"),
         *("log_level", "log_level_replica", "log_on_each_node", "disable_tqdm"),
         *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
@@ -94,7 +96,7 @@ def _takes_betas(values: Values) -> bool:
     """Whether the optimizer reads `adam_beta1` and the like."""
     optim = str(values.get("optim", "adamw_torch_fused"))
     others = ("timm/", "galore", "grokadamw", "lomo")
-    return ("adam" in optim or "lion" in optim) and not any(part in optim for part in others)
+    return any(part in optim for part in ("adam", "lion", "ademamix")) and not any(part in optim for part in others)
 
 
 def _checkpoints_activations(values: Values) -> bool:

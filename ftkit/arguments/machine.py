@@ -9,11 +9,12 @@ _ON_CPU = "launch with --config_file accelerate_configs/cpu.yaml"
 _HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 
 
-def check_machine(values: dict[str, Any]) -> list[str]:
+def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[str]:
     """What the configuration or the launcher asks of this machine and it does not have, one sentence each.
 
     Args:
         values: the configuration by key; `use_cpu` counts.
+        takes_use_cpu: whether `use_cpu` is a key of it.
     """
     on_cpu = bool(values.get("use_cpu")) or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
     if on_cpu and values.get("use_cpu") is False:
@@ -31,8 +32,8 @@ def check_machine(values: dict[str, Any]) -> list[str]:
         ]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     if processes > count:
-        few = f"or add --use_cpu true to run {processes} on the CPU"
-        fix = f"launch with --num_processes {count}, {few}" if count else f"{_ON_CPU}, {few}"
+        few = f", or add --use_cpu true to run {processes} on the CPU" if takes_use_cpu else ""
+        fix = (f"launch with --num_processes {count}" if count else _ON_CPU) + few
         return [f"num_processes: {processes} on this machine need a GPU each, and torch finds {_found(count)}: {fix}"]
     if values.get("use_cpu") is False and not count:
         return [f"use_cpu: false asks for a GPU, and torch finds {_found(count)}: leave it out, or set it to true"]

@@ -10,6 +10,7 @@ import torch
 from scipy.special import betaincinv
 
 from ftkit.data.augment import below, random_bits
+from ftkit.data.pixel_ops import real
 
 _POWER = 12  # of two: the pieces of equal probability by which a Beta distribution is drawn from
 _BITS = 32 - _POWER
@@ -58,9 +59,9 @@ class Mixing:
     def _draw(self, cut: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
         """float64 (B,), distributed as Beta: the inverse of its distribution function, linear within each piece."""
         if self.quantiles.device != bits.device:
-            self.quantiles = self.quantiles.to(bits.device)
+            self.quantiles = self.quantiles.to(bits.device, real(bits.device))
         piece, within = bits >> _BITS, (bits & (2**_BITS - 1)) / 2**_BITS
-        return torch.lerp(self.quantiles[cut, piece], self.quantiles[cut, piece + 1], within.double())
+        return torch.lerp(self.quantiles[cut, piece], self.quantiles[cut, piece + 1], within.to(self.quantiles.dtype))
 
 
 def _outside_of_boxes(images: torch.Tensor, stays: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -71,4 +72,4 @@ def _outside_of_boxes(images: torch.Tensor, stays: torch.Tensor, bits: torch.Ten
         begin = below(bits[:, axis : axis + 1], side) - length // 2
         at = torch.arange(side, device=images.device)
         inside.append((at >= begin) & (at < begin + length))
-    return (~(inside[0].unsqueeze(2) & inside[1].unsqueeze(1))).double().unsqueeze(1)
+    return (~(inside[0].unsqueeze(2) & inside[1].unsqueeze(1))).to(stays.dtype).unsqueeze(1)

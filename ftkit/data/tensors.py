@@ -255,7 +255,7 @@ def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.nd
         listed = "\n".join(f"  - {bad['file']}: {bad['reason']}" for bad in skipped[:10])
         raise UserError(
             f"{len(skipped)} of {len(dataset)} images do not decode:\n{listed}\n"
-            "mend or remove them, or leave them out with --on_bad_image skip"
+            "fix or remove them, or leave them out with --on_bad_image skip"
         )
     if len(skipped) == len(dataset):
         raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")

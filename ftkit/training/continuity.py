@@ -87,8 +87,8 @@ class Fingerprint:
         told, here = [], self.same
         if there["processes"] != here["processes"]:
             told.append(
-                f"was written by {there['processes']} processes, and these are {here['processes']}, whose batches "
-                "would be others: start as many"
+                f"was written by {there['processes']} processes, and this run has {here['processes']}, which would "
+                f"draw other batches: launch with --num_processes {there['processes']}"
             )
         if there["precision"] != here["precision"]:
             told.append(
@@ -96,7 +96,7 @@ class Fingerprint:
                 "same mixed_precision"
             )
         if there["weights"] != here["weights"]:
-            told.append("began with other weights than those of this model: bring the weights to start from back")
+            told.append("started from other weights than this model's: start from the same weights again")
         return told
 
     def _other_data(self, there: dict[str, Any], folder: Path) -> list[str]:

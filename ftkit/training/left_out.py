@@ -9,7 +9,8 @@ class Undo:
     """Undoes steps of an optimizer, where the device finds that they are to be undone.
 
     A step is taken in any case; before it, what it changes on the device is copied: weights, and all that the
-    optimizer keeps for them. What the host counts, such as Adam's steps, goes on, as the schedule does.
+    optimizer keeps for them. Steps that an optimizer counts on the host go on, as the schedule does; a fused one's do
+    not.
 
     Attributes:
         possible: whether the optimizer has taken a step, and with it has all that it keeps.

@@ -138,8 +138,8 @@ def _check_stage(where: str, args: TrainingArguments, images: int) -> None:
     if steps == 0:
         raise UserError(
             f"{where}per_device_train_batch_size: {args.per_device_train_batch_size} on {args.world_size} processes: "
-            f"the {images} images fill no batch, and dataloader_drop_last: true leaves the rest out: take smaller "
-            "batches, or leave it out"
+            f"the {images} images fill no batch, and dataloader_drop_last: true leaves them out: lower "
+            "per_device_train_batch_size, or set dataloader_drop_last: false"
         )
     by_steps = args.eval_strategy == "steps"
     length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")

@@ -20,16 +20,25 @@ logger = logging.getLogger(__name__)
 CHANGES_NOTHING = {
     "output_dir",
     "cache_dir",
+    "dataloader_multiprocessing_context",
     "dataloader_num_workers",
+    "dataloader_persistent_workers",
+    "dataloader_pin_memory",
     "dataloader_prefetch_factor",
+    "ddp_timeout",
+    "disable_tqdm",
+    "eval_accumulation_steps",
     "hub_license",
     "hub_model_id",
     "hub_private_repo",
     "hub_revision",
     "on_nan",  # unless a run stopped for it, and is to go on
     "push_to_hub",
+    "project",
     "report_to",
+    "run_name",
     "save_total_limit",
+    "torch_empty_cache_steps",
     "use_cpu",
 }
 _ENTRIES = ("config.yaml", "data.safetensors", "run.json", "stages", "model", "evaluation")

@@ -88,8 +88,8 @@ def _alone(images: int, args: TrainingArguments) -> str:
         f"set dataloader_drop_last: true, or per_device_train_batch_size: {smaller}" if smaller else "take more images"
     )
     return (
-        f"one of the {images:,} images makes a batch alone, and BatchNorm needs two: {fix}; with --overwrite true, "
-        "since the run has begun"
+        f"the last of the {images:,} images makes a batch alone, and BatchNorm needs two: {fix}. The run's folder "
+        "exists by now: add --overwrite true"
     )
 
 
@@ -388,7 +388,8 @@ class ImageTrainer(CheckpointingTrainer):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise UserError(_alone(len(self.train_dataset), self.args)) from error
-        self._share_buffers()
+        if not self.sharded:
+            self._share_buffers()
         output.metrics["waiting_for_data"] = self._share_of_waiting(output.metrics.get("train_runtime", 0.0))
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if self.sharded and (kept := best or (stopped and checkpoint)):
@@ -425,8 +426,6 @@ class ImageTrainer(CheckpointingTrainer):
     def _leave_plain(self, model: nn.Module) -> None:
         """Take from a model what the arguments of one stage have put around it, and those of the next may not."""
         remove_autocast(model)
-        if self.args.torch_compile:  # accelerate takes what bears this mark for compiled, in the next stage too
-            vars(model).pop("_is_accelerate_prepared", None)
         if self.args.gradient_checkpointing:  # the name of old, which mirrors activation_checkpointing
             model.activation_checkpointing_disable()
 
@@ -485,7 +484,7 @@ class ImageTrainer(CheckpointingTrainer):
 
     def _say_left_out(self, update: NotFinite) -> None:
         self.progress.left_out += 1
-        logger.warning("  %s: this update is left out", update)
+        logger.warning("  the gradient is not finite, and this update is left out: %s", update)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, after a look at the losses since the last time; the mean is over images, not over steps."""
@@ -534,12 +533,16 @@ class ImageTrainer(CheckpointingTrainer):
         )
 
     def _weights_are_finite(self) -> bool:
-        return self.sharded or all(bool(weights.isfinite().all()) for weights in trained_weights(self.model))
+        kept = (
+            *trained_weights(self.model),
+            *self.model.buffers(),
+        )  # a forward pass moves those, even if it overflows
+        return self.sharded or all(bool(tensor.isfinite().all()) for tensor in kept)
 
     def _roll_back(self, checkpoint: Path) -> None:
         """Take weights and optimizer from a checkpoint; the schedule, the order of images and the log go on."""
         schedule = self.lr_scheduler.state_dict()
-        self._load_weights(checkpoint)
+        self._load_from_checkpoint(checkpoint)
         self._load_optimizer_and_scheduler(str(checkpoint))
         self.lr_scheduler.load_state_dict(schedule)
         self._take_rates_of_schedule()

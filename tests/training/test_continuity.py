@@ -160,7 +160,7 @@ def test_other_weights_to_start_from_are_refused(tmp_path, refused):
     interrupt(finetune(tmp_path / "run", *options))
     shutil.rmtree(tmp_path / "base")
     (tmp_path / "other").rename(tmp_path / "base")
-    with refused("began with other weights", "bring the weights to start from back"):
+    with refused("started from other weights", "start from the same weights again"):
         finetune(tmp_path / "run", *options)
 
 
