@@ -109,13 +109,13 @@ def _plain(value: Any) -> Any:
 def _defaults(values: dict[str, Any]) -> dict[str, Any]:
     """`values` over what ftkit sets of `TrainingArguments`: evaluate each epoch, keep the best checkpoint."""
     defaults: dict[str, Any] = {
-        "eval_strategy": "epoch",
+        "eval_strategy": "steps" if values.get("eval_steps") else "epoch",
         "per_device_eval_batch_size": 256,
         "logging_steps": 50,
         "save_total_limit": 1,
         "learning_rate": default_learning_rate(values.get("method", MethodArguments.method)),
     }
-    strategy = values.get("eval_strategy", "epoch")
+    strategy = values.get("eval_strategy", defaults["eval_strategy"])
     defaults["save_strategy"] = "epoch" if strategy == "no" else strategy
     if strategy == "steps":
         defaults["eval_steps"] = values.get("logging_steps", defaults["logging_steps"])

@@ -253,17 +253,21 @@ def test_null_of_a_number_on_the_command_line(recipe):
 
 
 @pytest.mark.parametrize(
-    ("text", "without"),
-    [
-        ("eval_steps: 3", "eval_strategy: steps"),
-        ("save_steps: 3", "eval_strategy: steps"),
-        ("stages: [{train: head, eval_steps: 3}]", "eval_strategy: steps"),
-    ],
+    "text", ["eval_steps: 3", "save_steps: 3", "stages: [{train: head, eval_steps: 3}]"], ids=["eval", "save", "stage"]
 )
-def test_steps_without_their_strategy_are_refused(recipe, text, without):
-    with pytest.raises(ConfigError, match=rf"_steps: 3(\.0)? has no effect without {without}"):
-        recipe(text)
+def test_steps_without_their_strategy_are_refused(recipe, text):
+    with pytest.raises(ConfigError, match=r"_steps: 3(\.0)? has no effect without eval_strategy: steps"):
+        recipe(f"eval_strategy: epoch\n{text}")
     recipe(f"eval_strategy: steps\n{text}\nsave_strategy: steps\nlogging_steps: 3")
+
+
+def test_evaluations_each_steps_need_no_strategy(recipe):
+    args = recipe("eval_steps: 3").training
+    assert (args.eval_strategy, args.save_strategy, args.eval_steps, args.save_steps) == ("steps", "steps", 3, 3)
+
+
+def test_another_strategy_than_a_recipes(recipe):
+    recipe("eval_strategy: no\nsave_strategy: steps\nsave_steps: 1", "--save_strategy", "no")
 
 
 @pytest.mark.parametrize("text", ["lerning_rate:", "lerning_rate: null", "lerning_rate: ~"])

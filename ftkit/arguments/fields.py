@@ -108,7 +108,8 @@ def _warms_up(values: Values) -> bool:
 
 
 def _by_steps(*strategies: str) -> Callable[[Values], bool]:
-    return lambda values: any(values.get(name) == "steps" for name in strategies)
+    """Whether one of them counts steps, or is switched off, as one of a recipe may be."""
+    return lambda values: any(values.get(name) in ("steps", "no") for name in strategies)
 
 
 def _on_accelerator(values: Values) -> bool:

@@ -287,7 +287,7 @@ ALONE = {
     "adam_beta1": (0.8, {"optim": "sgd"}),
     "adam_beta2": (0.8, {"optim": "timm/lamb"}),
     "adam_epsilon": (0.1, {"optim": "adafactor"}),
-    "eval_steps": (3, {}),
+    "eval_steps": (3, {"eval_strategy": "epoch"}),
     "save_steps": (3, {}),
     "optim_target_modules": ("all-linear", {}),
     "warmup_steps": (5, {"lr_scheduler_type": "constant"}),
