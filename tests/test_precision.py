@@ -1,13 +1,15 @@
 """One precision a run, whoever asks for it: recorded, part of every comparison, and gone from what is saved."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support import assert_reloads, finetune, interrupt, load_recipe_script
+from support import REPO, assert_reloads, finetune, interrupt, load_recipe_script
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from ftkit.config import parse_config
@@ -15,7 +17,6 @@ from ftkit.errors import ConfigError
 from ftkit.evaluation.comparing import group_runs, read_run
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
-from ftkit.precision import exact_float32
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]
@@ -157,15 +158,11 @@ def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
 
 def test_exact_float32_leaves_no_switch_behind():
     """What is read of one backend is what holds for it; to write that back would outlive a later `tf32: false`."""
-    convolutions, before = torch.backends.cudnn.conv, torch.backends.fp32_precision
-    try:
-        with exact_float32():
-            assert convolutions.fp32_precision == "ieee"
-        assert (torch.backends.fp32_precision, convolutions.fp32_precision) == (before, "tf32")
-        torch.backends.fp32_precision = "ieee"
-        assert convolutions.fp32_precision == "ieee"
-    finally:
-        torch.backends.fp32_precision = before
+    lines = ["import torch", "from ftkit.precision import exact_float32", "conv = torch.backends.cudnn.conv",
+             "with exact_float32():", "    print(conv.fp32_precision)", "print(conv.fp32_precision)",
+             "torch.backends.fp32_precision = 'ieee'", "print(conv.fp32_precision)"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, cwd=REPO)
+    assert done.stdout.split() == ["ieee", "tf32", "ieee"], done.stderr[-2000:]
 
 
 def test_every_stage_trains_in_the_precision_of_the_run(tmp_path, monkeypatch):

@@ -195,7 +195,10 @@ class CheckpointingTrainer(Trainer):
             super()._load_best_model()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        checkpoint = Path(resume_from_checkpoint)
+        self._load_weights(Path(resume_from_checkpoint), model)
+        self.progress.load(Path(resume_from_checkpoint))
+
+    def _load_weights(self, checkpoint: Path, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(str(checkpoint), model)
         restore_ranks_of(self.model, checkpoint)
         if self.average is not None:

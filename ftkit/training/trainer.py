@@ -533,16 +533,14 @@ class ImageTrainer(CheckpointingTrainer):
         )
 
     def _weights_are_finite(self) -> bool:
-        kept = (
-            *trained_weights(self.model),
-            *self.model.buffers(),
-        )  # a forward pass moves those, even if it overflows
+        # A forward pass moves buffers even if it overflows.
+        kept = (*trained_weights(self.model), *self.model.buffers())
         return self.sharded or all(bool(tensor.isfinite().all()) for tensor in kept)
 
     def _roll_back(self, checkpoint: Path) -> None:
         """Take weights and optimizer from a checkpoint; the schedule, the order of images and the log go on."""
         schedule = self.lr_scheduler.state_dict()
-        self._load_from_checkpoint(checkpoint)
+        self._load_weights(checkpoint)
         self._load_optimizer_and_scheduler(str(checkpoint))
         self.lr_scheduler.load_state_dict(schedule)
         self._take_rates_of_schedule()

@@ -148,9 +148,10 @@ WORKS = {
     "dataloader_multiprocessing_context": Works(
         "spawn",
         "spawn",
-        lambda stage: stage.trainer.get_train_dataloader().multiprocessing_context.get_start_method(),
+        lambda stage: getattr(
+            stage.trainer.get_train_dataloader().multiprocessing_context, "get_start_method", lambda: None
+        )(),
         {"dataloader_num_workers": 1},
-        {"dataloader_multiprocessing_context": "fork"},
     ),
     # the learning rate
     "learning_rate": Works(0.5, 0.5, group("initial_lr")),
