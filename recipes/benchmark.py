@@ -142,7 +142,7 @@ class Task(NamedTuple):
 
     def model(self) -> PreTrainedModel:
         """ftkit's model with random weights."""
-        return build_model(self.config.model, self.images.class_names, self.info, pretrained=False)[0]
+        return build_model(self.config.model, self.images.task.names, self.info, pretrained=False)[0]
 
     def normalizer(self) -> Normalize8Bit:
         """From uint8 to what the models take."""
@@ -307,7 +307,7 @@ class TutorialDataset(TorchDataset):
 
 def plain_model(task: Task) -> nn.Module:
     """The layers of ftkit's MLP as a tutorial writes them."""
-    features, classes = math.prod(task.images.shape), len(task.images.class_names)
+    features, classes = math.prod(task.images.shape), len(task.images.task.names)
     layers = nn.Flatten(), nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
     return nn.Sequential(*layers).to(task.device)
 
@@ -361,7 +361,7 @@ def ftkit(task: Task) -> ImageTrainer:
     set_up_loading(args, {"train": images}, None)  # it may move the images to an accelerator
     model = task.model()
     settings = parameter_settings(model, layer_groups(model), args.learning_rate, config.method, config.loss)
-    objective = Objective(config.loss, settings, len(images.class_names), config.data.augment or [])
+    objective = Objective(config.loss, settings, config.data.augment or [])
     return ImageTrainer(model, args, task.normalizer(), objective, images)
 
 

@@ -103,8 +103,8 @@ def main(arguments: list[str]) -> None:
         record = describe_run(config, images, parameters, flops, stages, seconds=time.monotonic() - started)
         write_report(folder, record)
         write_card(folder, record=record)
-        write_run_record(folder, record, metrics)  # last: by it a run counts as finished
-    next_steps(folder, record, metrics)
+        write_run_record(folder, record, test.task, metrics)  # last: by it a run counts as finished
+    next_steps(folder, record, test.task, metrics)
 
     if config.pushes:
         from ftkit.hub.push import push

@@ -21,6 +21,7 @@ ROAD = [
     "statistics",
     "config",
     "console",
+    "tasks",
     "data",
     "models",
     "methods",

@@ -45,8 +45,8 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
             f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files, and would be "
             f"drawn at random: {listed}{_changed(model, record)}"
         )
-    if answer["labels"] != predictions.class_names:
-        there, here = answer["labels"], predictions.class_names
+    if answer["labels"] != predictions.task.names:
+        there, here = answer["labels"], predictions.task.names
         wrong = next((pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]), (len(here), len(there)))
         raise UserError(
             f"{model} must not be pushed: its labels are not those of the evaluation: {wrong[1]!r} in the place of "

@@ -276,7 +276,7 @@ def run_plan(
         with only_training(model, trained, stage.train, config.method.train_batchnorm_stats):
             augment, on_nan = config.data.augment or [], config.job.on_nan
             before = _steps_of_adapters(plan.stages[:number], len(train))
-            objective = Objective(config.loss, settings, len(train.class_names), augment, on_nan, before)
+            objective = Objective(config.loss, settings, augment, on_nan, before)
             trainer = _trainer(config, model, list(groups)[-1], stage, args, objective, normalize, train, validation)
             trainer.fingerprint = resumption.fingerprint
             if args.process_index == 0:

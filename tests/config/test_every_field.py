@@ -421,7 +421,7 @@ def train(tmp_path, monkeypatch):
         falling = (
             {"accuracy": 1 / n, "loss": 1 / n} for n in itertools.count(1)
         )  # the one is worse, the other better
-        monkeypatch.setattr(training, "accuracy_and_loss", lambda _: next(falling))
+        monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: next(falling))
         given = BASE | {"output_dir": str(tmp_path / "run")} | given
         if given["model"] == "VIT":
             given["model"] = save_vit(tmp_path / "vit")

@@ -230,11 +230,11 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
                "--learning_rate", 0.01, "--metric_for_best_model", "accuracy"]  # fmt: skip
     patched = []
 
-    def falling(self):
+    def falling(*_):
         patched.append({"accuracy": 1 / (1 + len(patched)), "loss": 1.0})
         return patched[-1]
 
-    monkeypatch.setattr("ftkit.training.trainer.accuracy_and_loss", falling)
+    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", falling)
     one = finetune(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
                    "--warmup_steps", 0)  # fmt: skip
     patched.clear()
