@@ -67,16 +67,16 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from ftkit.config import Config, parse_config
+from ftkit.config.loader import Config, parse_config
 from ftkit.console import banner, fact, set_up_console
-from ftkit.data.augment import augment
-from ftkit.data.decoding import Decoder, cores
-from ftkit.data.engine import set_up_loading
-from ftkit.data.images import ImageInfo, column, describe_images, encoded, open_image
-from ftkit.data.pixels import Normalize8Bit, channel_statistics, normalizer
-from ftkit.data.sources import load_data
-from ftkit.data.stream import StreamedImages
-from ftkit.data.tensors import Images, ImageTensors, image_tensors
+from ftkit.data.augmentation.augment import augment
+from ftkit.data.feeding.engine import set_up_loading
+from ftkit.data.feeding.stream import StreamedImages
+from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
+from ftkit.data.pixels.decoding import Decoder, cores
+from ftkit.data.pixels.images import ImageInfo, column, describe_images, encoded, open_image
+from ftkit.data.pixels.normalize import Normalize8Bit, channel_statistics, normalizer
+from ftkit.data.sources.load import load_data
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
