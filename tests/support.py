@@ -15,6 +15,7 @@ from ftkit.evaluation.predictions import read_predictions, write_metrics, write_
 from ftkit.tasks import Predictions, SingleLabel
 
 REPO = Path(__file__).resolve().parents[1]
+TEXTS = [REPO / "README.md", *sorted((REPO / "recipes").rglob("*.md"))]  # what users read
 
 
 def load_recipe_script(name: str) -> ModuleType:
