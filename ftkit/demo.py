@@ -261,7 +261,16 @@ def write_space(
         save_model(model, classifier.processor, folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
-    parts = (classifier.task.probabilities, tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
+    parts = (
+        classifier.task.probabilities,
+        tell_apart,
+        check_decodable,
+        to_mode,
+        to_8_bit,
+        fit_drawing,
+        build_page,
+        serve,
+    )
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     app = _APP.format(
         title=title,

@@ -74,13 +74,14 @@ from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.decoding import Decoder, cores
-from ftkit.data.pixels.images import ImageInfo, column, describe_images, encoded, open_image
+from ftkit.data.pixels.images import ImageInfo, describe_images, encoded, open_image
 from ftkit.data.pixels.normalize import Normalize8Bit, channel_statistics, normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model, fit_normalization
+from ftkit.tasks.columns import column
 from ftkit.training.provenance import environment
 from ftkit.training.trainer import ImageTrainer, Objective
 

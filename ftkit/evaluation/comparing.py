@@ -141,7 +141,7 @@ def _name(run: Run, apart: list[str]) -> str:
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
-    """Write `comparison.html`, `.md` and `.json` into a folder, and return what they say.
+    """Write `comparison.html`, `.md` and `.json` into a folder, and return what the page is made of.
 
     Raises:
         UserError: a run stands there twice, the runs were not tested on the same images and classes, or none is
@@ -176,7 +176,7 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
         "names": {row["letter"]: row["name"] for row in rows},
     }
     write_pages(folder, "comparison", content)
-    return result
+    return content
 
 
 def _letters():

@@ -56,11 +56,11 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     differences = np.abs(given - expected).max(axis=1)
     allowed = _TOLERANCE * max(float(expected.std()), 1e-3)
     if not (differences <= allowed).all():
-        worst = int(np.argmax(differences))
+        worst, file = max(zip(differences.tolist(), samples.values(), strict=True))
         raise UserError(
             f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
-            f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {differences[worst]:.3g} "
-            f"({list(samples.values())[worst]}; {allowed:.2g} is allowed): its pixels are resized or normalised "
+            f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {worst:.3g} "
+            f"({file}; {allowed:.2g} is allowed): its pixels are resized or normalised "
             f"otherwise, or its weights are others{_changed(model, record)}"
         )
     return float(differences.max())
