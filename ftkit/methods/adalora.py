@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
+from ftkit.config import LossArguments
 from ftkit.errors import UserError
 from ftkit.methods.adapter_hooks import AdapterHooks
 
@@ -86,6 +87,21 @@ class RankAllocation(TrainerCallback):
 
 class AdaLora(AdapterHooks):
     """AdaLoRA's schedule of ranks, its regularisation, and the importance of ranks, which no weight holds."""
+
+    def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
+        """An average of weights, and weights in pieces."""
+        errors = []
+        if loss.ema_decay is not None:
+            errors.append(
+                f"ema_decay: {loss.ema_decay} brings back ranks that adalora has given away: leave it out, or use "
+                "method: lora"
+            )
+        if sharded:
+            errors.append(
+                "method: adalora needs whole weights, which FSDP and DeepSpeed cut into pieces: leave it out, or "
+                "launch with accelerate_configs/multi_gpu.yaml"
+            )
+        return errors
 
     def options(self, given: dict[str, Any], steps: int) -> dict[str, Any]:
         """The schedule over all steps: ranks fall after the first tenth, until a third is left.

@@ -8,12 +8,23 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
+from ftkit.config import LossArguments
+
 
 class AdapterHooks:
     """Does nothing, which is right for most adapters; a subclass overrides what its adapter needs.
 
     `ftkit.methods.adapter_kinds.HOOKS` says which adapter has which.
     """
+
+    def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
+        """What the adapter does not go with, a sentence each.
+
+        Args:
+            loss: of the run.
+            sharded: whether FSDP or DeepSpeed cut the model into pieces.
+        """
+        return []
 
     def options(self, given: dict[str, Any], steps: int) -> dict[str, Any]:
         """Defaults of the adapter's options, which may depend on the optimizer steps in which adapters train.

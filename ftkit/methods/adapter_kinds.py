@@ -34,9 +34,12 @@ def adapter_configs() -> dict[str, type]:
 
 def hooks_of(model: nn.Module) -> AdapterHooks:
     """What the adapters of a model do in training; for a model without adapters, nothing."""
-    if not isinstance(model, PeftModel):
-        return _NO_HOOKS
-    return HOOKS.get(model.active_peft_config.peft_type.value.lower(), _NO_HOOKS)
+    return hooks_for(model.active_peft_config.peft_type.value.lower()) if isinstance(model, PeftModel) else _NO_HOOKS
+
+
+def hooks_for(method: str) -> AdapterHooks:
+    """What a method's adapters do in training."""
+    return HOOKS.get(method, _NO_HOOKS)
 
 
 def adapter_options(args: MethodArguments, steps: int) -> dict[str, Any]:
@@ -48,8 +51,8 @@ def adapter_options(args: MethodArguments, steps: int) -> dict[str, Any]:
     Raises:
         UserError: options contradict each other, or the training is too short for the adapter.
     """
-    given, hooks = args.adapter_args or {}, HOOKS.get(args.method, _NO_HOOKS)
-    return _DEFAULTS.get(args.method, {}) | hooks.options(given, steps) | given
+    given = args.adapter_args or {}
+    return _DEFAULTS.get(args.method, {}) | hooks_for(args.method).options(given, steps) | given
 
 
 def adapter_config(method: str, options: dict[str, Any]) -> PeftConfig:

@@ -1,19 +1,21 @@
-"""What is wrong with the names that a recipe may give: methods, options of adapters, what trains."""
+"""What is wrong with the method of a configuration: its name, the options of adapters, what trains."""
 
-from ftkit.config import MethodArguments
+from ftkit.config import OWN_MODELS, MethodArguments, weights_file
+from ftkit.config.loader import Config
+from ftkit.config.training import sharding_of
 from ftkit.errors import nearest
-from ftkit.methods.adapter_kinds import adapter_configs, check_adapter_args
-from ftkit.methods.plan import METHODS, is_adapter
+from ftkit.methods.adapter_kinds import adapter_configs, check_adapter_args, hooks_for
+from ftkit.methods.plan import METHODS, is_adapter, starts_from_trained_weights
 from ftkit.methods.trainable import check_train
 
 
-def check(method: MethodArguments) -> list[str]:
-    """Everything that is wrong with a method and its stages, a sentence each.
+def check(config: Config) -> list[str]:
+    """Everything that is wrong with the method, its stages, and what it does not go with, a sentence each.
 
     Args:
-        method: whose types and forms are right, as `MethodArguments.check` finds.
+        config: whose types and forms are right, as `MethodArguments.check` finds.
     """
-    name = method.method
+    method, name = config.method, config.method.method
     if is_adapter(name) and name not in adapter_configs():
         valid = [*METHODS, *adapter_configs()]
         return [f"method: {name!r} is unknown{nearest(name, valid)}: expected {', '.join(valid)}"]
@@ -23,7 +25,8 @@ def check(method: MethodArguments) -> list[str]:
     for number, stage in enumerate(method.stages or []):
         if wrong := check_train(stage["train"], is_adapter(name)):
             errors.append(f"stages[{number}].train: {wrong}")
-    return errors
+    sharded = bool(sharding_of(vars(config.training)))
+    return errors + _check_weights(config) + hooks_for(name).contradictions(config.loss, sharded)
 
 
 def _check_adapter(method: MethodArguments) -> list[str]:
@@ -41,9 +44,25 @@ def _check_plan(method: MethodArguments) -> list[str]:
         for option in ("adapter_args", "merge_adapters")
         if getattr(method, option)
     ]
-    if method.stages is not None and method.method not in ("scratch", "full"):
+    if method.stages is not None and not METHODS[method.method].takes_stages:
         errors.append(
-            f"stages and method: {method.method} contradict each other: with stages of your own, method is scratch or "
-            "full, which says where the weights come from, or an adapter of peft"
+            f"stages and method: {method.method} contradict each other: with stages of your own, method is "
+            f"{' or '.join(name for name, row in METHODS.items() if row.takes_stages)}, which says where the weights "
+            "come from, or an adapter of peft"
         )
     return errors
+
+
+def _check_weights(config: Config) -> list[str]:
+    """Whether the method starts from weights that the model has."""
+    name, model, file = config.method.method, config.model.model, weights_file(config.model.model)
+    if starts_from_trained_weights(name) and model in OWN_MODELS:
+        return [
+            f"method: {name} starts from trained weights, and model: {model} has none: use method: scratch, or give "
+            "the folder of a trained model"
+        ]
+    if file is not None and not starts_from_trained_weights(name):
+        return [f"method: {name} starts from random weights, and {model} holds trained ones: use another"]
+    if file is not None and is_adapter(name) and not config.method.merge_adapters:
+        return [f"merge_adapters: an adapter cannot name {model} as what it belongs to: set it to true"]
+    return []

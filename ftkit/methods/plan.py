@@ -54,17 +54,19 @@ class Method(NamedTuple):
         learning_rate: of AdamW, unless a recipe gives one. These are cautious, for large models trained on much data;
             what moves few parameters may move them further. recipes/cifar10 has larger ones, for a small network.
         pretrained: whether it starts from trained weights.
+        takes_stages: whether a recipe may spell out other stages, for which it only says where the weights come from.
     """
 
     stages: Callable[[MethodArguments, int, float], list[Stage]]
     learning_rate: float = 1e-3
     pretrained: bool = True
+    takes_stages: bool = False
 
 
 METHODS = {
     # All parameters; the two differ in the weights that they start from.
-    "scratch": Method(_one_stage("all"), pretrained=False),
-    "full": Method(_one_stage("all"), 1e-4),
+    "scratch": Method(_one_stage("all"), pretrained=False, takes_stages=True),
+    "full": Method(_one_stage("all"), 1e-4, takes_stages=True),
     "linear_probe": Method(_one_stage("head"), 1e-2),
     # The head, then all with a tenth of the learning rate (Kumar et al. 2022, arXiv:2202.10054).
     "lp_ft": Method(_lp_ft),
