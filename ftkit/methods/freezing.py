@@ -34,13 +34,13 @@ def only_training(
         parameter.requires_grad_(id(parameter) in tensors)
     trained = trained | {name for name, parameter in _all_parameters(model) if id(parameter) in tensors}
     kind = kind_of(train)
-    moving = {name for name, _ in model.named_buffers()} if kind.whole_model else set()
+    moving = {name for name, _ in model.named_buffers()} if kind.moves_buffers else set()
     for place, module in model.named_modules():
         if not isinstance(module, BATCH_NORMS):
             continue
         own = [f"{place}.{name}" for name, _ in module.named_parameters(recurse=False)]
         all_train = own and trained.issuperset(own)
-        if kind.whole_model or train_batchnorm_stats or (all_train and kind.moves_statistics):
+        if kind.moves_buffers or train_batchnorm_stats or (all_train and kind.moves_statistics):
             moving |= {f"{place}.{name}" for name, _ in module.named_buffers()}
         else:
             # The Trainer calls model.train() at every step; this comes after it.

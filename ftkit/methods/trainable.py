@@ -92,7 +92,7 @@ class Trainable(NamedTuple):
         fits: whether a value of `train` is of this kind; None: the value is the word `written`.
         stage_name: of a stage without a name, from the value of `train`; None: the word `written`.
         head_alone: the body is frozen, and its features can be computed once.
-        whole_model: all buffers move as well.
+        moves_buffers: all buffers of the model move as well.
         moves_statistics: the running statistics of a BatchNorm move where all of its parameters train.
         needs_adapters: only a model with adapters has it.
         saved_with_adapters: it may train in a model with adapters, where nothing else is saved.
@@ -104,7 +104,7 @@ class Trainable(NamedTuple):
     fits: Callable[[Any], bool] | None = None
     stage_name: Callable[[Train], str] | None = None
     head_alone: bool = False
-    whole_model: bool = False
+    moves_buffers: bool = False
     moves_statistics: bool = True
     needs_adapters: bool = False
     saved_with_adapters: bool = False
@@ -113,7 +113,7 @@ class Trainable(NamedTuple):
 
 KINDS = (
     Trainable("head", _head, head_alone=True, saved_with_adapters=True),
-    Trainable("all", _all, whole_model=True),
+    Trainable("all", _all, moves_buffers=True),
     Trainable("bias", _biases, moves_statistics=False, beside_head=True),
     Trainable("norm", _norms, moves_statistics=False, beside_head=True),
     Trainable("adapters", _adapters, moves_statistics=False, needs_adapters=True, saved_with_adapters=True),

@@ -48,7 +48,7 @@ class PreparedStage(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run, and what they train on what.
+    """The stages of a run, the model that they train, and the images that they train it on.
 
     Attributes:
         config: of the run.
