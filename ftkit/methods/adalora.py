@@ -98,7 +98,7 @@ class AdaLora(AdapterHooks):
             )
         if sharded:
             errors.append(
-                "method: adalora needs whole weights, which FSDP and DeepSpeed cut into pieces: leave it out, or "
+                "method: adalora needs whole weights, which FSDP and DeepSpeed cut into pieces: use method: lora, or "
                 "launch with accelerate_configs/multi_gpu.yaml"
             )
         return errors

@@ -73,8 +73,10 @@ def first_line(error: Exception) -> str:
 
 
 def check_adapter_args(method: MethodArguments) -> list[str]:
-    """Everything that is wrong with the options of an adapter, a sentence each."""
+    """Everything that is wrong with the options of an adapter, a sentence each; nothing if they are no mapping."""
     config, given = adapter_configs()[method.method], method.adapter_args or {}
+    if not isinstance(given, dict):
+        return []
     options = sorted(f.name for f in dataclasses.fields(config) if f.init)
     errors = []
     for key in given:

@@ -12,8 +12,7 @@ from ftkit.methods.trainable import check_train
 def check(config: Config) -> list[str]:
     """Everything that is wrong with the method, its stages, and what it does not go with, a sentence each.
 
-    Args:
-        config: whose types and forms are right, as `MethodArguments.check` finds.
+    Values of a wrong type or form are skipped: `MethodArguments.check` reports them.
     """
     method, name = config.method, config.method.method
     if is_adapter(name) and name not in adapter_configs():
@@ -22,8 +21,9 @@ def check(config: Config) -> list[str]:
     errors = _check_adapter(method) if is_adapter(name) else _check_plan(method)
     if (name == "surgical") != (method.surgical_groups is not None):
         errors.append(f"surgical_groups belongs to method: surgical, and only there (method: {name})")
-    for number, stage in enumerate(method.stages or []):
-        if wrong := check_train(stage["train"], is_adapter(name)):
+    for number, stage in enumerate(method.stages if isinstance(method.stages, list) else []):
+        is_stage = isinstance(stage, dict) and "train" in stage
+        if is_stage and (wrong := check_train(stage["train"], is_adapter(name))):
             errors.append(f"stages[{number}].train: {wrong}")
     sharded = bool(sharding_of(vars(config.training)))
     return errors + _check_weights(config) + hooks_for(name).contradictions(config.loss, sharded)

@@ -67,6 +67,16 @@ def test_what_is_wrong_is_one_sentence(wrong, method, words):
     assert all(word in error for word in words), error
 
 
+@pytest.mark.parametrize(
+    "method",
+    [{"method": "full", "stages": "head"}, {"method": "full", "stages": ["head", {"learning_rate": 0.1}]},
+     {"method": "lora", "adapter_args": [8]}, {"method": "lora", "adapter_args": "r"}],
+    ids=str,
+)  # fmt: skip
+def test_wrong_forms_are_left_to_the_configuration(wrong, method):
+    assert wrong(**method) == [] != MethodArguments(**method).check()
+
+
 def test_all_errors_are_found_at_once(wrong):
     method = {"method": "lora", "adapter_args": {"rank": 4}, "surgical_groups": ["stem"], "stages": [{"train": "all"}]}
     assert len(wrong(**method)) == 3
