@@ -36,7 +36,7 @@ from ftkit.data.feeding.loader import EpochBatches, TrainingLoader
 from ftkit.data.feeding.tensors import collate
 from ftkit.data.pixels.normalize import channels_last
 from ftkit.errors import UserError
-from ftkit.methods.adalora import RankAllocation, orthogonality
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.precision import exact_float32, remove_autocast
@@ -89,7 +89,7 @@ class Objective:
         settings: learning rate and weight decay of every parameter, by name.
         augment: what is done to training images; see `ftkit.data.augmentation.augment`.
         on_nan: what a loss that is not finite leads to; see `JobArguments`.
-        steps_before: that were planned for adapters in earlier stages.
+        steps_before: optimizer steps that were planned for adapters in earlier stages.
     """
 
     args: LossArguments
@@ -181,7 +181,8 @@ class ImageTrainer(CheckpointingTrainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
-        self.add_callback(RankAllocation(objective.steps_before))
+        for callback in hooks_of(self.model).callbacks(objective.steps_before):
+            self.add_callback(callback)
 
     def _predict_as_saved(self) -> None:
         """What only predicts is not cut into pieces, and computes in float32, as a plain `pipeline` does."""
@@ -305,7 +306,7 @@ class ImageTrainer(CheckpointingTrainer):
         if not self.model.training:
             loss = self.task.evaluation_loss(logits, inputs["labels"])
             return (loss, outputs) if return_outputs else loss
-        loss = self.loss(logits, inputs["labels"]) + orthogonality(self.model)
+        loss = self.loss(logits, inputs["labels"]) + hooks_of(self.model).loss_term(self.model)
         if self.penalised:
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
