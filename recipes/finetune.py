@@ -31,14 +31,13 @@ def main(arguments: list[str]) -> None:
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.feeding.engine import load_images, set_up_loading
     from ftkit.data.pixels.images import describe_images
-    from ftkit.data.pixels.normalize import normalizer
     from ftkit.data.sources.load import load_data
     from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.evaluation.record import describe_run, next_steps, write_run_record
     from ftkit.evaluation.report import write_report
     from ftkit.hub.card import write_card
     from ftkit.methods.plan import starts_from_trained_weights
-    from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
+    from ftkit.models.classifier import Classifier
     from ftkit.models.flops import flops_per_image
     from ftkit.precision import precision_of
     from ftkit.training.continuity import take_fingerprint
@@ -65,13 +64,11 @@ def main(arguments: list[str]) -> None:
 
     banner("model")
     pretrained = starts_from_trained_weights(config.method.method)
-    model, processor = build_model(config.model, names, info, pretrained)
-    channels = min(info.channels, model_channels(model))
-    images = load_images(dataset, processor, channels, config.data, args.seed)
+    classifier = Classifier.build(config.model, names, info, pretrained)
+    images = load_images(dataset, classifier.processor, classifier.channels_of(info), config.data, args.seed)
     set_up_loading(args, images, config.values.get("dataloader_num_workers"))
-    processor = fit_normalization(config.model, model, processor, images["train"], pretrained)
-    normalize = normalizer(processor, model_channels(model))
-    fit_first_layer(model, normalize, images["train"], pretrained)
+    classifier.fit(images["train"])
+    model, normalize = classifier.model, classifier.normalize
     fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
     fact("input", " × ".join(map(str, images["train"].shape)) + " (channels × height × width)")
     fingerprint = take_fingerprint(args, images, model if pretrained else None)
@@ -87,19 +84,19 @@ def main(arguments: list[str]) -> None:
                 begin_run(config)
                 fingerprint.save_table(folder)
         check_shared(config)
-        model, stages = run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
+        classifier.model, stages = run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
 
         banner("evaluate")
         test = images["test"]
-        trainer = ImageTrainer(model, args, normalize, eval_dataset=test)
+        trainer = ImageTrainer(classifier.model, args, normalize, eval_dataset=test)
         predicted = predict_split(trainer, test, config.data.test_time_augmentation)
         predicted["validation"] = predict_split(trainer, images["validation"])["plain"]
         if args.process_index != 0:
             return
-        save_model(model, processor, folder / "model")
+        classifier.save(folder / "model")
         metrics = write_evaluation(folder / "evaluation", predicted, test)
-        flops = flops_per_image(model, normalize(test.sample(1)))
-        parameters = {"total": model.num_parameters(), "trained": plan.trained}
+        flops = flops_per_image(classifier.model, normalize(test.sample(1)))
+        parameters = {"total": classifier.model.num_parameters(), "trained": plan.trained}
         record = describe_run(config, images, parameters, flops, stages, seconds=time.monotonic() - started)
         write_report(folder, record)
         write_card(folder, record=record)

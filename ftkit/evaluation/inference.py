@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Image, Value
-from transformers import PreTrainedModel
 
 from ftkit.data.pixels.decoding import Decoder, cores, over_all_rows
-from ftkit.data.pixels.normalize import channels_last, normalizer
+from ftkit.data.pixels.normalize import channels_last
 from ftkit.data.sources.folders import image_suffixes, natural_sorted
 from ftkit.errors import UserError
 from ftkit.models.anatomy import is_convolutional
-from ftkit.models.build import model_channels
+from ftkit.models.classifier import Classifier
 
 _CPU_BATCH = 32  # images: with more, the activations of a convnet take a CPU 1.4 times as long
 _TOLD = 10  # of the inputs that are wrong
@@ -90,17 +89,14 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def classify(
-    model: PreTrainedModel, processor: Any, files: list[str], top_k: int = 1, batch_size: int = 128
-) -> Iterator[Classified]:
+def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_size: int = 128) -> Iterator[Classified]:
     """Classify image files as an evaluation would, on the accelerator if there is one.
 
     What the model says of an image does not depend on the other files. Processes decode ahead of the model, unless
     there are only a few images, and no result is kept.
 
     Args:
-        model: a classifier in float32 whose output has `logits` (N, C).
-        processor: the image processor that is saved with it.
+        classifier: of C classes; its model is moved to the accelerator.
         files: paths.
         top_k: k, no more than C.
         batch_size: the most images that are decoded and classified together.
@@ -108,8 +104,8 @@ def classify(
     Yields:
         A batch of files at a time, in their order.
     """
-    device, channels = PartialState().device, model_channels(model)
-    model, normalize = model.to(device).eval(), normalizer(processor, channels)
+    device, normalize = PartialState().device, classifier.normalize
+    model = classifier.model.to(device).eval()
     convolutional = is_convolutional(model)
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
@@ -123,7 +119,7 @@ def classify(
         probabilities = logits.softmax(-1).gather(1, classes)
         return classes.cpu().numpy(), probabilities.cpu().numpy()
 
-    decoder = Decoder(_rows(files), processor, channels)
+    decoder = Decoder(_rows(files), classifier.processor, classifier.channels)
     share = max(len(files) // (4 * cores()), _SMALLEST_BATCH)  # so that no core is without work
     for rows, decoded in over_all_rows(decoder, len(files), "classifying", min(batch_size, share), _WORTH_PROCESSES):
         classes, probabilities = np.empty((0, top_k), int), np.empty((0, top_k), np.float32)
