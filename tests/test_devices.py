@@ -38,7 +38,7 @@ def pretended():
 @pytest.fixture
 def no_report(monkeypatch):
     """Plots take as long as all the rest of so small a run."""
-    monkeypatch.setattr("ftkit.evaluation.report.write_report", lambda folder, record: None)
+    monkeypatch.setattr("ftkit.run.write_report", lambda folder, record: None)
 
 
 @pytest.fixture
