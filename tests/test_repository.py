@@ -10,7 +10,7 @@ import yaml
 from support import REPO, load_recipe_script
 
 from ftkit.config import EvaluationArguments, ModelArguments
-from ftkit.config.loader import parse_config, parse_evaluation
+from ftkit.owners import parse_config, parse_evaluation
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
@@ -25,6 +25,7 @@ ROAD = [
     "models",
     "methods",
     "training",
+    "owners",
     "evaluation",
     "hub",
     "export",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ftkit.config import DataArguments
-from ftkit.config.loader import Config
+from ftkit.config.configuration import Config
 from ftkit.console import banner, fact
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.sources.duplicates import duplicates
