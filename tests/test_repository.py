@@ -14,6 +14,7 @@ from ftkit.config.loader import parse_config, parse_evaluation
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
+    "compat",
     "errors",
     "files",
     "signals",

@@ -1,6 +1,5 @@
 """Which images to read."""
 
-import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -166,9 +165,9 @@ class DataArguments:
             return ["image_transform changes single images, which data_engine: tensor has not: use stream"]
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
-        from timm.data.transforms_factory import transforms_imagenet_train  # late: few runs use it
+        from ftkit.compat.timm import training_transform_options  # late: few runs use it
 
-        valid = sorted(inspect.signature(transforms_imagenet_train).parameters.keys() - _NOT_OPTIONS)
+        valid = sorted(training_transform_options() - _NOT_OPTIONS)
         return [
             f"image_transform: timm has no option {key!r}{nearest(key, valid)}: {', '.join(valid)}"
             for key in self.image_transform

@@ -28,7 +28,7 @@ _MAPPINGS = ("stages", "adapter_args")
 
 def adapter_configs() -> dict[str, type]:
     """PEFT's configuration classes by the names of the methods: its tuners that adapt modules and can keep a head."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # late: peft takes seconds
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING  # late: peft takes seconds
     from peft.tuners.tuners_utils import BaseTuner
 
     found = {}

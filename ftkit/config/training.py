@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import DynamoBackend
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
 from transformers.training_args import OptimizerNames
 
+from ftkit.compat.transformers import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+    unset_hf_deepspeed_config,
+)
 from ftkit.config.values import from_json
 from ftkit.errors import nearest
 

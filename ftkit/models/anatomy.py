@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, TimmWrapperForImageClassification
 from ftkit.errors import UserError
 
 _PIECES = 4  # of a group's name
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def is_norm(module: nn.Module) -> bool:

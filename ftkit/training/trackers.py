@@ -4,7 +4,8 @@ import logging
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+from ftkit.compat.transformers import get_reporting_integration_callbacks
 
 logger = logging.getLogger(__name__)
 _EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
+from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.pixel_ops import shift
 from ftkit.data.pixels.cache import cached
 from ftkit.data.pixels.decoding import Decoded, Decoder, over_all_rows
@@ -68,7 +69,7 @@ class Images(TorchDataset, ABC):
         self.labels = torch.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
         self.class_names = dataset.features["label"].names
-        self.fingerprint, self.hashes = dataset._fingerprint, hashes
+        self.fingerprint, self.hashes = fingerprint(dataset), hashes
         self._files = encoded(dataset)
         self.key, self.skipped, self.shape = key, skipped, shape
 
@@ -197,7 +198,7 @@ def image_tensors(
     Raises:
         UserError: images that do not decode (all are named, up to ten in the message), or a full disk.
     """
-    parts = _VERSION, dataset._fingerprint, geometry_key(processor), channels
+    parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
     key = cache_key(*parts, computed_by=DECODING)
 
     def write(folder: Path) -> None:
