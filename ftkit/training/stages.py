@@ -27,11 +27,12 @@ from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
-from ftkit.training.checkpoints import checkpoints, newest_whole, remove, sweep, what_is_wrong
+from ftkit.training.checkpoints import checkpoints, newest_complete, remove, sweep, what_is_wrong
 from ftkit.training.continuity import Fingerprint, read_fingerprint
 from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.objective import Objective
 from ftkit.training.optimizers import make_optimizer, make_schedule
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.trainer import ImageTrainer
 
 logger = logging.getLogger(__name__)
 _WEIGHTS, _RESULT = "model.safetensors", "result.json"  # of a stage that is done
@@ -418,4 +419,4 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
         return None
     if named and (wrong := what_is_wrong(Path(resume))):
         raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-    return Path(resume) if named else newest_whole(folder)
+    return Path(resume) if named else newest_complete(folder)

@@ -80,12 +80,13 @@ class Images(TorchDataset, ABC):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,), a `weight` if not 1.
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,).
 
-        Where a row is `following`, these three of it, with B = 1, stand in a dictionary of that name. All but the
-        pixels and the labels is on the CPU.
+        A batch of training has its `epoch` too, a `weight` if not 1, and, where a row is `following`, these three of
+        it, with B = 1, in a dictionary of that name. All but the pixels and the labels is on the CPU.
         """
-        rows, epoch, weight, following = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        training = isinstance(batch, Batch)
+        rows, epoch, weight, following = batch if training else Batch(torch.as_tensor(batch), 0)
         rows = rows if following is None else torch.cat([rows, following])
         there = rows.to(self.labels.device, non_blocking=True)
         found = {
@@ -96,6 +97,8 @@ class Images(TorchDataset, ABC):
         if following is not None:
             last = {name: values[-1:] for name, values in found.items()}
             found = {name: values[:-1] for name, values in found.items()} | {"following": last}
+        if training:
+            found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
     @abstractmethod
@@ -178,7 +181,7 @@ def gone(file: str, reason: object) -> UserError:
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch of `Images` is whole already."""
+    """A batch of `Images`, which is collated already."""
     return batch
 
 
