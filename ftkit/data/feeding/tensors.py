@@ -223,13 +223,13 @@ def image_tensors(
         np.save(folder / "hashes.npy", hashes)
         (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
 
-    def whole(folder: Path) -> bool:
+    def complete(folder: Path) -> bool:
         about = json.loads((folder / "about.json").read_text())
         size = (folder / "images").stat().st_size
         hashed = len(np.load(folder / "hashes.npy")) == len(dataset)
         return hashed and size == len(dataset) * math.prod(about["shape"] or [0])
 
-    folder = cached(key, write, cache_dir, whole)
+    folder = cached(key, write, cache_dir, complete)
     about = json.loads((folder / "about.json").read_text())
     good = decodable(dataset, about["skipped"], on_bad_image)
     array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
