@@ -26,7 +26,7 @@ from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit
 from ftkit.data.pixels.normalize import PixelGeometry, normalizer
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
-from ftkit.models.build import class_names, model_channels, save_model
+from ftkit.models.build import model_channels, model_task, save_model
 
 _DRAWN = ("mnist", "digits", "fashion_mnist")  # data whose images are small, grey, and light on black
 _SMALL = 64  # pixels: the side up to which images of one channel can be drawn
@@ -67,7 +67,7 @@ names = tell_apart([model.config.id2label[number] for number in range(model.conf
 def classify(image: Image.Image) -> dict[str, float]:
     """The probability of every class. `image` is of mode L or RGB."""
     pixel_values = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][:, :CHANNELS]
-    return dict(zip(names, model(pixel_values).logits[0].double().softmax(0).tolist(), strict=True))
+    return dict(zip(names, probabilities(model(pixel_values).logits[0]), strict=True))
 
 
 page = build_page({title!r}, classify, CHANNELS, {fit})
@@ -90,7 +90,8 @@ class Classifier:
 
     def __init__(self, model: PreTrainedModel, processor: Any):
         self.model, self.processor = model.eval(), processor
-        self.channels, self.names = model_channels(model), tell_apart(class_names(model))
+        self.task, self.channels = model_task(model), model_channels(model)
+        self.names = tell_apart(self.task.names)
         self.geometry, self.normalize = PixelGeometry(processor), normalizer(processor, self.channels)
         self.size: tuple[int, int] = self.geometry([Image.new("L", (_SMALL, _SMALL))]).shape[2:]
 
@@ -98,7 +99,7 @@ class Classifier:
     def __call__(self, image: Image.Image) -> dict[str, float]:
         """The probability of every class. `image` is of mode L or RGB."""
         logits = self.model(pixel_values=self.pixel_values(image)).logits[0]
-        return dict(zip(self.names, logits.double().softmax(0).tolist(), strict=True))
+        return dict(zip(self.names, self.task.probabilities(logits), strict=True))
 
     def pixel_values(self, image: Image.Image) -> torch.Tensor:
         """float32 (1, C, H, W)."""
@@ -260,7 +261,16 @@ def write_space(
         save_model(model, classifier.processor, folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
-    parts = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
+    parts = (
+        classifier.task.probabilities,
+        tell_apart,
+        check_decodable,
+        to_mode,
+        to_8_bit,
+        fit_drawing,
+        build_page,
+        serve,
+    )
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     app = _APP.format(
         title=title,

@@ -74,13 +74,14 @@ from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.decoding import Decoder, cores
-from ftkit.data.pixels.images import ImageInfo, column, describe_images, encoded, open_image
+from ftkit.data.pixels.images import ImageInfo, describe_images, encoded, open_image
 from ftkit.data.pixels.normalize import Normalize8Bit, channel_statistics, normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model, fit_normalization
+from ftkit.tasks.columns import column
 from ftkit.training.objective import Objective
 from ftkit.training.provenance import environment
 from ftkit.training.trainer import ImageTrainer
@@ -143,7 +144,7 @@ class Task(NamedTuple):
 
     def model(self) -> PreTrainedModel:
         """ftkit's model with random weights."""
-        return build_model(self.config.model, self.images.class_names, self.info, pretrained=False)[0]
+        return build_model(self.config.model, self.images.task.names, self.info, pretrained=False)[0]
 
     def normalizer(self) -> Normalize8Bit:
         """From uint8 to what the models take."""
@@ -308,7 +309,7 @@ class TutorialDataset(TorchDataset):
 
 def plain_model(task: Task) -> nn.Module:
     """The layers of ftkit's MLP as a tutorial writes them."""
-    features, classes = math.prod(task.images.shape), len(task.images.class_names)
+    features, classes = math.prod(task.images.shape), len(task.images.task.names)
     layers = nn.Flatten(), nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
     return nn.Sequential(*layers).to(task.device)
 
@@ -362,7 +363,7 @@ def ftkit(task: Task) -> ImageTrainer:
     set_up_loading(args, {"train": images}, None)  # it may move the images to an accelerator
     model = task.model()
     settings = parameter_settings(model, layer_groups(model), args.learning_rate, config.method, config.loss)
-    objective = Objective(config.loss, settings, len(images.class_names), config.data.augment or [])
+    objective = Objective(config.loss, settings, config.data.augment or [])
     return ImageTrainer(model, args, task.normalizer(), objective, images)
 
 

@@ -142,14 +142,14 @@ def main(arguments: list[str]) -> None:
     from ftkit.export.formats import capture, load, plain_model, write
     from ftkit.export.measuring import Reference, megabytes, take
     from ftkit.export.preprocessing import write_preprocessing
-    from ftkit.models.build import class_names, load_model, model_channels
+    from ftkit.models.build import load_model, model_channels, model_task
 
     with tempfile.TemporaryDirectory() as scratch:
         set_up_console(TrainingArguments(scratch, **machine_defaults()))
 
     banner("model")
     model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-    fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(class_names(model))} classes")
+    fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {model_task(model).size}")
 
     banner("data")
     images, normalize = (
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> None:
     banner("export")
     sample = normalize(measured.sample(32))
     plain = plain_model(model, sample)
-    reference = Reference(plain, sample, lambda: batches(measured), measured.labels)
+    reference = Reference(plain, sample, lambda: batches(measured), measured.labels, measured.task)
     size = sum(tensor.nbytes for tensor in plain.state_dict().values()) / 1e6
     runners, rows = {"pytorch": plain}, {"pytorch": {"megabytes": size}}
     with written_aside(folder) as aside:
@@ -208,11 +208,10 @@ def read_images(
     from ftkit.data.feeding.engine import load_images
     from ftkit.data.pixels.images import describe_images
     from ftkit.data.sources.load import load_data
-    from ftkit.data.sources.splits import relabel
-    from ftkit.models.build import class_names, model_channels
+    from ftkit.models.build import model_channels, model_task
 
     splits = load_data(data)
-    labelled = relabel(splits[evaluation.split], class_names(model), f"split {evaluation.split}")
+    labelled = model_task(model).relabel(splits[evaluation.split], f"split {evaluation.split}")
     chosen = {"measured": take_some(labelled, export.max_images)}
     if "int8" in export.format:
         chosen["calibration"] = take_some(splits["train"], CALIBRATION_IMAGES)

@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> None:
     from ftkit.precision import precision_of
     from ftkit.training.continuity import take_fingerprint
     from ftkit.training.output_folder import begin_run, check_run_folder, check_shared, claimed
-    from ftkit.training.stages import prepare_plan, prepare_resumption, run_plan
+    from ftkit.training.planning import prepare_plan
+    from ftkit.training.resumption import prepare_resumption
+    from ftkit.training.stages import run_plan
     from ftkit.training.trainer import ImageTrainer
 
     args = config.training
@@ -75,19 +77,19 @@ def main(arguments: list[str]) -> None:
     fact("model", f"{config.model.model}, {model.num_parameters():,} parameters")
     fact("input", " × ".join(map(str, images["train"].shape)) + " (channels × height × width)")
     fingerprint = take_fingerprint(args, images, model if pretrained else None)
-    plan = prepare_plan(config, model, normalize, images["train"])
+    plan = prepare_plan(config, model, normalize, images)
     fact("precision", precision_of(args))
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in plan.stages)}")
 
     with writing("output_dir", folder), claimed(config):
         banner("train")
-        resumption = prepare_resumption(config, plan, fingerprint)
+        resumption = prepare_resumption(plan, fingerprint)
         with args.main_process_first(local=False, desc="making the run's folder"):
             if args.process_index == 0:
                 begin_run(config)
                 fingerprint.save_table(folder)
         check_shared(config)
-        model, stages = run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
+        model, stages = run_plan(plan, resumption)
 
         banner("evaluate")
         test = images["test"]
@@ -103,8 +105,8 @@ def main(arguments: list[str]) -> None:
         record = describe_run(config, images, parameters, flops, stages, seconds=time.monotonic() - started)
         write_report(folder, record)
         write_card(folder, record=record)
-        write_run_record(folder, record, metrics)  # last: by it a run counts as finished
-    next_steps(folder, record, metrics)
+        write_run_record(folder, record, test.task, metrics)  # last: by it a run counts as finished
+    next_steps(folder, record, test.task, metrics)
 
     if config.pushes:
         from ftkit.hub.push import push

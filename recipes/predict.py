@@ -94,9 +94,8 @@ def main(arguments: list[str]) -> int:
         write = FORMATS[args.format](out, files, min(args.top_k, len(names)))
         for batch in classify(model, processor, files, min(args.top_k, len(names)), args.batch_size):
             with tqdm.external_write_mode():  # the bar steps aside
-                rows = zip(batch.files, batch.classes.tolist(), batch.probabilities.tolist(), strict=True)
-                for file, classes, probabilities in rows:
-                    write(file, [(names[c], p) for c, p in zip(classes, probabilities, strict=True)])
+                for file, answers in zip(batch.files, batch.answers, strict=True):
+                    write(file, answers)
                 out.flush()
                 for bad in batch.bad:
                     print(f"{printable(bad['file'])}: {printable(bad['reason'])}", file=sys.stderr)

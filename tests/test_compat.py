@@ -15,6 +15,7 @@ import accelerate
 import datasets
 import pytest
 import torch
+from peft.tuners.adalora import RankAllocator
 from support import REPO
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -91,6 +92,16 @@ NAMES = [
     Name("accelerate", "_is_accelerate_prepared", _prepared_model),
     Name("accelerate", "base_dataloader", lambda: accelerate.data_loader.DataLoaderAdapter([0]).base_dataloader),
     Name("datasets", "_fingerprint", lambda: datasets.Dataset.from_dict({"a": [1]})._fingerprint),
+    *(
+        Name("peft", name, lambda name=name: getattr(RankAllocator, name), ("self", *parameters))
+        for name, *parameters in (
+            ("_element_score", "n"),
+            ("_combine_ipt", "ipt_E", "ipt_AB"),
+            ("update_ipt", "model"),
+            ("mask_to_budget", "model", "budget"),
+            ("mask_using_rank_pattern", "model", "rank_pattern"),
+        )
+    ),
     *_of("timm", "timm.data.transforms_factory", "transforms_imagenet_train"),
     *_of(
         "transformers",

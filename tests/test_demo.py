@@ -171,7 +171,7 @@ def test_uploads_give_the_probabilities_of_an_evaluation(folder, tmp_path):
         path = rows[index]["path"]
         with Image.open(path) as image:
             answer = classifier(to_mode(image, classifier.channels))
-        assert list(answer) == stored.class_names
+        assert list(answer) == stored.task.names
         np.testing.assert_allclose(list(answer.values()), probabilities, atol=1e-5, err_msg=path)
         seen.add(Path(path).name)
     assert seen == {file.name for file in files}
@@ -188,7 +188,7 @@ def test_the_page_gives_the_probabilities_of_the_run(digits_run, tmp_path, start
         images[position]["image"].save(file)
         answer = client.predict(handle_file(file), api_name="/classify_file")
         told = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
-        expected = dict(zip(stored.class_names, stored.probabilities[position], strict=True))
+        expected = dict(zip(stored.task.names, stored.probabilities[position], strict=True))
         assert list(told) == sorted(expected, key=expected.get, reverse=True)[:5]
         assert told == pytest.approx({name: expected[name] for name in told}, abs=1e-5)
     assert hosts <= {"127.0.0.1", "localhost"}

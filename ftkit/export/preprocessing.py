@@ -10,7 +10,7 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 from ftkit.data.pixels.normalize import geometry_key, normalizer
 from ftkit.export.formats import INPUT, OUTPUT
-from ftkit.models.build import class_names, model_channels
+from ftkit.models.build import model_channels, model_task
 
 _FILE = "preprocessing.json"
 _HOW = (
@@ -18,8 +18,7 @@ _HOW = (
     "on white. Resize it to {height} x {width} pixels (height x width) as image_processor says; divide by 255, take "
     "mean away and divide by std, channel by channel; put channels first, and stack images to float32 of the shape "
     "of input. transformers' AutoImageProcessor.from_pretrained(<this folder>) does all that follows the decoding: "
-    'processor(images, return_tensors="pt")["pixel_values"]{rest}. The index of the largest logit is that of the '
-    "class in class_names; the softmax of the logits gives probabilities."
+    'processor(images, return_tensors="pt")["pixel_values"]{rest}. {meaning}'
 )
 
 
@@ -34,18 +33,22 @@ def describe_preprocessing(model: PreTrainedModel, processor: Any, pixel_values:
     normalize, grey = normalizer(processor, channels), channels == 1
     scale, offset = (values.flatten().double() for values in (normalize.scale, normalize.offset))
     rest = ", of whose three equal channels the first is taken ([:, :1])" if grey else ""
-    names = class_names(model)
+    task = model_task(model)
     return {
         "how_to_feed": _HOW.format(
-            mode="grey (PIL's mode L)" if grey else "RGB", height=height, width=width, rest=rest
+            mode="grey (PIL's mode L)" if grey else "RGB",
+            height=height,
+            width=width,
+            rest=rest,
+            meaning=task.logits_meaning,
         ),
         "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", channels, height, width]},
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", len(names)]},
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", len(task.names)]},
         "channels": ["grey"] if grey else ["red", "green", "blue"],
         "mean": [round(value, 6) for value in (-offset / scale / 255).tolist()],  # of pixels in 0..1
         "std": [round(value, 6) for value in (1 / scale / 255).tolist()],
         "image_processor": json.loads(geometry_key(processor)),
-        "class_names": names,
+        "class_names": task.names,
     }
 
 

@@ -27,6 +27,7 @@ from ftkit.data.pixels.images import ImageInfo
 from ftkit.data.pixels.normalize import Normalize8Bit, channel_statistics
 from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
+from ftkit.tasks import SingleLabel, Task
 
 from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig
 from .anatomy import find_head
@@ -166,6 +167,11 @@ def save_model(model: PreTrainedModel | PeftModel, processor: Any, folder: Path)
 def class_names(model: PreTrainedModel) -> list[str]:
     """The names of the model's classes, in the order of its logits."""
     return [model.config.id2label[i] for i in range(model.config.num_labels)]
+
+
+def model_task(model: PreTrainedModel) -> Task:
+    """What the model was trained for."""
+    return SingleLabel(class_names(model))
 
 
 def model_channels(model: PreTrainedModel) -> int:

@@ -44,7 +44,8 @@ class Features(Dataset):
     """The features of a split, in place of its pixels: float32 (N, D)."""
 
     def __init__(self, features: torch.Tensor, tensors: Images):
-        self.features, self.labels, self.index = features, tensors.labels.cpu(), tensors.index.cpu()
+        self.features, self.task = features, tensors.task
+        self.labels, self.index = tensors.labels.cpu(), tensors.index.cpu()
 
     def __len__(self) -> int:
         return len(self.labels)

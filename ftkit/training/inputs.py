@@ -9,7 +9,6 @@ from transformers import TrainingArguments
 from ftkit.data.augmentation.augment import augment
 from ftkit.data.augmentation.mixing import Mixing
 from ftkit.data.pixels.normalize import channels_last
-from ftkit.training.losses import class_shares
 from ftkit.training.objective import Objective
 
 
@@ -20,6 +19,7 @@ class Preparation:
         args: seed and device.
         normalize: from uint8 to what the model takes.
         to_device: moves floats to the device, in the type of the model's weights.
+        mixable: makes labels what can be mixed.
         objective: what is done to a batch of training; None where there is none.
         in_channels_last: how the images lie.
 
@@ -32,10 +32,11 @@ class Preparation:
         args: TrainingArguments,
         normalize: Callable[[torch.Tensor], torch.Tensor],
         to_device: Callable[[torch.Tensor], torch.Tensor],
+        mixable: Callable[[torch.Tensor], torch.Tensor],
         objective: Objective | None,
         in_channels_last: bool,
     ):
-        self.args, self.normalize, self.to_device = args, normalize, to_device
+        self.args, self.normalize, self.to_device, self.mixable = args, normalize, to_device, mixable
         self.objective, self.in_channels_last = objective, in_channels_last
         mixup, cutmix = (objective.args.mixup, objective.args.cutmix) if objective else (0.0, 0.0)
         self.mixing = Mixing(mixup, cutmix) if mixup or cutmix else None
@@ -56,8 +57,7 @@ class Preparation:
             images = augment(images, rows, self.objective.augment, self.args.seed, batch["epoch"])
         images = self.to_device(self.normalize(images))
         if following is not None:
-            shares = class_shares(labels, self.objective.num_classes)
-            images, labels = self.mixing(images, shares, rows, self.args.seed, batch["epoch"])
+            images, labels = self.mixing(images, self.mixable(labels), rows, self.args.seed, batch["epoch"])
         if self.in_channels_last:
             images = channels_last(images)
         return {"pixel_values": images, "labels": labels}

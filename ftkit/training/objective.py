@@ -13,15 +13,13 @@ class Objective:
     Attributes:
         args: the loss and its regularisation.
         settings: learning rate and weight decay of every parameter, by name.
-        num_classes: C.
         augment: what is done to training images; see `ftkit.data.augmentation.augment`.
         on_nan: what a loss that is not finite leads to; see `JobArguments`.
-        steps_before: that were planned for adapters in earlier stages.
+        steps_before: optimizer steps that were planned for adapters in earlier stages.
     """
 
     args: LossArguments
     settings: dict[str, Setting]
-    num_classes: int
     augment: list[str]
     on_nan: str = "stop"
     steps_before: int = 0

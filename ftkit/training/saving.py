@@ -17,7 +17,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from ftkit.compat.trainer import HookedTrainer
 from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
-from ftkit.methods.adalora import restore_ranks_of, save_ranks
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
 from ftkit.training.checkpoints import STATE, best_of, checkpoint_of, rotate, seal
@@ -178,11 +178,11 @@ class CheckpointingTrainer(HookedTrainer):
             return
         try:
             if isinstance(self.model, PeftModel):
-                # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
+                # PEFT's own file leaves out the ranks that AdaLoRA masks, and does not load into the same model then.
                 folder.mkdir(parents=True, exist_ok=True)
                 adapters = adapter_state(self.model)
                 save_file({name: (state_dict or adapters)[name] for name in adapters}, folder / SAFE_WEIGHTS_NAME)
-                save_ranks(self.model, folder)
+                hooks_of(self.model).save(self.model, folder)
             elif isinstance(self.model, PreTrainedModel):
                 # By the names that they are loaded by: those of the Hub differ, for some models of transformers.
                 self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
@@ -199,8 +199,8 @@ class CheckpointingTrainer(HookedTrainer):
         self.load_beside_weights(checkpoint)
 
     def load_beside_weights(self, checkpoint: Path) -> None:
-        """Load the ranks of AdaLoRA and the average, where there are such."""
-        restore_ranks_of(self.model, checkpoint)
+        """Load what adapters keep beside their weights, and the average."""
+        hooks_of(self.model).restore(self.model, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
 

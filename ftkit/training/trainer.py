@@ -5,10 +5,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import TrainOutput
@@ -18,7 +16,7 @@ from ftkit.compat.torch import end_workers
 from ftkit.config.training import TrainingArguments
 from ftkit.data.feeding.loader import TrainingLoader, training_loader
 from ftkit.data.feeding.tensors import collate
-from ftkit.methods.adalora import RankAllocation, orthogonality
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.models.anatomy import is_convolutional
 from ftkit.precision import exact_float32
 from ftkit.signals import signals
@@ -26,7 +24,6 @@ from ftkit.training.ema import WeightAverage
 from ftkit.training.explained import explained
 from ftkit.training.inputs import Preparation
 from ftkit.training.lean import lean
-from ftkit.training.losses import make_loss
 from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
 from ftkit.training.not_finite import Guard
 from ftkit.training.objective import Objective
@@ -45,22 +42,7 @@ from ftkit.training.sharding import (
 from ftkit.training.trackers import shielded
 from ftkit.training.waiting import Waiting
 
-_LOGITS = 1 << 24  # that wait on a device in an evaluation, or become float64, at a time
-
-
-def accuracy_and_loss(prediction) -> dict[str, float]:
-    """Accuracy and mean cross-entropy from the logits (N, C) and labels (N,) of an `EvalPrediction`.
-
-    The loss replaces the `Trainer`'s own, which averages batches (wrong under a ragged last batch) and includes label
-    smoothing.
-    """
-    logits = torch.from_numpy(np.asarray(prediction.predictions))
-    labels = torch.from_numpy(prediction.label_ids)
-    hits, loss, rows = 0, 0.0, max(_LOGITS // logits.shape[1], 1)
-    for some, own in zip(logits.split(rows), labels.split(rows), strict=True):
-        hits += (some.argmax(-1) == own).sum().item()
-        loss += F.cross_entropy(some.double(), own, reduction="sum").item()
-    return {"accuracy": hits / len(labels), "loss": loss / len(labels)}
+_LOGITS = 1 << 24  # that wait on a device in an evaluation at a time
 
 
 def first_output(logits, labels):
@@ -81,7 +63,7 @@ class ImageTrainer(CheckpointingTrainer):
         normalize: from uint8 to what the model takes.
         objective: the loss and what belongs to it; None for a trainer that only predicts.
         train_dataset: to train on.
-        eval_dataset: to choose the checkpoint on.
+        eval_dataset: to choose the checkpoint on; needed where there is nothing to train on, for its task.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean over the batch
@@ -103,6 +85,7 @@ class ImageTrainer(CheckpointingTrainer):
         if args.eval_accumulation_steps is None:
             logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
+        self.task = (eval_dataset if train_dataset is None else train_dataset).task
         allow_another_trainer(args)
         super().__init__(
             model=model,
@@ -110,14 +93,14 @@ class ImageTrainer(CheckpointingTrainer):
             data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            compute_metrics=accuracy_and_loss,
+            compute_metrics=lambda found: self.task.validate(found.predictions, found.label_ids),
             preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        self.add_callback(EvaluationLines(self.progress.losses))
+        self.add_callback(EvaluationLines(self.progress.losses, self.task.validation))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
-        self.objective, self.waiting = objective, Waiting()
-        self.prepare = Preparation(args, normalize, self.to_device, objective, is_convolutional(model))
+        self.objective, self.waiting, mixable = objective, Waiting(), self.task.mixable
+        self.prepare = Preparation(args, normalize, self.to_device, mixable, objective, is_convolutional(model))
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         if objective is None:
             self.accelerator.native_amp = False  # predictions are in float32, as a plain `pipeline` gives them
@@ -128,7 +111,7 @@ class ImageTrainer(CheckpointingTrainer):
     def _set_up(self, objective: Objective) -> None:
         args = objective.args
         train_a_copy(self)
-        self.loss, self.guard = make_loss(args, self.args.label_smoothing_factor), Guard(self, objective.on_nan)
+        self.loss, self.guard = self.task.loss(args, self.args.label_smoothing_factor), Guard(self, objective.on_nan)
         self.parts = None if self.args.auto_find_batch_size else 1
         self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
         self.penalised = [
@@ -142,7 +125,8 @@ class ImageTrainer(CheckpointingTrainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
-        self.add_callback(RankAllocation(objective.steps_before))
+        for callback in hooks_of(self.model).callbacks(objective.steps_before):
+            self.add_callback(callback)
 
     def get_train_dataloader(self) -> TrainingLoader:
         """Batches of `train_dataset`, which are this process's own: accelerate has nothing to add."""
@@ -211,9 +195,9 @@ class ImageTrainer(CheckpointingTrainer):
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         if not self.model.training:
-            loss = F.cross_entropy(logits, inputs["labels"])
+            loss = self.task.evaluation_loss(logits, inputs["labels"])
             return (loss, outputs) if return_outputs else loss
-        loss = self.loss(logits, inputs["labels"]) + orthogonality(self.model)
+        loss = self.loss(logits, inputs["labels"]) + hooks_of(self.model).loss_term(self.model)
         if self.penalised:
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
@@ -221,10 +205,9 @@ class ImageTrainer(CheckpointingTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, logits and labels of a batch, in as many parts as memory asks for: which changes none of them."""
         step = super().prediction_step
+        parts = self.evaluated_parts
         given, self.evaluated_parts = run_in_parts(
-            lambda part: step(model, self.prepare(part), prediction_loss_only, ignore_keys),
-            inputs,
-            self.evaluated_parts,
+            lambda part: step(model, self.prepare(part), prediction_loss_only, ignore_keys), inputs, parts
         )
         losses, logits, labels = zip(*(found for found, _ in given), strict=True)
         loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
@@ -297,13 +280,13 @@ class ImageTrainer(CheckpointingTrainer):
         return norm if self.args.max_grad_norm == 0 else super().gradient_norm(model, norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, after a look at the losses since the last time; means are over images, not over steps."""
+        """Log, after a look at the losses since the last time; means are over images whose loss is finite."""
         self._look_at_losses()
-        losses = self.progress.losses
-        if "loss" in logs and (mean := losses.log()) is not None:
-            logs["loss"] = mean
-        if "train_loss" in logs and (mean := losses.of_stage()) is not None:
-            logs["train_loss"] = mean
+        for name, mean in (("loss", self.progress.losses.log), ("train_loss", self.progress.losses.of_stage)):
+            if name in logs and (value := mean()) is not None:
+                logs[name] = value
+            else:
+                logs.pop(name, None)
         super().log(logs, start_time)
 
     def save_checkpoint(self) -> None:

@@ -35,8 +35,10 @@ from ftkit.data.sources.load import load_data
 from ftkit.models.build import build_model, model_channels, save_model
 from ftkit.training import trainer as training
 from ftkit.training.continuity import take_fingerprint
+from ftkit.training.planning import prepare_plan
 from ftkit.training.progress import EvaluationLines
-from ftkit.training.stages import prepare_plan, prepare_resumption, run_plan
+from ftkit.training.resumption import prepare_resumption
+from ftkit.training.stages import run_plan
 from ftkit.training.trainer import ImageTrainer
 
 FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -421,7 +423,7 @@ def train(tmp_path, monkeypatch):
         falling = (
             {"accuracy": 1 / n, "loss": 1 / n} for n in itertools.count(1)
         )  # the one is worse, the other better
-        monkeypatch.setattr(training, "accuracy_and_loss", lambda _: next(falling))
+        monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: next(falling))
         given = BASE | {"output_dir": str(tmp_path / "run")} | given
         if given["model"] == "VIT":
             given["model"] = save_vit(tmp_path / "vit")
@@ -433,9 +435,9 @@ def train(tmp_path, monkeypatch):
         images = load_images(dataset, processor, min(info.channels, model_channels(model)), config.data, 0)
         set_up_loading(config.training, images, config.values.get("dataloader_num_workers"))
         normalize = normalizer(processor, model_channels(model))
-        plan = prepare_plan(config, model, normalize, images["train"])
-        resumption = prepare_resumption(config, plan, take_fingerprint(config.training, images, None))
-        run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
+        plan = prepare_plan(config, model, normalize, images)
+        resumption = prepare_resumption(plan, take_fingerprint(config.training, images, None))
+        run_plan(plan, resumption)
         return list(stages)
 
     verbosity = transformers.logging.get_verbosity()
@@ -523,7 +525,7 @@ def test_where_a_run_goes_on(tmp_path, capsys):
     run = finetune(tmp_path / "run", *words)
     interrupt(run, keep=3)
     finetune(run, *words, "--resume_from_checkpoint", run / "stages" / "0-all" / "checkpoint-4")
-    assert f"goes on from {run}/stages/0-all/checkpoint-4" in capsys.readouterr().out
+    assert f"resumes from {run}/stages/0-all/checkpoint-4" in capsys.readouterr().out
 
 
 # --- what does not

@@ -80,9 +80,9 @@ def test_the_probabilities_are_those_that_the_run_stored(digits_run, predict, tm
     assert (code, said) == (0, "")
     assert files_of(lines) == [str(tmp_path / f"{index}.png") for index in stored.index[order]]
     expected = softmax(stored.logits[order], axis=1)
-    np.testing.assert_allclose(probabilities_of(lines, stored.class_names), expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities_of(lines, stored.task.names), expected, atol=1e-5)
     firsts = [json.loads(line)["predictions"][0]["label"] for line in lines.splitlines()]
-    assert firsts == [stored.class_names[i] for i in stored.predicted[order]]
+    assert firsts == [stored.task.names[i] for i in stored.predicted[order]]
 
 
 def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path):
@@ -113,9 +113,9 @@ def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
     _, lines, _ = predict(*options, data / "test")
     assert files_of(lines) == files
     expected = softmax(stored.logits, axis=1)
-    np.testing.assert_allclose(probabilities_of(lines, stored.class_names), expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities_of(lines, stored.task.names), expected, atol=1e-5)
     _, alone, _ = predict(*options, files[1])  # a grey one is the same without colours beside it
-    np.testing.assert_allclose(probabilities_of(alone, stored.class_names), expected[1:2], atol=1e-5)
+    np.testing.assert_allclose(probabilities_of(alone, stored.task.names), expected[1:2], atol=1e-5)
 
 
 def test_a_model_that_was_saved_in_half_precision(convnet, predict, tmp_path):

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageClassification
 
 from ftkit.config import MethodArguments, ModelArguments
 from ftkit.data.pixels.images import ImageInfo
-from ftkit.methods.adalora import orthogonality
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head
 from ftkit.models.build import build_model, load_model, save_model
@@ -271,9 +271,9 @@ def test_the_orthogonality_of_adalora_does_not_overflow(mlp):
         for name, parameter in adapted.named_parameters():
             if ".lora_A." in name:
                 parameter.fill_(100.0)
-    expected = orthogonality(adapted)
+    expected = hooks_of(adapted).loss_term(adapted)
     with torch.autocast("cpu", torch.float16):
-        found = orthogonality(adapted)
+        found = hooks_of(adapted).loss_term(adapted)
     assert torch.equal(found, expected) and expected > 65504
 
 

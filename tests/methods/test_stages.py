@@ -11,8 +11,9 @@ from transformers import AutoModelForImageClassification
 from ftkit.config import MethodArguments, ModelArguments
 from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
-from ftkit.methods.freezing import only_training, trained_parameters
+from ftkit.methods.freezing import only_training
 from ftkit.methods.plan import make_plan
+from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model
 

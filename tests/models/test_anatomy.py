@@ -7,7 +7,7 @@ from torch import nn
 from ftkit.config import ModelArguments
 from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
-from ftkit.methods.freezing import trained_parameters
+from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import find_head, layer_groups
 from ftkit.models.build import build_model
 

@@ -113,7 +113,7 @@ def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsy
     (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
     finetune(killed, *OPTIONS)
     shown = capsys.readouterr().out
-    assert f"skipped {newest}: it optimizer.pt is" in shown and f"goes on from {older}" in shown
+    assert f"skipped {newest}: it optimizer.pt is" in shown and f"resumes from {older}" in shown
     assert model(killed) == model(whole) and not list(stage.glob(".*"))
 
 
@@ -152,7 +152,7 @@ def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed,
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
     finetune(tmp_path / "again", *OPTIONS)
-    assert "passed over" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
+    assert "skipped" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
@@ -230,11 +230,11 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
                "--learning_rate", 0.01, "--metric_for_best_model", "accuracy"]  # fmt: skip
     patched = []
 
-    def falling(self):
+    def falling(*_):
         patched.append({"accuracy": 1 / (1 + len(patched)), "loss": 1.0})
         return patched[-1]
 
-    monkeypatch.setattr("ftkit.training.trainer.accuracy_and_loss", falling)
+    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", falling)
     one = finetune(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
                    "--warmup_steps", 0)  # fmt: skip
     patched.clear()

@@ -27,7 +27,7 @@ def cached(
     cache_dir: str | None = None,
     complete: Callable[[Path], bool] = lambda folder: True,
 ) -> Path:
-    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which is renamed when it is complete.
+    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which then gets the name.
 
     All processes may ask at once: the first one makes it, and the others wait for a lock on a file, as long as it
     takes, where a collective of `torch.distributed` would give up after `ddp_timeout`.
@@ -36,7 +36,7 @@ def cached(
         key: names the folder.
         write: fills an empty folder.
         cache_dir: where the folders lie; `default_cache_dir` where it is None.
-        complete: whether a folder that is there is what was written; it is made again where it is not, or cannot be read.
+        complete: whether a folder holds all that was written; one that does not, or cannot be read, is made again.
 
     Raises:
         UserError: a full disk, or a folder that cannot be written.
