@@ -80,7 +80,8 @@ from ftkit.data.sources.load import load_data
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
-from ftkit.models.build import build_model, fit_normalization
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 from ftkit.training.objective import Objective
 from ftkit.training.provenance import environment
@@ -144,7 +145,7 @@ class Task(NamedTuple):
 
     def model(self) -> PreTrainedModel:
         """ftkit's model with random weights."""
-        return build_model(self.config.model, self.images.task.names, self.info, pretrained=False)[0]
+        return Classifier.build(self.config.model, self.images.task, self.info, pretrained=False).model
 
     def normalizer(self) -> Normalize8Bit:
         """From uint8 to what the models take."""
@@ -224,10 +225,10 @@ def make_task(
     config = read_config(bench, dataset, per_device_train_batch_size=batch_size, **settings)
     rows = read_images(bench, dataset) if rows is None else rows
     info = describe_images(rows)
-    model, processor = build_model(config.model, rows.features["label"].names, info, pretrained=False)
-    images = engine(rows, processor, info.channels, cache_dir=config.data.cache_dir)
-    processor = fit_normalization(config.model, model, processor, images, pretrained=False)
-    return Task(config, rows, info, images, processor)
+    classifier = Classifier.build(config.model, task_of(rows.features), info, pretrained=False)
+    images = engine(rows, classifier.processor, info.channels, cache_dir=config.data.cache_dir)
+    classifier.fit(images)
+    return Task(config, rows, info, images, classifier.processor)
 
 
 def with_images(rows: Dataset, images: list[dict] | list[str]) -> Dataset:

@@ -32,6 +32,7 @@ ROAD = [
     "hub",
     "export",
     "demo",
+    "run",
 ]
 MODULES = sorted((REPO / "ftkit").rglob("*.py"))
 YAMLS = sorted((REPO / "recipes").rglob("*.yaml"))

@@ -12,7 +12,7 @@ import pytest
 from support import REPO, finetune, interrupt
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from ftkit.models.build import save_model
+from ftkit.models.classifier import Classifier
 from ftkit.training import checkpoints, saving
 
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
@@ -225,7 +225,9 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
     """transformers' ViT: its best checkpoint is the one that is kept, and a resume goes on from its weights."""
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                        intermediate_size=8, num_labels=10)  # fmt: skip
-    save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8}), tmp_path / "vit")
+    Classifier(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8})).save(
+        tmp_path / "vit"
+    )
     options = ["--model", tmp_path / "vit", "--method", "full", "--max_train_samples", 160, "--num_train_epochs", 3,
                "--learning_rate", 0.01, "--metric_for_best_model", "accuracy"]  # fmt: skip
     patched = []

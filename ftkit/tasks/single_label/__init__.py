@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, Features
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 from ftkit.config import LossArguments
 from ftkit.statistics.significance import compare
@@ -68,6 +69,16 @@ class SingleLabel:
     def of_features(cls, features: Features) -> "SingleLabel | None":
         """The task of data with these columns, or None where they are another task's."""
         return cls(features["label"].names) if isinstance(features.get("label"), ClassLabel) else None
+
+    @classmethod
+    def of_config(cls, config: PreTrainedConfig) -> "SingleLabel":
+        """The task of a model with this config."""
+        return cls([config.id2label[i] for i in range(config.num_labels)])
+
+    def config_options(self) -> dict[str, Any]:
+        """What a model's config says of the task."""
+        numbers = {name: i for i, name in enumerate(self.names)}
+        return {"num_labels": len(self.names), "id2label": dict(enumerate(self.names)), "label2id": numbers}
 
     def encode(self, dataset: Dataset, split: str) -> Dataset:
         """`dataset` with its targets as this task's; see `targets.as_classes`."""
