@@ -57,6 +57,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 from torch import nn
@@ -64,8 +65,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor, v2
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from ftkit.config.configuration import Config
 from ftkit.console import banner, fact, set_up_console
@@ -84,8 +84,9 @@ from ftkit.models.classifier import Classifier
 from ftkit.owners import parse_config
 from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
+from ftkit.training.objective import Objective
 from ftkit.training.provenance import environment
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.trainer import ImageTrainer
 
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5
 CROP_AND_FLIP = ["random_crop", "flip"]
@@ -399,9 +400,10 @@ def load(side: Callable[[Task], Trainer], task: Task, number: int) -> dict[str, 
     """Time a pass over all batches as the model gets them: ftkit augments, normalises and lays out only then."""
     set_seed(number)
     trainer = side(task)
-    trainer.model.train()  # augmentation is for training
     loader = trainer.get_train_dataloader()
-    return clock(lambda: deque(map(trainer._prepare_inputs, loader), maxlen=0), len(task.images), len(loader))
+    to_device = partial(send_to_device, device=task.device)  # all that the stock `Trainer` does
+    prepare = trainer.prepare if isinstance(trainer, ImageTrainer) else to_device
+    return clock(lambda: deque(map(prepare, loader), maxlen=0), len(task.images), len(loader))
 
 
 def warmed(run: Callable[..., dict[str, float]], task: Task, *sides: Callable) -> dict[str, Side]:

@@ -40,7 +40,7 @@ from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
 from ftkit.owners import parse_config, parse_evaluation
 from ftkit.tasks import SingleLabel
-from ftkit.training.checkpoints import newest_whole, seal, what_is_wrong
+from ftkit.training.checkpoints import newest_complete, seal, what_is_wrong
 
 HANGS = 30  # seconds
 fuzz = settings(
@@ -406,7 +406,7 @@ def test_a_manifest(stage, data):
         manifest.write_bytes(data.draw(st.one_of(damaged(whole), odd_json)))
         with taken_or_refused():
             wrong = what_is_wrong(manifest.parent)
-            assert newest_whole(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
+            assert newest_complete(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
     finally:
         manifest.write_bytes(whole)
 
@@ -420,7 +420,7 @@ def test_a_trainers_state_that_the_manifest_lists(stage, data):
     (aside / "trainer_state.json").write_bytes(data)
     seal(aside, checkpoint)
     with taken_or_refused():
-        assert newest_whole(stage) is not None
+        assert newest_complete(stage) is not None
 
 
 @pytest.fixture(scope="module")

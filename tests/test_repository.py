@@ -15,6 +15,7 @@ from ftkit.tasks.single_label.metrics import METRICS
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
+    "compat",
     "errors",
     "files",
     "signals",

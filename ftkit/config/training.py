@@ -11,10 +11,10 @@ from typing import Any
 
 import transformers
 from accelerate.utils import DynamoBackend
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
+from ftkit.compat.transformers import unset_hf_deepspeed_config
 from ftkit.config.machine import runs_on_cpu
 from ftkit.config.values import from_json
 from ftkit.errors import nearest

@@ -15,10 +15,11 @@ from ftkit.methods.freezing import only_training
 from ftkit.models.anatomy import plain_name
 from ftkit.training.checkpoints import checkpoints, remove, sweep
 from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.objective import Objective
 from ftkit.training.planning import Plan, PreparedStage
 from ftkit.training.resumption import Resumption
 from ftkit.training.stage_results import describe_result, keep_result, restore_weights
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.trainer import ImageTrainer
 
 logger = logging.getLogger(__name__)
 
