@@ -1,0 +1,38 @@
+"""Decoding PNG files into the tensor cache, against PIL on all cores; and the start after that."""
+
+import shutil
+
+from benchmarks.data import Bench, as_png, make_task
+from benchmarks.decoding import decode, over_all, pool_of
+from benchmarks.timing import Row, Side, clock
+
+from ftkit.data.images import encoded
+from ftkit.data.tensors import image_tensors
+
+
+def row(bench: Bench) -> Row:
+    """MNIST and CIFAR-10: the first start, PIL alone, and the second start."""
+    sides = cache_sides(bench, "mnist") | cache_sides(bench, "cifar10")
+    goals = [f"{name} / {name}_pil <= 1.2" for name in ("mnist", "cifar10")]
+    goals += [f"{name}_again < 1" for name in ("mnist", "cifar10")]
+    return Row("PNG files of MNIST and CIFAR-10 into the tensor cache, PIL alone, the next start", sides, goals)
+
+
+def cache_sides(bench: Bench, name: str) -> dict[str, Side]:
+    """The three sides of one dataset."""
+    task = make_task(bench, name, 128, model="convnet")
+    png, folder = as_png(task.rows), bench.folder / f"first-{name}"
+    files = encoded(png)[:]["image"]
+
+    def start(number: int) -> dict[str, float]:
+        return clock(lambda: image_tensors(png, task.processor, task.info.channels, cache_dir=folder), len(png))
+
+    def first_start(number: int) -> dict[str, float]:
+        shutil.rmtree(folder, ignore_errors=True)
+        return start(number)
+
+    def alone() -> None:
+        with pool_of(files) as pool:
+            over_all(pool, decode, len(files))
+
+    return {name: first_start, f"{name}_pil": lambda number: clock(alone, len(png)), f"{name}_again": start}

@@ -1,0 +1,19 @@
+"""The command that a new user types, from the shell to the prompt: imports, training, evaluation and report."""
+
+from benchmarks.command import run
+from benchmarks.data import Bench
+from benchmarks.record import REPO
+from benchmarks.timing import Row, clock
+
+COMMAND = "accelerate launch recipes/finetune.py"
+
+
+def row(bench: Bench) -> Row:
+    """One side; the first round finds nothing in the caches of decoded images."""
+
+    def launch(number: int) -> dict[str, float]:
+        place = bench.folder / f"default-run-{number}"
+        command = f"{COMMAND} --output_dir {place} --cache_dir {bench.folder / 'default-run-cache'}"
+        return clock(lambda: run(command, place.with_suffix(".log"), REPO), 1)
+
+    return Row(f"`{COMMAND}` from the shell", {"launch": launch}, ["launch <= 40"])

@@ -1,0 +1,88 @@
+"""A measured result: a small JSON file in recipes/results/ for each line of the texts.
+
+    kind         what measures it: recipe, benchmark, export or gpu
+    command      what was run, once for each seed or round; null where no command can
+    recipe       the recipe that it is a result of, with `seeds`
+    after        {folder: command}: runs that have to be there first
+    what         what is measured, in words, where the table needs them
+    numbers      by name: `values`, one for each seed or round, or null where only the `mean` (with `std`) or `median`
+                 was kept; n
+    environment  versions, commit, hardware, threads; null where it is not known
+    date         when it was measured
+    since        only for numbers that are older than these files: the commit that brought them into the texts
+    definition   a hash of what the result depends on, see `definition`
+    stale        why it has to be measured again, where a maintainer knows
+"""
+
+import hashlib
+import json
+import os
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+SHOWN_VERSIONS = ("torch", "transformers", "timm", "peft")
+
+
+def read_results(root: Path = REPO) -> dict[str, dict[str, Any]]:
+    """All results by name, such as `digits/mlp` for recipes/results/digits/mlp.json."""
+    folder = root / "recipes" / "results"
+    paths = sorted(folder.rglob("*.json"))
+    return {
+        path.relative_to(folder).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
+        for path in paths
+    }
+
+
+def write_result(path: Path, record: dict[str, Any]) -> None:
+    """Store a result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def definition(name: str, record: dict[str, Any], root: Path = REPO) -> str:
+    """A hash of what a result depends on: its commands and seeds, and the settings of the recipes that they name.
+
+    A recipe counts by its settings, whatever its comments say; a benchmark by the source of its row, whatever it
+    imports from where. The rest of ftkit does not count: a result is not measured again at every commit.
+    """
+    parts: list[Any] = [record["command"], record.get("seeds"), record.get("after")]
+    recipes = re.findall(r"--config (recipes/\S+)", " ".join((record.get("after") or {}).values()))
+    for recipe in filter(None, [record.get("recipe"), *recipes]):
+        parts.append(yaml.safe_load((root / recipe).read_text(encoding="utf-8")))
+    if record["kind"] == "benchmark":
+        source = (root / "recipes" / f"{name}.py").read_text(encoding="utf-8")
+        parts.append([line for line in source.splitlines() if not line.startswith(("import ", "from ", "#"))])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stale(name: str, record: dict[str, Any], root: Path = REPO) -> str | None:
+    """Why a result has to be measured, or None where it holds."""
+    if not record.get("numbers"):
+        return "never measured"
+    if record.get("stale"):
+        return record["stale"]
+    if "since" in record:
+        return f"older than this file: in the texts since {record['since'][:7]}"
+    if record["definition"] != definition(name, record, root):
+        return "its command, its seeds or the settings of its recipe changed"
+    return None
+
+
+def other_versions(record: dict[str, Any]) -> str:
+    """The packages whose versions differ from the installed ones, in words; empty where none does."""
+    measured = record["environment"]["versions"] or {}
+    pairs = ((name, measured.get(name), version(name)) for name in SHOWN_VERSIONS)
+    return ", ".join(f"{name} {old}, now {new}" for name, old, new in pairs if old not in (None, new))
+
+
+def machine() -> dict[str, Any]:
+    """The processor, and how busy it is, which `ftkit.training.provenance.environment` does not know."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return {"cpu": cpu, "load": os.getloadavg()}

@@ -1,0 +1,192 @@
+"""The sides that load or train: stock, tutorial, raw and ftkit.
+
+- stock: a `datasets` image column (PNG) with a per-example `set_transform` of torchvision and a plain `Trainer`, the
+  way the ecosystem's official image-classification example does it, with the `Trainer`'s defaults (one of them clips
+  the gradients, so that its loss differs from the others').
+- tutorial: the plain PyTorch loop over a torchvision-style dataset and a `DataLoader`.
+- raw: tensors already normalised in memory; a permutation, an index and a step: the limit of eager PyTorch.
+- ftkit: what recipes/finetune.py runs.
+"""
+
+import copy
+import math
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from benchmarks.data import HIDDEN, LEARNING_RATE, MOMENTUM, TRAINING, Task, as_png
+from benchmarks.timing import Side, clock
+from PIL import Image as PILImage
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from ftkit.data.engine import set_up_loading
+from ftkit.data.pixels import channel_statistics
+from ftkit.data.tensors import ImageTensors
+from ftkit.methods.parameter_groups import parameter_settings
+from ftkit.models.anatomy import layer_groups
+from ftkit.training.trainer import ImageTrainer, Objective
+
+WARM_UP_BATCHES = 4
+SAMPLE = 2000  # images of train on which loss and accuracy are taken, before and after
+
+
+class Loop(NamedTuple):
+    """A model and what trains it for an epoch, under the names that a `Trainer` has for them."""
+
+    model: nn.Module
+    train: Callable[[], Any]
+
+
+def stock(task: Task) -> Trainer:
+    """The official example: decode and transform each image when it is asked for; a plain `Trainer`."""
+    augmentations = [RandomCrop(task.info.size, padding=4), RandomHorizontalFlip()] if task.config.data.augment else []
+    transforms = Compose([*augmentations, ToTensor(), Normalize(*channel_statistics(task.images.histogram()))])
+    mode = "L" if task.info.channels == 1 else "RGB"
+
+    def transform(batch: dict[str, list]) -> dict[str, list]:
+        # The example converts to RGB here. Grey stays grey, so that all sides give the model the same work.
+        batch["pixel_values"] = [transforms(image.convert(mode)) for image in batch["image"]]
+        return batch
+
+    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+        pixel_values = torch.stack([example["pixel_values"] for example in examples])
+        return {"pixel_values": pixel_values, "labels": torch.tensor([example["label"] for example in examples])}
+
+    dataset = as_png(task.rows).select_columns(["image", "label"])
+    dataset.set_transform(transform)
+    args = TrainingArguments(
+        output_dir=task.config.training.output_dir,
+        per_device_train_batch_size=task.batch_size,
+        remove_unused_columns=False,
+        use_cpu=task.device.type == "cpu",
+        **TRAINING,
+    )
+    trainer = Trainer(model=task.model(), args=args, train_dataset=dataset, data_collator=collate)
+    trainer.remove_callback(PrinterCallback)  # it would print between the rounds
+    return trainer
+
+
+class TutorialDataset(TorchDataset):
+    """What `torchvision.datasets.MNIST` does: an array becomes a PIL image, which the transform takes."""
+
+    def __init__(self, images: ImageTensors, transform: Callable):
+        self.data, self.targets, self.transform = images.images[:, 0], images.labels, transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, target = self.data[index], int(self.targets[index])
+        return self.transform(PILImage.fromarray(image.numpy())), target
+
+
+def plain_model(task: Task) -> nn.Module:
+    """The layers of ftkit's MLP as a tutorial writes them."""
+    features, classes = math.prod(task.images.shape), len(task.images.class_names)
+    layers = nn.Flatten(), nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
+    return nn.Sequential(*layers).to(task.device)
+
+
+def tutorial(task: Task) -> Loop:
+    """The loop of PyTorch's tutorials."""
+    model, device = plain_model(task), task.device
+    transform = Compose([ToTensor(), Normalize(*channel_statistics(task.images.histogram()))])
+    dataset = TutorialDataset(task.images, transform)
+
+    def epoch() -> None:
+        loader = DataLoader(dataset, batch_size=task.batch_size, shuffle=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+        model.train()
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+
+    return Loop(model, epoch)
+
+
+def raw(task: Task) -> Loop:
+    """No data path and no loop around the step: what is left is what PyTorch itself needs."""
+    plain, device = task.config.model.model == "mlp", task.device
+    # Weights in channels_last take about a seventh off a step of the convnet on a CPU, so that raw has them.
+    model = plain_model(task) if plain else task.model().to(device, memory_format=torch.channels_last)
+    images, labels = task.normalizer()(task.images.images.to(device)), task.images.labels.to(device)
+    bf16 = task.config.training.bf16
+    precision = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
+
+    def epoch() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
+        model.train()
+        for rows in torch.randperm(len(labels), device=device).split(task.batch_size):
+            optimizer.zero_grad()
+            with precision():
+                output = model(images[rows])
+                loss = F.cross_entropy(output if plain else output.logits, labels[rows])
+            loss.backward()
+            optimizer.step()
+
+    return Loop(model, epoch)
+
+
+def ftkit(task: Task) -> ImageTrainer:
+    """The road of recipes/finetune.py."""
+    args, config, images = task.config.training, task.config, copy.copy(task.images)
+    set_up_loading(args, {"train": images}, None)  # it may move the images to an accelerator
+    model = task.model()
+    settings = parameter_settings(model, layer_groups(model), args.learning_rate, config.method, config.loss)
+    objective = Objective(config.loss, settings, len(images.class_names), config.data.augment or [])
+    return ImageTrainer(model, args, task.normalizer(), objective, images)
+
+
+def score(task: Task, model: nn.Module) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy of `model` on a sample of the training images."""
+    images = task.normalizer()(task.images.images[:SAMPLE].to(task.device))
+    labels = task.images.labels[:SAMPLE].to(task.device)
+    model.train()  # BatchNorm's running statistics lag behind
+    with torch.no_grad():
+        output = model(images)
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    return F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item()
+
+
+def train(side: Callable[[Task], Trainer | Loop], task: Task, number: int) -> dict[str, float]:
+    """Time an epoch, with the loss and accuracy that show that it trained.
+
+    Raises:
+        RuntimeError: the loss did not fall, so whatever was timed was no training.
+    """
+    set_seed(number)
+    trainer = side(task)
+    before, _ = score(task, trainer.model)
+    measured = clock(trainer.train, len(task.images))
+    loss, accuracy = score(task, trainer.model)
+    if not loss < before:
+        raise RuntimeError(f"{side.__name__}: the loss went from {before:.4f} to {loss:.4f}: it does not train")
+    return measured | {"loss_before": before, "loss": loss, "accuracy": accuracy}
+
+
+def load(side: Callable[[Task], Trainer], task: Task, number: int) -> dict[str, float]:
+    """Time a pass over all batches as the model gets them: ftkit augments, normalises and lays out only then."""
+    set_seed(number)
+    trainer = side(task)
+    trainer.model.train()  # augmentation is for training
+    loader = trainer.get_train_dataloader()
+    return clock(lambda: deque(map(trainer._prepare_inputs, loader), maxlen=0), len(task.images), len(loader))
+
+
+def warmed(run: Callable[..., dict[str, float]], task: Task, *sides: Callable) -> dict[str, Side]:
+    """Sides by name, each of which has run on a few batches."""
+    for side in sides:
+        run(side, task.first(WARM_UP_BATCHES * task.batch_size), 0)
+    return {side.__name__: partial(run, side, task) for side in sides}

@@ -1,0 +1,83 @@
+"""Results in the texts: tables and single numbers of README and guides, and the lines at the head of recipes.
+
+In Markdown, what stands between `<!-- results: NAME -->` and `<!-- end -->` is written from the data: `NAME` is one of
+`TABLES`, or a result and one of its numbers or goals, as in `benchmarks/mnist_mlp stock / ftkit`. At the head of a
+recipe it is the indented lines after `HEAD`.
+"""
+
+import os
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import REPO, read_results
+from benchmarks.tables import TABLES, bound, count, phrases
+
+from ftkit.errors import UserError, nearest
+
+HEAD = "# results (recipes/results.py writes these lines):"
+MARKED = re.compile(r"(<!-- results: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def texts(root: Path = REPO) -> list[Path]:
+    """The files that show results."""
+    guides = [root / "README.md", *sorted((root / "recipes").rglob("*.md"))]
+    return [path for path in guides if path.is_file()] + sorted((root / "recipes").rglob("*.yaml"))
+
+
+def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) -> str:
+    """A text with its numbers as the data have them.
+
+    Raises:
+        UserError: it asks for a table, a result or a number that does not exist.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        name = path.relative_to(root).as_posix()
+        own = [record for record in results.values() if record.get("recipe") == name]
+        lines = "".join(f"{line}\n" for record in own for line in head(record))
+        return re.sub(rf"(?<={re.escape(HEAD)}\n)(#   .*\n)*", lambda match: lines, text)
+
+    def fill(match: re.Match) -> str:
+        try:
+            return match[1] + marked(match[2], results, os.path.relpath(root / "recipes", path.parent)) + match[4]
+        except UserError as error:
+            line = text[: match.start()].count("\n") + 1
+            raise UserError(f"{path.relative_to(root)}:{line}: {error}") from None
+
+    return MARKED.sub(fill, text)
+
+
+def marked(what: str, results: dict[str, dict[str, Any]], recipes: str) -> str:
+    """The text that a marker asks for; `recipes` is the way to the folder of the recipes, for links."""
+    if what in TABLES:
+        return f"\n{TABLES[what](results, recipes)}\n"
+    name, _, number = what.partition(" ")
+    if name not in results:
+        known = [*TABLES, *results]
+        raise UserError(f"results: there is no table or result {name!r}{nearest(name, known)}")
+    record = results[name]
+    if number in record["numbers"]:
+        return bound(record, number)
+    goals = {goal["what"]: goal["value"] for goal in record.get("goals", [])}
+    if number in goals:
+        return f"{goals[number]:.2g}"
+    known = [*record["numbers"], *goals]
+    raise UserError(f"results: {name} has no number {number!r}: expected one of {', '.join(known)}")
+
+
+def head(record: dict[str, Any]) -> list[str]:
+    """The lines of a result at the head of its recipe: its command, and what it gave."""
+    seeds, numbers = record["seeds"], record["numbers"]
+    row = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 1
+    which = f"{seeds[0]} to {seeds[-1]}" if row else ", ".join(map(str, seeds))
+    images = f"; {count(numbers['test_images'])} images" if "test_images" in numbers else ""
+    of = f"({len(seeds)} seed{'s' * (len(seeds) > 1)}, {which}{images})"
+    first, *others = phrases(numbers)
+    where = record["environment"]
+    told = [f"{first} {of}", *others, where["cpu"], f"{where['threads']} thread{'s' * (where['threads'] > 1)}"]
+    told += [where["precision"], f"{record['date']}, {record.get('since', where.get('commit'))[:7]}"]
+    told += [record["remark"]] if "remark" in record else []
+    wrapped = textwrap.wrap("; ".join(told), 112)
+    return [f"#   {record['command'] or record['what']}", *(f"#     {line}" for line in wrapped)]
