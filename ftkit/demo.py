@@ -22,8 +22,8 @@ from peft import PeftModel
 from PIL import Image, UnidentifiedImageError
 from transformers import PreTrainedModel, TimmWrapperConfig
 
-from ftkit.data.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
-from ftkit.data.pixels import PixelGeometry, normalizer
+from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
+from ftkit.data.pixels.normalize import PixelGeometry, normalizer
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
 from ftkit.models.build import class_names, model_channels, save_model

@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import traceback
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import ArgumentDefaultsHelpFormatter, Namespace
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -24,16 +24,17 @@ from typing import Any
 
 from benchmarks import ROWS
 
+from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import UserError, nearest, user_errors
 
 
 def parse_arguments(arguments: list[str]) -> Namespace:
     """The command line, checked."""
-    parser = ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = ScriptParser(prog="benchmark.py", formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--rows", default=",".join(ROWS), help="what is measured, and in which order")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side runs")
-    parser.add_argument("--images", type=int, help="at most so many images in every row, for a quick look")
-    parser.add_argument("--steps", type=int, default=25, help="training steps of cifar_resnet18")
+    parser.add_argument("--rounds", type=whole_number, default=3, help="how often each side runs")
+    parser.add_argument("--images", type=whole_number, help="at most so many images in every row, for a quick look")
+    parser.add_argument("--steps", type=whole_number, default=25, help="training steps of cifar_resnet18")
     parser.add_argument("--mnist_dir", help="a folder with MNIST")
     parser.add_argument("--cifar_dir", help="a folder with CIFAR-10")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="the folder of the results")
@@ -42,9 +43,6 @@ def parse_arguments(arguments: list[str]) -> Namespace:
     for name in args.rows:
         if name not in ROWS:
             raise UserError(f"--rows: {name!r} is not one of {', '.join(ROWS)}{nearest(name, list(ROWS))}")
-    for key in ("rounds", "images", "steps"):
-        if (value := getattr(args, key)) is not None and value < 1:
-            raise UserError(f"--{key}: {value} must be at least 1")
     return args
 
 
@@ -77,7 +75,9 @@ def show(name: str, record: dict[str, Any]) -> None:
     print(f"{name}: {record['what']} ({record['measure'].replace('_', ' ')})")
     for side, number in record["numbers"].items():
         each = " ".join(f"{value:.3g}" for value in number["values"])
-        speeds = [found["images_per_second"] for found in record["rounds"].get(side, ()) if "images_per_second" in found]
+        speeds = [
+            found["images_per_second"] for found in record["rounds"].get(side, ()) if "images_per_second" in found
+        ]
         speed = f"  {statistics.median(speeds):,.0f} images/s" if speeds else ""
         print(f"  {side:<12} {number['median']:>8.3g}  each round: {each}{speed}")
     for goal in record["goals"]:

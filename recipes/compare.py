@@ -14,10 +14,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftkit.config import Config, parse_config
+from ftkit.config.entries import Entry, read_command_line
+from ftkit.config.loader import Config, parse_config
 from ftkit.errors import ConfigError, UserError, nearest, user_errors
-from ftkit.settings import Setting, read_command_line
-from ftkit.training.run_folder import changes
+from ftkit.training.output_folder import changes
 
 FINETUNE = Path(__file__).resolve().parent / "finetune.py"
 KEYS = ("recipe", "methods", "seeds", "output_dir", "launch_config")
@@ -60,7 +60,7 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     first = next((place for place, word in enumerate(arguments) if word.startswith("--")), len(arguments))
     runs, settings = [Path(word) for word in arguments[:first]], read_command_line(arguments[first:])
     own: dict[str, list[str]] = {}
-    others: list[Setting] = []
+    others: list[Entry] = []
     for setting in settings:
         if setting.key in KEYS:
             if not setting.texts:
@@ -201,6 +201,5 @@ def show(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

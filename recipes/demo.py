@@ -6,7 +6,7 @@
 
 It needs `pip install -e '.[demo]'`. The page is for this machine alone unless `--host` says otherwise, and asks
 nothing of the network. There is a pad to draw on where the classes are the ten digits or the images are small and
-grey. The pixels are those of recipes/evaluate.py.
+grey. The pixels are those of recipes/eval.py.
 
 The last line writes a folder to push as a Space of the Hub: the same page, which does not need ftkit, with the model
 in it, or with its name on the Hub, `--hub_model_id`.
@@ -19,9 +19,9 @@ import socket
 import sys
 from pathlib import Path
 
-from ftkit.arguments import EvaluationArguments, local_model
+from ftkit.config import EvaluationArguments, local_model
+from ftkit.config.scripts import ScriptParser
 from ftkit.errors import ConfigError, UserError, user_errors
-from ftkit.settings import ScriptParser
 
 
 def boolean(text: str) -> bool:
@@ -183,6 +183,5 @@ def license_of(model: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

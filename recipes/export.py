@@ -5,7 +5,7 @@
 
 `onnx` is ONNX, `torch_export` a .pt2 file of torch.export, `int8` ONNX quantised to 8 bits, its ranges measured on
 training images. The data are those of the run that the model lies in, unless `--dataset` or `--data_dir` names others;
-these and all further options of recipes/evaluate.py are taken too (`--split`, `--batch_size`, `--revision`, …).
+these and all further options of recipes/eval.py are taken too (`--split`, `--batch_size`, `--revision`, …).
 """
 
 import argparse
@@ -22,17 +22,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftkit.arguments import DataArguments, EvaluationArguments
-from ftkit.config import parse_evaluation
+from ftkit.config import DataArguments, EvaluationArguments
+from ftkit.config.loader import parse_evaluation
+from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.export import FORMATS
-from ftkit.settings import ScriptParser, whole_number
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
-    from ftkit.data.tensors import Images
+    from ftkit.data.feeding.tensors import Images
 
 CALIBRATION_IMAGES = 256  # of train; their extremes are the ranges, which more of them widen
 TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its accuracy
@@ -135,10 +135,10 @@ def main(arguments: list[str]) -> None:
 
     import torch
 
-    from ftkit.arguments.training import TrainingArguments
-    from ftkit.config import machine_defaults
+    from ftkit.config.loader import machine_defaults
+    from ftkit.config.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console
-    from ftkit.data.pixels import normalizer
+    from ftkit.data.pixels.normalize import normalizer
     from ftkit.export.formats import capture, load, plain_model, write
     from ftkit.export.measuring import Reference, megabytes, take
     from ftkit.export.preprocessing import write_preprocessing
@@ -205,10 +205,10 @@ def read_images(
     """The images that are `measured`, labelled as the model's classes are, and those for `calibration` of int8."""
     from datasets import DatasetDict
 
-    from ftkit.data.engine import load_images
-    from ftkit.data.images import describe_images
-    from ftkit.data.sources import load_data
-    from ftkit.data.splits import relabel
+    from ftkit.data.feeding.engine import load_images
+    from ftkit.data.pixels.images import describe_images
+    from ftkit.data.sources.load import load_data
+    from ftkit.data.sources.splits import relabel
     from ftkit.models.build import class_names, model_channels
 
     splits = load_data(data)
@@ -229,7 +229,7 @@ def describe(
     rows: dict,
 ) -> dict:
     """What is written to `export.json`: the command, what was measured on, where, and a row for each format."""
-    from ftkit.evaluation.run_record import describe_command
+    from ftkit.evaluation.record import describe_command
     from ftkit.training.provenance import environment
 
     record = {
@@ -262,6 +262,5 @@ def show(record: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from ftkit.config import parse_config
+from ftkit.config.loader import parse_config
 from ftkit.errors import user_errors, writing
 from ftkit.signals import signals
 
@@ -29,21 +29,21 @@ def main(arguments: list[str]) -> None:
     from transformers import set_seed
 
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
-    from ftkit.data.engine import load_images, set_up_loading
-    from ftkit.data.images import describe_images
-    from ftkit.data.pixels import normalizer
-    from ftkit.data.sources import load_data
+    from ftkit.data.feeding.engine import load_images, set_up_loading
+    from ftkit.data.pixels.images import describe_images
+    from ftkit.data.pixels.normalize import normalizer
+    from ftkit.data.sources.load import load_data
     from ftkit.evaluation.predictions import predict_split, write_evaluation
+    from ftkit.evaluation.record import describe_run, next_steps, write_run_record
     from ftkit.evaluation.report import write_report
-    from ftkit.evaluation.run_record import describe_run, next_steps, write_run_record
     from ftkit.hub.card import write_card
     from ftkit.methods.plan import starts_from_trained_weights
     from ftkit.models.build import build_model, fit_first_layer, fit_normalization, model_channels, save_model
     from ftkit.models.flops import flops_per_image
     from ftkit.precision import precision_of
     from ftkit.training.continuity import take_fingerprint
-    from ftkit.training.run import prepare_plan, prepare_resumption, run_plan
-    from ftkit.training.run_folder import begin_run, check_run_folder, check_shared, claimed
+    from ftkit.training.output_folder import begin_run, check_run_folder, check_shared, claimed
+    from ftkit.training.stages import prepare_plan, prepare_resumption, run_plan
     from ftkit.training.trainer import ImageTrainer
 
     args = config.training
@@ -114,6 +114,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors(), signals.heeded():
         main(sys.argv[1:])

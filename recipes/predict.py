@@ -5,7 +5,7 @@
     python recipes/predict.py --model path/to/model - --format csv --output labels.csv < list_of_paths.txt
 
 Takes image files, folders (all images below them), patterns in quotes, and `-` for paths from standard input, one on
-each line. The pixels are those of recipes/evaluate.py. An image that does not decode is told on standard error and
+each line. The pixels are those of recipes/eval.py. An image that does not decode is told on standard error and
 left out, the others are classified all the same, and the exit code is 1.
 """
 
@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from ftkit.arguments import EvaluationArguments
+from ftkit.config import EvaluationArguments
+from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
-from ftkit.settings import ScriptParser, whole_number
 
 Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
 
@@ -195,6 +195,5 @@ def columns(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         sys.exit(main(sys.argv[1:]))

@@ -18,12 +18,13 @@ from typing import Any
 from benchmarks.record import REPO, other_versions, read_results, stale, write_result
 from benchmarks.texts import rendered, texts
 
+from ftkit.config.scripts import ScriptParser
 from ftkit.errors import UserError, nearest, user_errors
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(prog="results.py", description="The numbers of the texts.")
+    parser = ScriptParser(prog="results.py", description="The numbers of the texts.")
     parser.add_argument("--list", action="store_true", help="say of each result whether it holds")
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="measure these, or all that are stale")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of recipes that have no result yet")

@@ -72,8 +72,8 @@ def _save_model(name, path, size):
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
     from ftkit.models.build import build_model, save_model
 
     torch.manual_seed(0)

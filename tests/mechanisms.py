@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from support import finetune
 
-from ftkit.data.mixing import Mixing
+from ftkit.data.augmentation.mixing import Mixing
 from ftkit.models import MLPForImageClassification
 from ftkit.training.trainer import ImageTrainer
 

@@ -25,8 +25,8 @@ def load_recipe_script(name: str) -> ModuleType:
 
 
 def assert_reloads(run: Path) -> None:
-    """`recipes/evaluate.py`, from the saved model alone, gives the probabilities that the run stored."""
-    load_recipe_script("evaluate").main(["--model", str(run), "--output_dir", str(run / "again")])
+    """`recipes/eval.py`, from the saved model alone, gives the probabilities that the run stored."""
+    load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(run / "again")])
     stored, again = (read_predictions(run / place).probabilities for place in ("evaluation", "again"))
     np.testing.assert_allclose(again, stored, atol=1e-5)
 
@@ -57,7 +57,7 @@ def random_predictions(names: list[str], n: int, seed: int = 0, skill: float = 2
 
 
 def store(folder: Path, test: Predictions, validation: Predictions | None = None, **record) -> Path:
-    """A folder like one that recipes/evaluate.py writes, or, with `method` and so on, like a run's."""
+    """A folder like one that recipes/eval.py writes, or, with `method` and so on, like a run's."""
     write_predictions(folder, test)
     if validation is not None:
         write_predictions(folder / "validation", validation)

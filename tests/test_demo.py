@@ -29,9 +29,9 @@ gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from ftkit.arguments import DataArguments  # noqa: E402
-from ftkit.data.images import encoded, to_mode  # noqa: E402
-from ftkit.data.sources import load_data  # noqa: E402
+from ftkit.config import DataArguments  # noqa: E402
+from ftkit.data.pixels.images import encoded, to_mode  # noqa: E402
+from ftkit.data.sources.load import load_data  # noqa: E402
 from ftkit.demo import Classifier, build_page, fit_drawing, serve, tell_apart  # noqa: E402
 from ftkit.evaluation.predictions import read_predictions  # noqa: E402
 from ftkit.models.build import load_model  # noqa: E402
@@ -164,7 +164,7 @@ def test_uploads_give_the_probabilities_of_an_evaluation(folder, tmp_path):
     for split, name in itertools.product(("train", "validation", "test"), classifier.names):
         shutil.copytree(tmp_path / "files", tmp_path / "data" / split / name)
     arguments = ["--model", str(folder), "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
-    load_recipe_script("evaluate").main(arguments)
+    load_recipe_script("eval").main(arguments)
     stored = read_predictions(tmp_path / "out")
     rows = encoded(load_data(DataArguments(data_dir=str(tmp_path / "data")))["test"])["image"]
     for index, probabilities in zip(stored.index, stored.probabilities, strict=True):

@@ -14,7 +14,7 @@ from PIL import Image
 from pretend_device import pretend_device
 from support import finetune, interrupt, load_recipe_script
 
-from ftkit.arguments.data import AUGMENTATIONS
+from ftkit.config.data import AUGMENTATIONS
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.hub.parity import check_parity
 from ftkit.models import flops
@@ -175,7 +175,7 @@ def test_a_run_goes_on_on_another_device(tmp_path, request, first):
 
 def test_evaluate(pretended, there, tmp_path):
     options = ["--test_time_augmentation", "flip_and_shift", "--output_dir", str(tmp_path / "again")]
-    load_recipe_script("evaluate").main(["--model", str(there), *options])
+    load_recipe_script("eval").main(["--model", str(there), *options])
     stored, again = (read_predictions(folder) for folder in (there / "evaluation", tmp_path / "again"))
     assert np.array_equal(again.logits, stored.logits)
 

@@ -40,8 +40,8 @@ def left_in(folder):
 @pytest.fixture(scope="session")
 def rnn(tmp_path_factory):
     """A recurrent network with random weights for the digits 0 and 1, saved."""
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
     from ftkit.models.build import build_model, save_model
 
     path, args = tmp_path_factory.mktemp("rnn"), ModelArguments(model="rnn", model_args={"hidden_size": 8})
@@ -59,8 +59,8 @@ def exported(digits_run, tmp_path_factory):
 
 def digits_test():
     """The test images of `digits_run`, uint8 (N, 8, 8), and their labels."""
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
 
     test = load_data(DataArguments(dataset="digits"))["test"]
     return np.stack([np.asarray(image) for image in test["image"]]), np.array(test["label"])
@@ -191,8 +191,8 @@ def test_a_timm_model_keeps_its_image_processor(tmp_path):
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
     from ftkit.models.build import build_model, save_model
 
     args = ModelArguments(model="timm/test_resnet", image_size=[16])
@@ -209,8 +209,8 @@ def test_a_timm_model_keeps_its_image_processor(tmp_path):
 
 
 def test_calibration_sees_training_images_only(digits_run, tmp_path, monkeypatch):
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
     from ftkit.export import formats
 
     seen, write = [], formats.write

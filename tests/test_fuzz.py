@@ -14,7 +14,6 @@ import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,18 +25,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
+from support import REPO
 from transformers import HfArgumentParser, ViTImageProcessor
 
-from ftkit.arguments import DataArguments, ModelArguments
-from ftkit.config import GROUPS, parse_config, parse_evaluation
-from ftkit.data.decoding import Decoder
-from ftkit.data.images import ImageInfo, describe_images
-from ftkit.data.raw import read_cifar_folder, read_idx
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments, ModelArguments
+from ftkit.config.loader import GROUPS, parse_config, parse_evaluation
+from ftkit.data.pixels.decoding import Decoder
+from ftkit.data.pixels.images import ImageInfo, describe_images
+from ftkit.data.sources.load import load_data
+from ftkit.data.sources.raw import read_cifar_folder, read_idx
 from ftkit.errors import UserError
+from ftkit.files import hidden
 from ftkit.models.build import build_model
 from ftkit.models.weights import load_weights
-from ftkit.training.checkpoints import hidden, newest_whole, seal, what_is_wrong
+from ftkit.training.checkpoints import newest_whole, seal, what_is_wrong
 
 HANGS = 30  # seconds
 fuzz = settings(
@@ -145,7 +146,7 @@ ODD = ["nan", ".nan", "inf", "-inf", ".inf", "1e400", "-1e400", "1e-400", "-0.0"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
-RECIPES = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))]
+RECIPES = [path.read_bytes() for path in sorted((REPO / "recipes").rglob("*.yaml"))]
 values = st.one_of(
     st.sampled_from(ODD),
     st.integers().map(str),

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.special import softmax
 from support import finetune
 
-from ftkit.arguments import DataArguments
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments
+from ftkit.data.sources.load import load_data
 from ftkit.evaluation.predictions import read_predictions
 
 MODELS = {

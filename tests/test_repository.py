@@ -9,16 +9,16 @@ import pytest
 import yaml
 from support import REPO, load_recipe_script
 
-from ftkit.arguments import EvaluationArguments, ModelArguments
-from ftkit.config import parse_config, parse_evaluation
+from ftkit.config import EvaluationArguments, ModelArguments
+from ftkit.config.loader import parse_config, parse_evaluation
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
     "errors",
+    "files",
     "signals",
     "precision",
-    "arguments",
-    "settings",
+    "statistics",
     "config",
     "console",
     "data",
@@ -65,7 +65,7 @@ def test_modeling_files_travel_alone(path):
 
 # Where bytes of others could become code, and why they do not.
 _UNPICKLES = {
-    "ftkit/data/raw.py": "an unpickler that knows arrays alone",
+    "ftkit/data/sources/raw.py": "an unpickler that knows arrays alone",
     "ftkit/models/weights.py": "the error's name",
 }
 _RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "marshal.loads", "dill.load",
@@ -155,7 +155,7 @@ def test_every_command_that_is_written_down_is_understood(where, words, monkeypa
             load_recipe_script(script.removesuffix(".py")).main(arguments)
     elif script == "finetune.py":
         parse_config(arguments, DEFAULT_RECIPE)
-    elif script == "evaluate.py":
+    elif script == "eval.py":
         if "--data_dir" not in arguments and "--dataset" not in arguments:
             arguments = [*arguments, "--dataset", "digits"]  # the run that it names is not there
         parse_evaluation(arguments)

@@ -98,11 +98,11 @@ RECORD = """
 import sys
 import numpy as np
 from transformers import ViTImageProcessor
-from ftkit.arguments import DataArguments, LossArguments
-from ftkit.arguments.training import TrainingArguments, machine_defaults
-from ftkit.data.pixels import normalizer
-from ftkit.data.sources import load_data
-from ftkit.data.tensors import image_tensors
+from ftkit.config import DataArguments, LossArguments
+from ftkit.config.training import TrainingArguments, machine_defaults
+from ftkit.data.pixels.normalize import normalizer
+from ftkit.data.sources.load import load_data
+from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models import MLPConfig, MLPForImageClassification
 from ftkit.training.trainer import ImageTrainer, Objective

@@ -14,8 +14,8 @@ from ftkit.evaluation import plots
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
-from ftkit.evaluation.significance import ALPHA, compare, holm
-from ftkit.training.run_folder import CHANGES_NOTHING
+from ftkit.statistics.significance import ALPHA, compare, holm
+from ftkit.training.output_folder import CHANGES_NOTHING
 
 # What of a configuration does not make another method of it.
 _SAME_METHOD = CHANGES_NOTHING | {"seed", "data_seed", "run_name"}
@@ -29,7 +29,7 @@ class Run:
     Attributes:
         folder: where it lies.
         record: its `run.json`.
-        config: its configuration, empty for what `recipes/evaluate.py` wrote.
+        config: its configuration, empty for what `recipes/eval.py` wrote.
         class_names: of the model.
         images: (hash, true class) of each test image, in the order of `hits`.
         hits: bool (N,), whether the prediction is right.

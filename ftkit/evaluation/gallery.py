@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ftkit.data.tensors import Images
+from ftkit.data.feeding.tensors import Images
 from ftkit.evaluation.metrics import Predictions
 
 _COUNT = 24  # of each kind

@@ -11,9 +11,9 @@ from accelerate import PartialState
 from datasets import Dataset, Features, Image, Value
 from transformers import PreTrainedModel
 
-from ftkit.data.decoding import Decoder, cores, over_all_rows
-from ftkit.data.folders import image_suffixes, natural_sorted
-from ftkit.data.pixels import channels_last, normalizer
+from ftkit.data.pixels.decoding import Decoder, cores, over_all_rows
+from ftkit.data.pixels.normalize import channels_last, normalizer
+from ftkit.data.sources.folders import image_suffixes, natural_sorted
 from ftkit.errors import UserError
 from ftkit.models.anatomy import is_convolutional
 from ftkit.models.build import model_channels

@@ -9,13 +9,13 @@ import evaluate
 import numpy as np
 from scipy.special import log_softmax, softmax
 
-from ftkit.evaluation.calibration import (
+from ftkit.statistics.calibration import (
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
     reliability,
 )
-from ftkit.evaluation.intervals import f1_interval, macro_f1_interval, mean_interval, wilson
+from ftkit.statistics.intervals import f1_interval, macro_f1_interval, mean_interval, wilson
 
 _TOP_5_CLASSES = 20  # with fewer, five guesses say little
 

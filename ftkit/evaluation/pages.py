@@ -5,7 +5,7 @@ from typing import Any
 
 import jinja2
 
-from ftkit.training.checkpoints import whole
+from ftkit.files import atomic_write
 
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;", "\n": " ", "\r": " "})
 
@@ -58,5 +58,5 @@ def render(template: str, content: dict[str, Any]) -> str:
 def write_pages(folder: Path, template: str, content: dict[str, Any]) -> None:
     """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names."""
     for kind in ("html", "md"):
-        with whole(folder / f"{template}.{kind}") as aside:
+        with atomic_write(folder / f"{template}.{kind}") as aside:
             aside.write_text(render(f"{template}.{kind}", content), encoding="utf-8")

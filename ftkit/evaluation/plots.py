@@ -158,7 +158,7 @@ def reliability_diagram(bins: list[dict], tempered: list[dict] | None) -> Markup
     """Accuracy against confidence, with 95% intervals, and how many images have which confidence.
 
     Args:
-        bins: from `ftkit.evaluation.calibration.reliability`.
+        bins: from `ftkit.statistics.calibration.reliability`.
         tempered: the same after dividing by the temperature, or None.
     """
     with _style():

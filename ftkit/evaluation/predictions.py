@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, List, Value
 
-from ftkit.data.tensors import Images, Viewed
+from ftkit.data.feeding.tensors import Images, Viewed
 from ftkit.errors import UserError
 from ftkit.evaluation.gallery import write_gallery, write_samples
 from ftkit.evaluation.metrics import Predictions, compute_metrics
-from ftkit.training.checkpoints import whole
+from ftkit.files import atomic_write
 from ftkit.training.trainer import ImageTrainer
 
 _FILE = "predictions.parquet"
@@ -69,7 +69,7 @@ def write_metrics(folder: Path) -> dict:
         UserError: the predictions are missing or are not ftkit's.
     """
     metrics = compute_metrics(*read_evaluation(folder))
-    with whole(folder / "metrics.json") as aside:
+    with atomic_write(folder / "metrics.json") as aside:
         aside.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics
 
@@ -105,7 +105,7 @@ def write_predictions(folder: Path, predictions: Predictions) -> None:
         pa.FixedSizeListArray.from_arrays(flat, classes),
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / _FILE) as aside:
+    with atomic_write(folder / _FILE) as aside:
         pq.write_table(pa.table(columns, schema=features.arrow_schema), aside)
 
 

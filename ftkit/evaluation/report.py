@@ -43,7 +43,7 @@ def evaluation_folder(folder: Path) -> Path:
         if (place / "predictions.parquet").is_file():
             return place
     raise UserError(f"{folder} holds no evaluation: give the folder of a run that is finished, or one that "
-                    "recipes/evaluate.py wrote")  # fmt: skip
+                    "recipes/eval.py wrote")  # fmt: skip
 
 
 def read_record(folder: Path) -> dict[str, Any]:

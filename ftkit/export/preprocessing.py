@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from ftkit.data.pixels import geometry_key, normalizer
+from ftkit.data.pixels.normalize import geometry_key, normalizer
 from ftkit.export.formats import INPUT, OUTPUT
 from ftkit.models.build import class_names, model_channels
 

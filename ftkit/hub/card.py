@@ -12,7 +12,7 @@ from ftkit.evaluation.metrics import compute_metrics
 from ftkit.evaluation.pages import render
 from ftkit.evaluation.predictions import read_evaluation
 from ftkit.evaluation.report import HEADLINE, evaluation_folder, headline, read_record
-from ftkit.training.checkpoints import whole
+from ftkit.files import atomic_write
 
 _ROUNDING = 1e-9  # the last digits of logarithms and exponentials differ between processors
 # What the Hub knows a metric as.
@@ -67,7 +67,7 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
         "own_code": any((run / "model").glob("modeling_*.py")),
     }
     path = run / "model" / "README.md"
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(render("card.md", content), encoding="utf-8")
     return path
 

@@ -36,7 +36,7 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     predictions = read_predictions(evaluation)
     samples = sample_files(evaluation, predictions)
     if missing := [path for path in samples.values() if not path.is_file()]:
-        raise UserError(f"{missing[0]}: is missing: run recipes/evaluate.py anew, or take a run that is whole")
+        raise UserError(f"{missing[0]}: is missing: run recipes/eval.py anew, or take a run that is whole")
     remote = any(model.glob("modeling_*.py"))
     answer = _load_elsewhere(model, list(samples.values()), remote)
     if answer["missing"]:

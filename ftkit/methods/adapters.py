@@ -12,8 +12,8 @@ from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftkit.arguments import MethodArguments, local_model
-from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
+from ftkit.config import MethodArguments, local_model
+from ftkit.config.method import LORA_VARIANTS, adapter_configs
 from ftkit.errors import UserError, nearest
 from ftkit.methods.adalora import allocate_on_device, is_bookkeeping
 from ftkit.models.anatomy import find_head, is_norm

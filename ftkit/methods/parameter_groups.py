@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import TimmWrapperForImageClassification
 
-from ftkit.arguments import LossArguments, MethodArguments
+from ftkit.config import LossArguments, MethodArguments
 
 
 class Setting(NamedTuple):

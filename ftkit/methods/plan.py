@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftkit.arguments import MethodArguments
+from ftkit.config import MethodArguments
 
 Train = str | list[str] | dict[str, int]
 

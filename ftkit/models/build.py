@@ -21,11 +21,11 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ftkit.arguments import OWN_MODELS, ModelArguments, local_model, weights_file
-from ftkit.data.images import ImageInfo
-from ftkit.data.pixels import Normalize8Bit, channel_statistics
-from ftkit.data.remote import from_hub
-from ftkit.data.tensors import Images
+from ftkit.config import OWN_MODELS, ModelArguments, local_model, weights_file
+from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.pixels.normalize import Normalize8Bit, channel_statistics
+from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
 
 from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig

@@ -9,21 +9,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import xxhash
+from ftkit.files import file_hash, hidden, rename, sync
 
 logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
-_CHUNK = 1 << 20  # bytes
-
-
-def hidden(folder: Path) -> Path:
-    """Where what becomes `folder` is written, or what was `folder` is deleted."""
-    return folder.with_name(f".{folder.name}.part")
 
 
 def seal(aside: Path, folder: Path) -> None:
@@ -35,45 +27,9 @@ def seal(aside: Path, folder: Path) -> None:
     manifest = aside / _MANIFEST
     manifest.write_text(json.dumps(listed, indent=1))
     for path in (*files, manifest, aside):
-        _sync(path)
+        sync(path)
     remove(folder)
-    os.replace(aside, folder)
-    _sync(folder.parent)
-
-
-def replace(aside: Path, path: Path) -> None:
-    """Sync a file to the disk, and give it its name."""
-    _sync(aside)
-    os.replace(aside, path)
-    _sync(path.parent)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path`: all of it, or nothing."""
-    aside = hidden(path)
-    try:
-        yield aside
-        replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def file_hash(path: Path) -> str:
-    """The XXH3 of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    rename(aside, folder)
 
 
 def what_is_wrong(folder: Path) -> str | None:

@@ -17,13 +17,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
-from ftkit.data.tensors import Images
+from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
+from ftkit.files import atomic_write
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import find_head
 from ftkit.precision import precision_of
 from ftkit.training import provenance
-from ftkit.training.checkpoints import whole
 
 FINGERPRINT = "fingerprint.json"  # in a checkpoint
 TABLE = "data.safetensors"  # in a run's folder
@@ -54,7 +54,7 @@ class Fingerprint:
 
     def save_table(self, folder: Path) -> None:
         """Write the table into a run's folder: by it a refusal counts the images that differ."""
-        with whole(folder / TABLE) as aside:
+        with atomic_write(folder / TABLE) as aside:
             save_file(self.table, aside)
 
     def check(self, there: dict[str, Any] | None, source: Path, folder: Path) -> str:

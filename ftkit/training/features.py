@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from ftkit.data.cache import cached
-from ftkit.data.keys import cache_key
-from ftkit.data.pixels import Normalize8Bit
-from ftkit.data.tensors import Batch, Images, collate
+from ftkit.data.feeding.tensors import Batch, Images, collate
+from ftkit.data.pixels.cache import cached
+from ftkit.data.pixels.keys import cache_key
+from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 from ftkit.precision import exact_float32, precision_of

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ftkit.arguments import LossArguments
+from ftkit.config import LossArguments
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import SchedulerType, Trainer, get_scheduler
 
-from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
+from ftkit.config.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
 from ftkit.errors import UserError
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 

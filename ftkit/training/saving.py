@@ -15,10 +15,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.errors import Interrupted, UserError
+from ftkit.files import hidden
 from ftkit.methods.adalora import restore_ranks_of, save_ranks
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
-from ftkit.training.checkpoints import best_of, hidden, rotate, seal
+from ftkit.training.checkpoints import best_of, rotate, seal
 from ftkit.training.continuity import Fingerprint
 from ftkit.training.ema import WeightAverage
 from ftkit.training.progress import Progress

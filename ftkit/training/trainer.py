@@ -30,13 +30,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ftkit.arguments import LossArguments
-from ftkit.arguments.training import TrainingArguments
-from ftkit.data.augment import augment
-from ftkit.data.loader import EpochBatches, TrainingLoader
-from ftkit.data.mixing import Mixing
-from ftkit.data.pixels import channels_last
-from ftkit.data.tensors import collate
+from ftkit.config import LossArguments
+from ftkit.config.training import TrainingArguments
+from ftkit.data.augmentation.augment import augment
+from ftkit.data.augmentation.mixing import Mixing
+from ftkit.data.feeding.loader import EpochBatches, TrainingLoader
+from ftkit.data.feeding.tensors import collate
+from ftkit.data.pixels.normalize import channels_last
 from ftkit.errors import UserError
 from ftkit.methods.adalora import RankAllocation, orthogonality
 from ftkit.methods.parameter_groups import Setting
@@ -106,8 +106,8 @@ class Objective:
         args: the loss and its regularisation.
         settings: learning rate and weight decay of every parameter, by name.
         num_classes: C.
-        augment: what is done to training images; see `ftkit.data.augment`.
-        on_nan: what a loss that is not finite leads to; see `RunArguments`.
+        augment: what is done to training images; see `ftkit.data.augmentation.augment`.
+        on_nan: what a loss that is not finite leads to; see `JobArguments`.
         steps_before: that were planned for adapters in earlier stages.
     """
 

@@ -9,7 +9,7 @@ from benchmarks.data import CROP_AND_FLIP, Bench
 from benchmarks.timing import Row
 from torchvision.transforms import v2
 
-from ftkit.data.augment import augment
+from ftkit.data.augmentation.augment import augment
 
 REPEATS = 20  # of a batch's augmentation, within a round
 

@@ -6,8 +6,8 @@ from benchmarks.data import Bench, as_png, make_task
 from benchmarks.decoding import decode, over_all, pool_of
 from benchmarks.timing import Row, Side, clock
 
-from ftkit.data.images import encoded
-from ftkit.data.tensors import image_tensors
+from ftkit.data.pixels.images import encoded
+from ftkit.data.feeding.tensors import image_tensors
 
 
 def row(bench: Bench) -> Row:

@@ -4,8 +4,8 @@ import multiprocessing
 from collections.abc import Callable
 from typing import Any
 
-from ftkit.data.decoding import cores
-from ftkit.data.images import open_image
+from ftkit.data.pixels.decoding import cores
+from ftkit.data.pixels.images import open_image
 
 HELD: list[dict] = []  # files, within a process that decodes them
 

@@ -1,17 +1,17 @@
 """A measured result: a small JSON file in recipes/results/ for each line of the texts.
 
-    kind         what measures it: recipe, benchmark, export or gpu
-    command      what was run, once for each seed or round; null where no command can
-    recipe       the recipe that it is a result of, with `seeds`
-    after        {folder: command}: runs that have to be there first
-    what         what is measured, in words, where the table needs them
-    numbers      by name: `values`, one for each seed or round, or null where only the `mean` (with `std`) or `median`
-                 was kept; n
-    environment  versions, commit, hardware, threads; null where it is not known
-    date         when it was measured
-    since        only for numbers that are older than these files: the commit that brought them into the texts
-    definition   a hash of what the result depends on, see `definition`
-    stale        why it has to be measured again, where a maintainer knows
+kind         what measures it: recipe, benchmark, export or gpu
+command      what was run, once for each seed or round; null where no command can
+recipe       the recipe that it is a result of, with `seeds`
+after        {folder: command}: runs that have to be there first
+what         what is measured, in words, where the table needs them
+numbers      by name: `values`, one for each seed or round, or null where only the `mean` (with `std`) or `median`
+             was kept; n
+environment  versions, commit, hardware, threads; null where it is not known
+date         when it was measured
+since        only for numbers that are older than these files: the commit that brought them into the texts
+definition   a hash of what the result depends on, see `definition`
+stale        why it has to be measured again, where a maintainer knows
 """
 
 import hashlib
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ftkit.files import atomic_write
 
 REPO = Path(__file__).resolve().parents[2]
 SHOWN_VERSIONS = ("torch", "transformers", "timm", "peft")
@@ -41,7 +43,8 @@ def read_results(root: Path = REPO) -> dict[str, dict[str, Any]]:
 def write_result(path: Path, record: dict[str, Any]) -> None:
     """Store a result."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with atomic_write(path) as aside:
+        aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def definition(name: str, record: dict[str, Any], root: Path = REPO) -> str:

@@ -28,9 +28,9 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from ftkit.data.engine import set_up_loading
-from ftkit.data.pixels import channel_statistics
-from ftkit.data.tensors import ImageTensors
+from ftkit.data.feeding.engine import set_up_loading
+from ftkit.data.pixels.normalize import channel_statistics
+from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.training.trainer import ImageTrainer, Objective

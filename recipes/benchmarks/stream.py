@@ -8,10 +8,10 @@ from benchmarks.decoding import decode, over_all, pool_of, resize
 from benchmarks.sides import ftkit
 from benchmarks.timing import Row, clock
 
-from ftkit.data.decoding import Decoder, cores
-from ftkit.data.images import encoded
-from ftkit.data.stream import StreamedImages
-from ftkit.data.tensors import image_tensors
+from ftkit.data.pixels.decoding import Decoder, cores
+from ftkit.data.pixels.images import encoded
+from ftkit.data.feeding.stream import StreamedImages
+from ftkit.data.feeding.tensors import image_tensors
 
 PHOTOS = 1000
 

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as TV
 
-from ftkit.arguments.data import AUGMENTATIONS
-from ftkit.config import parse_config
-from ftkit.data import augment as A
-from ftkit.data import trivial_augment as T
+from ftkit.config.data import AUGMENTATIONS
+from ftkit.config.loader import parse_config
+from ftkit.data.augmentation import augment as A
+from ftkit.data.augmentation import trivial_augment as T
 
 ROWS = torch.arange(40)
 
@@ -245,7 +245,7 @@ def test_a_device_without_float64_gives_almost_the_same(name, monkeypatch):
     """Apple's GPUs have none. What is drawn is the same, but for the last of its bits."""
     images = torch.randint(0, 256, (64, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = A.augment(images, torch.arange(64), [name], seed=1, epoch=1)
-    monkeypatch.setattr("ftkit.data.pixel_ops._WITHOUT_FLOAT64", ("lazy",))
+    monkeypatch.setattr("ftkit.data.augmentation.pixel_ops._WITHOUT_FLOAT64", ("lazy",))
     with pretend_device(float64=False) as pretended:
         there, before = images.to(pretended.device), pretended.waits.copy()
         found = A.augment(there, torch.arange(64), [name], seed=1, epoch=1)

@@ -9,10 +9,10 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 from support import random_predictions
 
-from ftkit.evaluation.calibration import fit_temperature
-from ftkit.evaluation.intervals import f1_interval, macro_f1_interval, mean_interval, wilson
 from ftkit.evaluation.metrics import compute_metrics
 from ftkit.evaluation.predictions import read_predictions
+from ftkit.statistics.calibration import fit_temperature
+from ftkit.statistics.intervals import f1_interval, macro_f1_interval, mean_interval, wilson
 
 EXACT = {"abs": 1e-9}
 

@@ -15,9 +15,9 @@ from PIL import Image
 from scipy.special import softmax
 from support import REPO, load_recipe_script
 
-from ftkit.arguments import DataArguments, ModelArguments
-from ftkit.data.images import ImageInfo
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.sources.load import load_data
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.models.build import build_model, class_names, load_model, save_model
 
@@ -98,14 +98,14 @@ def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path
 
 
 def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
-    """Photos of several sizes and modes, as recipes/evaluate.py decodes, resizes and normalises them."""
+    """Photos of several sizes and modes, as recipes/eval.py decodes, resizes and normalises them."""
     data, files, names = tmp_path / "data", [], class_names(load_model(str(folder))[0])
     for label, split in itertools.product(names, ("train", "validation", "test")):
         for number in range(6):
             size, mode = ((20, 30), (16, 16), (41, 17))[number % 3], ("RGB", "L", "P", "RGBA")[number % 4]
             file = draw(data / split / label / f"{number}.png", number + 100 * len(files), size, mode)
             files += [file] * (split == "test")
-    load_recipe_script("evaluate").main(
+    load_recipe_script("eval").main(
         ["--model", str(folder), "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     )
     stored = read_predictions(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_a_model_that_was_saved_in_half_precision(convnet, predict, tmp_path):
     np.testing.assert_allclose(first, second, atol=0.02)
     digits = ["--dataset", "digits", "--classes", "0", "1", "--output_dir"]
     for path in (convnet, tmp_path / "half"):
-        load_recipe_script("evaluate").main(["--model", str(path), *digits, str(tmp_path / f"{path.name}-evaluated")])
+        load_recipe_script("eval").main(["--model", str(path), *digits, str(tmp_path / f"{path.name}-evaluated")])
     first, second = (read_predictions(tmp_path / f"{path.name}-evaluated") for path in (convnet, tmp_path / "half"))
     np.testing.assert_allclose(first.probabilities, second.probabilities, atol=0.02)
 

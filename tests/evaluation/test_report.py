@@ -150,8 +150,8 @@ def test_the_gallery_shows_the_right_pictures(tmp_path):
     run = finetune(tmp_path / "run", "--max_train_samples", 100, "--num_train_epochs", 1)
     from PIL import Image
 
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
     from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
     from ftkit.evaluation.predictions import read_predictions
 

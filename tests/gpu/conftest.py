@@ -173,8 +173,8 @@ def lite0(tmp_path_factory):
     """EfficientNet-Lite0 with its ImageNet weights, or with random ones, as a folder."""
     if (folder := data("tf_efficientnet_lite0.in1k")) is not None:
         return str(folder)
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
     from ftkit.models.build import build_model, save_model
 
     folder, args = tmp_path_factory.mktemp("lite0"), ModelArguments(model="timm/tf_efficientnet_lite0")

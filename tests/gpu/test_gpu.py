@@ -9,9 +9,9 @@ import torch
 from safetensors.numpy import load_file
 from support import finetune, interrupt
 
-from ftkit.arguments.data import AUGMENTATIONS
-from ftkit.data.augment import augment
-from ftkit.data.tensors import ImageTensors
+from ftkit.config.data import AUGMENTATIONS
+from ftkit.data.augmentation.augment import augment
+from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
 from ftkit.models.build import load_model

@@ -277,7 +277,7 @@ def test_every_kind_of_model_comes_back_with_the_same_logits(tmp_path):
         assert hub.repos["me/lora"].private and not hub.repos["me/mlp"].private
         files = hub.repos["me/lora"].files()
         evaluate = [
-            REPO / "recipes" / "evaluate.py",
+            REPO / "recipes" / "eval.py",
             "--model",
             "me/lora",
             "--dataset",

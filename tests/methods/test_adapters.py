@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from support import assert_reloads, finetune, interrupt
 from transformers import AutoModelForImageClassification
 
-from ftkit.arguments import MethodArguments, ModelArguments
-from ftkit.data.images import ImageInfo
+from ftkit.config import MethodArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.methods.adalora import orthogonality
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from support import finetune
 from torch import nn
 
-from ftkit.arguments import LossArguments, MethodArguments, ModelArguments
-from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
-from ftkit.data.images import ImageInfo
+from ftkit.config import LossArguments, MethodArguments, ModelArguments
+from ftkit.config.method import LORA_VARIANTS, adapter_configs
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.methods.parameter_groups import optimizer_groups, parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from support import assert_reloads, finetune, interrupt
 from transformers import AutoModelForImageClassification
 
-from ftkit.arguments import MethodArguments, ModelArguments
-from ftkit.data.images import ImageInfo
+from ftkit.config import MethodArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
 from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.plan import make_plan

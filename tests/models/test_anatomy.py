@@ -4,8 +4,8 @@ import pytest
 import transformers as T
 from torch import nn
 
-from ftkit.arguments import ModelArguments
-from ftkit.data.images import ImageInfo
+from ftkit.config import ModelArguments
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
 from ftkit.methods.freezing import trained_parameters
 from ftkit.models.anatomy import find_head, layer_groups

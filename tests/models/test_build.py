@@ -12,8 +12,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from ftkit.arguments import ModelArguments
-from ftkit.data.images import ImageInfo
+from ftkit.config import ModelArguments
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
 from ftkit.models.anatomy import find_head
 from ftkit.models.build import build_model, class_names, load_model, model_channels, save_model

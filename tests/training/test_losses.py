@@ -12,7 +12,7 @@ from support import assert_reloads, finetune, interrupt
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
-from ftkit.arguments import LossArguments
+from ftkit.config import LossArguments
 from ftkit.training.losses import make_loss
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [5.0, 4.0, 0.0], [-2.0, 0.0, 2.0]])

@@ -1,0 +1,81 @@
+"""Repeat an evaluation from a saved model: accuracy, macro F1 and, with `--output_dir`, the whole report.
+
+    accelerate launch recipes/eval.py --model runs/digits-convnet-scratch
+    accelerate launch recipes/eval.py --model path/to/model --data_dir path/to/images --split validation
+
+The data are those of the run that the model lies in, unless `--dataset` or `--data_dir` names others. Labels are
+matched by class name, never by number.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from ftkit.config.loader import parse_evaluation
+from ftkit.errors import user_errors
+
+
+def main(arguments: list[str]) -> None:
+    """Evaluate as `arguments`, a command line without the program's name, say."""
+    data, evaluation = parse_evaluation(arguments)
+
+    from datasets import DatasetDict
+
+    from ftkit.config.loader import machine_defaults
+    from ftkit.config.training import TrainingArguments
+    from ftkit.console import banner, fact, say_idle_gpus, set_up_console
+    from ftkit.data.feeding.engine import load_images, set_up_loading
+    from ftkit.data.pixels.images import describe_images
+    from ftkit.data.pixels.normalize import normalizer
+    from ftkit.data.sources.load import load_data
+    from ftkit.data.sources.splits import relabel
+    from ftkit.evaluation.predictions import predict_split, write_evaluation
+    from ftkit.evaluation.record import describe_command, describe_data, write_run_record
+    from ftkit.evaluation.report import write_report
+    from ftkit.models.build import class_names, load_model, model_channels
+    from ftkit.training.provenance import environment
+    from ftkit.training.trainer import ImageTrainer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, **machine_defaults())
+        set_up_console(args)
+        say_idle_gpus(args)
+
+        banner("model")
+        model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
+        names = class_names(model)
+        fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(names)} classes")
+
+        banner("data")
+        rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
+        channels = min(describe_images(rows).channels, model_channels(model))
+        split = DatasetDict({evaluation.split: rows})
+        data.image_transform = None  # is for training
+        splits = load_images(split, processor, channels, data, seed=0)
+        set_up_loading(args, splits, workers=None)
+        images = splits[evaluation.split]
+        fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
+
+        trainer = ImageTrainer(model, args, normalizer(processor, model_channels(model)))
+        predicted = predict_split(trainer, images, data.test_time_augmentation)
+    if args.process_index != 0:
+        return
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(evaluation.output_dir or scratch)
+        metrics = write_evaluation(folder, predicted, images)
+        record = {"command": describe_command(), "model": evaluation.model, "evaluated_split": evaluation.split}
+        write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, metrics)
+        write_report(folder)
+    banner("done")
+    fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} images, macro F1 {metrics['macro_f1']:.4f}")
+    for name, accuracy in metrics.get("test_time_accuracy", {}).items():
+        fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
+    fact(
+        "report", (evaluation.output_dir and folder / "report.html") or "not written: name a folder with --output_dir"
+    )
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])
