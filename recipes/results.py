@@ -64,7 +64,7 @@ def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], roo
            "recipe": f"recipes/{name}.yaml", "seeds": seeds, "what": ""}  # fmt: skip
     record = results.get(name, new)
     if record["command"] is None or record["kind"] == "gpu":
-        raise UserError(f"{name} cannot be measured here: {record.get('how') or record['command']}")
+        raise UserError(f"{name} cannot be measured here: {record.get('remark') or record['command']}")
     if record["kind"] == "benchmark":
         row = name.removeprefix("benchmarks/")
         return measure_row(row, benchmark_arguments(["--rows", row]))

@@ -14,8 +14,8 @@ What ftkit costs and what it saves is measured by a module for each row, whose s
 - linear_probe: features of a frozen body that are computed once, against the body at every epoch.
 - default_run: the command that a new user types, from the shell.
 
-`timing`, `data`, `sides` and `decoding` are what the rows share. `trained` measures recipes and exports, `record` stores
-results, and `texts` writes them into README, guides and the heads of recipes.
+`timing`, `data`, `sides`, `decoding` and `command` are what the rows share. `trained` measures recipes and exports,
+`record` stores results, `tables` shows them, and `texts` writes them into README, guides and the heads of recipes.
 """
 
 ROWS = (

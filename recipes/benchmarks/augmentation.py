@@ -5,10 +5,10 @@ import timeit
 from collections.abc import Callable
 
 import torch
-from benchmarks.data import CROP_AND_FLIP, Bench
-from benchmarks.timing import Row
 from torchvision.transforms import v2
 
+from benchmarks.data import CROP_AND_FLIP, Bench
+from benchmarks.timing import Row
 from ftkit.data.augmentation.augment import augment
 
 REPEATS = 20  # of a batch's augmentation, within a round

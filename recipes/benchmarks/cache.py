@@ -5,9 +5,8 @@ import shutil
 from benchmarks.data import Bench, as_png, make_task
 from benchmarks.decoding import decode, over_all, pool_of
 from benchmarks.timing import Row, Side, clock
-
-from ftkit.data.pixels.images import encoded
 from ftkit.data.feeding.tensors import image_tensors
+from ftkit.data.pixels.images import encoded
 
 
 def row(bench: Bench) -> Row:

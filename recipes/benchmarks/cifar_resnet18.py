@@ -2,10 +2,11 @@
 
 from functools import partial
 
+from transformers import set_seed
+
 from benchmarks.data import CROP_AND_FLIP, Bench, make_task
 from benchmarks.sides import ftkit, load, stock, warmed
 from benchmarks.timing import Row, clock
-from transformers import set_seed
 
 
 def row(bench: Bench) -> Row:

@@ -17,10 +17,10 @@ from PIL import Image as PILImage
 from transformers import PreTrainedModel
 
 from ftkit.config.loader import Config, parse_config
+from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.images import ImageInfo, column, describe_images, encoded, open_image
 from ftkit.data.pixels.normalize import Normalize8Bit, normalizer
 from ftkit.data.sources.load import load_data
-from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.models.build import build_model, fit_normalization
 
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5

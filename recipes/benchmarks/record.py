@@ -33,11 +33,8 @@ SHOWN_VERSIONS = ("torch", "transformers", "timm", "peft")
 def read_results(root: Path = REPO) -> dict[str, dict[str, Any]]:
     """All results by name, such as `digits/mlp` for recipes/results/digits/mlp.json."""
     folder = root / "recipes" / "results"
-    paths = sorted(folder.rglob("*.json"))
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): json.loads(path.read_text(encoding="utf-8"))
-        for path in paths
-    }
+    paths = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.rglob("*.json")}
+    return {name: json.loads(paths[name].read_text(encoding="utf-8")) for name in sorted(paths)}
 
 
 def write_result(path: Path, record: dict[str, Any]) -> None:

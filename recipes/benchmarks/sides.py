@@ -17,8 +17,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from benchmarks.data import HIDDEN, LEARNING_RATE, MOMENTUM, TRAINING, Task, as_png
-from benchmarks.timing import Side, clock
 from PIL import Image as PILImage
 from torch import nn
 from torch.nn import functional as F
@@ -28,9 +26,11 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from benchmarks.data import HIDDEN, LEARNING_RATE, MOMENTUM, TRAINING, Task, as_png
+from benchmarks.timing import Side, clock
 from ftkit.data.feeding.engine import set_up_loading
-from ftkit.data.pixels.normalize import channel_statistics
 from ftkit.data.feeding.tensors import ImageTensors
+from ftkit.data.pixels.normalize import channel_statistics
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.training.trainer import ImageTrainer, Objective

@@ -7,11 +7,10 @@ from benchmarks.data import Bench, as_photos, make_task, read_images
 from benchmarks.decoding import decode, over_all, pool_of, resize
 from benchmarks.sides import ftkit
 from benchmarks.timing import Row, clock
-
-from ftkit.data.pixels.decoding import Decoder, cores
-from ftkit.data.pixels.images import encoded
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import image_tensors
+from ftkit.data.pixels.decoding import Decoder, cores
+from ftkit.data.pixels.images import encoded
 
 PHOTOS = 1000
 

@@ -75,13 +75,15 @@ def link(record: dict[str, Any], recipes: str, text: str) -> str:
 def recipes_table(results: Results, recipes: str) -> str:
     """Recipes from random weights."""
     rows = []
-    for _, record in named(results, "digits/*", "mnist/*", "cifar10/speedrun", "cifar10/resnet18_timm"):
+    for name, record in named(results, "digits/*", "mnist/*", "cifar10/speedrun", "cifar10/resnet18_timm"):
+        if "-" in name:
+            continue  # a variant of a recipe
         numbers = record["numbers"]
         accuracies = [phrase.removeprefix("test accuracy ") for phrase in phrases(numbers) if "param" not in phrase]
         duration = f"{seconds(numbers['training_seconds'])}{record.get('alongside', '')}"
         recipe = link(record, recipes, record["recipe"].removeprefix("recipes/"))
-        name = recipe + (f", {record['what']}" if record["what"] else "")
-        rows.append([name, str(len(record["seeds"])), "; ".join(accuracies[:-1]), duration])
+        title = recipe + (f", {record['what']}" if record["what"] else "")
+        rows.append([title, str(len(record["seeds"])), "; ".join(accuracies[:-1]), duration])
     return table(["recipe", "seeds", "test accuracy", "training"], rows, "lrrr")
 
 
@@ -104,8 +106,9 @@ def methods_table(backbone: str) -> Callable[[Results, str], str]:
         rows = []
         for record in sorted(records, key=lambda record: -record["numbers"]["accuracy"]["mean"]):
             numbers, stem = record["numbers"], Path(record["recipe"]).stem
-            rows.append([link(record, recipes, stem.partition("_")[2]), accuracy(numbers["accuracy"]),
-                         count(numbers["trained_parameters"]), f"{numbers['training_seconds']['mean']:.1f}"])  # fmt: skip
+            duration = f"{numbers['training_seconds']['mean']:.1f}"
+            method = link(record, recipes, stem.partition("_")[2])
+            rows.append([method, accuracy(numbers["accuracy"]), count(numbers["trained_parameters"]), duration])
         return table(["method", "test accuracy", "parameters trained", "seconds of training"], rows, "lrrr")
 
     return of_backbone

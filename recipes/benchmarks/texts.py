@@ -11,9 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import REPO, read_results
+from benchmarks.record import REPO
 from benchmarks.tables import TABLES, bound, count, phrases
-
 from ftkit.errors import UserError, nearest
 
 HEAD = "# results (recipes/results.py writes these lines):"
@@ -76,8 +75,9 @@ def head(record: dict[str, Any]) -> list[str]:
     of = f"({len(seeds)} seed{'s' * (len(seeds) > 1)}, {which}{images})"
     first, *others = phrases(numbers)
     where = record["environment"]
-    told = [f"{first} {of}", *others, where["cpu"], f"{where['threads']} thread{'s' * (where['threads'] > 1)}"]
-    told += [where["precision"], f"{record['date']}, {record.get('since', where.get('commit'))[:7]}"]
-    told += [record["remark"]] if "remark" in record else []
+    threads = f"{where['threads']} thread{'s' * (where['threads'] > 1)}"
+    commit = f"{record['since'][:7]} or earlier" if "since" in record else where["commit"][:7]
+    told = [f"{first} {of}", *others, f"{where['cpu']}, {threads}, {where['precision']}"]
+    told += [f"{record['date']} at {commit}", *([record["remark"]] if "remark" in record else [])]
     wrapped = textwrap.wrap("; ".join(told), 112)
     return [f"#   {record['command'] or record['what']}", *(f"#     {line}" for line in wrapped)]

@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import re
+import shlex
 import shutil
 import statistics
 from pathlib import Path
@@ -23,7 +25,7 @@ def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, A
     for seed in record["seeds"]:
         place = folder / f"seed-{seed}"
         if not (place / "run.json").is_file():
-            run(f"{record['command']} --seed {seed} --output_dir {place}", place.with_suffix(".log"), root)
+            run(f"{within(record['command'], place)} --seed {seed}", place.with_suffix(".log"), root)
         found.append(numbers_of(place))
     numbers = {key: summary([each[key] for each in found]) for key in found[0]}
     last = read(folder / f"seed-{record['seeds'][-1]}" / "run.json")
@@ -35,7 +37,7 @@ def measure_export(name: str, record: dict[str, Any], root: Path) -> dict[str, A
     """Run an export's command; returns the whole result."""
     prepare(record, root)
     folder = root / "runs" / "results" / name
-    run(f"{record['command']} --output_dir {folder} --overwrite true", folder.with_suffix(".log"), root)
+    run(f"{within(record['command'], folder)} --overwrite true", folder.with_suffix(".log"), root)
     measured = read(folder / "export.json")
     numbers = {}
     for file_format, row in measured["formats"].items():
@@ -48,7 +50,12 @@ def prepare(record: dict[str, Any], root: Path) -> None:
     """Make the runs that have to be there first, where they are not."""
     for folder, command in (record.get("after") or {}).items():
         if not (root / folder / "run.json").is_file():
-            run(f"{command} --output_dir {folder}", (root / folder).with_suffix(".log"), root)
+            run(within(command, root / folder), (root / folder).with_suffix(".log"), root)
+
+
+def within(command: str, folder: Path) -> str:
+    """A command with `folder` as the place of its output."""
+    return f"{re.sub(r' --output_dir [^ ]+', '', command)} --output_dir {shlex.quote(str(folder))}"
 
 
 def read(path: Path) -> dict[str, Any]:
