@@ -14,6 +14,7 @@ from ftkit.evaluation.metrics import Predictions
 from ftkit.evaluation.predictions import read_predictions, write_metrics, write_predictions
 
 REPO = Path(__file__).resolve().parents[1]
+TEXTS = [REPO / "README.md", *sorted((REPO / "recipes").rglob("*.md"))]  # what users read
 
 
 def load_recipe_script(name: str) -> ModuleType:

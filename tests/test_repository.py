@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import REPO, load_recipe_script
+from support import REPO, TEXTS, load_recipe_script
 
 from ftkit.config import EvaluationArguments, ModelArguments
 from ftkit.config.loader import parse_config, parse_evaluation
@@ -125,16 +125,15 @@ def _without_variables(words: list[str]) -> list[str]:
 
 
 def written_commands() -> list[tuple[str, list[str]]]:
-    """`(where, words)` of every line that launches a recipe: in the README, in docstrings, at the head of recipes."""
+    """`(where, words)` of every line that launches a recipe: in README, guides, docstrings and heads of recipes."""
     found = []
-    for path in [REPO / "README.md", *SCRIPTS, *YAMLS, *sorted((REPO / "accelerate_configs").glob("*.yaml"))]:
+    for path in [*TEXTS, *SCRIPTS, *YAMLS, *sorted((REPO / "accelerate_configs").glob("*.yaml"))]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in text.splitlines():
-            match = re.search(
-                r"(?:^|&& |`)((?:accelerate launch|python) [^`&|]*recipes/\w+\.py[^`&|]*)", line.lstrip("# ")
-            )
+            line = re.sub(r"^srun bash -c '.*exec (.*)'$", r"\1", line.lstrip("# "))
+            match = re.search(r"(?:^|&& |`)((?:accelerate launch|python) [^`&|]*recipes/\w+\.py[^`&|]*)", line)
             if match:
-                found.append((path.name, shlex.split(match[1])))
+                found.append((str(path.relative_to(REPO)), shlex.split(match[1])))
     return found
 
 
@@ -166,7 +165,7 @@ def test_every_command_that_is_written_down_is_understood(where, words, monkeypa
 def test_the_readme_and_every_recipe_name_a_command():
     where = [place for place, _ in written_commands()]
     for path in [REPO / "README.md", *SCRIPTS, *YAMLS]:
-        assert path.name in where, f"{path} gives no launch command"
+        assert str(path.relative_to(REPO)) in where, f"{path} gives no launch command"
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)

@@ -138,7 +138,7 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_p
 
 @pytest.mark.slow
 def test_a_warning_that_all_are_sent_costs_nothing(launch, tmp_path):
-    """SLURM sends it to the launcher too, which dies of it if it is not told to ignore it, as in recipes/README.md."""
+    """SLURM sends it to the launcher too, which dies of it unless it ignores it, as in recipes/guides/scale.md."""
     process = launch(tmp_path / "run", "--num_train_epochs", 80, "--save_total_limit", 200,
                      before=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))  # fmt: skip
     stage = started(process, tmp_path / "run")
