@@ -1,5 +1,6 @@
 """The tables of the texts, as functions of the results."""
 
+import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,7 +30,7 @@ def seconds(number: dict[str, Any]) -> str:
         low, high = number["range"]
         return f"{low:,.0f} to {high:,.0f} s"
     value = number["mean"] if "mean" in number else number["median"]
-    return f"{value:,.1f} s" if value < 10 else f"{value:,.0f} s"
+    return f"{value:.2g} s" if value < 10 else f"{value:,.0f} s"
 
 
 def accuracy(number: dict[str, Any]) -> str:
@@ -67,56 +68,76 @@ def named(results: Results, *patterns: str) -> list[tuple[str, dict[str, Any]]]:
     return [(name, record) for pattern in patterns for name, record in results.items() if fnmatch(name, pattern)]
 
 
-def link(record: dict[str, Any], recipes: str, text: str) -> str:
-    """A link to the recipe of a result."""
-    return f"[`{text}`]({recipes}/{record['recipe'].removeprefix('recipes/')})"
+def link(record: dict[str, Any], folder: str, text: str) -> str:
+    """A link from a text in `folder` to the recipe of a result."""
+    return f"[`{text}`]({os.path.relpath(record['recipe'], folder)})"
 
 
-def recipes_table(results: Results, recipes: str) -> str:
+def captioned(lines: str, records: Iterable[dict[str, Any]]) -> str:
+    """A table, with when its rows were measured below it."""
+    commits: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        commit, earlier = measured_at(record)
+        commits.setdefault((record["date"], earlier), set()).add(commit)
+    days = [f"{date} ({', '.join(sorted(of))}{earlier})" for (date, earlier), of in sorted(commits.items())]
+    return f"{lines}\n\nMeasured {', '.join(days)}."
+
+
+def measured_at(record: dict[str, Any]) -> tuple[str, str]:
+    """The commit of a result, and ` or earlier` where it is the one that brought it into the texts."""
+    if "since" in record:
+        return record["since"][:7], " or earlier"
+    return record["environment"]["commit"][:7], ""
+
+
+def recipes_table(results: Results, folder: str) -> str:
     """Recipes from random weights."""
+    shown = named(results, "digits/*", "mnist/*", "cifar10/speedrun", "cifar10/resnet18_timm")
+    records = [record for name, record in shown if "-" not in name]  # without the variants of a recipe
     rows = []
-    for name, record in named(results, "digits/*", "mnist/*", "cifar10/speedrun", "cifar10/resnet18_timm"):
-        if "-" in name:
-            continue  # a variant of a recipe
+    for record in records:
         numbers = record["numbers"]
         accuracies = [phrase.removeprefix("test accuracy ") for phrase in phrases(numbers) if "param" not in phrase]
         duration = f"{seconds(numbers['training_seconds'])}{record.get('alongside', '')}"
-        recipe = link(record, recipes, record["recipe"].removeprefix("recipes/"))
+        recipe = link(record, folder, record["recipe"].removeprefix("recipes/"))
         title = recipe + (f", {record['what']}" if record["what"] else "")
         rows.append([title, str(len(record["seeds"])), "; ".join(accuracies[:-1]), duration])
-    return table(["recipe", "seeds", "test accuracy", "training"], rows, "lrrr")
+    return captioned(table(["recipe", "seeds", "test accuracy", "training"], rows, "lrrr"), records)
 
 
-def tutorials_table(results: Results, recipes: str) -> str:
+def tutorials_table(results: Results, folder: str) -> str:
     """The tutorials, reproduced."""
+    records = [record for _, record in named(results, "tutorials/*")]
     rows = [
-        [link(record, recipes, Path(record["recipe"]).stem), record["what"], str(len(record["seeds"])),
+        [link(record, folder, Path(record["recipe"]).stem), record["what"], str(len(record["seeds"])),
          accuracy(record["numbers"]["accuracy"])]
-        for _, record in named(results, "tutorials/*")
+        for record in records
     ]  # fmt: skip
-    return table(["recipe", "system", "seeds", "test accuracy"], rows, "llrr")
+    return captioned(table(["recipe", "system", "seeds", "test accuracy"], rows, "llrr"), records)
 
 
 def methods_table(backbone: str) -> Callable[[Results, str], str]:
     """A table of the methods on one backbone, the best first."""
 
-    def of_backbone(results: Results, recipes: str) -> str:
+    def of_backbone(results: Results, folder: str) -> str:
         records = [record for record in results.values() if backbone in (record.get("after") or {})
                    and record["recipe"].startswith("recipes/cifar10/")]  # fmt: skip
         rows = []
         for record in sorted(records, key=lambda record: -record["numbers"]["accuracy"]["mean"]):
             numbers, stem = record["numbers"], Path(record["recipe"]).stem
             duration = f"{numbers['training_seconds']['mean']:.1f}"
-            method = link(record, recipes, stem.partition("_")[2])
+            method = link(record, folder, stem.partition("_")[2])
             rows.append([method, accuracy(numbers["accuracy"]), count(numbers["trained_parameters"]), duration])
-        return table(["method", "test accuracy", "parameters trained", "seconds of training"], rows, "lrrr")
+        heads = ["method", "test accuracy", "parameters trained", "seconds of training"]
+        return captioned(table(heads, rows, "lrrr"), records)
 
     return of_backbone
 
 
-def linear_probe_table(results: Results, recipes: str) -> str:
+def linear_probe_table(results: Results, folder: str) -> str:
     """What cached features save a linear probe."""
-    numbers = results["benchmarks/linear_probe"]["numbers"]
+    record = results["benchmarks/linear_probe"]
+    numbers = record["numbers"]
     names = {
         "body": "through the body, every epoch (`--cache_features false`)",
         "computed": "features computed, then the head",
@@ -126,55 +147,63 @@ def linear_probe_table(results: Results, recipes: str) -> str:
     for side, name in names.items():
         stage = numbers.get(f"{side} stage_seconds")
         rows.append([name, f"{stage['median']:.1f} s" if stage else "", f"{numbers[side]['median']:.1f} s"])
-    return table(["", "stage", "whole run"], rows, "lrr")
+    return captioned(table(["", "stage", "whole run"], rows, "lrr"), [record])
 
 
-def speed_table(results: Results, recipes: str) -> str:
+def speed_table(results: Results, folder: str) -> str:
     """The rows of recipes/benchmark.py."""
     units = {"seconds": "s", "seconds_per_batch": "s a batch", "gigabytes": "GB"}
+    elsewhere = ("benchmarks/linear_probe", "benchmarks/default_run")
+    shown = {name: record for name, record in named(results, "benchmarks/*") if name not in elsewhere}
     rows = []
-    for name, record in named(results, "benchmarks/*"):
-        if name.endswith(("linear_probe", "default_run")):
-            continue  # elsewhere
+    for name, record in shown.items():
         sides = ", ".join(f"{side} {number['median']:.3g}" for side, number in record["numbers"].items())
         ratios = ", ".join(f"{goal['what'].replace('/', '÷')} {goal['value']:.3g}" for goal in record["goals"])
         rows.append([f"`{Path(name).name}`: {record['what']}", f"{sides} {units[record['measure']]}", ratios])
-    return table(["what", "median of each side", "ratio"], rows, "lll")
+    return captioned(table(["what", "median of each side", "ratio"], rows, "lll"), shown.values())
 
 
-def export_table(results: Results, recipes: str) -> str:
+def export_table(results: Results, folder: str) -> str:
     """Exported models, beside PyTorch."""
+    records = [record for _, record in named(results, "export/*")]
     rows = []
-    for _, record in named(results, "export/*"):
+    for record in records:
         numbers = record["numbers"]
         rows.append([record["what"], *(
             f"{numbers[f'{kind} accuracy']['mean']:.4f}, {numbers[f'{kind} milliseconds']['mean']:.2g} ms"
             for kind in ("pytorch", "onnx", "int8")
         )])  # fmt: skip
-    return table(["accuracy, time for one image", "PyTorch", "ONNX", "int8"], rows, "lrrr")
+    return captioned(table(["accuracy, time per image", "PyTorch", "ONNX", "int8"], rows, "lrrr"), records)
 
 
-def gpu_table(results: Results, recipes: str) -> str:
+def gpu_table(results: Results, folder: str) -> str:
     """What the tests on a GPU measured."""
     found = results["gpu_h100"]["numbers"]
     step, memory = found["mnist_epoch_against_a_bare_loop"], found["batches_that_do_not_fit"]
     tensor, stream = (found[f"lite0_against_random_tensors[{engine}]"] for engine in ("tensor", "stream"))
-    apart = {name: f"{row['difference_of_a_plain_pipeline']:.1e}" for name, row in found.items()
-             if "difference_of_a_plain_pipeline" in row}  # fmt: skip
+    failed = " ".join(results["gpu_h100"]["failed"])
+
+    def apart(name: str, key: str = "difference_of_a_plain_pipeline") -> str:
+        return f"{found[name][key]:.1e}".replace("e-0", "e-") + " apart"
+
     rows = [
         ["the default run, by `accelerate launch`, bf16", f"accuracy {found['default_run']['accuracy']:.4f}"],
         ["EfficientNet-Lite0 at 224 px on 243 photos, bf16: logits of a plain pipeline on the CPU against the run's",
-         f"{apart['lite0[full-tensor]']} apart (full), {apart['lite0[lora-tensor]']} (LoRA, merged)"],
-        ["FSDP2 of one process, bf16", f"{found['fsdp2_of_one_process']['difference']:.1e} apart"],
+         f"{apart('lite0[full-tensor]')} (full), {apart('lite0[lora-tensor]')} (LoRA, merged)"],
+        ["FSDP2 of one process, bf16", apart("fsdp2_of_one_process", "difference")],
+        ["`full_determinism` twice; a resume in the middle (convnet, EMA, ViT; bf16)",
+         "FAILED" if "full_determinism" in failed or "a_resume_is_exact" in failed else "the same bytes"],
+        ["a step that waits for the GPU, from the third one on (11 kinds of run)",
+         "FAILED" if "no_step_waits" in failed else "none"],
         [f"out of memory at {memory['limit_mb'] / 1000:.0f} GB, `auto_find_batch_size`, batches of 200",
          f"trained within {memory['gpu_mb'] / 1000:.1f} GB"],
         ["a step of MNIST, MLP, batches of 512, fp32: ftkit, a bare loop",
-         f"{step['step_ms']:.2f} ms, {step['bare_step_ms']:.2f} ms: {step['ratio']:.1f} ×"],
+         f"{step['step_ms']:.2f} ms, {step['bare_step_ms']:.2f} ms: {step['step_ms'] / step['bare_step_ms']:.1f} ×"],
         ["EfficientNet-Lite0, full, batches of 64, bf16: images/s, against random tensors in a bare loop",
          f"data on the GPU {tensor['own']:,} of {tensor['random_tensors']:,}: {tensor['ratio']}; streamed by 16 "
          f"processes {stream['own']:,} of {stream['random_tensors']:,}: {stream['ratio']}"],
     ]  # fmt: skip
-    return table(["what", "found"], rows, "ll")
+    return captioned(table(["what", "found"], rows, "ll"), [results["gpu_h100"]])
 
 
 TABLES: dict[str, Callable[[Results, str], str]] = {

@@ -5,18 +5,17 @@ In Markdown, what stands between `<!-- results: NAME -->` and `<!-- end -->` is 
 recipe it is the indented lines after `HEAD`.
 """
 
-import os
 import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import REPO
-from benchmarks.tables import TABLES, bound, count, phrases
+from benchmarks.tables import TABLES, bound, count, measured_at, phrases
 from ftkit.errors import UserError, nearest
 
 HEAD = "# results (recipes/results.py writes these lines):"
-MARKED = re.compile(r"(<!-- results: (.+?) -->)(.*?)(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results: ([\w/ -]+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def texts(root: Path = REPO) -> list[Path]:
@@ -40,7 +39,7 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
 
     def fill(match: re.Match) -> str:
         try:
-            return match[1] + marked(match[2], results, os.path.relpath(root / "recipes", path.parent)) + match[4]
+            return match[1] + marked(match[2], results, path.parent.relative_to(root).as_posix()) + match[4]
         except UserError as error:
             line = text[: match.start()].count("\n") + 1
             raise UserError(f"{path.relative_to(root)}:{line}: {error}") from None
@@ -48,10 +47,10 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
     return MARKED.sub(fill, text)
 
 
-def marked(what: str, results: dict[str, dict[str, Any]], recipes: str) -> str:
-    """The text that a marker asks for; `recipes` is the way to the folder of the recipes, for links."""
+def marked(what: str, results: dict[str, dict[str, Any]], folder: str) -> str:
+    """The text that a marker asks for, in a text of `folder`."""
     if what in TABLES:
-        return f"\n{TABLES[what](results, recipes)}\n"
+        return f"\n{TABLES[what](results, folder)}\n"
     name, _, number = what.partition(" ")
     if name not in results:
         known = [*TABLES, *results]
@@ -76,8 +75,8 @@ def head(record: dict[str, Any]) -> list[str]:
     first, *others = phrases(numbers)
     where = record["environment"]
     threads = f"{where['threads']} thread{'s' * (where['threads'] > 1)}"
-    commit = f"{record['since'][:7]} or earlier" if "since" in record else where["commit"][:7]
     told = [f"{first} {of}", *others, f"{where['cpu']}, {threads}, {where['precision']}"]
-    told += [f"{record['date']} at {commit}", *([record["remark"]] if "remark" in record else [])]
+    told.append(f"{record['date']} at {''.join(measured_at(record))}")
+    told += [record["remark"]] if "remark" in record else []
     wrapped = textwrap.wrap("; ".join(told), 112)
     return [f"#   {record['command'] or record['what']}", *(f"#     {line}" for line in wrapped)]
