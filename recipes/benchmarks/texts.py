@@ -38,11 +38,13 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
         return re.sub(rf"(?<={re.escape(HEAD)}\n)(#   .*\n)*", lambda match: lines, text)
 
     def fill(match: re.Match) -> str:
+        line = f"{path.relative_to(root)}:{text[: match.start()].count(chr(10)) + 1}"
+        if match[2] not in TABLES and text[: match.start()].endswith("\n"):
+            raise UserError(f"{line}: a line that begins with a comment ends the paragraph: begin it with a word")
         try:
             return match[1] + marked(match[2], results, path.parent.relative_to(root).as_posix()) + match[4]
         except UserError as error:
-            line = text[: match.start()].count("\n") + 1
-            raise UserError(f"{path.relative_to(root)}:{line}: {error}") from None
+            raise UserError(f"{line}: {error}") from None
 
     return MARKED.sub(fill, text)
 
