@@ -82,10 +82,14 @@ def main(arguments: list[str], root: Path = REPO) -> None:
         if name not in known:
             raise UserError(f"--measure {name}: there is no such result or recipe{nearest(name, known)}")
     if args.measure is not None:
+        from ftkit.training.provenance import git_commit
+
+        commit = git_commit()  # before the first result is written, which changes the checkout
         wanted = args.measure or [name for name in known if name not in results or stale(name, results[name], root)]
         for name in wanted:
             print(f"measuring {name}", flush=True)
             record = measure(name, results, args.seeds, root)
+            record["environment"]["commit"] = commit
             write_result(root / "recipes" / "results" / f"{name}.json", record)
         results = read_results(root)
     if args.write:
