@@ -5,8 +5,8 @@
     python recipes/benchmark.py --images 2000 --steps 3 --rounds 1 --cifar_dir path/to/cifar10 --output /tmp/look
 
 Absolute times are not comparable between runs on a busy machine; ratios are, since the sides of a row take turns.
-Every row prints the median and each round of its sides, and the ratios with their targets, and stores them as a JSON
-file in `--output`. recipes/benchmarks has the rows, a module for each, and says what each of them measures.
+Each row prints the median and all rounds of its sides, and the ratios with their targets, and is stored as a JSON file
+in `--output`. recipes/benchmarks/ has a module for each row; its `__init__.py` says what they measure.
 
 MNIST and CIFAR-10 are looked up as by recipes/finetune.py: in `FTKIT_DATA_DIR`, then on the Hub.
 """

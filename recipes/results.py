@@ -1,13 +1,12 @@
-"""The numbers of the texts: which are stale, how they are measured, and how they come into README, guides and recipes.
+"""List, measure and write the numbers that README, guides and recipes show.
 
     python recipes/results.py --list
     python recipes/results.py --measure digits/mlp benchmarks/mnist_mlp
     python recipes/results.py --write
 
-Results lie in recipes/results/, a JSON file for each. `--list` says of each whether it holds, and why not; a result is
-stale when its command, its seeds or the settings of its recipe change, not with every commit: other versions of torch
-and its kin are only shown. `--measure` runs the commands of the results that are named, or of all that are stale where
-none is; a recipe without a result is named as well, with `--seeds`. `--write` writes all results into the texts.
+Each result is a JSON file in recipes/results/. `--list` says whether it is up to date, and if not, why. `--measure`
+runs the commands of the named results, or of all that are missing or stale; for a recipe without a result, `--seeds`
+says which seeds. `--write` writes all results into the texts. recipes/guides/contributing.md has the details.
 """
 
 import argparse
@@ -24,10 +23,14 @@ from ftkit.errors import UserError, nearest, user_errors
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
-    parser = ScriptParser(prog="results.py", description="The numbers of the texts.")
-    parser.add_argument("--list", action="store_true", help="say of each result whether it holds")
-    parser.add_argument("--measure", nargs="*", metavar="NAME", help="measure these, or all that are stale")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of recipes that have no result yet")
+    parser = ScriptParser(prog="results.py", description="List, measure and write the numbers of the texts.")
+    parser.add_argument("--list", action="store_true", help="say whether each result is up to date")
+    parser.add_argument(
+        "--measure", nargs="*", metavar="NAME", help="measure these results, or all that are missing or stale"
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[1, 2, 3], help="the seeds of a recipe without a result"
+    )
     parser.add_argument("--write", action="store_true", help="write the results into the texts")
     args = parser.parse_args(arguments)
     if not args.list and args.measure is None and not args.write:

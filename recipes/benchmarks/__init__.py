@@ -1,6 +1,6 @@
-"""Measurements, their results as data, and the texts that show them.
+"""Benchmarks, results as data, and the texts that show them.
 
-What ftkit costs and what it saves is measured by a module for each row, whose sides take turns within one process:
+Each benchmark is a module with a `row`, whose sides take turns within one process:
 
 - mnist_loader, cifar_loader: a pass over all batches, no model; CIFAR-10 with random crop and flip.
 - mnist_mlp: an epoch of MNIST, MLP 784-512-10, fp32.
@@ -11,10 +11,10 @@ What ftkit costs and what it saves is measured by a module for each row, whose s
 - memory: what a process that decodes CIFAR-10 and trains on it grows by, without those that decode for it.
 - stream: JPEG files to 224 pixels by the streaming engine, against decoding alone on all cores, and against decoding
   and the same resizing.
-- linear_probe: features of a frozen body that are computed once, against the body at every epoch.
-- default_run: the command that a new user types, from the shell.
+- linear_probe: a linear probe on features that are computed once, against the frozen body at every epoch.
+- default_run: the default command, timed from the shell.
 
-`timing`, `data`, `sides`, `decoding` and `command` are what the rows share. `trained` measures recipes and exports,
+The rows share `timing`, `data`, `sides`, `decoding` and `command`. `trained` measures recipes and exports,
 `record` stores results, `tables` shows them, and `texts` writes them into README, guides and the heads of recipes.
 """
 

@@ -1,4 +1,4 @@
-"""A command of the texts, run as the user would."""
+"""Run a command of the texts as a user does."""
 
 import shlex
 import subprocess

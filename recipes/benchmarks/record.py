@@ -1,17 +1,18 @@
-"""A measured result: a small JSON file in recipes/results/ for each line of the texts.
+"""Results as data: a small JSON file in recipes/results/ for each measured line of the texts.
 
 kind         what measures it: recipe, benchmark, export or gpu
-command      what was run, once for each seed or round; null where no command can
-recipe       the recipe that it is a result of, with `seeds`
-after        {folder: command}: runs that have to be there first
-what         what is measured, in words, where the table needs them
-numbers      by name: `values`, one for each seed or round, or null where only the `mean` (with `std`) or `median`
-             was kept; n
-environment  versions, commit, hardware, threads; null where it is not known
+command      the command, which runs once for each seed or round; null if no command can repeat the result
+recipe       the recipe that it belongs to, with `seeds`
+after        {folder: command}: the runs that it starts from
+what         what is measured, in words, for tables
+numbers      by name: `values` of each seed or round, their `mean` and `std`, or `median`, and n; `values` is null
+             if they were not kept
+environment  versions, commit, hardware, threads; null if unknown
 date         when it was measured
-since        only for numbers that are older than these files: the commit that brought them into the texts
+since        the commit that brought the number into the texts, if it is older than its file
 definition   a hash of what the result depends on, see `definition`
-stale        why it has to be measured again, where a maintainer knows
+stale        why it should be measured again, if a maintainer knows a reason
+remark       a note for the head of the recipe; `alongside` is one for the seconds in a table
 """
 
 import hashlib
@@ -47,8 +48,8 @@ def write_result(path: Path, record: dict[str, Any]) -> None:
 def definition(name: str, record: dict[str, Any], root: Path = REPO) -> str:
     """A hash of what a result depends on: its commands and seeds, and the settings of the recipes that they name.
 
-    A recipe counts by its settings, whatever its comments say; a benchmark by the source of its row, whatever it
-    imports from where. The rest of ftkit does not count: a result is not measured again at every commit.
+    The comments of a recipe do not count, nor do those and the imports of a benchmark's module. The rest of ftkit does
+    not count either, so that a commit does not make every result stale.
     """
     parts: list[Any] = [record["command"], record.get("seeds"), record.get("after")]
     recipes = re.findall(r"--config (recipes/\S+)", " ".join((record.get("after") or {}).values()))
@@ -61,7 +62,7 @@ def definition(name: str, record: dict[str, Any], root: Path = REPO) -> str:
 
 
 def stale(name: str, record: dict[str, Any], root: Path = REPO) -> str | None:
-    """Why a result has to be measured, or None where it holds."""
+    """Why a result should be measured, or None if it is up to date."""
     if not record.get("numbers"):
         return "never measured"
     if record.get("stale"):
@@ -74,14 +75,14 @@ def stale(name: str, record: dict[str, Any], root: Path = REPO) -> str | None:
 
 
 def other_versions(record: dict[str, Any]) -> str:
-    """The packages whose versions differ from the installed ones, in words; empty where none does."""
+    """The packages whose installed versions differ from the result's, in words; empty if none does."""
     measured = record["environment"]["versions"] or {}
     pairs = ((name, measured.get(name), version(name)) for name in SHOWN_VERSIONS)
     return ", ".join(f"{name} {old}, now {new}" for name, old, new in pairs if old not in (None, new))
 
 
 def machine() -> dict[str, Any]:
-    """The processor, and how busy it is, which `ftkit.training.provenance.environment` does not know."""
+    """What `ftkit.training.provenance.environment` leaves out: the processor's name and the load average."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 Results = dict[str, dict[str, Any]]
 
-# What the texts say of a run, by the name of the number.
+# How a text gives a number of a run.
 PHRASES = {
     "accuracy": "test accuracy {}",
     "accuracy_flip": "{} averaged over mirror images",
@@ -20,12 +20,14 @@ PHRASES = {
 
 
 def count(number: dict[str, Any]) -> str:
-    """A whole number, which is the same for all seeds."""
+    """A count, the same for all seeds."""
     return f"{number['mean']:,.0f}"
 
 
-def seconds(number: dict[str, Any]) -> str:
-    """A duration in seconds: the mean or median, or the range where no more is known."""
+def seconds(number: dict[str, Any] | None) -> str:
+    """A duration: the mean or median, the range if only that is known, or nothing if it was not kept."""
+    if number is None:
+        return ""
     if "range" in number:
         low, high = number["range"]
         return f"{low:,.0f} to {high:,.0f} s"
@@ -48,18 +50,15 @@ def bound(record: dict[str, Any], name: str) -> str:
     return seconds(number) if record["kind"] == "benchmark" or name.endswith("seconds") else count(number)
 
 
-def phrases(numbers: dict[str, dict[str, Any]]) -> list[str]:
-    """What there is to say of a run, test accuracy first."""
-    said = []
-    for name, phrase in PHRASES.items():
-        if name in numbers:
-            said.append(phrase.format(bound({"kind": "recipe", "numbers": numbers}, name)))
-    return said
+def phrases(numbers: dict[str, dict[str, Any]], prefix: str = "") -> list[str]:
+    """The numbers of a run whose names begin with `prefix`, in words, test accuracy first."""
+    known = [name for name in PHRASES if name in numbers and name.startswith(prefix)]
+    return [PHRASES[name].format(bound({"kind": "recipe", "numbers": numbers}, name)) for name in known]
 
 
-def table(heads: list[str], rows: Iterable[list[str]], right: str) -> str:
-    """A Markdown table; `right` has an `r` for each column that is aligned to the right."""
-    lines = [heads, ["---:" if side == "r" else "---" for side in right], *rows]
+def table(heads: list[str], rows: Iterable[list[str]], align: str) -> str:
+    """A Markdown table; `align` has an `l` or `r` for each column."""
+    lines = [heads, ["---:" if side == "r" else "---" for side in align], *rows]
     return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
 
 
@@ -74,7 +73,7 @@ def link(record: dict[str, Any], folder: str, text: str) -> str:
 
 
 def captioned(lines: str, records: Iterable[dict[str, Any]]) -> str:
-    """A table, with when its rows were measured below it."""
+    """A table, and below it the dates and commits of its results."""
     commits: dict[tuple[str, str], set[str]] = {}
     for record in records:
         commit, earlier = measured_at(record)
@@ -84,7 +83,7 @@ def captioned(lines: str, records: Iterable[dict[str, Any]]) -> str:
 
 
 def measured_at(record: dict[str, Any]) -> tuple[str, str]:
-    """The commit of a result, and ` or earlier` where it is the one that brought it into the texts."""
+    """The commit of a result, and ` or earlier` if only the commit that brought it into the texts is known."""
     if "since" in record:
         return record["since"][:7], " or earlier"
     return record["environment"]["commit"][:7], ""
@@ -97,11 +96,11 @@ def recipes_table(results: Results, folder: str) -> str:
     rows = []
     for record in records:
         numbers = record["numbers"]
-        accuracies = [phrase.removeprefix("test accuracy ") for phrase in phrases(numbers) if "param" not in phrase]
-        duration = f"{seconds(numbers['training_seconds'])}{record.get('alongside', '')}"
+        accuracies = "; ".join(phrases(numbers, "accuracy")).removeprefix("test accuracy ")
+        duration = f"{seconds(numbers.get('training_seconds'))}{record.get('alongside', '')}"
         recipe = link(record, folder, record["recipe"].removeprefix("recipes/"))
         title = recipe + (f", {record['what']}" if record["what"] else "")
-        rows.append([title, str(len(record["seeds"])), "; ".join(accuracies[:-1]), duration])
+        rows.append([title, str(len(record["seeds"])), accuracies, duration])
     return captioned(table(["recipe", "seeds", "test accuracy", "training"], rows, "lrrr"), records)
 
 
@@ -125,10 +124,9 @@ def methods_table(backbone: str) -> Callable[[Results, str], str]:
         rows = []
         for record in sorted(records, key=lambda record: -record["numbers"]["accuracy"]["mean"]):
             numbers, stem = record["numbers"], Path(record["recipe"]).stem
-            duration = f"{numbers['training_seconds']['mean']:.1f}"
-            method = link(record, folder, stem.partition("_")[2])
-            rows.append([method, accuracy(numbers["accuracy"]), count(numbers["trained_parameters"]), duration])
-        heads = ["method", "test accuracy", "parameters trained", "seconds of training"]
+            rows.append([link(record, folder, stem.partition("_")[2]), accuracy(numbers["accuracy"]),
+                         count(numbers["trained_parameters"]), seconds(numbers.get("training_seconds"))])  # fmt: skip
+        heads = ["method", "test accuracy", "parameters trained", "training"]
         return captioned(table(heads, rows, "lrrr"), records)
 
     return of_backbone

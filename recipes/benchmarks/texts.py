@@ -1,8 +1,8 @@
-"""Results in the texts: tables and single numbers of README and guides, and the lines at the head of recipes.
+"""Write results into the texts: tables and single numbers in Markdown, and the results at the head of a recipe.
 
-In Markdown, what stands between `<!-- results: NAME -->` and `<!-- end -->` is written from the data: `NAME` is one of
-`TABLES`, or a result and one of its numbers or goals, as in `benchmarks/mnist_mlp stock / ftkit`. At the head of a
-recipe it is the indented lines after `HEAD`.
+In Markdown, `<!-- results: NAME -->` … `<!-- end -->` encloses what is written. NAME is a table of `TABLES`, or a
+result and one of its numbers or goals, as in `benchmarks/mnist_mlp stock / ftkit`. In a recipe, the indented comment
+lines after `HEAD` are written.
 """
 
 import re
@@ -25,10 +25,10 @@ def texts(root: Path = REPO) -> list[Path]:
 
 
 def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) -> str:
-    """A text with its numbers as the data have them.
+    """The text of a file, with its tables and numbers taken from `results`.
 
     Raises:
-        UserError: it asks for a table, a result or a number that does not exist.
+        UserError: a marker names a table, a result or a number that does not exist.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
@@ -50,7 +50,7 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
 
 
 def marked(what: str, results: dict[str, dict[str, Any]], folder: str) -> str:
-    """The text that a marker asks for, in a text of `folder`."""
+    """What a marker in a text of `folder` stands for."""
     if what in TABLES:
         return f"\n{TABLES[what](results, folder)}\n"
     name, _, number = what.partition(" ")
@@ -68,7 +68,7 @@ def marked(what: str, results: dict[str, dict[str, Any]], folder: str) -> str:
 
 
 def head(record: dict[str, Any]) -> list[str]:
-    """The lines of a result at the head of its recipe: its command, and what it gave."""
+    """The lines of one result at the head of its recipe: its command and its numbers."""
     seeds, numbers = record["seeds"], record["numbers"]
     row = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 1
     which = f"{seeds[0]} to {seeds[-1]}" if row else ", ".join(map(str, seeds))

@@ -1,7 +1,8 @@
-"""Recipes over their seeds, and exports of what they trained: the commands of the texts, run and read."""
+"""Results of recipes over their seeds, and of exports: their commands are run, and what they stored is read."""
 
 import datetime
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,12 +14,13 @@ from benchmarks.command import run
 from benchmarks.record import definition, machine
 
 SURROUNDINGS = ("python", "versions", "commit", "platform", "cpu_count", "threads", "gpus", "precision")
+OF_OLD_NUMBERS = ("since", "stale", "remark", "alongside", "definition")
 
 
 def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, Any]:
     """Run a recipe's command with each of its seeds; returns the whole result.
 
-    An interrupted measurement goes on where it stopped: runs lie in runs/results/<name> until all are finished.
+    Its runs stay in runs/results/<name> until all are finished, so that an interrupted measurement resumes.
     """
     prepare(record, root)
     folder, found = root / "runs" / "results" / name, []
@@ -28,6 +30,9 @@ def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, A
             run(f"{within(record['command'], place)} --seed {seed}", place.with_suffix(".log"), root)
         found.append(numbers_of(place))
     numbers = {key: summary([each[key] for each in found]) for key in found[0]}
+    if (load := os.getloadavg()[0]) > os.cpu_count():  # accuracies do not depend on what else runs
+        print(f"{name}: other work on the cores (load {load:.1f}): the seconds are left out")
+        del numbers["training_seconds"]
     last = read(folder / f"seed-{record['seeds'][-1]}" / "run.json")
     shutil.rmtree(folder)
     return finished(name, record, numbers, last, root)
@@ -47,7 +52,7 @@ def measure_export(name: str, record: dict[str, Any], root: Path) -> dict[str, A
 
 
 def prepare(record: dict[str, Any], root: Path) -> None:
-    """Make the runs that have to be there first, where they are not."""
+    """Train the runs that a result starts from, unless they are finished."""
     for folder, command in (record.get("after") or {}).items():
         if not (root / folder / "run.json").is_file():
             run(within(command, root / folder), (root / folder).with_suffix(".log"), root)
@@ -64,7 +69,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def numbers_of(folder: Path) -> dict[str, float]:
-    """What the texts show of a run: accuracies, seconds and counts."""
+    """The numbers of a finished run that texts show: accuracies, seconds and counts."""
     record, metrics = read(folder / "run.json"), read(folder / "evaluation" / "metrics.json")
     numbers = {"accuracy": record["test"]["accuracy"]}
     numbers |= {f"accuracy_{kind}": value for kind, value in metrics.get("test_time_accuracy", {}).items()}
@@ -85,8 +90,12 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def finished(name: str, record: dict[str, Any], numbers: dict, measured: dict, root: Path) -> dict[str, Any]:
-    """The result with new numbers, in place of those that it had."""
-    about = {key: value for key, value in record.items() if key not in ("since", "stale", "remark", "definition")}
+    """The result with its new numbers."""
+    about = {
+        key: value
+        for key, value in record.items()
+        if key not in ("since", "stale", "remark", "alongside", "definition")
+    }
     return about | {
         "numbers": numbers,
         "environment": {key: measured[key] for key in SURROUNDINGS if key in measured} | machine(),
