@@ -25,12 +25,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
     parser = ScriptParser(prog="results.py", description="List, measure and write the numbers of the texts.")
     parser.add_argument("--list", action="store_true", help="say whether each result is up to date")
-    parser.add_argument(
-        "--measure", nargs="*", metavar="NAME", help="measure these results, or all that are missing or stale"
-    )
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[1, 2, 3], help="the seeds of a recipe without a result"
-    )
+    parser.add_argument("--measure", nargs="*", metavar="NAME", help="measure these, or all missing and stale results")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of a recipe without a result")
     parser.add_argument("--write", action="store_true", help="write the results into the texts")
     args = parser.parse_args(arguments)
     if not args.list and args.measure is None and not args.write:
