@@ -1,13 +1,16 @@
-"""Files and folders that are complete or missing, also after a crash, and their hashes."""
+"""Files and folders that are complete or missing, also after a crash; their hashes, and the order of names."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import xxhash
 
 _CHUNK = 1 << 20  # bytes
+T = TypeVar("T")
 
 
 def hidden(path: Path) -> Path:
@@ -49,3 +52,13 @@ def file_hash(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def natural_sorted(names: Iterable[T]) -> list[T]:
+    """Texts or paths, sorted so that numbers inside them count as numbers; ties by the text itself."""
+    return sorted(names, key=lambda name: (_natural_key(str(name)), str(name)))
+
+
+def _natural_key(text: str) -> list[tuple[int, int | str]]:
+    """Under which `1, 2, 10` keep their order."""
+    return [(0, int(part)) if part.isdecimal() else (1, part.casefold()) for part in re.split(r"(\d+)", text) if part]

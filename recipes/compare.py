@@ -179,12 +179,13 @@ def main(arguments: list[str]) -> None:
 def show(result: dict) -> None:
     """The table and the pairs, on standard output."""
     width = max(len(row["name"]) for row in [*result["rows"], *result["failed"]])
-    print(f"\n   {'':<{width}}  runs  accuracy           trained parameters  seconds  peak MB")
+    print(f"\n   {'':<{width}}  runs  {result['title']:<17}  trained parameters  seconds  peak MB")
     for row in result["rows"]:
         spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
         costs = [f"{value:,.{digits}f}" if value is not None else "–" for value, digits in
                  ((row["trained_parameters"], 0), (row["seconds"], 1), (row["peak_memory_mb"], 0))]  # fmt: skip
-        print(f"{row['letter']:<2} {row['name']:<{width}}  {len(row['runs']):>4}  {row['accuracy']:.4f}{spread:<9}  "
+        score = row[result["score"]]
+        print(f"{row['letter']:<2} {row['name']:<{width}}  {len(row['runs']):>4}  {score:.4f}{spread:<9}  "
               f"{costs[0]:>20}  {costs[1]:>7}  {costs[2]:>7}")  # fmt: skip
     for row in result["failed"]:
         print(f"–  {row['name']:<{width}}     0  FAILED")

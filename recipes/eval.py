@@ -26,13 +26,11 @@ def main(arguments: list[str]) -> None:
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.feeding.engine import load_images, set_up_loading
     from ftkit.data.pixels.images import describe_images
-    from ftkit.data.pixels.normalize import normalizer
     from ftkit.data.sources.load import load_data
-    from ftkit.data.sources.splits import relabel
     from ftkit.evaluation.predictions import predict_split, write_evaluation
-    from ftkit.evaluation.record import describe_command, describe_data, write_run_record
+    from ftkit.evaluation.record import describe_command, describe_data, show_result, write_run_record
     from ftkit.evaluation.report import write_report
-    from ftkit.models.build import class_names, load_model, model_channels
+    from ftkit.models.classifier import Classifier
     from ftkit.training.provenance import environment
     from ftkit.training.trainer import ImageTrainer
 
@@ -42,21 +40,21 @@ def main(arguments: list[str]) -> None:
         say_idle_gpus(args)
 
         banner("model")
-        model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-        names = class_names(model)
-        fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(names)} classes")
+        classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
+        model, task = classifier.model, classifier.task
+        fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {task.size}")
 
         banner("data")
-        rows = relabel(load_data(data)[evaluation.split], names, what=f"split {evaluation.split}")
-        channels = min(describe_images(rows).channels, model_channels(model))
+        rows = task.relabel(load_data(data)[evaluation.split], what=f"split {evaluation.split}")
         split = DatasetDict({evaluation.split: rows})
         data.image_transform = None  # is for training
-        splits = load_images(split, processor, channels, data, seed=0)
+        channels = classifier.channels_of(describe_images(rows))
+        splits = load_images(split, classifier.processor, channels, data, seed=0)
         set_up_loading(args, splits, workers=None)
         images = splits[evaluation.split]
         fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
-        trainer = ImageTrainer(model, args, normalizer(processor, model_channels(model)))
+        trainer = ImageTrainer(model, args, classifier.normalize)
         predicted = predict_split(trainer, images, data.test_time_augmentation)
     if args.process_index != 0:
         return
@@ -65,12 +63,11 @@ def main(arguments: list[str]) -> None:
         folder = Path(evaluation.output_dir or scratch)
         metrics = write_evaluation(folder, predicted, images)
         record = {"command": describe_command(), "model": evaluation.model, "evaluated_split": evaluation.split}
-        write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, metrics)
+        write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, task, metrics)
         write_report(folder)
     banner("done")
-    fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} images, macro F1 {metrics['macro_f1']:.4f}")
-    for name, accuracy in metrics.get("test_time_accuracy", {}).items():
-        fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
+    others = [key for key in task.metrics if key in task.summary and key != task.score]
+    show_result(task, metrics, ", ".join(["images", *(f"{task.metrics[k].title} {metrics[k]:.4f}" for k in others)]))
     fact(
         "report", (evaluation.output_dir and folder / "report.html") or "not written: name a folder with --output_dir"
     )

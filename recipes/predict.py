@@ -82,20 +82,19 @@ def main(arguments: list[str]) -> int:
     from tqdm import tqdm
 
     from ftkit.evaluation.inference import classify
-    from ftkit.models.build import class_names, load_model
+    from ftkit.models.classifier import Classifier
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told once, and in one line
-    model, processor = load_model(args.model, args.revision, args.trust_remote_code)
-    names, failed = class_names(model), 0
+    classifier = Classifier.load(args.model, args.revision, args.trust_remote_code)
+    top_k, failed = min(args.top_k, len(classifier.task.names)), 0
     with contextlib.suppress(BrokenPipeError), opened(args.output) as out:
-        write = FORMATS[args.format](out, files, min(args.top_k, len(names)))
-        for batch in classify(model, processor, files, min(args.top_k, len(names)), args.batch_size):
+        write = FORMATS[args.format](out, files, top_k)
+        for batch in classify(classifier, files, top_k, args.batch_size):
             with tqdm.external_write_mode():  # the bar steps aside
-                rows = zip(batch.files, batch.classes.tolist(), batch.probabilities.tolist(), strict=True)
-                for file, classes, probabilities in rows:
-                    write(file, [(names[c], p) for c, p in zip(classes, probabilities, strict=True)])
+                for file, answers in zip(batch.files, batch.answers, strict=True):
+                    write(file, answers)
                 out.flush()
                 for bad in batch.bad:
                     print(f"{printable(bad['file'])}: {printable(bad['reason'])}", file=sys.stderr)

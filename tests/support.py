@@ -8,11 +8,12 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 from PIL import Image
 
-from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
-from ftkit.evaluation.metrics import Predictions
+from ftkit.evaluation.gallery import thumbnail
 from ftkit.evaluation.predictions import read_predictions, write_metrics, write_predictions
+from ftkit.tasks import Predictions, SingleLabel
 
 REPO = Path(__file__).resolve().parents[1]
 TEXTS = [REPO / "README.md", *sorted((REPO / "recipes").rglob("*.md"))]  # what users read
@@ -58,7 +59,7 @@ def random_predictions(names: list[str], n: int, seed: int = 0, skill: float = 2
     labels = np.random.default_rng(99).integers(0, len(names), n)
     logits = np.random.default_rng(seed).normal(size=(n, len(names))).astype(np.float32)
     logits[np.arange(n), labels] += skill
-    return Predictions(np.arange(n), np.arange(n, dtype=np.uint64) * 7 + 1, labels, logits, names)
+    return Predictions(np.arange(n), np.arange(n, dtype=np.uint64) * 7 + 1, labels, logits, SingleLabel(names))
 
 
 def store(folder: Path, test: Predictions, validation: Predictions | None = None, **record) -> Path:
@@ -67,12 +68,10 @@ def store(folder: Path, test: Predictions, validation: Predictions | None = None
     if validation is not None:
         write_predictions(folder / "validation", validation)
     (folder / "gallery").mkdir()
-    for position in [*most_confident_errors(test), *least_confident_hits(test)]:
+    for position in np.concatenate(list(test.task.gallery(test).values())):
         Image.new("L", (28, 28), int(position) % 256).save(thumbnail(folder, test, position))
     write_metrics(folder)
-    counts = dict(
-        zip(test.class_names, np.bincount(test.labels, minlength=len(test.class_names)).tolist(), strict=True)
-    )
+    counts = test.task.counts(torch.from_numpy(test.labels))
     about = {
         "model": "a model", "dataset": "some data", "evaluated_split": "test", "splits": {"test": len(test)},
         "class_counts": {"test": counts}, "duplicates": [], "skipped_images": {}, "command": "python", "commit": None,

@@ -237,7 +237,7 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
     for name in ("run.json", "model/model.safetensors"):
         (run / name).unlink()
     finetune(run, *QUICK, "--resume_from_checkpoint", "true")
-    assert weights(run) == before and "stage 0, all: finished before" in capsys.readouterr().out
+    assert weights(run) == before and "stage 0, all: already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

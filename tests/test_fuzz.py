@@ -36,8 +36,9 @@ from ftkit.data.sources.load import load_data
 from ftkit.data.sources.raw import read_cifar_folder, read_idx
 from ftkit.errors import UserError
 from ftkit.files import hidden
-from ftkit.models.build import build_model
+from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
+from ftkit.tasks import SingleLabel
 from ftkit.training.checkpoints import newest_whole, seal, what_is_wrong
 
 HANGS = 30  # seconds
@@ -425,7 +426,7 @@ def test_a_trainers_state_that_the_manifest_lists(stage, data):
 def model():
     torch.manual_seed(0)
     args = ModelArguments(model="mlp", model_args={"hidden_sizes": [4, 3]})
-    return build_model(args, ["a", "b"], ImageInfo((2, 2), 1), pretrained=False)[0]
+    return Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((2, 2), 1), pretrained=False).model
 
 
 def torch_saved(content, **options) -> bytes:

@@ -81,7 +81,7 @@ def evaluated(tmp_path_factory, photos, digit_files):
             else:
                 test = load_data(DataArguments(data_dir=str(photos)))["test"]
                 files = [row["path"] for row in test.cast_column("image", _undecoded())["image"]]
-            stored[name, kind] = predictions.logits[: len(files)], predictions.class_names
+            stored[name, kind] = predictions.logits[: len(files)], predictions.task.names
             remote = not name.startswith("timm")
             jobs.append({"model": str(run / "model"), "images": [str(f) for f in files], "remote": remote})
     environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}

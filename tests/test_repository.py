@@ -11,6 +11,7 @@ from support import REPO, TEXTS, load_recipe_script
 
 from ftkit.config import EvaluationArguments, ModelArguments
 from ftkit.config.loader import parse_config, parse_evaluation
+from ftkit.tasks.single_label.metrics import METRICS
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
@@ -21,6 +22,7 @@ ROAD = [
     "statistics",
     "config",
     "console",
+    "tasks",
     "data",
     "models",
     "methods",
@@ -29,6 +31,7 @@ ROAD = [
     "hub",
     "export",
     "demo",
+    "run",
 ]
 MODULES = sorted((REPO / "ftkit").rglob("*.py"))
 YAMLS = sorted((REPO / "recipes").rglob("*.yaml"))
@@ -212,3 +215,48 @@ def test_launch_configurations_load(name):
 
 def test_every_launch_configuration_is_tested():
     assert {path.stem for path in (REPO / "accelerate_configs").glob("*.yaml")} == LAUNCH.keys()
+
+
+# What a right answer is, is known in tasks/ alone. `statistics/` computes with arrays, whatever they mean.
+_KNOWS_ANSWERS = {
+    "softmax", "log_softmax", "Softmax", "logsumexp", "argmax", "topk", "one_hot", "sigmoid", "cross_entropy",
+    "CrossEntropyLoss", "nll_loss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "mse_loss",
+}  # fmt: skip
+_TASK_NAMES = {"single_label", "multi_label", "regression"}
+
+
+def knows_a_task(source: str) -> list[str]:
+    """What in a file computes an answer or a loss from logits, or asks which task it has, by line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            bad = node.attr in _KNOWS_ANSWERS
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bad = any(alias.name in _KNOWS_ANSWERS for alias in node.names)
+        elif isinstance(node, ast.Constant):
+            bad = isinstance(node.value, str) and node.value in _TASK_NAMES | METRICS.keys()
+        elif isinstance(node, ast.Call):
+            bad = ast.unparse(node.func) in ("isinstance", "issubclass") and "SingleLabel" in ast.unparse(node)
+        elif isinstance(node, ast.Compare):
+            bad = "SingleLabel" in ast.unparse(node)
+        else:
+            continue
+        found += [f"{node.lineno}: {ast.unparse(node)}"] if bad else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["logits.argmax(1)", "F.cross_entropy(a, b)", "from scipy.special import softmax", "x = metrics['accuracy']",
+     "isinstance(task, SingleLabel)", "type(task) is SingleLabel", "task.name == 'single_label'"],
+)  # fmt: skip
+def test_what_knows_a_task_is_found(source):
+    assert knows_a_task(source)
+
+
+OUTSIDE_TASKS = [path for path in MODULES if path.relative_to(REPO / "ftkit").parts[0] not in ("tasks", "statistics")]
+
+
+@pytest.mark.parametrize("path", OUTSIDE_TASKS, ids=lambda path: str(path.relative_to(REPO)))
+def test_only_tasks_know_what_a_right_answer_is(path):
+    assert knows_a_task(path.read_text(encoding="utf-8")) == []

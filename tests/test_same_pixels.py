@@ -122,7 +122,7 @@ with args.main_process_first():
     images = image_tensors(load_data(DataArguments(dataset="digits"))["train"], processor, 1, cache_dir=folder)
 model = MLPForImageClassification(MLPConfig(image_size=[8, 8], hidden_sizes=[4], num_labels=10))
 settings = {name: Setting(0.01, True) for name, _ in model.named_parameters()}
-objective = Objective(LossArguments(mixup=0.2, cutmix=1.0), settings, 10, ["random_crop", "rotate"])
+objective = Objective(LossArguments(mixup=0.2, cutmix=1.0), settings, ["random_crop", "rotate"])
 trainer = Recorder(model, args, normalizer(processor, 1), objective, images)
 trainer.train()
 np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.seen)

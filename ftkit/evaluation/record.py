@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ftkit.config import DataArguments
 from ftkit.config.loader import Config
 from ftkit.console import banner, fact
@@ -16,8 +14,9 @@ from ftkit.data.sources.duplicates import duplicates
 from ftkit.data.sources.load import HUB_NAMES
 from ftkit.files import atomic_write
 from ftkit.methods.plan import starts_from_trained_weights
-from ftkit.models.build import base_model
+from ftkit.models.pretrained import hub_name
 from ftkit.precision import precision_of
+from ftkit.tasks import Task
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
@@ -27,7 +26,7 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
         "dataset": data.dataset or Path(data.data_dir).name,
         "data_engine": next(iter(images.values())).engine,
         "splits": {split: len(rows) for split, rows in images.items()},
-        "class_counts": {split: _class_counts(rows) for split, rows in images.items()},
+        "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
         "duplicates": duplicates(images),
         "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
@@ -38,11 +37,6 @@ def _hub_dataset(data: DataArguments) -> str | None:
     """The dataset's name on the Hub, if it is one of there."""
     name = HUB_NAMES.get(data.dataset, data.dataset or "")
     return name if "/" in name else None
-
-
-def _class_counts(images: Images) -> dict[str, int]:
-    counts = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
-    return dict(zip(images.class_names, counts, strict=True))
 
 
 def describe_command() -> str:
@@ -73,7 +67,7 @@ def describe_run(
         "hub_dataset": _hub_dataset(config.data),
         "image_shape": list(images["test"].shape),
         "model": config.model.model,
-        "base_model": base_model(config.model.model) if starts_from_trained_weights(config.method.method) else None,
+        "base_model": hub_name(config.model.model) if starts_from_trained_weights(config.method.method) else None,
         "method": config.method.method,
         "seed": config.training.seed,
         "parameters": parameters,
@@ -89,29 +83,34 @@ def describe_run(
     }
 
 
-def write_run_record(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
+def write_run_record(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
     """Write `run.json`, by which a run counts as finished: whole or not at all."""
-    keys = ("n", "accuracy", "macro_f1", "test_time_accuracy")
-    summary = {"test": {key: metrics[key] for key in keys if key in metrics}}
+    summary = {"test": {key: metrics[key] for key in task.summary if key in metrics}}
     with atomic_write(folder / "run.json") as aside:
         aside.write_text(json.dumps(record | summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def next_steps(folder: Path, record: dict[str, Any], metrics: dict[str, Any]) -> None:
+def show_result(task: Task, metrics: dict[str, Any], about: str) -> None:
+    """The score, on the screen, with what it was reached `about`, and below it those of test-time augmentation."""
+    fact(task.score_metric.title, f"{metrics[task.score]:.4f} on {metrics['n']:,} {about}")
+    for name, value in metrics.get(f"test_time_{task.score}", {}).items():
+        fact("", f"{value:.4f} with test_time_augmentation: {name}")
+
+
+def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
     """The last screen: the result, where it lies, and what to try."""
     banner("done")
     chosen = record["stages"][-1]["best_step"] is not None
     weights = "chosen on validation" if chosen else "the last weights of training"
-    fact("accuracy", f"{metrics['accuracy']:.4f} on {metrics['n']:,} test images ({weights})")
-    for name, accuracy in metrics.get("test_time_accuracy", {}).items():
-        fact("", f"{accuracy:.4f} with test_time_augmentation: {name}")
+    show_result(task, metrics, f"test images ({weights})")
     fact("time", f"{record['seconds']:.1f} s, {sum(s['seconds'] for s in record['stages']):.1f} s of it training")
     fact("model", folder / "model")
     fact("report", folder / "evaluation" / "report.html")
     fact("repeat", f"accelerate launch recipes/finetune.py --config {folder / 'config.yaml'} --output_dir <other>")
     fact("evaluate", f"accelerate launch recipes/eval.py --model {folder / 'model'}")
     fact("push", f"python recipes/push.py {folder} --hub_model_id <user>/<name>")
-    suggestion = "--seed 43 --output_dir <other>, to see how much of the accuracy is luck"
+    luck = f"how much of the {task.score_metric.title} is luck"
+    suggestion = f"--seed 43 --output_dir <other>, to see {luck}"
     if record["dataset"] == "digits":
         suggestion = "your own images: --data_dir <folder of class folders> --model convnet"
     fact("try next", suggestion)

@@ -37,7 +37,8 @@ class Fingerprint:
     Attributes:
         same: what must be equal: `classes`, `images` (a hash by split), `weights`, `precision`, `processes`.
         noted: what may differ, by name: it changes the last digits of numbers, not what they mean.
-        table: `<split>/hashes` uint64 (N,), `<split>/labels` and `<split>/index` int32 (N,), in the order of the data.
+        table: `<split>/hashes` uint64 (N,), `<split>/labels` (N, …), see `Task.compact`, and `<split>/index` int32
+            (N,), in the order of the data.
     """
 
     same: dict[str, Any]
@@ -155,10 +156,10 @@ def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrai
     table = {}
     for split, rows in images.items():
         table[f"{split}/hashes"] = rows.hashes.astype(np.uint64)
-        table[f"{split}/labels"] = rows.labels.cpu().numpy().astype(np.int32)
+        table[f"{split}/labels"] = rows.task.compact(rows.labels)
         table[f"{split}/index"] = rows.index.cpu().numpy().astype(np.int32)
     same = {
-        "classes": images["train"].class_names,
+        "classes": images["train"].task.names,
         "images": {split: _hash(*(table[key] for key in table if key.startswith(f"{split}/"))) for split in images},
         "weights": None if pretrained is None else _weights_hash(pretrained),
         "precision": precision_of(args),

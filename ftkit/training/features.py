@@ -44,7 +44,8 @@ class Features(Dataset):
     """The features of a split, in place of its pixels: float32 (N, D)."""
 
     def __init__(self, features: torch.Tensor, tensors: Images):
-        self.features, self.labels, self.index = features, tensors.labels.cpu(), tensors.index.cpu()
+        self.features, self.task = features, tensors.task
+        self.labels, self.index = tensors.labels.cpu(), tensors.index.cpu()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +54,7 @@ class Features(Dataset):
         return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` float32 (B, D), `labels` and `index` int64 (B,), a `weight` if not 1."""
+        """The batch as `pixel_values` float32 (B, D), `labels`, `index` int64 (B,), a `weight` if not 1."""
         rows, _, weight, _ = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
         columns = {"pixel_values": self.features, "labels": self.labels, "index": self.index}
         found = {name: column.index_select(0, rows) for name, column in columns.items()}

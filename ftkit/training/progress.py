@@ -61,11 +61,16 @@ class MeanLoss:
 
 
 class EvaluationLines(ProgressCallback):
-    """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log."""
+    """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log.
 
-    def __init__(self, losses: MeanLoss):
+    Args:
+        losses: of training.
+        shown: the metrics on validation.
+    """
+
+    def __init__(self, losses: MeanLoss, shown: Sequence[str]):
         super().__init__()
-        self.losses = losses
+        self.losses, self.shown = losses, shown
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.current_step = time.monotonic(), state.global_step
@@ -91,10 +96,10 @@ class EvaluationLines(ProgressCallback):
             return
         width = len(f"{args.num_train_epochs:g}")
         loss = "-" if mean is None else f"{mean:.4f}"
+        validation = ", ".join(f"{name} {metrics['eval_' + name]:.4f}" for name in self.shown)
         self.training_bar.write(
-            f"  epoch {state.epoch:>{width}.4g}/{args.num_train_epochs:g}   loss {loss}   validation: loss "
-            f"{metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.4f}   "
-            f"{time.monotonic() - self.started:.1f} s"
+            f"  epoch {state.epoch:>{width}.4g}/{args.num_train_epochs:g}   loss {loss}   "
+            f"validation: {validation}   {time.monotonic() - self.started:.1f} s"
         )
 
 

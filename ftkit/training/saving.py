@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
-from ftkit.methods.adalora import restore_ranks_of, save_ranks
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
 from ftkit.training.checkpoints import best_of, rotate, seal
@@ -170,12 +170,12 @@ class CheckpointingTrainer(Trainer):
 
     def _save_weights(self, output_dir: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
         if isinstance(self.model, PeftModel):
-            # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
+            # PEFT's own file may leave ranks out (AdaLoRA's masked ones), and then does not load into its own model.
             output_dir.mkdir(parents=True, exist_ok=True)
             adapters = adapter_state(self.model)
             whole = {name: (state_dict or adapters)[name] for name in adapters}
             save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
-            save_ranks(self.model, output_dir)
+            hooks_of(self.model).save(self.model, output_dir)
         elif isinstance(self.model, PreTrainedModel):
             # By the names that they are loaded by: those of the Hub are others, for some models of transformers.
             self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
@@ -191,7 +191,7 @@ class CheckpointingTrainer(Trainer):
         if isinstance(self.model, PeftModel):
             best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
             self.model.load_state_dict(best, strict=False)
-            restore_ranks_of(self.model, Path(self.state.best_model_checkpoint))
+            hooks_of(self.model).restore(self.model, Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
 
@@ -201,7 +201,7 @@ class CheckpointingTrainer(Trainer):
 
     def _load_weights(self, checkpoint: Path, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(str(checkpoint), model)
-        restore_ranks_of(self.model, checkpoint)
+        hooks_of(self.model).restore(self.model, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import DistributedType
 from accelerate.data_loader import DataLoaderAdapter
@@ -22,7 +21,6 @@ from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -38,7 +36,7 @@ from ftkit.data.feeding.loader import EpochBatches, TrainingLoader
 from ftkit.data.feeding.tensors import collate
 from ftkit.data.pixels.normalize import channels_last
 from ftkit.errors import UserError
-from ftkit.methods.adalora import RankAllocation, orthogonality
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models.anatomy import block_classes, is_convolutional
 from ftkit.precision import exact_float32, remove_autocast
@@ -47,7 +45,6 @@ from ftkit.training.checkpoints import newest_whole
 from ftkit.training.ema import WeightAverage
 from ftkit.training.finite import Losses, NotFinite, trained_weights
 from ftkit.training.left_out import Undo
-from ftkit.training.losses import class_shares, make_loss
 from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
 from ftkit.training.optimizers import make_optimizer, make_schedule
 from ftkit.training.progress import EvaluationLines
@@ -61,22 +58,7 @@ _WAITING = 0.2  # share of the time of training that may go by waiting for data 
 _SECONDS = 2.0  # of waiting are too few to speak of
 _ROLLBACKS = 3  # to the same checkpoint
 _NOT_FINITE = "not_finite.json"  # in a stage's folder
-_LOGITS = 1 << 24  # that wait on a device in an evaluation, or become float64, at a time
-
-
-def accuracy_and_loss(prediction) -> dict[str, float]:
-    """Accuracy and mean cross-entropy from the logits (N, C) and labels (N,) of an `EvalPrediction`.
-
-    The loss replaces the `Trainer`'s own, which averages batches (wrong under a ragged last batch) and includes label
-    smoothing.
-    """
-    logits = torch.from_numpy(np.asarray(prediction.predictions))
-    labels = torch.from_numpy(prediction.label_ids)
-    hits, loss, rows = 0, 0.0, max(_LOGITS // logits.shape[1], 1)
-    for some, own in zip(logits.split(rows), labels.split(rows), strict=True):
-        hits += (some.argmax(-1) == own).sum().item()
-        loss += F.cross_entropy(some.double(), own, reduction="sum").item()
-    return {"accuracy": hits / len(labels), "loss": loss / len(labels)}
+_LOGITS = 1 << 24  # that wait on a device in an evaluation at a time
 
 
 def _alone(images: int, args: TrainingArguments) -> str:
@@ -105,15 +87,13 @@ class Objective:
     Attributes:
         args: the loss and its regularisation.
         settings: learning rate and weight decay of every parameter, by name.
-        num_classes: C.
         augment: what is done to training images; see `ftkit.data.augmentation.augment`.
         on_nan: what a loss that is not finite leads to; see `JobArguments`.
-        steps_before: that were planned for adapters in earlier stages.
+        steps_before: optimizer steps that were planned for adapters in earlier stages.
     """
 
     args: LossArguments
     settings: dict[str, Setting]
-    num_classes: int
     augment: list[str]
     on_nan: str = "stop"
     steps_before: int = 0
@@ -132,7 +112,7 @@ class ImageTrainer(CheckpointingTrainer):
         normalize: from uint8 to what the model takes.
         objective: the loss and what belongs to it; None for a trainer that only predicts.
         train_dataset: to train on.
-        eval_dataset: to choose the checkpoint on.
+        eval_dataset: to choose the checkpoint on; needed where there is nothing to train on, for its task.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean over the batch
@@ -154,6 +134,7 @@ class ImageTrainer(CheckpointingTrainer):
         if args.eval_accumulation_steps is None:
             logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
+        self.task = (eval_dataset if train_dataset is None else train_dataset).task
         if args.deepspeed_plugin is not None:
             AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
         super().__init__(
@@ -162,11 +143,11 @@ class ImageTrainer(CheckpointingTrainer):
             data_collator=collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            compute_metrics=accuracy_and_loss,
+            compute_metrics=lambda found: self.task.validate(found.predictions, found.label_ids),
             preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        self.add_callback(EvaluationLines(self.progress.losses))
+        self.add_callback(EvaluationLines(self.progress.losses, self.task.validation))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
         self.normalize = normalize
         self.channels_last = is_convolutional(model)
@@ -184,7 +165,7 @@ class ImageTrainer(CheckpointingTrainer):
             self.model = self.model_wrapped = copy_to_shard(self.model)
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(self.model)
-        self.loss = make_loss(args, self.args.label_smoothing_factor)
+        self.loss = self.task.loss(args, self.args.label_smoothing_factor)
         self.losses, self.parts = Losses(), None if self.args.auto_find_batch_size else 1
         self.undo: Undo | None = None
         self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
@@ -200,7 +181,8 @@ class ImageTrainer(CheckpointingTrainer):
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
-        self.add_callback(RankAllocation(objective.steps_before))
+        for callback in hooks_of(self.model).callbacks(objective.steps_before):
+            self.add_callback(callback)
 
     def _predict_as_saved(self) -> None:
         """What only predicts is not cut into pieces, and computes in float32, as a plain `pipeline` does."""
@@ -273,8 +255,7 @@ class ImageTrainer(CheckpointingTrainer):
             images = augment(images, rows, self.objective.augment, *key)
         images = self._prepare_input(self.normalize(images))  # DeepSpeed has weights of 16 bits, and wants such inputs
         if following is not None:
-            shares = class_shares(labels, self.objective.num_classes)
-            images, labels = self.mixing(images, shares, rows, *key)
+            images, labels = self.mixing(images, self.task.mixable(labels), rows, *key)
         if self.channels_last:
             images = channels_last(images)
         return {"pixel_values": images, "labels": labels}
@@ -323,9 +304,9 @@ class ImageTrainer(CheckpointingTrainer):
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         if not self.model.training:
-            loss = F.cross_entropy(logits, inputs["labels"])
+            loss = self.task.evaluation_loss(logits, inputs["labels"])
             return (loss, outputs) if return_outputs else loss
-        loss = self.loss(logits, inputs["labels"]) + orthogonality(self.model)
+        loss = self.loss(logits, inputs["labels"]) + hooks_of(self.model).loss_term(self.model)
         if self.penalised:
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss

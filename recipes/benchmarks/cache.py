@@ -2,7 +2,7 @@
 
 import shutil
 
-from benchmarks.data import Bench, as_png, make_task
+from benchmarks.data import Bench, as_png, make_setup
 from benchmarks.decoding import decode, over_all, pool_of
 from benchmarks.timing import Row, Side, clock
 from ftkit.data.feeding.tensors import image_tensors
@@ -19,12 +19,12 @@ def row(bench: Bench) -> Row:
 
 def cache_sides(bench: Bench, name: str) -> dict[str, Side]:
     """The three sides of one dataset."""
-    task = make_task(bench, name, 128, model="convnet")
-    png, folder = as_png(task.rows), bench.folder / f"first-{name}"
+    setup = make_setup(bench, name, 128, model="convnet")
+    png, folder = as_png(setup.rows), bench.folder / f"first-{name}"
     files = encoded(png)[:]["image"]
 
     def start(number: int) -> dict[str, float]:
-        return clock(lambda: image_tensors(png, task.processor, task.info.channels, cache_dir=folder), len(png))
+        return clock(lambda: image_tensors(png, setup.processor, setup.info.channels, cache_dir=folder), len(png))
 
     def first_start(number: int) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 
 from ftkit.config.loader import Config, parse_config
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
-from ftkit.data.pixels.images import ImageInfo, column, describe_images, encoded, open_image
+from ftkit.data.pixels.images import ImageInfo, describe_images, encoded, open_image
 from ftkit.data.pixels.normalize import Normalize8Bit, normalizer
 from ftkit.data.sources.load import load_data
-from ftkit.models.build import build_model, fit_normalization
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import task_of
+from ftkit.tasks.columns import column
 
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5
 CROP_AND_FLIP = ["random_crop", "flip"]
@@ -46,7 +48,7 @@ class Bench:
     stack: ExitStack
 
 
-class Task(NamedTuple):
+class Setup(NamedTuple):
     """What every side works on: the same images, as each of them expects to find them."""
 
     config: Config
@@ -66,7 +68,7 @@ class Task(NamedTuple):
     def __str__(self) -> str:
         return f"{len(self.images):,} images in batches of {self.batch_size}"
 
-    def first(self, count: int) -> "Task":
+    def first(self, count: int) -> "Setup":
         """The same with fewer images."""
         rows = self.rows.select(range(min(count, len(self.rows))))
         return self._replace(
@@ -75,7 +77,7 @@ class Task(NamedTuple):
 
     def model(self) -> PreTrainedModel:
         """ftkit's model with random weights."""
-        return build_model(self.config.model, self.images.class_names, self.info, pretrained=False)[0]
+        return Classifier.build(self.config.model, self.images.task, self.info, pretrained=False).model
 
     def normalizer(self) -> Normalize8Bit:
         """From uint8 to what the models take."""
@@ -106,22 +108,22 @@ def read_images(bench: Bench, dataset: str, test: bool = False) -> Dataset:
     return rows.select(range(min(bench.args.images or len(rows), len(rows))))
 
 
-def make_task(
+def make_setup(
     bench: Bench,
     dataset: str,
     batch_size: int,
     rows: Dataset | None = None,
     engine: Callable[..., Images] = image_tensors,
     **settings: Any,
-) -> Task:
+) -> Setup:
     """Prepare images for ftkit, once, as a run does: `rows`, or else those of the dataset."""
     config = read_config(bench, dataset, per_device_train_batch_size=batch_size, **settings)
     rows = read_images(bench, dataset) if rows is None else rows
     info = describe_images(rows)
-    model, processor = build_model(config.model, rows.features["label"].names, info, pretrained=False)
-    images = engine(rows, processor, info.channels, cache_dir=config.data.cache_dir)
-    processor = fit_normalization(config.model, model, processor, images, pretrained=False)
-    return Task(config, rows, info, images, processor)
+    classifier = Classifier.build(config.model, task_of(rows.features), info, pretrained=False)
+    images = engine(rows, classifier.processor, info.channels, cache_dir=config.data.cache_dir)
+    classifier.fit(images)
+    return Setup(config, rows, info, images, classifier.processor)
 
 
 def with_images(rows: Dataset, images: list[dict] | list[str]) -> Dataset:

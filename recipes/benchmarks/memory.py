@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.data import Bench, make_task, read_images
+from benchmarks.data import Bench, make_setup, read_images
 from benchmarks.sides import ftkit
 from benchmarks.timing import Row
 
@@ -33,13 +33,21 @@ def grow(args: Namespace, folder: Path) -> dict[str, float]:
     """Decode and train in this process; returns how far its memory grew, in GB."""
     before = resident("VmRSS")
     bench = Bench(args, folder, ExitStack())
-    task = make_task(bench, "cifar10", 128, read_images(bench, "cifar10", test=True), model="convnet", max_steps=STEPS)
-    trainer = ftkit(task)
+    setup = make_setup(
+        bench, "cifar10", 128, read_images(bench, "cifar10", test=True), model="convnet", max_steps=STEPS
+    )
+    trainer = ftkit(setup)
     trainer.train()
     peak = resident("VmHWM")
-    tensors = task.images.images, *trainer.model.state_dict().values()
+    tensors = setup.images.images, *trainer.model.state_dict().values()
     allowed = sum(tensor.nbytes for tensor in tensors) / 1e9 + TO_SPARE
-    return {"gigabytes": peak - before, "allowed": allowed, "before": before, "peak": peak, "images": len(task.images)}
+    return {
+        "gigabytes": peak - before,
+        "allowed": allowed,
+        "before": before,
+        "peak": peak,
+        "images": len(setup.images),
+    }
 
 
 def resident(key: str) -> float:

@@ -26,7 +26,7 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from benchmarks.data import HIDDEN, LEARNING_RATE, MOMENTUM, TRAINING, Task, as_png
+from benchmarks.data import HIDDEN, LEARNING_RATE, MOMENTUM, TRAINING, Setup, as_png
 from benchmarks.timing import Side, clock
 from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import ImageTensors
@@ -46,11 +46,13 @@ class Loop(NamedTuple):
     train: Callable[[], Any]
 
 
-def stock(task: Task) -> Trainer:
+def stock(setup: Setup) -> Trainer:
     """The official example: decode and transform each image when it is asked for; a plain `Trainer`."""
-    augmentations = [RandomCrop(task.info.size, padding=4), RandomHorizontalFlip()] if task.config.data.augment else []
-    transforms = Compose([*augmentations, ToTensor(), Normalize(*channel_statistics(task.images.histogram()))])
-    mode = "L" if task.info.channels == 1 else "RGB"
+    augmentations = (
+        [RandomCrop(setup.info.size, padding=4), RandomHorizontalFlip()] if setup.config.data.augment else []
+    )
+    transforms = Compose([*augmentations, ToTensor(), Normalize(*channel_statistics(setup.images.histogram()))])
+    mode = "L" if setup.info.channels == 1 else "RGB"
 
     def transform(batch: dict[str, list]) -> dict[str, list]:
         # The example converts to RGB here. Grey stays grey, so that all sides give the model the same work.
@@ -61,16 +63,16 @@ def stock(task: Task) -> Trainer:
         pixel_values = torch.stack([example["pixel_values"] for example in examples])
         return {"pixel_values": pixel_values, "labels": torch.tensor([example["label"] for example in examples])}
 
-    dataset = as_png(task.rows).select_columns(["image", "label"])
+    dataset = as_png(setup.rows).select_columns(["image", "label"])
     dataset.set_transform(transform)
     args = TrainingArguments(
-        output_dir=task.config.training.output_dir,
-        per_device_train_batch_size=task.batch_size,
+        output_dir=setup.config.training.output_dir,
+        per_device_train_batch_size=setup.batch_size,
         remove_unused_columns=False,
-        use_cpu=task.device.type == "cpu",
+        use_cpu=setup.device.type == "cpu",
         **TRAINING,
     )
-    trainer = Trainer(model=task.model(), args=args, train_dataset=dataset, data_collator=collate)
+    trainer = Trainer(model=setup.model(), args=args, train_dataset=dataset, data_collator=collate)
     trainer.remove_callback(PrinterCallback)  # it would print between the rounds
     return trainer
 
@@ -89,21 +91,21 @@ class TutorialDataset(TorchDataset):
         return self.transform(PILImage.fromarray(image.numpy())), target
 
 
-def plain_model(task: Task) -> nn.Module:
+def plain_model(setup: Setup) -> nn.Module:
     """The layers of ftkit's MLP as a tutorial writes them."""
-    features, classes = math.prod(task.images.shape), len(task.images.class_names)
+    features, classes = math.prod(setup.images.shape), len(setup.images.task.names)
     layers = nn.Flatten(), nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes)
-    return nn.Sequential(*layers).to(task.device)
+    return nn.Sequential(*layers).to(setup.device)
 
 
-def tutorial(task: Task) -> Loop:
+def tutorial(setup: Setup) -> Loop:
     """The loop of PyTorch's tutorials."""
-    model, device = plain_model(task), task.device
-    transform = Compose([ToTensor(), Normalize(*channel_statistics(task.images.histogram()))])
-    dataset = TutorialDataset(task.images, transform)
+    model, device = plain_model(setup), setup.device
+    transform = Compose([ToTensor(), Normalize(*channel_statistics(setup.images.histogram()))])
+    dataset = TutorialDataset(setup.images, transform)
 
     def epoch() -> None:
-        loader = DataLoader(dataset, batch_size=task.batch_size, shuffle=True)
+        loader = DataLoader(dataset, batch_size=setup.batch_size, shuffle=True)
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
         model.train()
         for images, labels in loader:
@@ -116,19 +118,19 @@ def tutorial(task: Task) -> Loop:
     return Loop(model, epoch)
 
 
-def raw(task: Task) -> Loop:
+def raw(setup: Setup) -> Loop:
     """No data path and no loop around the step: what is left is what PyTorch itself needs."""
-    plain, device = task.config.model.model == "mlp", task.device
+    plain, device = setup.config.model.model == "mlp", setup.device
     # Weights in channels_last take about a seventh off a step of the convnet on a CPU, so that raw has them.
-    model = plain_model(task) if plain else task.model().to(device, memory_format=torch.channels_last)
-    images, labels = task.normalizer()(task.images.images.to(device)), task.images.labels.to(device)
-    bf16 = task.config.training.bf16
+    model = plain_model(setup) if plain else setup.model().to(device, memory_format=torch.channels_last)
+    images, labels = setup.normalizer()(setup.images.images.to(device)), setup.images.labels.to(device)
+    bf16 = setup.config.training.bf16
     precision = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
 
     def epoch() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
         model.train()
-        for rows in torch.randperm(len(labels), device=device).split(task.batch_size):
+        for rows in torch.randperm(len(labels), device=device).split(setup.batch_size):
             optimizer.zero_grad()
             with precision():
                 output = model(images[rows])
@@ -139,20 +141,20 @@ def raw(task: Task) -> Loop:
     return Loop(model, epoch)
 
 
-def ftkit(task: Task) -> ImageTrainer:
+def ftkit(setup: Setup) -> ImageTrainer:
     """The road of recipes/finetune.py."""
-    args, config, images = task.config.training, task.config, copy.copy(task.images)
+    args, config, images = setup.config.training, setup.config, copy.copy(setup.images)
     set_up_loading(args, {"train": images}, None)  # it may move the images to an accelerator
-    model = task.model()
+    model = setup.model()
     settings = parameter_settings(model, layer_groups(model), args.learning_rate, config.method, config.loss)
-    objective = Objective(config.loss, settings, len(images.class_names), config.data.augment or [])
-    return ImageTrainer(model, args, task.normalizer(), objective, images)
+    objective = Objective(config.loss, settings, config.data.augment or [])
+    return ImageTrainer(model, args, setup.normalizer(), objective, images)
 
 
-def score(task: Task, model: nn.Module) -> tuple[float, float]:
+def score(setup: Setup, model: nn.Module) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `model` on a sample of the training images."""
-    images = task.normalizer()(task.images.images[:SAMPLE].to(task.device))
-    labels = task.images.labels[:SAMPLE].to(task.device)
+    images = setup.normalizer()(setup.images.images[:SAMPLE].to(setup.device))
+    labels = setup.images.labels[:SAMPLE].to(setup.device)
     model.train()  # BatchNorm's running statistics lag behind
     with torch.no_grad():
         output = model(images)
@@ -160,33 +162,33 @@ def score(task: Task, model: nn.Module) -> tuple[float, float]:
     return F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item()
 
 
-def train(side: Callable[[Task], Trainer | Loop], task: Task, number: int) -> dict[str, float]:
+def train(side: Callable[[Setup], Trainer | Loop], setup: Setup, number: int) -> dict[str, float]:
     """Time an epoch, with the loss and accuracy that show that it trained.
 
     Raises:
         RuntimeError: the loss did not fall, so whatever was timed was no training.
     """
     set_seed(number)
-    trainer = side(task)
-    before, _ = score(task, trainer.model)
-    measured = clock(trainer.train, len(task.images))
-    loss, accuracy = score(task, trainer.model)
+    trainer = side(setup)
+    before, _ = score(setup, trainer.model)
+    measured = clock(trainer.train, len(setup.images))
+    loss, accuracy = score(setup, trainer.model)
     if not loss < before:
         raise RuntimeError(f"{side.__name__}: the loss went from {before:.4f} to {loss:.4f}: it does not train")
     return measured | {"loss_before": before, "loss": loss, "accuracy": accuracy}
 
 
-def load(side: Callable[[Task], Trainer], task: Task, number: int) -> dict[str, float]:
+def load(side: Callable[[Setup], Trainer], setup: Setup, number: int) -> dict[str, float]:
     """Time a pass over all batches as the model gets them: ftkit augments, normalises and lays out only then."""
     set_seed(number)
-    trainer = side(task)
+    trainer = side(setup)
     trainer.model.train()  # augmentation is for training
     loader = trainer.get_train_dataloader()
-    return clock(lambda: deque(map(trainer._prepare_inputs, loader), maxlen=0), len(task.images), len(loader))
+    return clock(lambda: deque(map(trainer._prepare_inputs, loader), maxlen=0), len(setup.images), len(loader))
 
 
-def warmed(run: Callable[..., dict[str, float]], task: Task, *sides: Callable) -> dict[str, Side]:
+def warmed(run: Callable[..., dict[str, float]], setup: Setup, *sides: Callable) -> dict[str, Side]:
     """Sides by name, each of which has run on a few batches."""
     for side in sides:
-        run(side, task.first(WARM_UP_BATCHES * task.batch_size), 0)
-    return {side.__name__: partial(run, side, task) for side in sides}
+        run(side, setup.first(WARM_UP_BATCHES * setup.batch_size), 0)
+    return {side.__name__: partial(run, side, setup) for side in sides}

@@ -3,7 +3,7 @@
 from collections import deque
 from functools import partial
 
-from benchmarks.data import Bench, as_photos, make_task, read_images
+from benchmarks.data import Bench, as_photos, make_setup, read_images
 from benchmarks.decoding import decode, over_all, pool_of, resize
 from benchmarks.sides import ftkit
 from benchmarks.timing import Row, clock
@@ -21,9 +21,9 @@ def row(bench: Bench) -> Row:
     photos = as_photos(rows.select(range(min(PHOTOS, len(rows)))), bench.folder / "photos")
     count, jobs = len(photos), {}
     for name, engine in {"stream": StreamedImages, "tensor": image_tensors}.items():
-        task = make_task(bench, "cifar10", 64, photos, engine, model="timm/resnet18", image_size=224)
-        jobs[name] = partial(deque, ftkit(task).get_train_dataloader(), 0)
-    held = {"decoding": encoded(photos)[:]["image"], "resizing": [Decoder(photos, task.processor, 3)]}
+        setup = make_setup(bench, "cifar10", 64, photos, engine, model="timm/resnet18", image_size=224)
+        jobs[name] = partial(deque, ftkit(setup).get_train_dataloader(), 0)
+    held = {"decoding": encoded(photos)[:]["image"], "resizing": [Decoder(photos, setup.processor, 3)]}
     for name, work in {"decoding": decode, "resizing": resize}.items():
         jobs[name] = partial(over_all, bench.stack.enter_context(pool_of(held[name])), work, count, 64)
     for job in jobs.values():

@@ -97,7 +97,7 @@ def test_a_split_as_tensors(grays, tensors):
     assert (data.images.dtype, tuple(data.images.shape)) == (torch.uint8, (10, 1, 4, 6))
     assert data.images[:, 0, 0, 0].tolist() == list(range(10))
     assert (data.labels.tolist(), data.index.tolist()) == ([i % 3 for i in range(10)], list(range(100, 110)))
-    assert (len(data), data.class_names, data.skipped) == (10, ["a", "b", "c"], [])
+    assert (len(data), data.task.names, data.skipped) == (10, ["a", "b", "c"], [])
     assert data[3]["pixel_values"].shape == (1, 4, 6)
     assert data[3]["labels"] == 0
 

@@ -185,8 +185,9 @@ def lite0(tmp_path_factory):
         return str(folder)
     from ftkit.config import ModelArguments
     from ftkit.data.pixels.images import ImageInfo
-    from ftkit.models.build import build_model, save_model
+    from ftkit.models.classifier import Classifier
+    from ftkit.tasks import SingleLabel
 
     folder, args = tmp_path_factory.mktemp("lite0"), ModelArguments(model="timm/tf_efficientnet_lite0")
-    save_model(*build_model(args, ["a", "b", "c"], ImageInfo((224, 224), 3), pretrained=False), folder)
+    Classifier.build(args, SingleLabel(["a", "b", "c"]), ImageInfo((224, 224), 3), pretrained=False).save(folder)
     return str(folder)

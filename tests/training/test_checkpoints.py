@@ -12,7 +12,7 @@ import pytest
 from support import REPO, finetune, interrupt
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from ftkit.models.build import save_model
+from ftkit.models.classifier import Classifier
 from ftkit.training import checkpoints, saving
 
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
@@ -113,7 +113,7 @@ def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsy
     (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
     finetune(killed, *OPTIONS)
     shown = capsys.readouterr().out
-    assert f"passed over {newest}: it optimizer.pt is" in shown and f"goes on from {older}" in shown
+    assert f"passed over {newest}: it optimizer.pt is" in shown and f"resumes from {older}" in shown
     assert model(killed) == model(whole) and not list(stage.glob(".*"))
 
 
@@ -152,7 +152,7 @@ def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed,
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
     finetune(tmp_path / "again", *OPTIONS)
-    assert "passed over" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
+    assert "skipped" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
@@ -225,16 +225,18 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
     """transformers' ViT: its best checkpoint is the one that is kept, and a resume goes on from its weights."""
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                        intermediate_size=8, num_labels=10)  # fmt: skip
-    save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8}), tmp_path / "vit")
+    Classifier(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8})).save(
+        tmp_path / "vit"
+    )
     options = ["--model", tmp_path / "vit", "--method", "full", "--max_train_samples", 160, "--num_train_epochs", 3,
                "--learning_rate", 0.01, "--metric_for_best_model", "accuracy"]  # fmt: skip
     patched = []
 
-    def falling(self):
+    def falling(*_):
         patched.append({"accuracy": 1 / (1 + len(patched)), "loss": 1.0})
         return patched[-1]
 
-    monkeypatch.setattr("ftkit.training.trainer.accuracy_and_loss", falling)
+    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", falling)
     one = finetune(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
                    "--warmup_steps", 0)  # fmt: skip
     patched.clear()

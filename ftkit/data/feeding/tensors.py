@@ -17,10 +17,12 @@ from torch.utils.data import Dataset as TorchDataset
 from ftkit.data.augmentation.pixel_ops import shift
 from ftkit.data.pixels.cache import cached
 from ftkit.data.pixels.decoding import Decoded, Decoder, over_all_rows
-from ftkit.data.pixels.images import column, encoded, file_bytes
+from ftkit.data.pixels.images import encoded, file_bytes
 from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
 from ftkit.errors import UserError
+from ftkit.tasks import task_of
+from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
 _VERSION = 4  # of what is cached: raise it when decoding changes
@@ -48,9 +50,9 @@ class Images(TorchDataset, ABC):
 
     Attributes:
         engine: its name in the configuration.
-        labels: int64 (N,).
+        task: what the labels are.
+        labels: its targets, (N, …).
         index: int64 (N,), the row of each image in the split it was read from.
-        class_names: the name of each label.
         fingerprint: of the dataset.
         hashes: uint64 (N,), of the files' bytes: equal where two images are the same file.
         key: what of the dataset, the processor and the mode the pixels are.
@@ -65,9 +67,9 @@ class Images(TorchDataset, ABC):
     def __init__(
         self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, int, int]
     ):
-        self.labels = torch.tensor(column(dataset, "label"))
+        self.task = task_of(dataset.features)
+        self.labels = self.task.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
-        self.class_names = dataset.features["label"].names
         self.fingerprint, self.hashes = dataset._fingerprint, hashes
         self._files = encoded(dataset)
         self.key, self.skipped, self.shape = key, skipped, shape
@@ -79,7 +81,7 @@ class Images(TorchDataset, ABC):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels` and `index` int64 (B,), a `weight` if not 1.
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels`, `index` int64 (B,), a `weight` if not 1.
 
         Where a row is `following`, these three of it, with B = 1, stand in a dictionary of that name. All but the
         pixels and the labels is on the CPU.

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, column, encoded, file_bytes, to_mode
+from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
 from ftkit.data.pixels.normalize import PixelGeometry
+from ftkit.tasks.columns import column
 
 _CHUNK = 128  # images that a process takes at a time
 _WORTH_PROCESSES = 2000  # images

@@ -25,11 +25,6 @@ class ImageInfo(NamedTuple):
     channels: int
 
 
-def column(dataset: Dataset, name: str) -> np.ndarray:
-    """A column of numbers as an array, straight from Arrow (a formatted column is read row by row)."""
-    return dataset.select_columns(name).with_format("arrow")[:][name].to_numpy()
-
-
 def encoded(dataset: Dataset) -> Dataset:
     """`dataset` with its image column as dictionaries of `bytes` and `path`, not decoded."""
     return dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))

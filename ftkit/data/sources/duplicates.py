@@ -18,8 +18,7 @@ def duplicates(splits: dict[str, Images]) -> list[dict[str, Any]]:
     found = []
     for (first, there), (second, here) in combinations(splits.items(), 2):
         seen = set(there.hashes.tolist())
-        seen_with_label = set(zip(there.hashes.tolist(), there.labels.tolist(), strict=True))
-        pairs = list(zip(here.hashes.tolist(), here.labels.tolist(), strict=True))
+        seen_with_label, pairs = set(_hashes_and_labels(there)), _hashes_and_labels(here)
         twins = [row for row, (hashed, _) in enumerate(pairs) if hashed in seen]
         if twins:
             found.append(
@@ -32,3 +31,8 @@ def duplicates(splits: dict[str, Images]) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def _hashes_and_labels(images: Images) -> list[tuple[int, bytes]]:
+    labels = images.labels.cpu().numpy()
+    return list(zip(images.hashes.tolist(), (label.tobytes() for label in labels), strict=True))

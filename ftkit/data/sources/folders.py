@@ -1,7 +1,6 @@
 """Folders of class folders, and CSV or JSON-lines files of paths and labels, as a `DatasetDict` of paths."""
 
 import json
-import re
 import warnings
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
 from ftkit.errors import UserError, nearest
+from ftkit.files import natural_sorted
 
 # What other people's folders call their splits.
 SPLIT_NAMES = {
@@ -20,16 +20,6 @@ SPLIT_NAMES = {
 _PATH_COLUMNS = ("image", "file_name", "file", "filename", "path", "filepath", "image_path", "img")
 _LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which `1, 2, 10` keep their order."""
-    return [(0, int(part)) if part.isdecimal() else (1, part.casefold()) for part in re.split(r"(\d+)", name) if part]
-
-
-def natural_sorted(names) -> list[str]:
-    """`names` sorted so that numbers inside them count as numbers; ties by the text itself."""
-    return sorted(names, key=lambda name: (natural_key(name), name))
 
 
 def _path_dataset(rows: list[tuple[Path, str]], names: list[str], columns: tuple[str, str]) -> Dataset:
@@ -75,8 +65,8 @@ def read_class_folders(folder: Path) -> DatasetDict:
     for split, root in roots.items():
         files[split] = [
             (path, class_dir.name)
-            for class_dir in natural_sorted_paths(p for p in root.iterdir() if _is_visible_dir(p))
-            for path in natural_sorted_paths(class_dir.rglob("*"))
+            for class_dir in natural_sorted(p for p in root.iterdir() if _is_visible_dir(p))
+            for path in natural_sorted(class_dir.rglob("*"))
             if path.suffix.lower() in suffixes and not _is_hidden(path.relative_to(class_dir))
         ]
         if split != "train" and not files[split] and any(path.suffix.lower() in suffixes for path in root.iterdir()):
@@ -97,11 +87,6 @@ def holds_images(folder: Path) -> bool:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def natural_sorted_paths(paths) -> list[Path]:
-    """`paths` in natural order of their text."""
-    return sorted(paths, key=lambda path: (natural_key(str(path)), str(path)))
 
 
 def _by_name(

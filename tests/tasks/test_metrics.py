@@ -9,10 +9,11 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 from support import random_predictions
 
-from ftkit.evaluation.metrics import compute_metrics
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.statistics.calibration import fit_temperature
 from ftkit.statistics.intervals import f1_interval, macro_f1_interval, mean_interval, wilson
+from ftkit.tasks import SingleLabel
+from ftkit.tasks.single_label.metrics import compute_metrics
 
 EXACT = {"abs": 1e-9}
 
@@ -63,7 +64,7 @@ def calibration_error(confidences: np.ndarray, hits: np.ndarray) -> float:
 def test_the_metrics_of_a_run(digits_run):
     stored = read_predictions(digits_run / "evaluation")
     metrics = json.loads((digits_run / "evaluation" / "metrics.json").read_text())
-    assert_recomputed(metrics, stored.labels, stored.logits, stored.class_names)
+    assert_recomputed(metrics, stored.labels, stored.logits, stored.task.names)
     assert metrics["calibration"]["fitted_on"] == 144
     accuracy = json.loads((digits_run / "run.json").read_text())["test"]["accuracy"]
     assert accuracy == metrics["accuracy"]
@@ -79,8 +80,7 @@ def test_metrics_of_random_predictions(classes):
 def test_a_class_that_does_not_occur_has_no_scores():
     predictions = random_predictions(["a", "b"], 50)
     wider = np.pad(predictions.logits, ((0, 0), (0, 1)), constant_values=-50.0)
-    metrics = compute_metrics(type(predictions)(predictions.index, predictions.hashes, predictions.labels, wider,
-                                                ["a", "b", "never"]))  # fmt: skip
+    metrics = compute_metrics(replace(predictions, logits=wider, task=SingleLabel(["a", "b", "never"])))
     never = metrics["per_class"]["never"]
     assert never.pop("intervals") == {"accuracy": None, "precision": None, "f1": None}
     assert never == {"n": 0, "accuracy": None, "precision": None, "f1": None}
@@ -92,7 +92,7 @@ def test_a_class_without_images_has_no_recall():
     predictions = random_predictions(["a", "b"], 50)
     wider = np.pad(predictions.logits, ((0, 0), (0, 1)), constant_values=-50.0)
     wider[:5, 2] = 50.0
-    metrics = compute_metrics(replace(predictions, logits=wider, class_names=["a", "b", "taken for"]))
+    metrics = compute_metrics(replace(predictions, logits=wider, task=SingleLabel(["a", "b", "taken for"])))
     mistaken = metrics["per_class"]["taken for"]
     assert mistaken["n"] == 0 and mistaken["accuracy"] is None and mistaken["intervals"]["accuracy"] is None
     assert mistaken["precision"] == mistaken["f1"] == 0 and mistaken["intervals"]["precision"] is not None
