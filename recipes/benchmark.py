@@ -67,7 +67,7 @@ from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizon
 from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from ftkit.config.loader import Config, parse_config
+from ftkit.config.configuration import Config
 from ftkit.console import banner, fact, set_up_console
 from ftkit.data.augmentation.augment import augment
 from ftkit.data.feeding.engine import set_up_loading
@@ -81,6 +81,7 @@ from ftkit.errors import UserError, nearest, user_errors
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model, fit_normalization
+from ftkit.owners import parse_config
 from ftkit.tasks.columns import column
 from ftkit.training.provenance import environment
 from ftkit.training.trainer import ImageTrainer, Objective

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from ftkit.config.loader import parse_config
 from ftkit.errors import user_errors, writing
+from ftkit.owners import parse_config
 from ftkit.signals import signals
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     model, processor = build_model(config.model, names, info, pretrained)
     channels = min(info.channels, model_channels(model))
     images = load_images(dataset, processor, channels, config.data, args.seed)
-    set_up_loading(args, images, config.values.get("dataloader_num_workers"))
+    set_up_loading(args, images, config.if_given("dataloader_num_workers"))
     processor = fit_normalization(config.model, model, processor, images["train"], pretrained)
     normalize = normalizer(processor, model_channels(model))
     fit_first_layer(model, normalize, images["train"], pretrained)

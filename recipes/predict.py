@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from ftkit.config import EvaluationArguments
 from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
+from ftkit.models.checks import check_saved
 
 Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
 
@@ -59,7 +59,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         raise UserError("model is missing: give --model a folder or a name on the Hub")
     if not args.inputs:
         raise UserError("nothing to classify: name images, folders, patterns, or - for paths from standard input")
-    errors = EvaluationArguments(args.model).check()
+    errors = check_saved(args.model)
     if args.output is not None and args.output.exists():
         errors.append(f"output: {args.output} exists: give the name of a new file")
     if args.output is not None and not args.output.parent.is_dir():

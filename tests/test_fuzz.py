@@ -29,7 +29,7 @@ from support import REPO
 from transformers import HfArgumentParser, ViTImageProcessor
 
 from ftkit.config import DataArguments, ModelArguments
-from ftkit.config.loader import GROUPS, parse_config, parse_evaluation
+from ftkit.config.loader import GROUPS
 from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import ImageInfo, describe_images
 from ftkit.data.sources.load import load_data
@@ -38,6 +38,7 @@ from ftkit.errors import UserError
 from ftkit.files import hidden
 from ftkit.models.build import build_model
 from ftkit.models.weights import load_weights
+from ftkit.owners import parse_config, parse_evaluation
 from ftkit.training.checkpoints import newest_whole, seal, what_is_wrong
 
 HANGS = 30  # seconds

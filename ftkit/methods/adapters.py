@@ -13,9 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftkit.config import MethodArguments, local_model
-from ftkit.config.method import LORA_VARIANTS, adapter_configs
 from ftkit.errors import UserError, nearest
 from ftkit.methods.adalora import allocate_on_device, is_bookkeeping
+from ftkit.methods.adapter_kinds import LORA_VARIANTS, adapter_configs
 from ftkit.models.anatomy import find_head, is_norm
 from ftkit.precision import exact_float32
 

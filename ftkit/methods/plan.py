@@ -6,6 +6,19 @@ from typing import Any
 from ftkit.config import MethodArguments
 
 Train = str | list[str] | dict[str, int]
+# ftkit's own methods, with the learning rate (AdamW) of each unless a recipe gives one. They are cautious, for large
+# models trained on much data; what moves few parameters may move them further. recipes/cifar10 has larger ones, for a
+# small network.
+METHODS = {
+    "scratch": 1e-3,
+    "full": 1e-4,
+    "linear_probe": 1e-2,
+    "lp_ft": 1e-3,
+    "gradual_unfreeze": 3e-4,
+    "surgical": 3e-4,
+    "bitfit": 1e-3,
+    "norm_tuning": 1e-3,
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) ->
     if args.method == "surgical":
         return [Stage("surgical", list(args.surgical_groups))]
     train = {"scratch": "all", "full": "all", "linear_probe": "head", "bitfit": "bias", "norm_tuning": "norm"}
-    trained = "adapters" if args.is_adapter else train[args.method]
+    trained = "adapters" if is_adapter(args.method) else train[args.method]
     return [Stage(trained, trained)]
 
 
@@ -76,3 +89,13 @@ def _name(train: Train) -> str:
 def starts_from_trained_weights(method: str) -> bool:
     """Whether the plan fine-tunes: only `scratch` begins with random weights."""
     return method != "scratch"
+
+
+def is_adapter(method: str) -> bool:
+    """Whether a method adds modules of PEFT to the model."""
+    return method not in METHODS
+
+
+def default_learning_rate(method: str) -> float:
+    """The learning rate of a method, unless a recipe gives one."""
+    return METHODS.get(method, 1e-3)

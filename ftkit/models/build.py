@@ -21,12 +21,13 @@ from transformers import (
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ftkit.config import OWN_MODELS, ModelArguments, local_model, weights_file
+from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import ImageInfo
 from ftkit.data.pixels.normalize import Normalize8Bit, channel_statistics
 from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
+from ftkit.models.checks import OWN_MODELS
 from ftkit.tasks import SingleLabel, Task
 
 from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig

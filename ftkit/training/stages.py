@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from ftkit.config.loader import Config
+from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.errors import UserError
@@ -25,7 +24,7 @@ from ftkit.methods.adalora import RANKS, finish_adapters, restore_ranks_of, save
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.methods.freezing import only_training, trained_parameters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
-from ftkit.methods.plan import Stage, make_plan
+from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.models.anatomy import layer_groups, plain_name, regroup
 from ftkit.training.checkpoints import checkpoints, newest_whole, remove, sweep, what_is_wrong
 from ftkit.training.continuity import Fingerprint, read_fingerprint
@@ -75,7 +74,7 @@ def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bi
         args.learning_rate *= factor
         _check_stage(_where(config, number), args, len(train))
         stages.append((stage, folder, args))
-    if config.method.is_adapter:
+    if is_adapter(config.method.method):
         steps = _steps_of_adapters(stages, len(train))
         model = add_adapters(config.method, model, normalize(train.sample(2)), steps)
         groups = regroup(groups, model)
@@ -320,8 +319,7 @@ def _trainer(
             alone = HeadAlone(model, head)
             args.activation_checkpointing = args.gradient_checkpointing = False  # of a body that does not run
             # Pixels may lie on the device, where nothing is pinned; features lie in the machine's own memory.
-            pinned = config.values.get("dataloader_pin_memory", True)
-            args.dataloader_pin_memory = pinned and torch.accelerator.is_available()
+            args.dataloader_pin_memory = config.if_given("dataloader_pin_memory") is not False and not args.use_cpu
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, normalize, objective, train, validation)

@@ -135,6 +135,8 @@ class ImageTrainer(CheckpointingTrainer):
             logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
         self.task = (eval_dataset if train_dataset is None else train_dataset).task
+        if args.metric_for_best_model is not None:
+            args.greater_is_better = self.task.validation()[args.metric_for_best_model.removeprefix("eval_")]
         if args.deepspeed_plugin is not None:
             AcceleratorState._reset_state()  # accelerate takes such a plugin for the first `Trainer` alone
         super().__init__(
@@ -147,7 +149,9 @@ class ImageTrainer(CheckpointingTrainer):
             preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        self.add_callback(EvaluationLines(self.progress.losses, self.task.validation))
+        self.add_callback(
+            EvaluationLines(self.progress.losses, sorted(self.task.validation(), key=lambda name: name != "loss"))
+        )
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
         self.normalize = normalize
         self.channels_last = is_convolutional(model)

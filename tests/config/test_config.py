@@ -12,8 +12,9 @@ from support import REPO, load_recipe_script
 from transformers import TrainingArguments
 
 from ftkit.config import DataArguments, MethodArguments, ModelArguments
-from ftkit.config.loader import Config, parse_config
+from ftkit.config.configuration import Config
 from ftkit.errors import ConfigError, UserError, user_errors
+from ftkit.owners import parse_config
 
 RECIPES = REPO / "recipes"
 

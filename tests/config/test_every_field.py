@@ -25,7 +25,6 @@ from torch import nn
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.training_args import OptimizerNames
 
-from ftkit.config.loader import parse_config
 from ftkit.config.training_fields import NEEDS, NOT_FOR_IMAGES, OF_THE_RUN, REFUSED
 from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.loader import EpochBatches
@@ -33,6 +32,7 @@ from ftkit.data.pixels.images import describe_images
 from ftkit.data.pixels.normalize import normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.models.build import build_model, model_channels, save_model
+from ftkit.owners import parse_config
 from ftkit.training import trainer as training
 from ftkit.training.continuity import take_fingerprint
 from ftkit.training.progress import EvaluationLines
@@ -431,7 +431,7 @@ def train(tmp_path, monkeypatch):
         names, info = dataset["train"].features["label"].names, describe_images(dataset["train"])
         model, processor = build_model(config.model, names, info, config.method.method != "scratch")
         images = load_images(dataset, processor, min(info.channels, model_channels(model)), config.data, 0)
-        set_up_loading(config.training, images, config.values.get("dataloader_num_workers"))
+        set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
         normalize = normalizer(processor, model_channels(model))
         plan = prepare_plan(config, model, normalize, images["train"])
         resumption = prepare_resumption(config, plan, take_fingerprint(config.training, images, None))
@@ -566,7 +566,7 @@ def test_what_has_no_effect_alone(refused, name):
 @pytest.mark.parametrize("name", sorted(TRACKED))
 def test_what_belongs_to_a_tracker(monkeypatch, name):
     """It is passed on to it, in the arguments."""
-    monkeypatch.setattr("ftkit.config.training.get_available_reporting_integrations", lambda: ["trackio"])
+    monkeypatch.setattr("ftkit.training.trackers.get_available_reporting_integrations", lambda: ["trackio"])
     assert getattr(parse(report_to="trackio", **{name: "a/b"}).training, name) == "a/b"
 
 

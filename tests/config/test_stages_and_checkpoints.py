@@ -5,7 +5,7 @@ import json
 import pytest
 from support import finetune
 
-from ftkit.config.loader import parse_config
+from ftkit.owners import parse_config
 
 SMALL = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--max_train_samples", 64,
          "--per_device_train_batch_size", 32, "--learning_rate", 0.05]  # fmt: skip

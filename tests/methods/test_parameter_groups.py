@@ -12,8 +12,8 @@ from support import finetune
 from torch import nn
 
 from ftkit.config import LossArguments, MethodArguments, ModelArguments
-from ftkit.config.method import LORA_VARIANTS, adapter_configs
 from ftkit.data.pixels.images import ImageInfo
+from ftkit.methods.adapter_kinds import LORA_VARIANTS, adapter_configs
 from ftkit.methods.parameter_groups import optimizer_groups, parameter_settings
 from ftkit.models.anatomy import layer_groups
 from ftkit.models.build import build_model
