@@ -16,6 +16,8 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import TrainingArguments
 
+from ftkit.compat.accelerate import forget_preparation
+
 HALVES = ("bf16", "fp16")
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 
@@ -84,7 +86,7 @@ def remove_autocast(model: nn.Module) -> None:
     Without its mark the model is prepared anew in the next stage, for autocast and for `torch.compile`.
     """
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    vars(model).pop("_is_accelerate_prepared", None)
+    forget_preparation(model)
 
 
 @contextmanager

@@ -25,12 +25,11 @@ def main(arguments: list[str]) -> None:
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.feeding.engine import load_images, set_up_loading
     from ftkit.data.pixels.images import describe_images
-    from ftkit.data.pixels.normalize import normalizer
     from ftkit.data.sources.load import load_data
     from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.evaluation.record import describe_command, describe_data, show_result, write_run_record
     from ftkit.evaluation.report import write_report
-    from ftkit.models.build import load_model, model_channels, model_task
+    from ftkit.models.classifier import Classifier
     from ftkit.training.provenance import environment
     from ftkit.training.trainer import ImageTrainer
 
@@ -40,21 +39,21 @@ def main(arguments: list[str]) -> None:
         say_idle_gpus(args)
 
         banner("model")
-        model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-        task = model_task(model)
+        classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
+        model, task = classifier.model, classifier.task
         fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {task.size}")
 
         banner("data")
         rows = task.relabel(load_data(data)[evaluation.split], what=f"split {evaluation.split}")
-        channels = min(describe_images(rows).channels, model_channels(model))
         split = DatasetDict({evaluation.split: rows})
         data.image_transform = None  # is for training
-        splits = load_images(split, processor, channels, data, seed=0)
+        channels = classifier.channels_of(describe_images(rows))
+        splits = load_images(split, classifier.processor, channels, data, seed=0)
         set_up_loading(args, splits, workers=None)
         images = splits[evaluation.split]
         fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
-        trainer = ImageTrainer(model, args, normalizer(processor, model_channels(model)), eval_dataset=images)
+        trainer = ImageTrainer(model, args, classifier.normalize)
         predicted = predict_split(trainer, images, data.test_time_augmentation)
     if args.process_index != 0:
         return

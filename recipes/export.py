@@ -30,9 +30,9 @@ from ftkit.owners import parse_evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
 
     from ftkit.data.feeding.tensors import Images
+    from ftkit.models.classifier import Classifier
 
 CALIBRATION_IMAGES = 256  # of train; their extremes are the ranges, which more of them widen
 TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its accuracy
@@ -137,24 +137,20 @@ def main(arguments: list[str]) -> None:
 
     from ftkit.config.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console
-    from ftkit.data.pixels.normalize import normalizer
     from ftkit.export.formats import capture, load, plain_model, write
     from ftkit.export.measuring import Reference, megabytes, take
     from ftkit.export.preprocessing import write_preprocessing
-    from ftkit.models.build import load_model, model_channels, model_task
+    from ftkit.models.classifier import Classifier
 
     with tempfile.TemporaryDirectory() as scratch:
         set_up_console(TrainingArguments(scratch))
 
     banner("model")
-    model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-    fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {model_task(model).size}")
+    classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
+    fact("model", f"{evaluation.model}, {classifier.model.num_parameters():,} parameters, {classifier.task.size}")
 
     banner("data")
-    images, normalize = (
-        read_images(export, data, evaluation, model, processor),
-        normalizer(processor, model_channels(model)),
-    )
+    images, normalize = read_images(export, data, evaluation, classifier), classifier.normalize
     measured = images["measured"]
     fact("images", f"{len(measured):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
@@ -164,7 +160,7 @@ def main(arguments: list[str]) -> None:
 
     banner("export")
     sample = normalize(measured.sample(32))
-    plain = plain_model(model, sample)
+    plain = plain_model(classifier.model, sample)
     reference = Reference(plain, sample, lambda: batches(measured), measured.labels, measured.task)
     size = sum(tensor.nbytes for tensor in plain.state_dict().values()) / 1e6
     runners, rows = {"pytorch": plain}, {"pytorch": {"megabytes": size}}
@@ -184,7 +180,7 @@ def main(arguments: list[str]) -> None:
             rows[name] |= reference.measure(runner, export.repeats)
             fact(name, f"accuracy {rows[name]['accuracy']:.4f}")
         record = describe(export, data, evaluation, images, rows)
-        write_preprocessing(aside, plain.model, processor, sample)
+        write_preprocessing(aside, classifier, sample)
         (aside / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     banner("done")
@@ -198,8 +194,7 @@ def read_images(
     export: argparse.Namespace,
     data: DataArguments,
     evaluation: EvaluationArguments,
-    model: "PreTrainedModel",
-    processor,
+    classifier: "Classifier",
 ) -> "dict[str, Images]":
     """The images that are `measured`, labelled as the model's classes are, and those for `calibration` of int8."""
     from datasets import DatasetDict
@@ -207,16 +202,15 @@ def read_images(
     from ftkit.data.feeding.engine import load_images
     from ftkit.data.pixels.images import describe_images
     from ftkit.data.sources.load import load_data
-    from ftkit.models.build import model_channels, model_task
 
     splits = load_data(data)
-    labelled = model_task(model).relabel(splits[evaluation.split], f"split {evaluation.split}")
+    labelled = classifier.task.relabel(splits[evaluation.split], f"split {evaluation.split}")
     chosen = {"measured": take_some(labelled, export.max_images)}
     if "int8" in export.format:
         chosen["calibration"] = take_some(splits["train"], CALIBRATION_IMAGES)
-    channels = min(describe_images(chosen["measured"]).channels, model_channels(model))
+    channels = classifier.channels_of(describe_images(chosen["measured"]))
     data.image_transform = None  # is for training
-    return load_images(DatasetDict(chosen), processor, channels, data, seed=0)
+    return load_images(DatasetDict(chosen), classifier.processor, channels, data, seed=0)
 
 
 def describe(

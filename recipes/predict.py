@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+from ftkit.compat.python import option_strings
 from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
 from ftkit.models.checks import check_saved
@@ -53,7 +54,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        option, valid = unknown[0].partition("=")[0], [text for text in parser._option_string_actions if text != "-h"]
+        option, valid = unknown[0].partition("=")[0], [text for text in option_strings(parser) if text != "-h"]
         raise UserError(f"{option}: there is no such option{nearest(option, valid)}: see --help")
     if args.model is None:
         raise UserError("model is missing: give --model a folder or a name on the Hub")
@@ -82,16 +83,16 @@ def main(arguments: list[str]) -> int:
     from tqdm import tqdm
 
     from ftkit.evaluation.inference import classify
-    from ftkit.models.build import class_names, load_model
+    from ftkit.models.classifier import Classifier
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told once, and in one line
-    model, processor = load_model(args.model, args.revision, args.trust_remote_code)
-    names, failed = class_names(model), 0
+    classifier = Classifier.load(args.model, args.revision, args.trust_remote_code)
+    top_k, failed = min(args.top_k, len(classifier.task.names)), 0
     with contextlib.suppress(BrokenPipeError), opened(args.output) as out:
-        write = FORMATS[args.format](out, files, min(args.top_k, len(names)))
-        for batch in classify(model, processor, files, min(args.top_k, len(names)), args.batch_size):
+        write = FORMATS[args.format](out, files, top_k)
+        for batch in classify(classifier, files, top_k, args.batch_size):
             with tqdm.external_write_mode():  # the bar steps aside
                 for file, answers in zip(batch.files, batch.answers, strict=True):
                     write(file, answers)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,9 @@ from ftkit.tasks import Predictions, SingleLabel
 
 REPO = Path(__file__).resolve().parents[1]
 TEXTS = [REPO / "README.md", *sorted((REPO / "recipes").rglob("*.md"))]  # what users read
+
+
+sys.path.insert(0, str(REPO / "recipes"))  # a script finds its neighbours, as when it is started
 
 
 def load_recipe_script(name: str) -> ModuleType:

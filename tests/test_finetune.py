@@ -237,13 +237,13 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
     for name in ("run.json", "model/model.safetensors"):
         (run / name).unlink()
     finetune(run, *QUICK, "--resume_from_checkpoint", "true")
-    assert weights(run) == before and "stage 0, all: finished before" in capsys.readouterr().out
+    assert weights(run) == before and "stage 0, all: already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric_for_best_model", "acuracy"], ["'acuracy' is not one of accuracy, loss, which validation gives"]),
+        (["--metric_for_best_model", "acuracy"], ["'acuracy' is not one of loss, accuracy, which validation gives"]),
         (["--optim", "timm/lamb", "--optim_args", "foo=1"], ["optim: timm/lamb, optim_args: foo=1", "foo"]),
         (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
         (["--optim", "timm/adahessian"], ["gradients of gradients"]),

@@ -36,10 +36,11 @@ from ftkit.data.sources.load import load_data
 from ftkit.data.sources.raw import read_cifar_folder, read_idx
 from ftkit.errors import UserError
 from ftkit.files import hidden
-from ftkit.models.build import build_model
+from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
 from ftkit.owners import parse_config, parse_evaluation
-from ftkit.training.checkpoints import newest_whole, seal, what_is_wrong
+from ftkit.tasks import SingleLabel
+from ftkit.training.checkpoints import newest_complete, seal, what_is_wrong
 
 HANGS = 30  # seconds
 fuzz = settings(
@@ -405,7 +406,7 @@ def test_a_manifest(stage, data):
         manifest.write_bytes(data.draw(st.one_of(damaged(whole), odd_json)))
         with taken_or_refused():
             wrong = what_is_wrong(manifest.parent)
-            assert newest_whole(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
+            assert newest_complete(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
     finally:
         manifest.write_bytes(whole)
 
@@ -419,14 +420,14 @@ def test_a_trainers_state_that_the_manifest_lists(stage, data):
     (aside / "trainer_state.json").write_bytes(data)
     seal(aside, checkpoint)
     with taken_or_refused():
-        assert newest_whole(stage) is not None
+        assert newest_complete(stage) is not None
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     args = ModelArguments(model="mlp", model_args={"hidden_sizes": [4, 3]})
-    return build_model(args, ["a", "b"], ImageInfo((2, 2), 1), pretrained=False)[0]
+    return Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((2, 2), 1), pretrained=False).model
 
 
 def torch_saved(content, **options) -> bytes:

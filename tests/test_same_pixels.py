@@ -105,7 +105,8 @@ from ftkit.data.sources.load import load_data
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models import MLPConfig, MLPForImageClassification
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.objective import Objective
+from ftkit.training.trainer import ImageTrainer
 
 class Recorder(ImageTrainer):
     seen = []

@@ -50,7 +50,7 @@ class Owners(NamedTuple):
 
     Attributes:
         check: gives all that is wrong with the names in a configuration of a run or a stage, one sentence each. It
-            passes over values of a wrong type or form, which the loader reports.
+            skips values of a wrong type or form, which the loader reports.
         learning_rate: gives the default of a method.
         metric: chooses the checkpoint by default.
         names: by key, what it may name, for `--help`.

@@ -11,24 +11,22 @@ from typing import Any
 
 import transformers
 from accelerate.utils import DynamoBackend
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
+from ftkit.compat.transformers import unset_hf_deepspeed_config
 from ftkit.config.machine import runs_on_cpu
 from ftkit.config.values import from_json
 from ftkit.errors import nearest
 
 TIMM_OPTIMIZERS = "timm/"
-# What follows from other keys by ftkit's rule (`following`), and what transformers itself makes of other keys.
+_THEIRS = transformers.TrainingArguments.__dataclass_fields__
+# What follows from other keys by ftkit's rule (`following`), and what transformers itself derives from other keys.
 _FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 _RESOLVED = (
     *("greater_is_better", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
 )
-
-
-_THEIRS = transformers.TrainingArguments.__dataclass_fields__
 
 
 @dataclass

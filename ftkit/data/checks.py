@@ -64,9 +64,9 @@ def _check_augmentation(step: Any) -> list[str]:
 
 
 def _check_transform(given: dict[str, Any]) -> list[str]:
-    from timm.data.transforms_factory import transforms_imagenet_train  # late: few runs use it
+    from ftkit.compat.timm import training_transform_options  # late: few runs use it
 
-    valid = sorted(inspect.signature(transforms_imagenet_train).parameters.keys() - _NOT_OPTIONS)
+    valid = sorted(training_transform_options() - _NOT_OPTIONS)
     return [
         f"image_transform: timm has no option {key!r}{nearest(str(key), valid)}: {', '.join(valid)}"
         for key in given

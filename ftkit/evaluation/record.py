@@ -14,7 +14,7 @@ from ftkit.data.sources.duplicates import duplicates
 from ftkit.data.sources.load import HUB_NAMES
 from ftkit.files import atomic_write
 from ftkit.methods.plan import starts_from_trained_weights
-from ftkit.models.build import base_model
+from ftkit.models.pretrained import hub_name
 from ftkit.precision import precision_of
 from ftkit.tasks import Task
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
@@ -67,7 +67,7 @@ def describe_run(
         "hub_dataset": _hub_dataset(config.data),
         "image_shape": list(images["test"].shape),
         "model": config.model.model,
-        "base_model": base_model(config.model.model) if starts_from_trained_weights(config.method.method) else None,
+        "base_model": hub_name(config.model.model) if starts_from_trained_weights(config.method.method) else None,
         "method": config.method.method,
         "seed": config.training.seed,
         "parameters": parameters,

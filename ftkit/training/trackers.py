@@ -4,12 +4,12 @@ import logging
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.integrations.integration_utils import (
+
+from ftkit.compat.transformers import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
-
 from ftkit.errors import nearest
 
 logger = logging.getLogger(__name__)

@@ -29,14 +29,16 @@ from ftkit.config.training_fields import NEEDS, NOT_FOR_IMAGES, OF_THE_RUN, REFU
 from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.loader import EpochBatches
 from ftkit.data.pixels.images import describe_images
-from ftkit.data.pixels.normalize import normalizer
 from ftkit.data.sources.load import load_data
-from ftkit.models.build import build_model, model_channels, save_model
+from ftkit.models.classifier import Classifier
 from ftkit.owners import parse_config
+from ftkit.tasks import task_of
 from ftkit.training import trainer as training
 from ftkit.training.continuity import take_fingerprint
+from ftkit.training.planning import prepare_plan
 from ftkit.training.progress import EvaluationLines
-from ftkit.training.stages import prepare_plan, prepare_resumption, run_plan
+from ftkit.training.resumption import prepare_resumption
+from ftkit.training.stages import run_plan
 from ftkit.training.trainer import ImageTrainer
 
 FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
@@ -428,14 +430,13 @@ def train(tmp_path, monkeypatch):
         (tmp_path / "recipe.yaml").write_text(json.dumps(given))
         config = parse_config(["--config", str(tmp_path / "recipe.yaml")])
         dataset = load_data(config.data)
-        names, info = dataset["train"].features["label"].names, describe_images(dataset["train"])
-        model, processor = build_model(config.model, names, info, config.method.method != "scratch")
-        images = load_images(dataset, processor, min(info.channels, model_channels(model)), config.data, 0)
+        task, info = task_of(dataset["train"].features), describe_images(dataset["train"])
+        classifier = Classifier.build(config.model, task, info, config.method.method != "scratch")
+        images = load_images(dataset, classifier.processor, classifier.channels_of(info), config.data, 0)
         set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
-        normalize = normalizer(processor, model_channels(model))
-        plan = prepare_plan(config, model, normalize, images["train"])
-        resumption = prepare_resumption(config, plan, take_fingerprint(config.training, images, None))
-        run_plan(config, plan, resumption, normalize, images["train"], images["validation"])
+        classifier.fit(images["train"])
+        plan = prepare_plan(config, classifier.model, classifier.normalize, images)
+        run_plan(plan, prepare_resumption(plan, take_fingerprint(config.training, images, None)))
         return list(stages)
 
     verbosity = transformers.logging.get_verbosity()
@@ -447,7 +448,7 @@ def train(tmp_path, monkeypatch):
 def save_vit(folder):
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=2,
                        intermediate_size=8, num_labels=10)  # fmt: skip
-    save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8}), folder)
+    Classifier(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8})).save(folder)
     return str(folder)
 
 
@@ -523,7 +524,7 @@ def test_where_a_run_goes_on(tmp_path, capsys):
     run = finetune(tmp_path / "run", *words)
     interrupt(run, keep=3)
     finetune(run, *words, "--resume_from_checkpoint", run / "stages" / "0-all" / "checkpoint-4")
-    assert f"goes on from {run}/stages/0-all/checkpoint-4" in capsys.readouterr().out
+    assert f"resumes from {run}/stages/0-all/checkpoint-4" in capsys.readouterr().out
 
 
 # --- what does not

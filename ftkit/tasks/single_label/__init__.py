@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, Features
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 
 from ftkit.config import LossArguments
 from ftkit.statistics.significance import compare
@@ -71,6 +72,16 @@ class SingleLabel:
         """The task of data with these columns, or None where they are another task's."""
         return cls(features["label"].names) if isinstance(features.get("label"), ClassLabel) else None
 
+    @classmethod
+    def of_config(cls, config: PreTrainedConfig) -> "SingleLabel":
+        """The task of a model with this config."""
+        return cls([config.id2label[i] for i in range(config.num_labels)])
+
+    def config_options(self) -> dict[str, Any]:
+        """What a model's config says of the task."""
+        numbers = {name: i for i, name in enumerate(self.names)}
+        return {"num_labels": len(self.names), "id2label": dict(enumerate(self.names)), "label2id": numbers}
+
     def encode(self, dataset: Dataset, split: str) -> Dataset:
         """`dataset` with its targets as this task's; see `targets.as_classes`."""
         return targets.as_classes(dataset, self.names, split)
@@ -121,8 +132,9 @@ class SingleLabel:
 
     @classmethod
     def validation(cls) -> dict[str, bool]:
-        """The names of what `validate` gives, and whether greater is better."""
-        return {m.validation: m.higher_is_better for m in cls.metrics.values() if m.validation}
+        """The names of what `validate` gives, the loss first, and whether greater is better."""
+        rows = sorted(cls.metrics.values(), key=lambda metric: metric.validation != "loss")
+        return {metric.validation: metric.higher_is_better for metric in rows if metric.validation}
 
     # Answers
 
