@@ -1,5 +1,6 @@
 """What is wrong with the names that a recipe gives for the data: of augmentations, and of timm's options."""
 
+import inspect
 import math
 from typing import Any
 
