@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
         images = splits[evaluation.split]
         fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
-        trainer = ImageTrainer(model, args, classifier.normalize)
+        trainer = ImageTrainer(model, args, classifier.normalize, eval_dataset=images)
         predicted = predict_split(trainer, images, data.test_time_augmentation)
     if args.process_index != 0:
         return

@@ -52,11 +52,13 @@ class Owners(NamedTuple):
         check: gives all that is wrong with the names in a configuration of a run or a stage, one sentence each. It
             skips values of a wrong type or form, which the loader reports.
         learning_rate: gives the default of a method.
+        metric: chooses the checkpoint by default.
         names: by key, what it may name, for `--help`.
     """
 
     check: Callable[[Config], list[str]]
     learning_rate: Callable[[str], float]
+    metric: str
     names: dict[str, Iterable[str]]
 
 
@@ -83,7 +85,7 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     errors += contradictions + check_machine(read)
     groups = _build_checked(GROUPS[:-1], read, errors)
     given = {key: value for key, value in read.items() if key in DEFAULTS}
-    values = DEFAULTS | _defaults(owners, *groups[:3]) | following(given) | given | precision
+    values = DEFAULTS | following(given) | _defaults(owners, *groups[:3]) | given | precision
     pushes, values["push_to_hub"] = bool(values["push_to_hub"]), False
     names = tuple(key for key in given if key not in usual(values))
     config = Config(*groups, SimpleNamespace(**values), names, pushes)
@@ -190,10 +192,14 @@ def _build_checked(groups: tuple[type, ...], values: dict[str, Any], errors: lis
 
 
 def _defaults(owners: Owners, data: DataArguments, model: ModelArguments, method: MethodArguments) -> dict[str, Any]:
-    """The training arguments whose defaults depend on data, model and method."""
+    """The training arguments whose defaults depend on data, task, model and method."""
     parts = [data.dataset or Path(data.data_dir or "").name, model.model, method.method]
     slug = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-") for part in parts)
-    return {"learning_rate": owners.learning_rate(method.method), "output_dir": str(Path("runs") / slug)}
+    return {
+        "learning_rate": owners.learning_rate(method.method),
+        "metric_for_best_model": owners.metric,
+        "output_dir": str(Path("runs") / slug),
+    }
 
 
 def _check(config: Config, own: Iterable[str], owners: Owners) -> list[str]:

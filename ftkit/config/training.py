@@ -22,7 +22,7 @@ from ftkit.errors import nearest
 TIMM_OPTIMIZERS = "timm/"
 _THEIRS = transformers.TrainingArguments.__dataclass_fields__
 # What follows from other keys by ftkit's rule (`following`), and what transformers itself derives from other keys.
-_FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end", "metric_for_best_model")
+_FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 _RESOLVED = (
     *("greater_is_better", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
@@ -100,7 +100,7 @@ def following(values: dict[str, Any]) -> dict[str, Any]:
         found["eval_steps"] = values.get("logging_steps", TrainingArguments.logging_steps)
         found["save_steps"] = values.get("eval_steps") or found["eval_steps"]
     if strategy != "no":
-        found |= {"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": values.get("metric_for_best_model")}
     return found
 
 
@@ -174,9 +174,6 @@ def check_training(values: dict[str, Any]) -> list[str]:
         given = values.get(key)
         if given is not None and not isinstance(from_json(given), dict) and not os.path.isfile(given):
             errors.append(f"{key}: {given!r} is neither a mapping nor a JSON file")
-    metric = values.get("metric_for_best_model")
-    if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
-        errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
     return errors
 
 

@@ -189,28 +189,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _check_best(values: Values) -> list[str]:
-    """What is better follows from the metric, for the best checkpoint and for schedules that look at it."""
-    metric = values.get("metric_for_best_model") or "loss"
-    larger, given = metric.removeprefix("eval_") != "loss", values.get("greater_is_better")
+    """The best checkpoint is one that is both evaluated and saved."""
     errors = []
-    if given is not None and given != larger:
-        errors.append(
-            f"greater_is_better: {str(given).lower()} would choose the checkpoint with the worst {metric}: leave it "
-            "out"
-        )
     saves, evaluates = (str(getattr(values.get(key), "value", values.get(key))) for key in _STRATEGIES)
     if values.get("load_best_model_at_end") and saves not in (evaluates, "best"):
         errors.append(
             f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint is one that is "
             "both evaluated and saved: give both the same value, or set load_best_model_at_end: false"
-        )
-    options = from_json(values.get("lr_scheduler_kwargs") or "{}")
-    mode = options.get("mode") if isinstance(options, dict) else None
-    wanted = "max" if larger else "min"
-    if values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and mode not in (None, wanted):
-        errors.append(
-            f"lr_scheduler_kwargs: mode: {mode} contradicts metric_for_best_model: {metric}, by which the schedule "
-            f"goes: leave it out, or use {wanted}"
         )
     return errors
 

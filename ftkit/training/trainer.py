@@ -86,6 +86,8 @@ class ImageTrainer(CheckpointingTrainer):
             logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
         self.task = (eval_dataset if train_dataset is None else train_dataset).task
+        if args.metric_for_best_model is not None:
+            args.greater_is_better = self.task.validation()[args.metric_for_best_model.removeprefix("eval_")]
         allow_another_trainer(args)
         super().__init__(
             model=model,
@@ -97,7 +99,7 @@ class ImageTrainer(CheckpointingTrainer):
             preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
-        self.add_callback(EvaluationLines(self.progress.losses, self.task.validation))
+        self.add_callback(EvaluationLines(self.progress.losses, [*self.task.validation()]))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
         self.objective, self.waiting, mixable = objective, Waiting(), self.task.mixable
         self.prepare = Preparation(args, normalize, self.to_device, mixable, objective, is_convolutional(model))

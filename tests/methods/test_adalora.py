@@ -129,4 +129,4 @@ def test_nothing_but_its_module_and_its_row_names_adalora():
             named = isinstance(node, ast.Constant) and node.value in ("adalora", "ADALORA")
             if named or any("adalora" in name.lower() for name in imported):
                 found.add(str(path.relative_to(REPO / "ftkit")))
-    assert found == {"methods/adalora.py", "methods/adapter_kinds.py"}
+    assert found == {"methods/adalora.py", "methods/adapter_kinds.py", "compat/peft.py"}  # PEFT's own part of it
