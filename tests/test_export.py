@@ -286,7 +286,7 @@ def test_a_fixed_batch_is_refused(mlp, tmp_path, monkeypatch, refused):
 
 
 def test_a_model_that_cannot_be_exported_is_told_in_one_message(mlp, tmp_path, monkeypatch, refused, capfd):
-    from ftkit.models import MLPForImageClassification
+    from ftkit.models.modeling_mlp import MLPForImageClassification
 
     def forward(self, pixel_values, **kwargs):
         hidden = pixel_values if pixel_values.sum() > 0 else -pixel_values
