@@ -17,7 +17,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import set_seed
 
-from ftkit.config.loader import Config, parse_config
+from ftkit.config.configuration import Config
 from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import describe_images
@@ -30,6 +30,7 @@ from ftkit.hub.card import write_card
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
+from ftkit.owners import parse_config
 from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.continuity import Fingerprint, take_fingerprint
 from ftkit.training.output_folder import begin_run, check_run_folder, check_shared, claimed
@@ -133,7 +134,7 @@ def build_classifier(job: Job) -> None:
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
     job.images = load_images(job.dataset, job.classifier.processor, channels, config.data, config.training.seed)
-    set_up_loading(config.training, job.images, config.values.get("dataloader_num_workers"))
+    set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
     job.classifier.fit(job.images["train"])
 
 

@@ -14,9 +14,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ftkit.config.configuration import Config
 from ftkit.config.entries import Entry, read_command_line
-from ftkit.config.loader import Config, parse_config
 from ftkit.errors import ConfigError, UserError, nearest, user_errors
+from ftkit.owners import parse_config
 from ftkit.training.output_folder import changes
 
 FINETUNE = Path(__file__).resolve().parent / "finetune.py"

@@ -19,9 +19,10 @@ import socket
 import sys
 from pathlib import Path
 
-from ftkit.config import EvaluationArguments, local_model
+from ftkit.config import local_model
 from ftkit.config.scripts import ScriptParser
 from ftkit.errors import ConfigError, UserError, user_errors
+from ftkit.models.checks import check_saved
 
 
 def boolean(text: str) -> bool:
@@ -61,7 +62,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--space", type=Path, help="write a Space into this new folder instead")
     parser.add_argument("--hub_model_id", help="where the Space finds the model; it is copied into it otherwise")
     args = parser.parse_args(arguments)
-    errors = EvaluationArguments(args.model).check()
+    errors = check_saved(args.model)
     if args.space is not None and args.space.exists():
         errors.append(f"space: {args.space} exists: give the name of a new folder")
     if args.hub_model_id is not None and args.space is None:

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ftkit.config.loader import parse_evaluation
 from ftkit.errors import user_errors
+from ftkit.owners import parse_evaluation
 
 
 def main(arguments: list[str]) -> None:
@@ -21,7 +21,6 @@ def main(arguments: list[str]) -> None:
 
     from datasets import DatasetDict
 
-    from ftkit.config.loader import machine_defaults
     from ftkit.config.training import TrainingArguments
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.feeding.engine import load_images, set_up_loading
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.training.trainer import ImageTrainer
 
     with tempfile.TemporaryDirectory() as scratch:
-        args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, **machine_defaults())
+        args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, eval_strategy="no")
         set_up_console(args)
         say_idle_gpus(args)
 
@@ -54,7 +53,7 @@ def main(arguments: list[str]) -> None:
         images = splits[evaluation.split]
         fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
-        trainer = ImageTrainer(model, args, classifier.normalize)
+        trainer = ImageTrainer(model, args, classifier.normalize, eval_dataset=images)
         predicted = predict_split(trainer, images, data.test_time_augmentation)
     if args.process_index != 0:
         return

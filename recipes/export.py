@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.config import DataArguments, EvaluationArguments
-from ftkit.config.loader import parse_evaluation
 from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.export import FORMATS
+from ftkit.owners import parse_evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,7 +135,6 @@ def main(arguments: list[str]) -> None:
 
     import torch
 
-    from ftkit.config.loader import machine_defaults
     from ftkit.config.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console
     from ftkit.export.formats import capture, load, plain_model, write
@@ -144,7 +143,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.models.classifier import Classifier
 
     with tempfile.TemporaryDirectory() as scratch:
-        set_up_console(TrainingArguments(scratch, **machine_defaults()))
+        set_up_console(TrainingArguments(scratch))
 
     banner("model")
     classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from ftkit.config.loader import parse_config
 from ftkit.errors import user_errors
+from ftkit.owners import parse_config
 from ftkit.signals import signals
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"

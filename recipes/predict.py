@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from ftkit.config import EvaluationArguments
+from ftkit.compat.python import option_strings
 from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
+from ftkit.models.checks import check_saved
 
 Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
 
@@ -53,13 +54,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        option, valid = unknown[0].partition("=")[0], [text for text in parser._option_string_actions if text != "-h"]
+        option, valid = unknown[0].partition("=")[0], [text for text in option_strings(parser) if text != "-h"]
         raise UserError(f"{option}: there is no such option{nearest(option, valid)}: see --help")
     if args.model is None:
         raise UserError("model is missing: give --model a folder or a name on the Hub")
     if not args.inputs:
         raise UserError("nothing to classify: name images, folders, patterns, or - for paths from standard input")
-    errors = EvaluationArguments(args.model).check()
+    errors = check_saved(args.model)
     if args.output is not None and args.output.exists():
         errors.append(f"output: {args.output} exists: give the name of a new file")
     if args.output is not None and not args.output.parent.is_dir():

@@ -14,7 +14,7 @@ from PIL import Image
 from pretend_device import pretend_device
 from support import finetune, interrupt, load_recipe_script
 
-from ftkit.config.data import AUGMENTATIONS
+from ftkit.data.augmentation.augment import AUGMENTATIONS
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.hub.parity import check_parity
 from ftkit.models import flops

@@ -243,7 +243,7 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric_for_best_model", "acuracy"], ["'acuracy' is neither accuracy nor loss"]),
+        (["--metric_for_best_model", "acuracy"], ["'acuracy' is not one of loss, accuracy, which validation gives"]),
         (["--optim", "timm/lamb", "--optim_args", "foo=1"], ["optim: timm/lamb, optim_args: foo=1", "foo"]),
         (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
         (["--optim", "timm/adahessian"], ["gradients of gradients"]),

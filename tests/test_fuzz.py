@@ -29,7 +29,7 @@ from support import REPO
 from transformers import HfArgumentParser, ViTImageProcessor
 
 from ftkit.config import DataArguments, ModelArguments
-from ftkit.config.loader import GROUPS, parse_config, parse_evaluation
+from ftkit.config.loader import GROUPS
 from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import ImageInfo, describe_images
 from ftkit.data.sources.load import load_data
@@ -38,8 +38,9 @@ from ftkit.errors import UserError
 from ftkit.files import hidden
 from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
+from ftkit.owners import parse_config, parse_evaluation
 from ftkit.tasks import SingleLabel
-from ftkit.training.checkpoints import newest_whole, seal, what_is_wrong
+from ftkit.training.checkpoints import newest_complete, seal, what_is_wrong
 
 HANGS = 30  # seconds
 fuzz = settings(
@@ -405,7 +406,7 @@ def test_a_manifest(stage, data):
         manifest.write_bytes(data.draw(st.one_of(damaged(whole), odd_json)))
         with taken_or_refused():
             wrong = what_is_wrong(manifest.parent)
-            assert newest_whole(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
+            assert newest_complete(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
     finally:
         manifest.write_bytes(whole)
 
@@ -419,7 +420,7 @@ def test_a_trainers_state_that_the_manifest_lists(stage, data):
     (aside / "trainer_state.json").write_bytes(data)
     seal(aside, checkpoint)
     with taken_or_refused():
-        assert newest_whole(stage) is not None
+        assert newest_complete(stage) is not None
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from support import REPO, assert_reloads, finetune, interrupt, load_recipe_script
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from ftkit.config.loader import parse_config
 from ftkit.errors import ConfigError
 from ftkit.evaluation.comparing import group_runs, read_run
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
+from ftkit.owners import parse_config
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]

@@ -10,11 +10,12 @@ import yaml
 from support import REPO, TEXTS, load_recipe_script
 
 from ftkit.config import EvaluationArguments, ModelArguments
-from ftkit.config.loader import parse_config, parse_evaluation
+from ftkit.owners import parse_config, parse_evaluation
 from ftkit.tasks.single_label.metrics import METRICS
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
+    "compat",
     "errors",
     "files",
     "signals",
@@ -27,6 +28,7 @@ ROAD = [
     "models",
     "methods",
     "training",
+    "owners",
     "evaluation",
     "hub",
     "export",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from support import REPO, TEXTS, load_recipe_script
 
-from ftkit.config.loader import parse_config
+from ftkit.owners import parse_config
 
 README, GUIDES = REPO / "README.md", REPO / "recipes" / "guides"
 SCRIPTS = {path.stem for path in (REPO / "recipes").glob("*.py")}

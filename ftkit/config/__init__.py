@@ -1,14 +1,13 @@
-"""The arguments of a run beside transformers' own: small dataclasses, each of which knows what is wrong with it."""
+"""The configuration of a run: small dataclasses beside transformers' arguments, and the loader that reads them."""
 
 from ftkit.config.data import DataArguments
 from ftkit.config.evaluation import EvaluationArguments
 from ftkit.config.job import JobArguments
 from ftkit.config.loss import LossArguments
 from ftkit.config.method import MethodArguments
-from ftkit.config.model import OWN_MODELS, ModelArguments, local_model, weights_file
+from ftkit.config.model import ModelArguments, local_model, weights_file
 
 __all__ = [
-    "OWN_MODELS",
     "DataArguments",
     "EvaluationArguments",
     "JobArguments",

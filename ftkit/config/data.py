@@ -1,34 +1,11 @@
 """Which images to read."""
 
-import inspect
-import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from ftkit.config.values import from_json
-from ftkit.errors import nearest
 
 EMBEDDED = ("digits", "blobs")  # data that need no file
-# What can be done to training images, with the options of each and their defaults; see data/augmentation/.
-AUGMENTATIONS: dict[str, dict[str, Any]] = {
-    "flip": {},
-    "alternating_flip": {},
-    "random_crop": {"padding": 4, "mode": "zeros"},
-    "random_resized_crop": {"scale": [0.08, 1.0], "ratio": [0.75, 1.3333]},
-    "translate": {"share": 0.125},
-    "rotate": {"degrees": 10.0},
-    "affine": {"degrees": 10.0, "translate": 0.1, "scale": [0.9, 1.1], "shear": 5.0},
-    "cutout": {"size": 8},
-    "random_erasing": {"probability": 0.5, "scale": [0.02, 0.33], "ratio": [0.3, 3.3]},
-    "brightness": {"strength": 0.2},
-    "contrast": {"strength": 0.2},
-    "saturation": {"strength": 0.2},
-    "trivial_augment": {},
-}
-# Options of timm's transform that ftkit sets, or whose work it does itself: erasing is done to the batch.
-_NOT_OPTIONS = {"img_size", "mean", "std", "normalize", "use_prefetcher", "separate", "re_prob", "re_mode", "re_count"}
-_NOT_OPTIONS |= {"re_num_splits", "naflex", "patch_size", "max_seq_len", "patchify"}
-_NOT_OPTIONS |= {"patchify_channels_last", "patchify_flatten"}
 
 
 @dataclass
@@ -74,8 +51,8 @@ class DataArguments:
     augment: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"What is done to training images, in turn: {', '.join(AUGMENTATIONS)}; in a recipe also with "
-            "options, as {random_crop: {padding: 2}}. Default: nothing."
+            "help": "What is done to training images, in turn; in a recipe also with options, as "
+            "{random_crop: {padding: 2}}. Default: nothing."
         },
     )
     image_transform: dict | str | None = field(
@@ -149,11 +126,6 @@ class DataArguments:
             )
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             errors.append(f"classes: {self.classes} must name at least two classes, each once")
-        names = [str(next(iter(step), "") if isinstance(step, dict) else step) for step in self.augment or []]
-        errors += [error for step in self.augment or [] for error in _check_augmentation(step)]
-        errors += [f"augment: {name} stands twice: keep one" for name in dict.fromkeys(names) if names.count(name) > 1]
-        if {"flip", "alternating_flip"} <= set(names):
-            errors.append("augment: flip and alternating_flip would undo each other: keep one")
         splits = [self.train_split, self.validation_split, self.test_split]
         if len(set(splits)) < 3:
             errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
@@ -166,41 +138,4 @@ class DataArguments:
             return ["image_transform changes single images, which data_engine: tensor has not: use stream"]
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
-        from timm.data.transforms_factory import transforms_imagenet_train  # late: few runs use it
-
-        valid = sorted(inspect.signature(transforms_imagenet_train).parameters.keys() - _NOT_OPTIONS)
-        return [
-            f"image_transform: timm has no option {key!r}{nearest(key, valid)}: {', '.join(valid)}"
-            for key in self.image_transform
-            if key not in valid
-        ]
-
-
-def _check_augmentation(step: Any) -> list[str]:
-    name, options = next(iter(step.items())) if isinstance(step, dict) and len(step) == 1 else (step, {})
-    if not isinstance(name, str) or name not in AUGMENTATIONS:
-        return [f"augment: {name!r} is none of {', '.join(AUGMENTATIONS)}{nearest(str(name), list(AUGMENTATIONS))}"]
-    if not isinstance(options, dict):
-        return [f"augment: {name}: {options!r} is not a mapping of {', '.join(AUGMENTATIONS[name]) or 'no options'}"]
-    errors = []
-    for key, value in options.items():
-        default = AUGMENTATIONS[name].get(key)
-        pair = isinstance(default, list)
-        numbers = value if pair and isinstance(value, list) and len(value) == 2 else [value]
-        if default is None:
-            valid = list(AUGMENTATIONS[name])
-            errors.append(f"augment: {name} has no option {key!r}{nearest(key, valid)}: {', '.join(valid) or 'none'}")
-        elif isinstance(default, str):
-            if value not in ("zeros", "reflect"):
-                errors.append(f"augment: {name}: {key}: {value!r} is not zeros or reflect")
-        elif pair != (len(numbers) == 2) or not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
-            errors.append(
-                f"augment: {name}: {key}: {value!r} is not {'two numbers' if pair else 'a number'} from 0 up"
-            )
-        elif key in ("probability", "share", "translate") and not 0 <= numbers[0] <= 1:
-            errors.append(f"augment: {name}: {key}: {value!r} must be a share, from 0 to 1")
-        elif pair and not 0 < numbers[0] <= numbers[1]:
-            errors.append(f"augment: {name}: {key}: {value!r} must be two numbers more than 0, the larger one last")
-        elif type(default) is int and type(value) is not int:
-            errors.append(f"augment: {name}: {key}: {value!r} is not a whole number of pixels")
-    return errors
+        return []

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from ftkit.compat.python import option_strings
 from ftkit.errors import UserError, nearest
 
 
@@ -135,7 +136,7 @@ def parse_entry(
     Raises:
         ValueError: with one sentence that names the key, the value and what was expected.
     """
-    options = parser._option_string_actions
+    options = option_strings(parser)
     action = options.get(f"--{entry.key}")
     if action is None or entry.key == "help":
         keys = sorted({option.dest for option in options.values()} - {"help"})

@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ftkit.config.model import OWN_MODELS, check_model_name, local_model
-
 
 @dataclass
 class EvaluationArguments:
@@ -24,9 +22,7 @@ class EvaluationArguments:
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
-        errors = check_model_name(self.model)
-        if self.model in OWN_MODELS and local_model(self.model) is None:
-            errors.append(f"model: {self.model} has no trained weights: give the folder of a saved model")
+        errors = []
         if self.batch_size < 1:
             errors.append(f"batch_size: {self.batch_size} must be at least 1")
         if self.output_dir and Path(self.output_dir).exists():

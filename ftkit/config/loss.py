@@ -2,20 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
 
 
 @dataclass
 class LossArguments:
     """What is minimised, and how it is regularised; `label_smoothing_factor` and `weight_decay` are transformers'."""
 
-    loss: Literal["cross_entropy", "mse", "bce", "focal"] = field(
-        default="cross_entropy",
-        metadata={
-            "help": "mse: squared error of the probabilities (Brier). bce: one against the rest, a sigmoid for each "
-            "class. focal: cross-entropy that plays down what is easy."
-        },
-    )
+    loss: str = field(default="cross_entropy", metadata={"help": "What is minimised; see below for the names."})
     focal_gamma: float = field(default=2.0, metadata={"help": "How much `focal` plays down easy images."})
     l1: float = field(default=0.0, metadata={"help": "This times the sum of |w| is added to the loss."})
     decay_norms_and_biases: bool = field(
@@ -39,8 +32,6 @@ class LossArguments:
             for name in ("focal_gamma", "l1", "mixup", "cutmix")
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0)
         ]
-        if self.focal_gamma != LossArguments.focal_gamma and self.loss != "focal":
-            errors.append(f"focal_gamma belongs to loss: focal, and only there (loss: {self.loss})")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             errors.append(f"ema_decay: {self.ema_decay} must be more than 0 and under 1")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:

@@ -1,4 +1,4 @@
-"""Whether the GPUs that a run was launched for are there: without a word it would train on the CPU, in days."""
+"""What a run is trained on, and whether the GPUs that it was launched for are there."""
 
 import os
 from typing import Any
@@ -9,6 +9,15 @@ _ON_CPU = "launch with --config_file accelerate_configs/cpu.yaml"
 _HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 
 
+def runs_on_cpu(values: dict[str, Any]) -> bool:
+    """Whether the configuration (`use_cpu`) or the launcher asks for the CPU, or there is nothing else."""
+    return bool(values.get("use_cpu")) or _launched_for_cpu() or not torch.accelerator.is_available()
+
+
+def _launched_for_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
 def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[str]:
     """What the configuration or the launcher asks of this machine and it does not have, one sentence each.
 
@@ -16,10 +25,9 @@ def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[st
         values: the configuration by key; `use_cpu` counts.
         takes_use_cpu: whether `use_cpu` is a key of it.
     """
-    on_cpu = bool(values.get("use_cpu")) or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    if on_cpu and values.get("use_cpu") is False:
+    if _launched_for_cpu() and values.get("use_cpu") is False:
         return ["use_cpu: false here, and true by the launcher: leave it out here, or launch with another file"]
-    if on_cpu or "ACCELERATE_TORCH_DEVICE" in os.environ:  # which names a device for accelerate
+    if values.get("use_cpu") or _launched_for_cpu() or "ACCELERATE_TORCH_DEVICE" in os.environ:  # which names a device
         return []
     count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     numbers = [] if named in _HIDDEN else named.split(",")

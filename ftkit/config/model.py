@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftkit.config.values import from_json
-from ftkit.errors import nearest
 
-OWN_MODELS = ("mlp", "convnet", "rnn")
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
@@ -19,15 +17,13 @@ class ModelArguments:
     model: str = field(
         default="mlp",
         metadata={
-            "help": "mlp, convnet, rnn, timm/<architecture>, a model of the Hub, a local folder, or a file of weights "
-            "(.pth, .pt, .bin, .safetensors; see architecture)."
+            "help": "One of ftkit's own, timm/<architecture>, a model of the Hub, a local folder, or a file of "
+            "weights (.pth, .pt, .bin, .safetensors; see architecture)."
         },
     )
     architecture: str | None = field(
         default=None,
-        metadata={
-            "help": "What a file of weights is for: mlp, convnet, rnn, timm/<architecture>, … (see model_args)."
-        },
+        metadata={"help": "Which model a file of weights is for, such as timm/resnet18 (see model_args)."},
     )
     model_args: dict | str | None = field(
         default=None,
@@ -55,17 +51,16 @@ class ModelArguments:
 
     def check(self) -> list[str]:
         """All that is wrong with these arguments, one sentence each."""
-        if weights_file(self.model) is None:
-            errors = check_model_name(self.model)
-            if self.architecture is not None:
-                errors.append(
-                    f"architecture: {self.architecture} belongs to a file of weights, and {self.model} is none: "
-                    "leave it out"
-                )
-        elif self.architecture is None:
-            errors = [f"architecture is missing: say what the weights in {self.model} are for, such as timm/resnet18"]
-        else:
-            errors = [error.replace("model:", "architecture:", 1) for error in check_model_name(self.architecture)]
+        errors = []
+        if weights_file(self.model) is None and self.architecture is not None:
+            errors.append(
+                f"architecture: {self.architecture} belongs to a file of weights, and {self.model} is none: leave it "
+                "out"
+            )
+        elif weights_file(self.model) is not None and self.architecture is None:
+            errors.append(
+                f"architecture is missing: say what the weights in {self.model} are for, such as timm/resnet18"
+            )
         if self.model_args is not None and not isinstance(self.model_args, dict):
             errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -86,44 +81,16 @@ class ModelArguments:
 
 def local_model(name: str) -> Path | None:
     """The folder of a saved model that `name` means: itself, or `model/` of a run; None where it means no folder."""
-    path = _path(name)
+    path = as_path(name)
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "config.json")), None)
 
 
 def weights_file(name: str) -> Path | None:
     """The file of weights that `name` means, or None where it means no such file."""
-    path = _path(name)
+    path = as_path(name)
     return path if path.suffix in WEIGHTS_SUFFIXES and os.path.isfile(path) else None
 
 
-def _path(name: str) -> Path:
+def as_path(name: str) -> Path:
     """Any text as a path: `pathlib` raises for a user who is not there, and for names that are too long."""
     return Path(os.path.expanduser(name))
-
-
-def check_model_name(name: str) -> list[str]:
-    """Whether anybody can know a model of this name; what lies on the Hub is not asked here."""
-    path = _path(name)
-    if name in OWN_MODELS or local_model(name) is not None:
-        return []
-    if os.path.isdir(path):
-        return [f"model: the folder {path} holds no config.json: expected a saved model"]
-    if name.startswith(("/", "./", "../", "~")) or path.suffix in WEIGHTS_SUFFIXES:
-        return [f"model: the {'file' if path.suffix else 'folder'} {path} does not exist"]
-    if "/" in name and not name.startswith("timm/"):
-        return []
-
-    import timm  # late: most configurations name no timm model, and its list is long
-    from timm.models import split_model_name_tag
-
-    architecture, _ = split_model_name_tag(name.removeprefix("timm/"))
-    if name.startswith("timm/"):
-        known = timm.is_model(architecture)
-        hint = nearest(architecture, timm.list_models())
-        return [] if known else [f"model: timm knows no architecture {architecture!r}{hint}"]
-    hint = f" (did you mean 'timm/{name}'?)" if timm.is_model(architecture) else nearest(name, OWN_MODELS)
-    hint = hint or nearest(f"timm/{name}", [f"timm/{model}" for model in timm.list_models()])
-    return [
-        f"model: {name!r} is unknown{hint}: expected {', '.join(OWN_MODELS)}, timm/<architecture>, <owner>/<name> on "
-        "the Hub, or a local folder"
-    ]

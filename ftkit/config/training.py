@@ -1,33 +1,45 @@
 """transformers' `TrainingArguments`, with timm's optimizers, and what it lets pass and nobody means."""
 
-import ast
+import dataclasses
 import math
 import multiprocessing
 import os
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import transformers
 from accelerate.utils import DynamoBackend
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
+from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
+from ftkit.compat.transformers import unset_hf_deepspeed_config
+from ftkit.config.machine import runs_on_cpu
 from ftkit.config.values import from_json
 from ftkit.errors import nearest
 
 TIMM_OPTIMIZERS = "timm/"
+_THEIRS = transformers.TrainingArguments.__dataclass_fields__
+# What follows from other keys by ftkit's rule (`following`), and what transformers itself derives from other keys.
+_FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
+_RESOLVED = (
+    *("greater_is_better", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+)
 
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """All of transformers' own by their own names; `optim` may also be `timm/<optimizer>`."""
+    """All of transformers' own by their own names, with ftkit's defaults; `optim` may also be `timm/<optimizer>`."""
 
+    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata=_THEIRS["eval_strategy"].metadata)
+    per_device_eval_batch_size: int = field(default=256, metadata=_THEIRS["per_device_eval_batch_size"].metadata)
+    logging_steps: float = field(default=50, metadata=_THEIRS["logging_steps"].metadata)
+    save_total_limit: int | None = field(default=1, metadata=_THEIRS["save_total_limit"].metadata)
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata=_THEIRS["ddp_find_unused_parameters"].metadata
+    )
     optim: str = field(
         default=OptimizerNames.ADAMW_TORCH_FUSED.value,
         metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
@@ -40,6 +52,9 @@ class TrainingArguments(transformers.TrainingArguments):
     liger_kernel_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
 
     def __post_init__(self):
+        self.use_cpu = runs_on_cpu(vars(self))  # without it bf16 is refused where there is no accelerator
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
         optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)
         if timm:
             self.optim = "adamw_torch"  # for transformers' check of the name
@@ -60,13 +75,53 @@ class TrainingArguments(transformers.TrainingArguments):
         return super().n_gpu - self.n_gpu
 
 
-def machine_defaults() -> dict[str, Any]:
-    """What depends on the machine, and does not belong into a saved configuration."""
-    defaults: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty(), "ddp_find_unused_parameters": False}
-    if not torch.accelerator.is_available():
-        # Without `use_cpu` bf16 is refused on a machine that has no accelerator.
-        defaults |= {"use_cpu": True, "dataloader_pin_memory": False}
-    return defaults
+def values_of(args: TrainingArguments) -> dict[str, Any]:
+    """The value of every training argument, by key."""
+    return {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
+
+
+DEFAULTS: dict[str, Any] = {
+    f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    for f in dataclasses.fields(TrainingArguments)
+    if f.init
+}
+
+
+def following(values: dict[str, Any]) -> dict[str, Any]:
+    """What follows from other training arguments: evaluate each epoch, save as often, keep the best checkpoint.
+
+    Args:
+        values: by key; missing ones are at their default.
+    """
+    values = {"eval_strategy": "steps" if values.get("eval_steps") else TrainingArguments.eval_strategy} | values
+    strategy = values["eval_strategy"]
+    found = {"eval_strategy": strategy, "save_strategy": "epoch" if strategy == "no" else strategy}
+    if strategy == "steps":
+        found["eval_steps"] = values.get("logging_steps", TrainingArguments.logging_steps)
+        found["save_steps"] = values.get("eval_steps") or found["eval_steps"]
+    if strategy != "no":
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": values.get("metric_for_best_model")}
+    return found
+
+
+def usual(values: dict[str, Any]) -> set[str]:
+    """Which of all training arguments have the value that follows from others."""
+    return {key for key, value in following(values).items() if key in _FOLLOWING and values[key] == value}
+
+
+def in_stage(values: dict[str, Any], given: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The training arguments of a stage: those of the run, but for `arguments` and what follows from them.
+
+    Args:
+        values: all training arguments of the run, by key.
+        given: the keys that the run has been given, which follow from nothing.
+        arguments: what the stage says, by key.
+    """
+    own = {key: value for key, value in values.items() if key not in (*_FOLLOWING, *_RESOLVED) or key in given}
+    if "num_train_epochs" in arguments:
+        del own["max_steps"]  # which would win over it
+    own |= arguments
+    return DEFAULTS | following(own) | own
 
 
 def check_training(values: dict[str, Any]) -> list[str]:
@@ -119,11 +174,6 @@ def check_training(values: dict[str, Any]) -> list[str]:
         given = values.get(key)
         if given is not None and not isinstance(from_json(given), dict) and not os.path.isfile(given):
             errors.append(f"{key}: {given!r} is neither a mapping nor a JSON file")
-    errors += _check_optimizer(values.get("optim", TrainingArguments.optim), values.get("optim_args"))
-    metric = values.get("metric_for_best_model")
-    if metric is not None and metric.removeprefix("eval_") not in ("accuracy", "loss"):
-        errors.append(f"metric_for_best_model: {metric!r} is neither accuracy nor loss, which validation gives")
-    errors += _check_trackers(values.get("report_to"))
     return errors
 
 
@@ -131,48 +181,3 @@ def sharding_of(values: dict[str, Any]) -> list[str]:
     """What is to cut the model into pieces, `fsdp` or `deepspeed`, by these values or by the launcher."""
     launched = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in ("fsdp", "deepspeed")}
     return [name for name, said in launched.items() if values.get(name) or said.lower() == "true"]
-
-
-def _check_trackers(report_to: str | list[str] | None) -> list[str]:
-    names = [report_to] if isinstance(report_to, str) else report_to or []
-    known, errors = list(INTEGRATION_TO_CALLBACK), []
-    for name in names:
-        if name in ("none", "all"):
-            continue
-        if name not in known:
-            errors.append(f"report_to: {name!r} is not one of {', '.join(known)}, all, none{nearest(name, known)}")
-        elif name not in get_available_reporting_integrations():
-            errors.append(f"report_to: {name} is not installed: install its package, or leave it out")
-    return errors
-
-
-def timm_optimizer_options(text: str | None) -> dict[str, Any]:
-    """`optim_args`, such as `betas=(0.9, 0.95),eps=1e-6`, as keyword arguments.
-
-    Raises:
-        ValueError: it is not a list of `name=value`.
-    """
-    try:
-        call = ast.parse(f"f({text or ''})", mode="eval").body
-        if call.args:
-            raise ValueError("a value without a name")
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AttributeError):
-        raise ValueError(f"optim_args: {text!r} is not a list such as eps=1e-6,betas=(0.9, 0.95)") from None
-
-
-def _check_optimizer(optim: str, options: str | None) -> list[str]:
-    if not optim.startswith(TIMM_OPTIMIZERS):
-        known = [name.value for name in OptimizerNames]
-        return [] if optim in known else [f"optim: {optim!r} is not one of {', '.join(known)}{nearest(optim, known)}"]
-    from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes take another
-
-    known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)
-    errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
-    if name in known and get_optimizer_info(name).second_order:
-        errors.append(f"optim: {optim} wants gradients of gradients, which the Trainer does not make: use another")
-    try:
-        timm_optimizer_options(options)
-    except ValueError as error:
-        errors.append(str(error))
-    return errors

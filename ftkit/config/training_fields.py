@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from transformers.training_args import OptimizerNames
 
+from ftkit.config.machine import runs_on_cpu
 from ftkit.config.values import from_json
 
 Values = dict[str, Any]
@@ -112,10 +111,6 @@ def _by_steps(*strategies: str) -> Callable[[Values], bool]:
     return lambda values: any(values.get(name) in ("steps", "no") for name in strategies)
 
 
-def _on_accelerator(values: Values) -> bool:
-    return torch.accelerator.is_available() and not values.get("use_cpu")
-
-
 def _of_several(_values: Values) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
@@ -144,21 +139,10 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
         (_reports_to("trackio"), "report_to: trackio"),
     ),
     "fsdp_config": (_given("fsdp"), "fsdp: true"),
-    "ddp_timeout": (_on_accelerator, "accelerators to train on"),
+    "ddp_timeout": (lambda values: not runs_on_cpu(values), "accelerators to train on"),
     "ddp_backend": (_of_several, "several processes, which accelerate launch starts"),
 }
 
-# Optimizers that change the weights while gradients are still being computed.
-_WITHIN_BACKWARD = ("lomo", "layerwise")
-# What those of torch read of `optim_args`; the weight decay is `weight_decay`, for all.
-_OPTIM_ARGS = {
-    "adamw_torch": (),
-    "adamw_torch_fused": (),
-    "adafactor": (),
-    "sgd": ("momentum", "dampening", "nesterov"),
-    "adagrad": ("lr_decay", "eps"),
-    "rmsprop": ("momentum", "alpha", "eps", "centered"),
-}
 _STRATEGIES = ("save_strategy", "eval_strategy")
 # Of accelerate's, what does not concern the order and the cutting of batches, which are ftkit's own.
 _ACCELERATOR = ("non_blocking", "gradient_accumulation_kwargs")
@@ -168,8 +152,8 @@ def check_fields(values: Values, own: Iterable[str]) -> list[str]:
     """Which training arguments of a run, or of a stage, are refused, or change nothing; one sentence each.
 
     Args:
-        values: by key, typed; what is at its default is not looked at.
-        own: the keys that are asked about: in a stage, those that it does not have from the run.
+        values: all training arguments by key, typed.
+        own: the keys that are asked about: those that the run, or the stage, has been given.
     """
     errors, usual = [], _defaults()
     for name in (name for name in changed(values) if name in own):
@@ -181,7 +165,7 @@ def check_fields(values: Values, own: Iterable[str]) -> list[str]:
         elif name in NEEDS and not NEEDS[name][0](values):
             leave = "leave it out" if usual[name] is None else f"set it to {usual[name]}"
             errors.append(f"{shown} has no effect without {NEEDS[name][1]}: give that too, or {leave}")
-    return errors + _check_optimizer(values) + _check_best(values) + _check_accelerator(values)
+    return errors + _check_best(values) + _check_accelerator(values)
 
 
 def changed(values: Values) -> list[str]:
@@ -204,48 +188,14 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _check_optimizer(values: Values) -> list[str]:
-    optim, args = str(values.get("optim", "adamw_torch_fused")), values.get("optim_args")
-    errors = []
-    if any(part in optim for part in _WITHIN_BACKWARD) and optim in {name.value for name in OptimizerNames}:
-        errors.append(
-            f"optim: {optim} changes weights before all gradients are known, which nothing could then clip, "
-            "accumulate or look at: use adamw_torch"
-        )
-    if args and optim in _OPTIM_ARGS:
-        known = _OPTIM_ARGS[optim]
-        for name in (part.partition("=")[0].strip() for part in args.split(",")):
-            if name not in known:
-                takes = f"it takes {', '.join(known)}" if known else "it takes none, but the adam_ keys"
-                errors.append(
-                    f"optim_args: {name!r} is no option of {optim}: {takes}; weight_decay is a key of its own"
-                )
-    return errors
-
-
 def _check_best(values: Values) -> list[str]:
-    """What is better follows from the metric, for the best checkpoint and for schedules that look at it."""
-    metric = values.get("metric_for_best_model") or "loss"
-    larger, given = metric.removeprefix("eval_") != "loss", values.get("greater_is_better")
+    """The best checkpoint is one that is both evaluated and saved."""
     errors = []
-    if given is not None and given != larger:
-        errors.append(
-            f"greater_is_better: {str(given).lower()} would choose the checkpoint with the worst {metric}: leave it "
-            "out"
-        )
     saves, evaluates = (str(getattr(values.get(key), "value", values.get(key))) for key in _STRATEGIES)
     if values.get("load_best_model_at_end") and saves not in (evaluates, "best"):
         errors.append(
             f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint is one that is "
             "both evaluated and saved: give both the same value, or set load_best_model_at_end: false"
-        )
-    options = from_json(values.get("lr_scheduler_kwargs") or "{}")
-    mode = options.get("mode") if isinstance(options, dict) else None
-    wanted = "max" if larger else "min"
-    if values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy") and mode not in (None, wanted):
-        errors.append(
-            f"lr_scheduler_kwargs: mode: {mode} contradicts metric_for_best_model: {metric}, by which the schedule "
-            f"goes: leave it out, or use {wanted}"
         )
     return errors
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.config import DataArguments
-from ftkit.config.loader import Config
+from ftkit.config.configuration import Config
 from ftkit.console import banner, fact
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.sources.duplicates import duplicates

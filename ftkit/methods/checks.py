@@ -1,12 +1,13 @@
 """What is wrong with the method of a configuration: its name, the options of adapters, what trains."""
 
-from ftkit.config import OWN_MODELS, MethodArguments, weights_file
-from ftkit.config.loader import Config
+from ftkit.config import MethodArguments, weights_file
+from ftkit.config.configuration import Config
 from ftkit.config.training import sharding_of
 from ftkit.errors import nearest
 from ftkit.methods.adapter_kinds import adapter_configs, check_adapter_args, hooks_for
 from ftkit.methods.plan import METHODS, is_adapter, starts_from_trained_weights
 from ftkit.methods.trainable import check_train
+from ftkit.models.checks import OWN_MODELS
 
 
 def check(config: Config) -> list[str]:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from ftkit.config import LossArguments, MethodArguments
 from ftkit.models import timm_models
@@ -96,7 +95,7 @@ def _scales_of_adapters(model: nn.Module) -> set[str]:
             continue
         for name, parameter in layer.named_parameters():
             owner, _, _ = name.rpartition(".")
-            factor = isinstance(layer.get_submodule(owner), (nn.Linear, _ConvNd))
+            factor = isinstance(layer.get_submodule(owner), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
             if owner.partition(".")[0] in layer.adapter_layer_names and not factor and bool((parameter > 0).all()):
                 found.add(f"{place}.{name}")
     return found

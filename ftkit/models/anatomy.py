@@ -8,7 +8,7 @@ from ftkit.errors import UserError
 from . import timm_models
 
 _PIECES = 4  # of a group's name
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 
-from ftkit.config import OWN_MODELS, ModelArguments, local_model, weights_file
+from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import ImageInfo
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
@@ -19,6 +19,7 @@ from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig, timm_models
+from .checks import OWN_MODELS
 from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
 

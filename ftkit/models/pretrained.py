@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils import find_adapter_config_file
 
 from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.data.sources.remote import from_hub

@@ -9,8 +9,13 @@ from typing import Any
 import timm
 from timm.models import PretrainedCfg, group_parameters, split_model_name_tag
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, TimmWrapperConfig, TimmWrapperForImageClassification
-from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    TimmWrapperImageProcessor,
+)
 
 from ftkit.errors import UserError
 

@@ -1,8 +1,8 @@
-"""Checkpoints that are complete or invisible, and the newest one that is whole.
+"""Checkpoints that are complete or invisible, and the newest complete one.
 
 A checkpoint is written into a hidden folder, synced to the disk, listed in a manifest with sizes and hashes, and
-renamed. Whatever happens in between, a folder called `checkpoint-<step>` holds all that its manifest says, or is
-passed over.
+renamed. Whatever happens in between, a folder called `checkpoint-<step>` holds all that its manifest lists, or is
+skipped.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from ftkit.files import file_hash, hidden, rename, sync
 
 logger = logging.getLogger(__name__)
+STATE = "trainer_state.json"  # of the `Trainer`, in a checkpoint
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
 
@@ -56,9 +57,14 @@ def what_is_wrong(folder: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a stage, whole or not, by their steps."""
+    """The checkpoints of a stage, complete or not, by their steps."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
     return sorted(found, key=step_of)
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint after an optimizer step of a stage."""
+    return folder / f"{_PREFIX}{step}"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -67,21 +73,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The best checkpoint so far, as a whole checkpoint remembers it, in the same folder; None if there was none."""
-    best = json.loads((checkpoint / "trainer_state.json").read_text())["best_model_checkpoint"]
+    """The best checkpoint so far, in the same folder, as a complete one remembers it; None if there was none."""
+    best = json.loads((checkpoint / STATE).read_text())["best_model_checkpoint"]
     return checkpoint.with_name(Path(best).name) if best else None
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint of a stage to go on from; those that are passed over are named in the log.
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint of a stage to resume from; those that are skipped are named in the log.
 
-    The best one that it remembers must be whole as well: its weights may be the stage's result.
+    The best one that it remembers must be complete as well: its weights may be the stage's result.
     """
     for checkpoint in reversed(checkpoints(folder)):
         wrong = what_is_wrong(checkpoint) or _wrong_with_best(checkpoint)
         if wrong is None:
             return checkpoint
-        logger.warning("passed over %s: it %s", checkpoint, wrong)
+        logger.warning("skipped %s: it %s", checkpoint, wrong)
     return None
 
 
@@ -95,7 +101,7 @@ def _wrong_with_best(checkpoint: Path) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; it loses its name first, so that nobody takes what is left for a whole one."""
+    """Delete a folder; it loses its name first, so that what is left never looks like a complete one."""
     if folder.exists():
         shutil.rmtree(hidden(folder), ignore_errors=True)
         os.replace(folder, hidden(folder))

@@ -139,7 +139,7 @@ def _surplus(there: list, here: list) -> tuple[int, int]:
 
 
 def read_fingerprint(checkpoint: Path) -> dict[str, Any] | None:
-    """The fingerprint in a whole checkpoint; None in one that an older version wrote."""
+    """The fingerprint in a complete checkpoint; None in one that an older version wrote."""
     path = checkpoint / FINGERPRINT
     return json.loads(path.read_text()) if path.is_file() else None
 

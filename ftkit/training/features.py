@@ -54,10 +54,13 @@ class Features(Dataset):
         return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` float32 (B, D), `labels`, `index` int64 (B,), a `weight` if not 1."""
-        rows, _, weight, _ = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        """The batch as `Images` give it, with `pixel_values` float32 (B, D)."""
+        training = isinstance(batch, Batch)
+        rows, epoch, weight, _ = batch if training else Batch(torch.as_tensor(batch), 0)
         columns = {"pixel_values": self.features, "labels": self.labels, "index": self.index}
         found = {name: column.index_select(0, rows) for name, column in columns.items()}
+        if training:
+            found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
 

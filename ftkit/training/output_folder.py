@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ftkit.config.loader import Config
+from ftkit.config.configuration import Config
 from ftkit.errors import UserError
 from ftkit.files import atomic_write
 

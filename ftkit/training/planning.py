@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainingArguments
 
-from ftkit.config.loader import Config
+from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from transformers import TrainingArguments
 
 from ftkit.errors import UserError
-from ftkit.training.checkpoints import newest_whole, what_is_wrong
+from ftkit.training.checkpoints import newest_complete, what_is_wrong
 from ftkit.training.continuity import Fingerprint, read_fingerprint
 from ftkit.training.planning import Plan
 from ftkit.training.stage_results import read_result
@@ -78,4 +78,4 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
         return None
     if named and (wrong := what_is_wrong(Path(resume))):
         raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
-    return Path(resume) if named else newest_whole(folder)
+    return Path(resume) if named else newest_complete(folder)

@@ -5,7 +5,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,10 +15,11 @@ from ftkit.methods.freezing import only_training
 from ftkit.models.anatomy import plain_name
 from ftkit.training.checkpoints import checkpoints, remove, sweep
 from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.objective import Objective
 from ftkit.training.planning import Plan, PreparedStage
 from ftkit.training.resumption import Resumption
 from ftkit.training.stage_results import describe_result, keep_result, restore_weights
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.trainer import ImageTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,7 @@ def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
             alone = HeadAlone(model, head)
             args.activation_checkpointing = args.gradient_checkpointing = False  # of a body that does not run
             # Pixels may lie on the device, where nothing is pinned; features lie in the machine's own memory.
-            pinned = config.values.get("dataloader_pin_memory", True)
-            args.dataloader_pin_memory = pinned and torch.accelerator.is_available()
+            args.dataloader_pin_memory = config.if_given("dataloader_pin_memory") is not False and not args.use_cpu
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
     return ImageTrainer(model, args, plan.normalize, objective, train, validation)

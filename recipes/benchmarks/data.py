@@ -16,12 +16,13 @@ from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 from transformers import PreTrainedModel
 
-from ftkit.config.loader import Config, parse_config
+from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.images import ImageInfo, describe_images, encoded, open_image
 from ftkit.data.pixels.normalize import Normalize8Bit, normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.models.classifier import Classifier
+from ftkit.owners import parse_config
 from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 

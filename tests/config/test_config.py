@@ -12,8 +12,9 @@ from support import REPO, load_recipe_script
 from transformers import TrainingArguments
 
 from ftkit.config import DataArguments, MethodArguments, ModelArguments
-from ftkit.config.loader import Config, parse_config
+from ftkit.config.configuration import Config
 from ftkit.errors import ConfigError, UserError, user_errors
+from ftkit.owners import parse_config
 
 RECIPES = REPO / "recipes"
 
@@ -299,6 +300,17 @@ def test_all_errors_are_listed_at_once(recipe):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_every_name_is_checked_by_its_owner_at_once(recipe):
+    text = "model: convnett\nmethod: lorra\naugment: [flipp]\noptim: adamww\nreport_to: tensorbord"
+    transform = "data_engine: stream\nimage_transform: {hflipp: 1}"
+    errors = errors_of(recipe, f"{text}\n{transform}\nseed: many")
+    words = ["'many'", "'flipp'", "'hflipp'", "'convnett'", "'lorra'", "'adamww'", "'tensorbord'"]
+    assert len(errors) == len(words) and all(word in str(errors) for word in words), errors
+    stages = '[{"train": "head"}, {"train": "all", "optim": "adamww", "weight_decay": -1}]'
+    errors = errors_of(recipe, "seed: 1", "--stages", stages)
+    assert len(errors) == 2 and all(error.startswith("stages[1]: ") for error in errors), errors
+
+
 def test_duplicate_keys_are_listed_with_the_other_errors(recipe):
     errors = errors_of(recipe, "seed: 1\nlearning_rate: 0.1\nseed: 2")
     assert len(errors) == 1
@@ -455,6 +467,8 @@ def test_help_lists_the_keys(capsys):
     assert not caught.value.code
     shown = capsys.readouterr().out
     assert all(f"--{key}" in shown for key in ["samples_per_class", "image_size", "learning_rate", "overwrite"])
+    names = shown.partition("What keys may name")[2]
+    assert all(name in names for name in ["convnet", "random_crop", "trivial_augment", "lp_ft", "rslora"])
 
 
 # --- the saved configuration
@@ -491,6 +505,27 @@ def test_the_saved_configuration_repeats_the_run(recipe, tmp_path, monkeypatch, 
     for key, value in values.items():
         if key not in ("data_dir", "image_size"):
             assert _written(_contents(again)[key]) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "report_to: none",
+        "report_to: [tensorboard]",
+        "accelerator_config: {non_blocking: true, gradient_accumulation_kwargs: {sync_each_batch: true}}",
+        "gradient_checkpointing: true\ngradient_checkpointing_kwargs: {every_n_layers: 2}",
+        "push_to_hub: true\nhub_model_id: me/model",
+        "optim: timm/lamb\noptim_args: betas=(0.9, 0.95)",
+        "save_total_limit: null\nmetric_for_best_model: null",
+        "eval_steps: 4\nsave_steps: 8",
+        "logging_steps: 7\neval_strategy: steps",
+    ],
+)
+def test_what_transformers_resolves_is_saved_as_it_is_read(recipe, text):
+    config = recipe(text)
+    again = recipe(config.to_yaml())
+    assert again.training.to_dict() == config.training.to_dict()
+    assert (again.to_yaml(), again.pushes) == (config.to_yaml(), "push_to_hub" in text)
 
 
 def test_how_a_run_was_started_is_not_saved(recipe):

@@ -25,13 +25,13 @@ from torch import nn
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.training_args import OptimizerNames
 
-from ftkit.config.loader import parse_config
 from ftkit.config.training_fields import NEEDS, NOT_FOR_IMAGES, OF_THE_RUN, REFUSED
 from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.loader import EpochBatches
 from ftkit.data.pixels.images import describe_images
 from ftkit.data.sources.load import load_data
 from ftkit.models.classifier import Classifier
+from ftkit.owners import parse_config
 from ftkit.tasks import task_of
 from ftkit.training import trainer as training
 from ftkit.training.continuity import take_fingerprint
@@ -433,7 +433,7 @@ def train(tmp_path, monkeypatch):
         task, info = task_of(dataset["train"].features), describe_images(dataset["train"])
         classifier = Classifier.build(config.model, task, info, config.method.method != "scratch")
         images = load_images(dataset, classifier.processor, classifier.channels_of(info), config.data, 0)
-        set_up_loading(config.training, images, config.values.get("dataloader_num_workers"))
+        set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
         classifier.fit(images["train"])
         plan = prepare_plan(config, classifier.model, classifier.normalize, images)
         run_plan(plan, prepare_resumption(plan, take_fingerprint(config.training, images, None)))
@@ -567,7 +567,7 @@ def test_what_has_no_effect_alone(refused, name):
 @pytest.mark.parametrize("name", sorted(TRACKED))
 def test_what_belongs_to_a_tracker(monkeypatch, name):
     """It is passed on to it, in the arguments."""
-    monkeypatch.setattr("ftkit.config.training.get_available_reporting_integrations", lambda: ["trackio"])
+    monkeypatch.setattr("ftkit.training.trackers.get_available_reporting_integrations", lambda: ["trackio"])
     assert getattr(parse(report_to="trackio", **{name: "a/b"}).training, name) == "a/b"
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from support import REPO, finetune
 
-from ftkit.config.loader import parse_evaluation
+from ftkit.owners import parse_evaluation
 
 QUICK = ["--model", "mlp", "--max_steps", 1, "--eval_strategy", "no"]
 

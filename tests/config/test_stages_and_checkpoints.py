@@ -5,7 +5,7 @@ import json
 import pytest
 from support import finetune
 
-from ftkit.config.loader import parse_config
+from ftkit.owners import parse_config
 
 SMALL = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--max_train_samples", 64,
          "--per_device_train_batch_size", 32, "--learning_rate", 0.05]  # fmt: skip
@@ -101,6 +101,22 @@ def test_a_saved_recipe_has_the_same_stages(tmp_path):
         first, second = (one.of_stage(own, tmp_path).to_dict() for one in (config, again))
         assert first == second
         assert (first["eval_steps"], first["save_steps"]) == ((5, 5) if number == 1 else (None, 500))
+
+
+def test_how_often_a_stage_saves_follows_its_own_evaluations(tmp_path):
+    """`save_steps` follows `eval_steps`: neither the run's nor one that a saved recipe spells out gets in the way."""
+    config = parse_config(["--dataset", "digits", "--eval_steps", "16"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    for one in (config, parse_config(["--config", str(tmp_path / "config.yaml")])):
+        args = one.of_stage({"eval_steps": 4.0}, tmp_path)
+        assert (one.training.save_steps, args.eval_steps, args.save_steps) == (16, 4, 4)
+
+
+def test_what_a_stage_has_from_the_run_follows_from_its_own_keys(tmp_path):
+    config = parse_config(["--dataset", "digits"])
+    args = config.of_stage({"metric_for_best_model": "loss", "gradient_checkpointing": True}, tmp_path)
+    assert (config.training.greater_is_better, args.greater_is_better) == (True, False)
+    assert (config.training.activation_checkpointing, args.activation_checkpointing) == (False, True)
 
 
 def test_what_was_set_since_reaches_the_stages(tmp_path):

@@ -9,8 +9,7 @@ import torch
 from safetensors.numpy import load_file
 from support import finetune, interrupt
 
-from ftkit.config.data import AUGMENTATIONS
-from ftkit.data.augmentation.augment import augment
+from ftkit.data.augmentation.augment import AUGMENTATIONS, augment
 from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from ftkit.config import MethodArguments
-from ftkit.config.loader import parse_config
 from ftkit.methods.checks import check
+from ftkit.owners import parse_config
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
 
 GREY, COLOUR = ImageInfo((16, 16), 1), ImageInfo((16, 16), 3)
-ABC = SingleLabel(["a", "b", "c"]
+ABC = SingleLabel(["a", "b", "c"])
 
 
 def named(names):
@@ -40,10 +40,10 @@ def folder(request, tmp_path_factory):
     torch.manual_seed(0)
     if request.param == "vit":
         config = ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                           intermediate_size=16, **named(ABC))  # fmt: skip
+                           intermediate_size=16, **named(ABC.names))  # fmt: skip
         model, processor = ViTForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16})
     elif request.param == "convnext":
-        config = ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], **named(ABC))
+        config = ConvNextConfig(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], **named(ABC.names))
         model, processor = ConvNextForImageClassification(config), ConvNextImageProcessor(size={"shortest_edge": 32})
     else:
         name = {"timm": "timm/test_resnet", "convnet": "convnet"}[request.param]
@@ -58,13 +58,13 @@ def logits(model, images):
         return model.eval()(images).logits
 
 
-@pytest.mark.parametrize("names", [ABC, ["c", "a", "b"]], ids=["same order", "another order"])
+@pytest.mark.parametrize("names", [ABC.names, ["c", "a", "b"]], ids=["same order", "another order"])
 def test_the_same_classes_keep_their_logits_by_name(folder, names):
     images = torch.randn(4, 3, 32 if "convnext" in str(folder) else 16, 32 if "convnext" in str(folder) else 16)
     saved = AutoModelForImageClassification.from_pretrained(folder)
     classifier = Classifier.build(ModelArguments(model=str(folder)), SingleLabel(names), COLOUR, pretrained=True)
     assert classifier.task.names == names
-    expected = logits(saved, images)[:, [ABC.index(name) for name in names]]
+    expected = logits(saved, images)[:, [ABC.names.index(name) for name in names]]
     torch.testing.assert_close(logits(classifier.model, images), expected)
 
 
@@ -102,13 +102,9 @@ def test_from_scratch_takes_only_the_architecture(folder):
 def test_sizes_and_channels_follow_the_data():
     mlp = Classifier.build(ModelArguments(model="mlp"), ABC, GREY, pretrained=False)
     assert mlp.channels == 1 and mlp.size == (16, 16)
-    wide = Classifier.build(
-        ModelArguments(model="rnn", image_size=[8, 12]), ABC, COLOUR, pretrained=False
-    )
+    wide = Classifier.build(ModelArguments(model="rnn", image_size=[8, 12]), ABC, COLOUR, pretrained=False)
     assert wide.size == (8, 12) and wide.model(torch.randn(2, 3, 8, 12)).logits.shape == (2, 3)
-    vit = Classifier.build(
-        ModelArguments(model="timm/test_vit", image_size=[32]), ABC, GREY, pretrained=False
-    )
+    vit = Classifier.build(ModelArguments(model="timm/test_vit", image_size=[32]), ABC, GREY, pretrained=False)
     assert vit.channels == 3 and vit.model(torch.randn(2, 3, 32, 32)).logits.shape == (2, 3)
     assert (vit.channels_of(GREY), vit.channels_of(COLOUR), mlp.channels_of(COLOUR)) == (1, 3, 1)
 
@@ -116,9 +112,7 @@ def test_sizes_and_channels_follow_the_data():
 def test_dropout_by_one_name():
     args = {"dropout": 0.25, "image_size": [32]}
     mlp = Classifier.build(ModelArguments(model="mlp", **args), ABC, GREY, pretrained=False).model
-    timm = Classifier.build(
-        ModelArguments(model="timm/test_resnet", **args), ABC, GREY, pretrained=False
-    ).model
+    timm = Classifier.build(ModelArguments(model="timm/test_resnet", **args), ABC, GREY, pretrained=False).model
     assert mlp.config.dropout == 0.25
     assert timm.config.model_args["drop_rate"] == timm.timm_model.drop_rate == 0.25
 
@@ -153,9 +147,7 @@ def test_what_recipe_or_weights_say_is_not_measured(tmp_path, train):
     given = Classifier.build(args, ABC, ImageInfo((8, 8), 1), pretrained=False)
     given.fit(train)
     given.save(tmp_path)
-    again = Classifier.build(
-        ModelArguments(model=str(tmp_path)), ABC, ImageInfo((8, 8), 1), pretrained=True
-    )
+    again = Classifier.build(ModelArguments(model=str(tmp_path)), ABC, ImageInfo((8, 8), 1), pretrained=True)
     for classifier in (given, again, Classifier.load(str(tmp_path))):
         values = classifier.normalize(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1))
         torch.testing.assert_close(values[:, 0].flatten(), torch.tensor([-0.5, 1.5]))
@@ -171,9 +163,7 @@ def test_what_recipe_or_weights_say_is_not_measured(tmp_path, train):
     ],
 )
 def test_what_is_refused(tmp_path, model, options, words):
-    Classifier.build(ModelArguments(model="convnet"), ABC, COLOUR, pretrained=False).save(
-        tmp_path / "good"
-    )
+    Classifier.build(ModelArguments(model="convnet"), ABC, COLOUR, pretrained=False).save(tmp_path / "good")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     places = {"folder": tmp_path / "good", "broken": tmp_path / "broken"}

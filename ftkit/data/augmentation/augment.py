@@ -47,9 +47,16 @@ def _bits_of_all(seed: int, epoch: int, rows: torch.Tensor, operations: list[str
     state = _mix(rows & _MASK)
     for number in (seed, epoch):
         state = _mix(state ^ _mix(number & _MASK))
-    keys = [int.from_bytes(operation.encode()[-8:].rjust(8, b"\0"), "big") for operation in operations]
-    state = _mix(torch.stack([state ^ _mix((key ^ (key >> 32)) & _MASK) for key in keys], dim=1))
+    state = _mix(torch.stack([state ^ _mix(_key(operation)) for operation in operations], dim=1))
     return _mix(state.unsqueeze(2) + torch.arange(1, count + 1, device=rows.device) * 0x9E3779B9 & _MASK)
+
+
+def _key(operation: str) -> int:
+    """32 bits of the whole name: the exclusive or of its pieces of four characters."""
+    key, rest = 0, int.from_bytes(operation.encode(), "big")
+    while rest:
+        key, rest = key ^ rest & _MASK, rest >> 32
+    return key
 
 
 def _mix(x: Any) -> Any:
@@ -68,7 +75,7 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
     Args:
         images: uint8 (B, C, H, W); not changed.
         rows: int64 (B,) on the CPU, the row of each image in its dataset.
-        steps: names, or mappings of one name to its options; see `ftkit.config.data.AUGMENTATIONS`.
+        steps: names of `AUGMENTATIONS`, or mappings of one name to its options.
         seed: of the stage.
         epoch: from 0.
     """
@@ -84,7 +91,7 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
         elif name == "trivial_augment":  # the host must know how many images each of its operations gets
             images = trivial_augment(images, random_bits(seed, epoch, rows, name, 2))
         else:
-            images = _OPERATIONS[name](images, bits, **options)
+            images = AUGMENTATIONS[name](images, bits, **options)
     return images
 
 
@@ -266,20 +273,22 @@ def _factor(bits: torch.Tensor, strength: float) -> torch.Tensor:
     return 1 + (2 * _uniform(bits[:, 0]) - 1) * strength
 
 
-_OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
+# What `augment` may name. The options of an operation, with their defaults, are the keywords of its function.
+AUGMENTATIONS: dict[str, Callable[..., torch.Tensor]] = {
     operation.__name__: operation
     for operation in (
+        flip,
+        alternating_flip,
+        random_crop,
+        random_resized_crop,
+        translate,
+        rotate,
         affine,
+        cutout,
+        random_erasing,
         brightness,
         contrast,
-        cutout,
-        flip,
-        random_crop,
-        random_erasing,
-        random_resized_crop,
-        rotate,
         saturation,
-        translate,
         trivial_augment,
     )
 }

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
+from transformers import TrainingArguments
 
 from ftkit.data.feeding.tensors import Batch, Images, collate
 
@@ -69,3 +70,18 @@ class TrainingLoader(DataLoader):
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is, from 0."""
         self.batch_sampler.set_epoch(epoch)
+
+
+def training_loader(args: TrainingArguments, images: Images, mixed: bool) -> TrainingLoader:
+    """The loader of this process, as `args` ask for it; where images are `mixed`, a batch has the row that follows."""
+    seed = args.seed if args.data_seed is None else args.data_seed
+    place = (args.process_index, args.world_size)
+    return TrainingLoader(
+        images,
+        EpochBatches(len(images), args.train_batch_size, seed, *place, args.dataloader_drop_last, mixed),
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+    )

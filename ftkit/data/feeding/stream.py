@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.augment import random_bits
 from ftkit.data.feeding.tensors import Images, decodable, gone
 from ftkit.data.pixels.cache import cached
@@ -51,7 +52,7 @@ class StreamedImages(Images):
         on_bad_image: str = "error",
         cache_dir: str | None = None,
     ):
-        parts = _VERSION, dataset._fingerprint, geometry_key(processor), channels
+        parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
         key = cache_key(*parts, computed_by=DECODING)
 
         def write(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 
+from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.pixel_ops import shift
 from ftkit.data.pixels.cache import cached
 from ftkit.data.pixels.decoding import Decoded, Decoder, over_all_rows
@@ -70,7 +71,7 @@ class Images(TorchDataset, ABC):
         self.task = task_of(dataset.features)
         self.labels = self.task.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
-        self.fingerprint, self.hashes = dataset._fingerprint, hashes
+        self.fingerprint, self.hashes = fingerprint(dataset), hashes
         self._files = encoded(dataset)
         self.key, self.skipped, self.shape = key, skipped, shape
 
@@ -81,12 +82,13 @@ class Images(TorchDataset, ABC):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels`, `index` int64 (B,), a `weight` if not 1.
+        """The batch as `pixel_values` uint8 (B, C, H, W), `labels`, `index` int64 (B,).
 
-        Where a row is `following`, these three of it, with B = 1, stand in a dictionary of that name. All but the
-        pixels and the labels is on the CPU.
+        A batch of training has its `epoch` too, a `weight` if not 1, and, where a row is `following`, these three of
+        it, with B = 1, in a dictionary of that name. All but the pixels and the labels is on the CPU.
         """
-        rows, epoch, weight, following = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        training = isinstance(batch, Batch)
+        rows, epoch, weight, following = batch if training else Batch(torch.as_tensor(batch), 0)
         rows = rows if following is None else torch.cat([rows, following])
         there = rows.to(self.labels.device, non_blocking=True)
         found = {
@@ -97,6 +99,8 @@ class Images(TorchDataset, ABC):
         if following is not None:
             last = {name: values[-1:] for name, values in found.items()}
             found = {name: values[:-1] for name, values in found.items()} | {"following": last}
+        if training:
+            found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
     @abstractmethod
@@ -179,7 +183,7 @@ def gone(file: str, reason: object) -> UserError:
 
 
 def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch of `Images` is whole already."""
+    """A batch of `Images`, which is collated already."""
     return batch
 
 
@@ -199,7 +203,7 @@ def image_tensors(
     Raises:
         UserError: images that do not decode (all are named, up to ten in the message), or a full disk.
     """
-    parts = _VERSION, dataset._fingerprint, geometry_key(processor), channels
+    parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
     key = cache_key(*parts, computed_by=DECODING)
 
     def write(folder: Path) -> None:
@@ -221,13 +225,13 @@ def image_tensors(
         np.save(folder / "hashes.npy", hashes)
         (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
 
-    def whole(folder: Path) -> bool:
+    def complete(folder: Path) -> bool:
         about = json.loads((folder / "about.json").read_text())
         size = (folder / "images").stat().st_size
         hashed = len(np.load(folder / "hashes.npy")) == len(dataset)
         return hashed and size == len(dataset) * math.prod(about["shape"] or [0])
 
-    folder = cached(key, write, cache_dir, whole)
+    folder = cached(key, write, cache_dir, complete)
     about = json.loads((folder / "about.json").read_text())
     good = decodable(dataset, about["skipped"], on_bad_image)
     array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))

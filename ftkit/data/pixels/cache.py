@@ -1,4 +1,4 @@
-"""What was computed before, kept in folders that are whole or not there."""
+"""What was computed before, kept in folders that are complete or do not exist."""
 
 import logging
 import os
@@ -25,9 +25,9 @@ def cached(
     key: str,
     write: Callable[[Path], None],
     cache_dir: str | None = None,
-    whole: Callable[[Path], bool] = lambda folder: True,
+    complete: Callable[[Path], bool] = lambda folder: True,
 ) -> Path:
-    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which is renamed when it is whole.
+    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which then gets the name.
 
     All processes may ask at once: the first one makes it, and the others wait for a lock on a file, as long as it
     takes, where a collective of `torch.distributed` would give up after `ddp_timeout`.
@@ -36,21 +36,21 @@ def cached(
         key: names the folder.
         write: fills an empty folder.
         cache_dir: where the folders lie; `default_cache_dir` where it is None.
-        whole: whether a folder that is there is what was written; it is made again where it is not, or cannot be read.
+        complete: whether a folder holds all that was written; one that does not, or cannot be read, is made again.
 
     Raises:
         UserError: a full disk, or a folder that cannot be written.
     """
     root = Path(cache_dir) if cache_dir else default_cache_dir()
     folder = root / key
-    if folder.is_dir() and _is_whole(folder, whole):
+    if folder.is_dir() and _is_complete(folder, complete):
         return folder
     try:
         with writing("cache_dir", root):
             root.mkdir(parents=True, exist_ok=True)
             with _alone(root / f".{key}.lock"):
                 if folder.is_dir():
-                    if _is_whole(folder, whole):  # another process has made it
+                    if _is_complete(folder, complete):  # another process has made it
                         return folder
                     logger.warning("cache_dir: %s is damaged, and is made again", folder)
                     shutil.rmtree(folder)
@@ -88,8 +88,8 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _is_whole(folder: Path, whole: Callable[[Path], bool]) -> bool:
+def _is_complete(folder: Path, complete: Callable[[Path], bool]) -> bool:
     try:
-        return whole(folder)
+        return complete(folder)
     except (OSError, ValueError, KeyError):
         return False

@@ -9,6 +9,8 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 from PIL import features
 
+from ftkit.compat.datasets import fingerprint, set_fingerprint
+
 DECODING = ("PIL", "numpy", "torch", "torchvision", "transformers", "timm")  # what makes pixels of a file
 _CODECS = ("jpg", "webp", "avif", "jpg_2000")  # of Pillow, which may be of other versions under the same Pillow
 
@@ -43,4 +45,4 @@ def follow_files(dataset: Dataset, paths: list[str | None]) -> None:
     """
     tables = [file_state(file["filename"]) for file in dataset.cache_files]
     named = [path and file_state(path) for path in paths]
-    dataset._fingerprint = Hasher.hash((dataset._fingerprint, tables, named))
+    set_fingerprint(dataset, Hasher.hash((fingerprint(dataset), tables, named)))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import Compose
-from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+from transformers import TimmWrapperImageProcessor
 
 from ftkit.errors import UserError
 

@@ -7,9 +7,8 @@ import datasets.config
 import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
-from datasets.info import DatasetInfo
 
 from ftkit.config import DataArguments
 from ftkit.data.pixels.keys import file_state, follow_files

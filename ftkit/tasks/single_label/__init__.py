@@ -15,7 +15,7 @@ from ftkit.config import LossArguments
 from ftkit.statistics.significance import compare
 from ftkit.tasks.parts import Drawing, Metric, Section
 from ftkit.tasks.single_label import answers, presentation, targets
-from ftkit.tasks.single_label.losses import LOSSES, class_shares
+from ftkit.tasks.single_label.losses import LOSSES, OPTIONS, class_shares
 from ftkit.tasks.single_label.metrics import METRICS, SCORE, SUMMARY, compute_metrics, headline
 from ftkit.tasks.single_label.predictions import Predictions, from_table
 
@@ -30,6 +30,7 @@ class SingleLabel:
         names: of the classes, in the order of the logits.
         hub_task: the Hub's name of the task.
         losses: by the name that a recipe gives.
+        loss_options: the only loss that reads an argument, by the argument's key.
         metrics: by their key in `metrics.json`.
         score: the key of the metric that chooses the checkpoint by default, and by which runs are compared: a mean
             over images; greater is better.
@@ -42,6 +43,7 @@ class SingleLabel:
     names: list[str]
     hub_task: ClassVar[str] = "image-classification"
     losses: ClassVar[dict[str, Callable[..., torch.Tensor]]] = LOSSES
+    loss_options: ClassVar[dict[str, str]] = OPTIONS
     metrics: ClassVar[dict[str, Metric]] = METRICS
     score: ClassVar[str] = SCORE
     summary: ClassVar[tuple[str, ...]] = SUMMARY
@@ -128,11 +130,11 @@ class SingleLabel:
         found = Predictions(rows, np.zeros(len(rows), np.uint64), labels, np.asarray(logits), self)
         return {metric.validation: metric.compute(found) for metric in self.metrics.values() if metric.validation}
 
-    @property
-    def validation(self) -> list[str]:
-        """The names of what `validate` gives, the loss first."""
-        names = [metric.validation for metric in self.metrics.values() if metric.validation]
-        return sorted(names, key=lambda name: name != "loss")
+    @classmethod
+    def validation(cls) -> dict[str, bool]:
+        """The names of what `validate` gives, the loss first, and whether greater is better."""
+        rows = sorted(cls.metrics.values(), key=lambda metric: metric.validation != "loss")
+        return {metric.validation: metric.higher_is_better for metric in rows if metric.validation}
 
     # Answers
 

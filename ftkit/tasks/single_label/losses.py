@@ -36,6 +36,7 @@ def focal(logits: torch.Tensor, targets: torch.Tensor, smoothing: float, args: L
 
 
 LOSSES = {loss.__name__: loss for loss in (cross_entropy, mse, bce, focal)}
+OPTIONS = {"focal_gamma": "focal"}  # of `LossArguments`, which one loss alone reads
 
 
 def class_shares(targets: torch.Tensor, num_classes: int) -> torch.Tensor:
