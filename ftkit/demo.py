@@ -4,6 +4,7 @@ Where a Space runs there is no ftkit. Its `app.py` is the source of those functi
 pixels, with a few lines that load the model.
 """
 
+import dataclasses
 import html
 import inspect
 import platform
@@ -18,15 +19,13 @@ import gradio as gr
 import numpy as np
 import torch
 from huggingface_hub import SpaceCardData
-from peft import PeftModel
 from PIL import Image, UnidentifiedImageError
-from transformers import PreTrainedModel, TimmWrapperConfig
 
-from ftkit.data.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
-from ftkit.data.pixels import PixelGeometry, normalizer
+from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
-from ftkit.models.build import class_names, model_channels, save_model
+from ftkit.models import timm_models
+from ftkit.models.classifier import Classifier
 
 _DRAWN = ("mnist", "digits", "fashion_mnist")  # data whose images are small, grey, and light on black
 _SMALL = 64  # pixels: the side up to which images of one channel can be drawn
@@ -67,7 +66,7 @@ names = tell_apart([model.config.id2label[number] for number in range(model.conf
 def classify(image: Image.Image) -> dict[str, float]:
     """The probability of every class. `image` is of mode L or RGB."""
     pixel_values = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][:, :CHANNELS]
-    return dict(zip(names, model(pixel_values).logits[0].double().softmax(0).tolist(), strict=True))
+    return dict(zip(names, probabilities(model(pixel_values).logits[0]), strict=True))
 
 
 page = build_page({title!r}, classify, CHANNELS, {fit})
@@ -79,30 +78,26 @@ if __name__ == "__main__":
 Fit = Callable[[Image.Image], Image.Image | None]
 
 
-class Classifier:
-    """A model that classifies single images by the same pixels as an evaluation, on the CPU.
+class Demo:
+    """What the page asks: a classifier of single images, by the same pixels as an evaluation, on the CPU.
 
     Attributes:
-        channels: what `to_mode` must have made of an image: 1 or 3.
         names: of the classes, in the order of the logits, no two of them alike.
-        size: height and width of what the model is given, in pixels.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any):
-        self.model, self.processor = model.eval(), processor
-        self.channels, self.names = model_channels(model), tell_apart(class_names(model))
-        self.geometry, self.normalize = PixelGeometry(processor), normalizer(processor, self.channels)
-        self.size: tuple[int, int] = self.geometry([Image.new("L", (_SMALL, _SMALL))]).shape[2:]
+    def __init__(self, classifier: Classifier):
+        self.classifier, self.names = classifier, tell_apart(classifier.task.names)
+        classifier.model.eval()
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, float]:
         """The probability of every class. `image` is of mode L or RGB."""
-        logits = self.model(pixel_values=self.pixel_values(image)).logits[0]
-        return dict(zip(self.names, logits.double().softmax(0).tolist(), strict=True))
+        logits = self.classifier.model(pixel_values=self.pixel_values(image)).logits[0]
+        return dict(zip(self.names, self.classifier.task.probabilities(logits), strict=True))
 
     def pixel_values(self, image: Image.Image) -> torch.Tensor:
         """float32 (1, C, H, W)."""
-        return self.normalize(torch.from_numpy(self.geometry([image])))
+        return self.classifier.normalize(torch.from_numpy(self.classifier.geometry([image])))
 
     def fit(self, dataset: str | None) -> Fit | None:
         """What makes an image for this model of a drawing, or None where the model knows no images that can be drawn.
@@ -110,12 +105,12 @@ class Classifier:
         Args:
             dataset: what it was trained on, as far as that is known.
         """
-        digits = set(self.names) == set("0123456789")
-        if not (digits or dataset in _DRAWN or (self.channels == 1 and max(self.size) <= _SMALL)):
+        digits, size = set(self.names) == set("0123456789"), self.classifier.size
+        if not (digits or dataset in _DRAWN or (self.classifier.channels == 1 and max(size) <= _SMALL)):
             return None
         # scikit-learn's digits were not made as MNIST was: every one fills its 8 rows.
-        full = dataset == "digits" or (digits and self.size == (8, 8))
-        return partial(fit_drawing, size=self.size, share=1.0 if full else 20 / 28)
+        full = dataset == "digits" or (digits and size == (8, 8))
+        return partial(fit_drawing, size=size, share=1.0 if full else 20 / 28)
 
 
 def tell_apart(names: list[str]) -> list[str]:
@@ -232,7 +227,7 @@ def serve(page: gr.Blocks, **options: Any) -> None:
 def write_space(
     folder: Path,
     title: str,
-    classifier: Classifier,
+    demo: Demo,
     fit: Fit | None,
     hub_model_id: str | None,
     options: dict[str, Any],
@@ -242,7 +237,7 @@ def write_space(
 
     Args:
         folder: made new.
-        fit: of the classifier.
+        fit: of the demo.
         hub_model_id: where the Space finds the model; None to write it into the folder, its adapters merged.
         options: of `from_pretrained` there, such as `revision`.
         license_id: as the Hub calls it; None where it is not known.
@@ -250,17 +245,27 @@ def write_space(
     Raises:
         UserError: the model holds adapters that cannot become plain weights.
     """
-    model, place = classifier.model, repr(hub_model_id)
+    classifier, place = demo.classifier, repr(hub_model_id)
     if hub_model_id is None:
-        if isinstance(model, PeftModel):
+        if classifier.has_adapters:
+            noise = demo.pixel_values(Image.effect_noise(classifier.size[::-1], 100))
             try:
-                model = merged(model, classifier.pixel_values(Image.effect_noise(classifier.size[::-1], 100)))
+                classifier = dataclasses.replace(classifier, model=merged(classifier.model, noise))
             except UserError as error:
                 raise UserError(f"space: it would hold the model with its adapters in its weights. {error}") from error
-        save_model(model, classifier.processor, folder / "model")
+        classifier.save(folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
-    parts = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
+    parts = (
+        classifier.task.probabilities,
+        tell_apart,
+        check_decodable,
+        to_mode,
+        to_8_bit,
+        fit_drawing,
+        build_page,
+        serve,
+    )
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     app = _APP.format(
         title=title,
@@ -273,7 +278,7 @@ def write_space(
     )
     (folder / "app.py").write_text(app, encoding="utf-8")
     packages = ["gradio", "torch", "torchvision", "transformers"]
-    packages += ["timm"] * isinstance(model.config, TimmWrapperConfig)
+    packages += ["timm"] * timm_models.is_config(classifier.model.config)
     pinned = (f"{name}=={version(name).partition('+')[0]}\n" for name in packages)
     (folder / "requirements.txt").write_text("".join(pinned), encoding="utf-8")
     card = SpaceCardData(

@@ -1,6 +1,5 @@
 """Mistakes of a user, as one clear message."""
 
-import atexit
 import contextlib
 import difflib
 import errno
@@ -15,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from ftkit.compat.python import run_exit_functions
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -85,7 +86,7 @@ def _end(code: int) -> None:
     thread asks for the interpreter, which is gone: so the interpreter is not taken down.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        atexit._run_exitfuncs()
+        run_exit_functions()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -16,15 +16,18 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import TrainingArguments
 
+from ftkit.compat.accelerate import forget_preparation
+
 HALVES = ("bf16", "fp16")
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 
 
-def decide_precision(values: dict[str, Any]) -> tuple[dict[str, bool], list[str]]:
+def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bool], list[str]]:
     """`bf16` and `fp16` of a run, from its configuration, the launcher and a DeepSpeed file.
 
     Args:
-        values: the configuration by key; `bf16`, `fp16` and `deepspeed` count.
+        values: what the configuration gives, by key; `bf16`, `fp16` and `deepspeed` count.
+        on_cpu: whether the run trains on the CPU.
 
     Returns:
         The two keys with their values, and one sentence for each contradiction.
@@ -45,7 +48,7 @@ def decide_precision(values: dict[str, Any]) -> tuple[dict[str, bool], list[str]
             errors.append(f"{half}: {listed}: set it in one place only, or to the same value in all")
     if not errors and all(decided.values()):
         errors.append("bf16 and fp16 are both true: keep one")
-    elif not errors and decided["fp16"] and (values.get("use_cpu") or not torch.accelerator.is_available()):
+    elif not errors and decided["fp16"] and on_cpu:
         source = next(source for source, opinion in opinions.items() if opinion.get("fp16"))
         errors.append(f"fp16: true by {source} needs a GPU, and this runs on the CPU: ask there for bf16, or none")
     return decided, errors
@@ -83,7 +86,7 @@ def remove_autocast(model: nn.Module) -> None:
     Without its mark the model is prepared anew in the next stage, for autocast and for `torch.compile`.
     """
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    vars(model).pop("_is_accelerate_prepared", None)
+    forget_preparation(model)
 
 
 @contextmanager

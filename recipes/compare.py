@@ -14,10 +14,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftkit.config import Config, parse_config
+from ftkit.config.configuration import Config
+from ftkit.config.entries import Entry, read_command_line
 from ftkit.errors import ConfigError, UserError, nearest, user_errors
-from ftkit.settings import Setting, read_command_line
-from ftkit.training.run_folder import changes
+from ftkit.owners import parse_config
+from ftkit.training.output_folder import changes
 
 FINETUNE = Path(__file__).resolve().parent / "finetune.py"
 KEYS = ("recipe", "methods", "seeds", "output_dir", "launch_config")
@@ -60,7 +61,7 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     first = next((place for place, word in enumerate(arguments) if word.startswith("--")), len(arguments))
     runs, settings = [Path(word) for word in arguments[:first]], read_command_line(arguments[first:])
     own: dict[str, list[str]] = {}
-    others: list[Setting] = []
+    others: list[Entry] = []
     for setting in settings:
         if setting.key in KEYS:
             if not setting.texts:
@@ -179,12 +180,13 @@ def main(arguments: list[str]) -> None:
 def show(result: dict) -> None:
     """The table and the pairs, on standard output."""
     width = max(len(row["name"]) for row in [*result["rows"], *result["failed"]])
-    print(f"\n   {'':<{width}}  runs  accuracy           trained parameters  seconds  peak MB")
+    print(f"\n   {'':<{width}}  runs  {result['title']:<17}  trained parameters  seconds  peak MB")
     for row in result["rows"]:
         spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
         costs = [f"{value:,.{digits}f}" if value is not None else "–" for value, digits in
                  ((row["trained_parameters"], 0), (row["seconds"], 1), (row["peak_memory_mb"], 0))]  # fmt: skip
-        print(f"{row['letter']:<2} {row['name']:<{width}}  {len(row['runs']):>4}  {row['accuracy']:.4f}{spread:<9}  "
+        score = row[result["score"]]
+        print(f"{row['letter']:<2} {row['name']:<{width}}  {len(row['runs']):>4}  {score:.4f}{spread:<9}  "
               f"{costs[0]:>20}  {costs[1]:>7}  {costs[2]:>7}")  # fmt: skip
     for row in result["failed"]:
         print(f"–  {row['name']:<{width}}     0  FAILED")
@@ -201,6 +203,5 @@ def show(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -6,7 +6,7 @@
 
 It needs `pip install -e '.[demo]'`. The page is for this machine alone unless `--host` says otherwise, and asks
 nothing of the network. There is a pad to draw on where the classes are the ten digits or the images are small and
-grey. The pixels are those of recipes/evaluate.py.
+grey. The pixels are those of recipes/eval.py.
 
 The last line writes a folder to push as a Space of the Hub: the same page, which does not need ftkit, with the model
 in it, or with its name on the Hub, `--hub_model_id`.
@@ -19,9 +19,10 @@ import socket
 import sys
 from pathlib import Path
 
-from ftkit.arguments import EvaluationArguments, local_model
+from ftkit.config import local_model
+from ftkit.config.scripts import ScriptParser
 from ftkit.errors import ConfigError, UserError, user_errors
-from ftkit.settings import ScriptParser
+from ftkit.models.checks import check_saved
 
 
 def boolean(text: str) -> bool:
@@ -61,7 +62,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--space", type=Path, help="write a Space into this new folder instead")
     parser.add_argument("--hub_model_id", help="where the Space finds the model; it is copied into it otherwise")
     args = parser.parse_args(arguments)
-    errors = EvaluationArguments(args.model).check()
+    errors = check_saved(args.model)
     if args.space is not None and args.space.exists():
         errors.append(f"space: {args.space} exists: give the name of a new folder")
     if args.hub_model_id is not None and args.space is None:
@@ -84,17 +85,17 @@ def main(arguments: list[str]) -> None:
 
     import transformers
 
-    from ftkit.demo import Classifier, build_page, serve
-    from ftkit.models.build import load_model
+    from ftkit.demo import Demo, build_page, serve
+    from ftkit.models.classifier import Classifier
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    classifier = Classifier(*load_model(args.model, args.revision, args.trust_remote_code))
-    fit = classifier.fit(trained_on(args.model))
+    demo = Demo(Classifier.load(args.model, args.revision, args.trust_remote_code))
+    fit = demo.fit(trained_on(args.model))
     if args.space is not None:
-        space(args, classifier, fit)
+        space(args, demo, fit)
         return
-    page = build_page(title(args.model), classifier, classifier.channels, fit)
+    page = build_page(title(args.model), demo, demo.classifier.channels, fit)
     serve(page, server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True)
     print(f"{page.local_url}  (Ctrl-C stops it)", flush=True)
     page.block_thread()
@@ -115,8 +116,8 @@ def check_address(host: str, port: int | None) -> None:
         raise UserError(f"cannot listen on {where}: {error.strerror}: give another --port or --host") from None
 
 
-def space(args: argparse.Namespace, classifier, fit) -> None:
-    """Write a Space for a `Classifier`, with the `fit` of its drawings.
+def space(args: argparse.Namespace, demo, fit) -> None:
+    """Write a Space for a `Demo`, with the `fit` of its drawings.
 
     Raises:
         UserError: the name cannot be one on the Hub or is of adapters, or the Space would run code that nobody has
@@ -124,16 +125,15 @@ def space(args: argparse.Namespace, classifier, fit) -> None:
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
-    from peft import PeftModel
 
     from ftkit.demo import write_space
 
     local = local_model(args.model) is not None
-    name, own_code = args.hub_model_id, classifier.model.config.model_type.startswith("ftkit_")
+    name, own_code = args.hub_model_id, demo.classifier.model.config.model_type.startswith("ftkit_")
     if name is None and not local:
         name = args.model
     if name is not None:
-        if isinstance(classifier.model, PeftModel):
+        if demo.classifier.has_adapters:
             raise UserError(
                 f"hub_model_id: {args.model} holds adapters, which a Space cannot load by name: leave {name} out, and "
                 "they become a part of the model that is copied into it"
@@ -150,7 +150,7 @@ def space(args: argparse.Namespace, classifier, fit) -> None:
     options = {"trust_remote_code": True} if own_code or args.trust_remote_code else {}
     if name is not None and args.revision is not None:
         options["revision"] = args.revision
-    write_space(args.space, name or title(args.model), classifier, fit, name, options, license_of(args.model))
+    write_space(args.space, name or title(args.model), demo, fit, name, options, license_of(args.model))
     print(f"{args.space}: try it with `python {args.space / 'app.py'}`, push it with `hf upload <user>/<name> "
           f"{args.space} --repo-type space`")  # fmt: skip
 
@@ -183,6 +183,5 @@ def license_of(model: str) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -5,7 +5,7 @@
 
 `onnx` is ONNX, `torch_export` a .pt2 file of torch.export, `int8` ONNX quantised to 8 bits, its ranges measured on
 training images. The data are those of the run that the model lies in, unless `--dataset` or `--data_dir` names others;
-these and all further options of recipes/evaluate.py are taken too (`--split`, `--batch_size`, `--revision`, …).
+these and all further options of recipes/eval.py are taken too (`--split`, `--batch_size`, `--revision`, …).
 """
 
 import argparse
@@ -22,17 +22,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftkit.arguments import DataArguments, EvaluationArguments
-from ftkit.config import parse_evaluation
+from ftkit.config import DataArguments, EvaluationArguments
+from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import UserError, nearest, user_errors
 from ftkit.export import FORMATS
-from ftkit.settings import ScriptParser, whole_number
+from ftkit.owners import parse_evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel
 
-    from ftkit.data.tensors import Images
+    from ftkit.data.feeding.tensors import Images
+    from ftkit.models.classifier import Classifier
 
 CALIBRATION_IMAGES = 256  # of train; their extremes are the ranges, which more of them widen
 TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its accuracy
@@ -135,27 +135,22 @@ def main(arguments: list[str]) -> None:
 
     import torch
 
-    from ftkit.arguments.training import TrainingArguments
-    from ftkit.config import machine_defaults
+    from ftkit.config.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console
-    from ftkit.data.pixels import normalizer
     from ftkit.export.formats import capture, load, plain_model, write
     from ftkit.export.measuring import Reference, megabytes, take
     from ftkit.export.preprocessing import write_preprocessing
-    from ftkit.models.build import class_names, load_model, model_channels
+    from ftkit.models.classifier import Classifier
 
     with tempfile.TemporaryDirectory() as scratch:
-        set_up_console(TrainingArguments(scratch, **machine_defaults()))
+        set_up_console(TrainingArguments(scratch))
 
     banner("model")
-    model, processor = load_model(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-    fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {len(class_names(model))} classes")
+    classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
+    fact("model", f"{evaluation.model}, {classifier.model.num_parameters():,} parameters, {classifier.task.size}")
 
     banner("data")
-    images, normalize = (
-        read_images(export, data, evaluation, model, processor),
-        normalizer(processor, model_channels(model)),
-    )
+    images, normalize = read_images(export, data, evaluation, classifier), classifier.normalize
     measured = images["measured"]
     fact("images", f"{len(measured):,} of {evaluation.split} of {data.data_dir or data.dataset}")
 
@@ -165,8 +160,8 @@ def main(arguments: list[str]) -> None:
 
     banner("export")
     sample = normalize(measured.sample(32))
-    plain = plain_model(model, sample)
-    reference = Reference(plain, sample, lambda: batches(measured), measured.labels)
+    plain = plain_model(classifier.model, sample)
+    reference = Reference(plain, sample, lambda: batches(measured), measured.labels, measured.task)
     size = sum(tensor.nbytes for tensor in plain.state_dict().values()) / 1e6
     runners, rows = {"pytorch": plain}, {"pytorch": {"megabytes": size}}
     with written_aside(folder) as aside:
@@ -185,7 +180,7 @@ def main(arguments: list[str]) -> None:
             rows[name] |= reference.measure(runner, export.repeats)
             fact(name, f"accuracy {rows[name]['accuracy']:.4f}")
         record = describe(export, data, evaluation, images, rows)
-        write_preprocessing(aside, plain.model, processor, sample)
+        write_preprocessing(aside, classifier, sample)
         (aside / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     banner("done")
@@ -199,26 +194,23 @@ def read_images(
     export: argparse.Namespace,
     data: DataArguments,
     evaluation: EvaluationArguments,
-    model: "PreTrainedModel",
-    processor,
+    classifier: "Classifier",
 ) -> "dict[str, Images]":
     """The images that are `measured`, labelled as the model's classes are, and those for `calibration` of int8."""
     from datasets import DatasetDict
 
-    from ftkit.data.engine import load_images
-    from ftkit.data.images import describe_images
-    from ftkit.data.sources import load_data
-    from ftkit.data.splits import relabel
-    from ftkit.models.build import class_names, model_channels
+    from ftkit.data.feeding.engine import load_images
+    from ftkit.data.pixels.images import describe_images
+    from ftkit.data.sources.load import load_data
 
     splits = load_data(data)
-    labelled = relabel(splits[evaluation.split], class_names(model), f"split {evaluation.split}")
+    labelled = classifier.task.relabel(splits[evaluation.split], f"split {evaluation.split}")
     chosen = {"measured": take_some(labelled, export.max_images)}
     if "int8" in export.format:
         chosen["calibration"] = take_some(splits["train"], CALIBRATION_IMAGES)
-    channels = min(describe_images(chosen["measured"]).channels, model_channels(model))
+    channels = classifier.channels_of(describe_images(chosen["measured"]))
     data.image_transform = None  # is for training
-    return load_images(DatasetDict(chosen), processor, channels, data, seed=0)
+    return load_images(DatasetDict(chosen), classifier.processor, channels, data, seed=0)
 
 
 def describe(
@@ -229,7 +221,7 @@ def describe(
     rows: dict,
 ) -> dict:
     """What is written to `export.json`: the command, what was measured on, where, and a row for each format."""
-    from ftkit.evaluation.run_record import describe_command
+    from ftkit.evaluation.record import describe_command
     from ftkit.training.provenance import environment
 
     record = {
@@ -262,6 +254,5 @@ def show(record: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -5,7 +5,7 @@
     python recipes/predict.py --model path/to/model - --format csv --output labels.csv < list_of_paths.txt
 
 Takes image files, folders (all images below them), patterns in quotes, and `-` for paths from standard input, one on
-each line. The pixels are those of recipes/evaluate.py. An image that does not decode is told on standard error and
+each line. The pixels are those of recipes/eval.py. An image that does not decode is told on standard error and
 left out, the others are classified all the same, and the exit code is 1.
 """
 
@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from ftkit.arguments import EvaluationArguments
+from ftkit.compat.python import option_strings
+from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
-from ftkit.settings import ScriptParser, whole_number
+from ftkit.models.checks import check_saved
 
 Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
 
@@ -53,13 +54,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     args, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        option, valid = unknown[0].partition("=")[0], [text for text in parser._option_string_actions if text != "-h"]
+        option, valid = unknown[0].partition("=")[0], [text for text in option_strings(parser) if text != "-h"]
         raise UserError(f"{option}: there is no such option{nearest(option, valid)}: see --help")
     if args.model is None:
         raise UserError("model is missing: give --model a folder or a name on the Hub")
     if not args.inputs:
         raise UserError("nothing to classify: name images, folders, patterns, or - for paths from standard input")
-    errors = EvaluationArguments(args.model).check()
+    errors = check_saved(args.model)
     if args.output is not None and args.output.exists():
         errors.append(f"output: {args.output} exists: give the name of a new file")
     if args.output is not None and not args.output.parent.is_dir():
@@ -82,20 +83,19 @@ def main(arguments: list[str]) -> int:
     from tqdm import tqdm
 
     from ftkit.evaluation.inference import classify
-    from ftkit.models.build import class_names, load_model
+    from ftkit.models.classifier import Classifier
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told once, and in one line
-    model, processor = load_model(args.model, args.revision, args.trust_remote_code)
-    names, failed = class_names(model), 0
+    classifier = Classifier.load(args.model, args.revision, args.trust_remote_code)
+    top_k, failed = min(args.top_k, len(classifier.task.names)), 0
     with contextlib.suppress(BrokenPipeError), opened(args.output) as out:
-        write = FORMATS[args.format](out, files, min(args.top_k, len(names)))
-        for batch in classify(model, processor, files, min(args.top_k, len(names)), args.batch_size):
+        write = FORMATS[args.format](out, files, top_k)
+        for batch in classify(classifier, files, top_k, args.batch_size):
             with tqdm.external_write_mode():  # the bar steps aside
-                rows = zip(batch.files, batch.classes.tolist(), batch.probabilities.tolist(), strict=True)
-                for file, classes, probabilities in rows:
-                    write(file, [(names[c], p) for c, p in zip(classes, probabilities, strict=True)])
+                for file, answers in zip(batch.files, batch.answers, strict=True):
+                    write(file, answers)
                 out.flush()
                 for bad in batch.bad:
                     print(f"{printable(bad['file'])}: {printable(bad['reason'])}", file=sys.stderr)
@@ -195,6 +195,5 @@ def columns(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         sys.exit(main(sys.argv[1:]))

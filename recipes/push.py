@@ -12,8 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ftkit.config.scripts import ScriptParser
 from ftkit.errors import UserError, user_errors
-from ftkit.settings import ScriptParser
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -69,6 +69,5 @@ def verify(run: Path, repo_id: str | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -2,15 +2,15 @@
 
     python recipes/report.py runs/digits-convnet-scratch
 
-The same bytes come out as at the end of the run. It takes a run's folder, or one that recipes/evaluate.py wrote.
+The same bytes come out as at the end of the run. It takes a run's folder, or one that recipes/eval.py wrote.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from ftkit.config.scripts import ScriptParser
 from ftkit.errors import user_errors
-from ftkit.settings import ScriptParser
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -32,6 +32,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose evaluate.py would hide the library of that name
     with user_errors():
         main(sys.argv[1:])

@@ -72,17 +72,18 @@ def _save_model(name, path, size):
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
-    from ftkit.models.build import build_model, save_model
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
+    from ftkit.models.classifier import Classifier
+    from ftkit.tasks import SingleLabel
 
     torch.manual_seed(0)
     if name == "vit":
         config = ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                            intermediate_size=16, num_labels=2)  # fmt: skip
-        save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16}), path)
+        Classifier(ViTForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16})).save(path)
     else:
         small = {"hidden_sizes": [16, 16]} if name == "mlp" else None
         args = ModelArguments(model=name, image_size=[size], model_args=small)
-        save_model(*build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False), path)
+        Classifier.build(args, SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), pretrained=False).save(path)
     return path

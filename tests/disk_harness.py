@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import datasets
 from fault_harness import OPTIONS, attempt, outcome
 
-from ftkit.arguments import DataArguments
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments
+from ftkit.data.sources.load import load_data
 
 PAGE = 4096  # bytes, the least that a file takes
 PLENTY = 1 << 26  # bytes

@@ -24,7 +24,7 @@ def outcome(folder: Path, model: Path, name: str, options: list[str]) -> str:
         return f"refused: {error}"
     except Exception:
         return traceback.format_exc()
-    return f"works: {sum(value.double().abs().sum().item() for value in trainer.whole.state_dict().values())}"
+    return f"works: {sum(value.double().abs().sum().item() for value in trainer.original.state_dict().values())}"
 
 
 def main(folder: str, model: str, *words: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from support import finetune
 
-from ftkit.data.mixing import Mixing
+from ftkit.data.augmentation.mixing import Mixing
 from ftkit.models import MLPForImageClassification
 from ftkit.training.trainer import ImageTrainer
 
@@ -33,7 +33,7 @@ class Mechanism(NamedTuple):
 def averaged(_run: Path, trainer: ImageTrainer) -> bool:
     best = Path(trainer.state.best_model_checkpoint)
     average, raw = load_file(best / "average.safetensors"), load_file(best / "model.safetensors")
-    model = trainer.whole.state_dict()
+    model = trainer.original.state_dict()
     same = all(torch.equal(model[name], value) for name, value in average.items() if name in model)
     return same and any(not torch.equal(average[name], value) for name, value in raw.items() if name in average)
 
@@ -69,7 +69,7 @@ def run_pair(output_dir: Path, model: Path, names: tuple[str, ...], *options: An
     (trainer,) = trainers
     if trainer.args.process_index == 0:
         assert [name for name in names if not MECHANISMS[name].seen(output_dir, trainer)] == []
-    assert all(bool(tensor.isfinite().all()) for tensor in trainer.whole.state_dict().values())
+    assert all(bool(tensor.isfinite().all()) for tensor in trainer.original.state_dict().values())
     return trainer
 
 
@@ -77,7 +77,7 @@ def run_pair(output_dir: Path, model: Path, names: tuple[str, ...], *options: An
 def _watched(names: tuple[str, ...]) -> Iterator[list[ImageTrainer]]:
     """Within, trainers are noted, and what the mechanisms are about happens: a loss is NaN, memory is short."""
     trainers, train, loss = [], ImageTrainer.train, ImageTrainer.compute_loss
-    mix, roll_back, forward = Mixing.__call__, ImageTrainer._roll_back, MLPForImageClassification.forward
+    mix, roll_back, forward = Mixing.__call__, ImageTrainer.roll_back, MLPForImageClassification.forward
     compile_model = torch.compile
 
     def note(self, **kwargs):
@@ -113,7 +113,7 @@ def _watched(names: tuple[str, ...]) -> Iterator[list[ImageTrainer]]:
         for target, name, function in (
             (ImageTrainer, "train", note),
             (Mixing, "__call__", count_mixes),
-            (ImageTrainer, "_roll_back", count_returns),
+            (ImageTrainer, "roll_back", count_returns),
             (torch, "compile", count_compiled),
             *([(ImageTrainer, "compute_loss", spoil)] if {"skip", "rollback"} & {*names} else []),
             *([(MLPForImageClassification, "forward", short_of_memory)] if "auto" in names else []),

@@ -3,17 +3,23 @@
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
 from PIL import Image
 
-from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
-from ftkit.evaluation.metrics import Predictions
+from ftkit.evaluation.gallery import thumbnail
 from ftkit.evaluation.predictions import read_predictions, write_metrics, write_predictions
+from ftkit.tasks import Predictions, SingleLabel
 
 REPO = Path(__file__).resolve().parents[1]
+TEXTS = [REPO / "README.md", *sorted((REPO / "recipes").rglob("*.md"))]  # what users read
+
+
+sys.path.insert(0, str(REPO / "recipes"))  # a script finds its neighbours, as when it is started
 
 
 def load_recipe_script(name: str) -> ModuleType:
@@ -25,8 +31,8 @@ def load_recipe_script(name: str) -> ModuleType:
 
 
 def assert_reloads(run: Path) -> None:
-    """`recipes/evaluate.py`, from the saved model alone, gives the probabilities that the run stored."""
-    load_recipe_script("evaluate").main(["--model", str(run), "--output_dir", str(run / "again")])
+    """`recipes/eval.py`, from the saved model alone, gives the probabilities that the run stored."""
+    load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(run / "again")])
     stored, again = (read_predictions(run / place).probabilities for place in ("evaluation", "again"))
     np.testing.assert_allclose(again, stored, atol=1e-5)
 
@@ -53,21 +59,19 @@ def random_predictions(names: list[str], n: int, seed: int = 0, skill: float = 2
     labels = np.random.default_rng(99).integers(0, len(names), n)
     logits = np.random.default_rng(seed).normal(size=(n, len(names))).astype(np.float32)
     logits[np.arange(n), labels] += skill
-    return Predictions(np.arange(n), np.arange(n, dtype=np.uint64) * 7 + 1, labels, logits, names)
+    return Predictions(np.arange(n), np.arange(n, dtype=np.uint64) * 7 + 1, labels, logits, SingleLabel(names))
 
 
 def store(folder: Path, test: Predictions, validation: Predictions | None = None, **record) -> Path:
-    """A folder like one that recipes/evaluate.py writes, or, with `method` and so on, like a run's."""
+    """A folder like one that recipes/eval.py writes, or, with `method` and so on, like a run's."""
     write_predictions(folder, test)
     if validation is not None:
         write_predictions(folder / "validation", validation)
     (folder / "gallery").mkdir()
-    for position in [*most_confident_errors(test), *least_confident_hits(test)]:
+    for position in np.concatenate(list(test.task.gallery(test).values())):
         Image.new("L", (28, 28), int(position) % 256).save(thumbnail(folder, test, position))
     write_metrics(folder)
-    counts = dict(
-        zip(test.class_names, np.bincount(test.labels, minlength=len(test.class_names)).tolist(), strict=True)
-    )
+    counts = test.task.counts(torch.from_numpy(test.labels))
     about = {
         "model": "a model", "dataset": "some data", "evaluated_split": "test", "splits": {"test": len(test)},
         "class_counts": {"test": counts}, "duplicates": [], "skipped_images": {}, "command": "python", "commit": None,

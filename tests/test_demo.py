@@ -29,12 +29,12 @@ gr = pytest.importorskip("gradio")
 from gradio_client import Client, handle_file  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
-from ftkit.arguments import DataArguments  # noqa: E402
-from ftkit.data.images import encoded, to_mode  # noqa: E402
-from ftkit.data.sources import load_data  # noqa: E402
-from ftkit.demo import Classifier, build_page, fit_drawing, serve, tell_apart  # noqa: E402
+from ftkit.config import DataArguments  # noqa: E402
+from ftkit.data.pixels.images import encoded, to_mode  # noqa: E402
+from ftkit.data.sources.load import load_data  # noqa: E402
+from ftkit.demo import Demo, build_page, fit_drawing, serve, tell_apart  # noqa: E402
 from ftkit.evaluation.predictions import read_predictions  # noqa: E402
-from ftkit.models.build import load_model  # noqa: E402
+from ftkit.models.classifier import Classifier  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
@@ -159,19 +159,19 @@ def test_without_gradio_it_says_how_to_get_it(convnet, monkeypatch, refused):
 
 
 def test_uploads_give_the_probabilities_of_an_evaluation(folder, tmp_path):
-    classifier, seen = Classifier(*load_model(str(folder))), set()
+    shown, seen = Demo(Classifier.load(str(folder))), set()
     files = all_kinds(tmp_path / "files")
-    for split, name in itertools.product(("train", "validation", "test"), classifier.names):
+    for split, name in itertools.product(("train", "validation", "test"), shown.names):
         shutil.copytree(tmp_path / "files", tmp_path / "data" / split / name)
     arguments = ["--model", str(folder), "--data_dir", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out")]
-    load_recipe_script("evaluate").main(arguments)
+    load_recipe_script("eval").main(arguments)
     stored = read_predictions(tmp_path / "out")
     rows = encoded(load_data(DataArguments(data_dir=str(tmp_path / "data")))["test"])["image"]
     for index, probabilities in zip(stored.index, stored.probabilities, strict=True):
         path = rows[index]["path"]
         with Image.open(path) as image:
-            answer = classifier(to_mode(image, classifier.channels))
-        assert list(answer) == stored.class_names
+            answer = shown(to_mode(image, shown.classifier.channels))
+        assert list(answer) == stored.task.names
         np.testing.assert_allclose(list(answer.values()), probabilities, atol=1e-5, err_msg=path)
         seen.add(Path(path).name)
     assert seen == {file.name for file in files}
@@ -179,8 +179,8 @@ def test_uploads_give_the_probabilities_of_an_evaluation(folder, tmp_path):
 
 def test_the_page_gives_the_probabilities_of_the_run(digits_run, tmp_path, start, hosts):
     """From the file to the answer, over HTTP; and no other machine is asked for anything."""
-    classifier = Classifier(*load_model(str(digits_run)))
-    client = Client(start(build_page("digits", classifier, 1, classifier.fit("digits"))), verbose=False)
+    shown = Demo(Classifier.load(str(digits_run)))
+    client = Client(start(build_page("digits", shown, 1, shown.fit("digits"))), verbose=False)
     stored = read_predictions(digits_run / "evaluation")
     images = load_data(DataArguments(dataset="digits"))["test"]
     for position in range(3):
@@ -188,15 +188,15 @@ def test_the_page_gives_the_probabilities_of_the_run(digits_run, tmp_path, start
         images[position]["image"].save(file)
         answer = client.predict(handle_file(file), api_name="/classify_file")
         told = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
-        expected = dict(zip(stored.class_names, stored.probabilities[position], strict=True))
+        expected = dict(zip(stored.task.names, stored.probabilities[position], strict=True))
         assert list(told) == sorted(expected, key=expected.get, reverse=True)[:5]
         assert told == pytest.approx({name: expected[name] for name in told}, abs=1e-5)
     assert hosts <= {"127.0.0.1", "localhost"}
 
 
 def test_what_is_no_image_is_a_message(convnet, tmp_path, start):
-    classifier = Classifier(*load_model(str(convnet)))
-    url = start(build_page("digits", classifier, 1, None))
+    shown = Demo(Classifier.load(str(convnet)))
+    url = start(build_page("digits", shown, 1, None))
     client = Client(url, verbose=False)
     Image.effect_noise((50, 50), 99).save(tmp_path / "whole.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
@@ -269,21 +269,21 @@ def test_drawings_at_the_limits():
 
 def test_which_models_can_be_drawn_for(digits_run, convnet, folder):
     """Those of the ten digits, of small grey images, and of data that is known to be drawn."""
-    assert Classifier(*load_model(str(digits_run))).fit(None).keywords == {"size": (8, 8), "share": 1.0}
-    small = Classifier(*load_model(str(convnet)))
+    assert Demo(Classifier.load(str(digits_run))).fit(None).keywords == {"size": (8, 8), "share": 1.0}
+    small = Demo(Classifier.load(str(convnet)))
     assert small.fit(None).keywords == {"size": (8, 8), "share": 20 / 28}
-    other = Classifier(*load_model(str(folder)))
-    assert (other.fit("photos") is None) == (other.channels == 3)
+    other = Demo(Classifier.load(str(folder)))
+    assert (other.fit("photos") is None) == (other.classifier.channels == 3)
     assert other.fit("fashion_mnist").keywords == {"size": (16, 16), "share": 20 / 28}
 
 
 def test_drawn_digits_are_recognised(digits_run):
     """Test images of the run, 256 pixels large and in black and white, as somebody would draw them."""
-    classifier = Classifier(*load_model(str(digits_run)))
-    fit, hits = classifier.fit(demo.trained_on(str(digits_run))), []
+    shown = Demo(Classifier.load(str(digits_run)))
+    fit, hits = shown.fit(demo.trained_on(str(digits_run))), []
     for row in load_data(DataArguments(dataset="digits"))["test"]:
         large = row["image"].convert("L").resize((256, 256), Image.Resampling.BICUBIC)
-        answer = classifier(fit(large.point([255] * 110 + [0] * 146)))
+        answer = shown(fit(large.point([255] * 110 + [0] * 146)))
         hits.append(max(answer, key=answer.get) == str(row["label"]))
     assert np.mean(hits) > 0.75
 
@@ -310,12 +310,12 @@ def test_the_pad_hands_over_what_is_drawn(tmp_path, start):
 @pytest.mark.slow
 def test_drawn_mnist_is_recognised_as_well_as_the_data(tmp_path):
     run, data = mnist_run(tmp_path), load_data(DataArguments(data_dir=str(DATA / "mnist")))["test"].select(range(1000))
-    classifier, hits = Classifier(*load_model(str(run))), {"plain": 0, "drawn": 0}
+    shown, hits = Demo(Classifier.load(str(run))), {"plain": 0, "drawn": 0}
     for row in data:
         image = row["image"].convert("L")
         large = image.resize((280, 280), Image.Resampling.BICUBIC).point([255] * 110 + [0] * 146)
-        for name, given in (("plain", image), ("drawn", classifier.fit("mnist")(large))):
-            answer = classifier(given)
+        for name, given in (("plain", image), ("drawn", shown.fit("mnist")(large))):
+            answer = shown(given)
             hits[name] += max(answer, key=answer.get) == str(row["label"])
     assert hits["plain"] > 950 and hits["drawn"] > hits["plain"] - 10
 
@@ -342,21 +342,21 @@ def metadata(space: Path) -> dict:
     return yaml.safe_load(head)
 
 
-def assert_answers_alike(space: Path, classifier: Classifier, files: list[Path]) -> None:
+def assert_answers_alike(space: Path, shown: Demo, files: list[Path]) -> None:
     """The Space's own code, in this process, against the demo."""
     app = runpy.run_path(str(space / "app.py"))
     for file in files:
         with Image.open(file) as image:
-            pixels = to_mode(image, classifier.channels)
+            pixels = to_mode(image, shown.classifier.channels)
         assert np.array_equal(pixels, app["to_mode"](Image.open(file), app["CHANNELS"]))
-        answer, expected = app["classify"](pixels), classifier(pixels)
+        answer, expected = app["classify"](pixels), shown(pixels)
         assert list(answer) == list(expected)
         np.testing.assert_allclose(list(answer.values()), list(expected.values()), atol=1e-5, err_msg=file.name)
 
 
 def test_a_space_answers_as_the_demo(folder, tmp_path):
     space = write_space(folder, tmp_path / "space")
-    assert_answers_alike(space, Classifier(*load_model(str(folder))), all_kinds(tmp_path / "files"))
+    assert_answers_alike(space, Demo(Classifier.load(str(folder))), all_kinds(tmp_path / "files"))
     told = metadata(space)
     assert told.pop("sdk_version") == gr.__version__ and re.fullmatch(r"3\.\d+", told.pop("python_version"))
     assert told == {"title": folder.name, "sdk": "gradio", "app_file": "app.py"}
@@ -389,19 +389,19 @@ def test_a_space_starts_where_there_is_no_ftkit(digits_run, tmp_path):
         f"runpy.run_path({str(tmp_path / 'moved' / 'app.py')!r}, run_name='__main__')"
     )
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    classifier = Classifier(*load_model(str(digits_run)))
+    shown = Demo(Classifier.load(str(digits_run)))
     with started([sys.executable, "-c", code], environment, tmp_path) as (url, _):
         client = Client(url, verbose=False)
         for file in all_kinds(tmp_path / "files"):
             with Image.open(file) as image:
-                expected = classifier(to_mode(image, 1))
+                expected = shown(to_mode(image, 1))
             answer = client.predict(handle_file(file), api_name="/classify_file")
             told = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
             assert told == pytest.approx({name: expected[name] for name in told}, abs=1e-5)
         picture(ZERO).convert("RGB").save(tmp_path / "zero.png")
         drawn = {"background": None, "layers": [], "composite": handle_file(tmp_path / "zero.png")}
         answer = client.predict(drawn, api_name="/classify_drawing")
-        expected = classifier(classifier.fit("digits")(picture(ZERO)))
+        expected = shown(shown.fit("digits")(picture(ZERO)))
         assert answer["label"] == max(expected, key=expected.get)
 
 
@@ -414,7 +414,7 @@ def test_a_space_holds_adapters_as_plain_weights(digits_run, tmp_path, refused):
     space = write_space(run, tmp_path / "space")
     assert not (space / "model" / "adapter_config.json").exists()
     assert "peft" not in (space / "requirements.txt").read_text()
-    assert_answers_alike(space, Classifier(*load_model(str(run))), all_kinds(tmp_path / "files"))
+    assert_answers_alike(space, Demo(Classifier.load(str(run))), all_kinds(tmp_path / "files"))
 
 
 @pytest.fixture
@@ -446,7 +446,7 @@ def test_a_space_for_a_model_of_the_hub_names_it(folder, hub, card, tmp_path):
     assert (told["title"], told["models"]) == (name, [name])
     assert told.get("license") == ("mit" if card and "mit" in card else None)
     assert "trust_remote_code" not in (space / "app.py").read_text()
-    assert_answers_alike(space, Classifier(*load_model(name)), all_kinds(tmp_path / "files"))
+    assert_answers_alike(space, Demo(Classifier.load(name)), all_kinds(tmp_path / "files"))
 
 
 def test_code_of_the_hub_runs_only_where_it_is_allowed(convnet, hub, tmp_path, refused):
@@ -614,8 +614,8 @@ def in_chromium(url: str, job, folder: Path, width: int = 1280, dark: bool = Fal
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_a_digit_is_drawn_and_recognised(digits_run, tmp_path, start, width, dark):
-    classifier = Classifier(*load_model(str(digits_run)))
-    url = start(build_page("digits", classifier, 1, classifier.fit("digits")))
+    shown = Demo(Classifier.load(str(digits_run)))
+    url = start(build_page("digits", shown, 1, shown.fit("digits")))
 
     async def job(tab):
         for digit, strokes in (("0", ZERO), ("1", ONE)):
@@ -633,8 +633,8 @@ def test_a_digit_is_drawn_and_recognised(digits_run, tmp_path, start, width, dar
 @needs_browser
 @pytest.mark.slow
 def test_digits_are_drawn_for_mnist(tmp_path, start):
-    classifier = Classifier(*load_model(str(mnist_run(tmp_path))))
-    url = start(build_page("mnist", classifier, 1, classifier.fit("mnist")))
+    shown = Demo(Classifier.load(str(mnist_run(tmp_path))))
+    url = start(build_page("mnist", shown, 1, shown.fit("mnist")))
 
     async def job(tab):
         for digit, strokes in DIGITS.items():

@@ -14,11 +14,11 @@ from PIL import Image
 from pretend_device import pretend_device
 from support import finetune, interrupt, load_recipe_script
 
-from ftkit.arguments.data import AUGMENTATIONS
+from ftkit.data.augmentation.augment import AUGMENTATIONS
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.hub.parity import check_parity
 from ftkit.models import flops
-from ftkit.models.build import load_model
+from ftkit.models.classifier import Classifier
 from ftkit.training import trainer
 from ftkit.training.trainer import ImageTrainer
 
@@ -38,7 +38,7 @@ def pretended():
 @pytest.fixture
 def no_report(monkeypatch):
     """Plots take as long as all the rest of so small a run."""
-    monkeypatch.setattr("ftkit.evaluation.report.write_report", lambda folder, record: None)
+    monkeypatch.setattr("ftkit.run.write_report", lambda folder, record: None)
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_a_run_goes_on_on_another_device(tmp_path, request, first):
 
 def test_evaluate(pretended, there, tmp_path):
     options = ["--test_time_augmentation", "flip_and_shift", "--output_dir", str(tmp_path / "again")]
-    load_recipe_script("evaluate").main(["--model", str(there), *options])
+    load_recipe_script("eval").main(["--model", str(there), *options])
     stored, again = (read_predictions(folder) for folder in (there / "evaluation", tmp_path / "again"))
     assert np.array_equal(again.logits, stored.logits)
 
@@ -210,7 +210,7 @@ def test_the_gate_of_push(pretended, there):
 
 def test_demo(pretended, there):
     demo = pytest.importorskip("ftkit.demo", exc_type=ImportError)
-    classifier = demo.Classifier(*load_model(str(there)))
+    classifier = demo.Demo(Classifier.load(str(there)))
     assert sum(classifier(Image.new("L", (8, 8))).values()) == pytest.approx(1)
 
 
@@ -276,7 +276,7 @@ def test_what_has_no_deterministic_version_is_named(tmp_path, deterministic, mon
 
 def test_an_image_costs_the_same_wherever_the_model_is(pretended, mlp):
     """On a GPU a recurrent layer is one operation, which nobody counts."""
-    model, _ = load_model(str(mlp))
+    model = Classifier.load(str(mlp)).model
     images = torch.zeros(1, 1, 8, 8)
     expected, seen = flops.flops_per_image(model, images), []
     model.register_forward_pre_hook(lambda _, args, given: seen.append(given["pixel_values"].device), with_kwargs=True)

@@ -131,7 +131,7 @@ def test_a_disk_that_becomes_read_only(whole, disk, after_the_first_checkpoint, 
     assert capsys.readouterr().out.count("could not be written, training goes on without it") == 3
     set_writable(True)
     finetune(folder / "run", *OPTIONS)
-    assert "goes on from" in capsys.readouterr().out and model(folder / "run") == model(whole)
+    assert "resumes from" in capsys.readouterr().out and model(folder / "run") == model(whole)
 
 
 def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpoint):

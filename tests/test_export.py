@@ -40,12 +40,13 @@ def left_in(folder):
 @pytest.fixture(scope="session")
 def rnn(tmp_path_factory):
     """A recurrent network with random weights for the digits 0 and 1, saved."""
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
-    from ftkit.models.build import build_model, save_model
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
+    from ftkit.models.classifier import Classifier
+    from ftkit.tasks import SingleLabel
 
     path, args = tmp_path_factory.mktemp("rnn"), ModelArguments(model="rnn", model_args={"hidden_size": 8})
-    save_model(*build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False), path)
+    Classifier.build(args, SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), pretrained=False).save(path)
     return path
 
 
@@ -59,8 +60,8 @@ def exported(digits_run, tmp_path_factory):
 
 def digits_test():
     """The test images of `digits_run`, uint8 (N, 8, 8), and their labels."""
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
 
     test = load_data(DataArguments(dataset="digits"))["test"]
     return np.stack([np.asarray(image) for image in test["image"]]), np.array(test["label"])
@@ -147,10 +148,11 @@ def noise_images(folder, names):
 
 def check_all_formats(model_folder, tmp_path):
     """Any batch gives PyTorch's logits, from the files alone."""
-    from ftkit.models.build import class_names, load_model
+    from ftkit.models.classifier import Classifier
 
-    model = load_model(str(model_folder))[0].eval()
-    data = noise_images(tmp_path / "noise", class_names(model))
+    classifier = Classifier.load(str(model_folder))
+    model = classifier.model.eval()
+    data = noise_images(tmp_path / "noise", classifier.task.names)
     export(
         "--model",
         model_folder,
@@ -191,17 +193,18 @@ def test_a_timm_model_keeps_its_image_processor(tmp_path):
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
-    from ftkit.models.build import build_model, save_model
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
+    from ftkit.models.classifier import Classifier
+    from ftkit.tasks import SingleLabel
 
     args = ModelArguments(model="timm/test_resnet", image_size=[16])
-    model, processor = build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False)
-    save_model(model, processor, tmp_path / "model")
+    classifier = Classifier.build(args, SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), pretrained=False)
+    classifier.save(tmp_path / "model")
     export("--model", tmp_path / "model", "--format", "torch_export", "--max_images", 5, *DIGITS)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
     beside = AutoImageProcessor.from_pretrained(tmp_path / "model" / "export")
-    values = [given(image, return_tensors="pt")["pixel_values"] for given in (processor, beside)]
+    values = [given(image, return_tensors="pt")["pixel_values"] for given in (classifier.processor, beside)]
     torch.testing.assert_close(*values)
     about = json.loads((tmp_path / "model" / "export" / "preprocessing.json").read_text())
     assert about["input"]["shape"] == ["batch", 3, 16, 16] and about["channels"] == ["red", "green", "blue"]
@@ -209,8 +212,8 @@ def test_a_timm_model_keeps_its_image_processor(tmp_path):
 
 
 def test_calibration_sees_training_images_only(digits_run, tmp_path, monkeypatch):
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
     from ftkit.export import formats
 
     seen, write = [], formats.write

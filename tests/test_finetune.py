@@ -82,7 +82,7 @@ def test_weights_that_are_pieces_of_one_buffer(tmp_path, monkeypatch):
 
 
 def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
-    load_recipe_script("evaluate").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
+    load_recipe_script("eval").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
     first, again = (read_predictions(folder) for folder in (digits_run / "evaluation", tmp_path / "again"))
     np.testing.assert_array_equal(first.labels, again.labels)
     np.testing.assert_allclose(first.probabilities, again.probabilities, atol=1e-6)
@@ -101,13 +101,13 @@ def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
 )
 def test_evaluate_names_what_is_wrong(digits_run, options, message):
     with pytest.raises(UserError, match=message):
-        load_recipe_script("evaluate").main([option.format(run=digits_run) for option in options])
+        load_recipe_script("eval").main([option.format(run=digits_run) for option in options])
 
 
 def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
     """Class folders in another order, and fewer of them, than the model knows."""
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
 
     test = load_data(DataArguments(dataset="digits"))["test"]
     for row in test:
@@ -120,7 +120,7 @@ def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
             for i in range(20):
                 row["image"].save(tmp_path / "digits" / "train" / name / f"{i}.png")
     arguments = ["--model", digits_run, "--data_dir", tmp_path / "digits", "--output_dir", tmp_path / "out"]
-    load_recipe_script("evaluate").main([str(argument) for argument in arguments])
+    load_recipe_script("eval").main([str(argument) for argument in arguments])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.9
     assert {name for name, row in metrics["per_class"].items() if row["n"]} == {"3", "7"}
@@ -237,13 +237,13 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
     for name in ("run.json", "model/model.safetensors"):
         (run / name).unlink()
     finetune(run, *QUICK, "--resume_from_checkpoint", "true")
-    assert weights(run) == before and "stage 0, all: finished before" in capsys.readouterr().out
+    assert weights(run) == before and "stage 0, all: already finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric_for_best_model", "acuracy"], ["'acuracy' is neither accuracy nor loss"]),
+        (["--metric_for_best_model", "acuracy"], ["'acuracy' is not one of loss, accuracy, which validation gives"]),
         (["--optim", "timm/lamb", "--optim_args", "foo=1"], ["optim: timm/lamb, optim_args: foo=1", "foo"]),
         (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
         (["--optim", "timm/adahessian"], ["gradients of gradients"]),

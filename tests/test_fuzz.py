@@ -14,7 +14,6 @@ import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,18 +25,22 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
+from support import REPO
 from transformers import HfArgumentParser, ViTImageProcessor
 
-from ftkit.arguments import DataArguments, ModelArguments
-from ftkit.config import GROUPS, parse_config, parse_evaluation
-from ftkit.data.decoding import Decoder
-from ftkit.data.images import ImageInfo, describe_images
-from ftkit.data.raw import read_cifar_folder, read_idx
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments, ModelArguments
+from ftkit.config.loader import GROUPS
+from ftkit.data.pixels.decoding import Decoder
+from ftkit.data.pixels.images import ImageInfo, describe_images
+from ftkit.data.sources.load import load_data
+from ftkit.data.sources.raw import read_cifar_folder, read_idx
 from ftkit.errors import UserError
-from ftkit.models.build import build_model
+from ftkit.files import hidden
+from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
-from ftkit.training.checkpoints import hidden, newest_whole, seal, what_is_wrong
+from ftkit.owners import parse_config, parse_evaluation
+from ftkit.tasks import SingleLabel
+from ftkit.training.checkpoints import newest_complete, seal, what_is_wrong
 
 HANGS = 30  # seconds
 fuzz = settings(
@@ -145,7 +148,7 @@ ODD = ["nan", ".nan", "inf", "-inf", ".inf", "1e400", "-1e400", "1e-400", "-0.0"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
 )
-RECIPES = [path.read_bytes() for path in sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))]
+RECIPES = [path.read_bytes() for path in sorted((REPO / "recipes").rglob("*.yaml"))]
 values = st.one_of(
     st.sampled_from(ODD),
     st.integers().map(str),
@@ -403,7 +406,7 @@ def test_a_manifest(stage, data):
         manifest.write_bytes(data.draw(st.one_of(damaged(whole), odd_json)))
         with taken_or_refused():
             wrong = what_is_wrong(manifest.parent)
-            assert newest_whole(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
+            assert newest_complete(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
     finally:
         manifest.write_bytes(whole)
 
@@ -417,14 +420,14 @@ def test_a_trainers_state_that_the_manifest_lists(stage, data):
     (aside / "trainer_state.json").write_bytes(data)
     seal(aside, checkpoint)
     with taken_or_refused():
-        assert newest_whole(stage) is not None
+        assert newest_complete(stage) is not None
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
     args = ModelArguments(model="mlp", model_args={"hidden_sizes": [4, 3]})
-    return build_model(args, ["a", "b"], ImageInfo((2, 2), 1), pretrained=False)[0]
+    return Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((2, 2), 1), pretrained=False).model
 
 
 def torch_saved(content, **options) -> bytes:

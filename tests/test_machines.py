@@ -124,9 +124,15 @@ def test_deepspeed(tmp_path, two, stage):
     assert_same_weights(two, sharded(tmp_path, f"deepspeed_zero{stage}", tmp_path / "run", "0"))
 
 
+def logged_losses(run):
+    """The losses that the last stage logged, with their mean over all of it."""
+    log = json.loads((run / "stages" / "2-all" / "trainer_state.json").read_text())["log_history"]
+    return [line[name] for line in log for name in ("loss", "train_loss") if name in line]
+
+
 @pytest.mark.parametrize("config", ["multi_gpu", "fsdp", "deepspeed_zero2", "deepspeed_zero3"])
 def test_bf16_of_the_launcher(tmp_path, config):
-    """It trains, goes on after an interruption, and what it saves passes the gate in float32."""
+    """It trains, resumes with all that it knew, and what it saves passes the gate in float32."""
     if config.startswith("deepspeed"):
         pytest.importorskip("deepspeed", exc_type=ImportError)
 
@@ -140,6 +146,7 @@ def test_bf16_of_the_launcher(tmp_path, config):
 
     folder = train()
     record, weights = read_record(folder), load_file(folder / "model" / "model.safetensors")
+    losses = logged_losses(folder)
     assert record["precision"] == "bf16" and record["processes"] == 2
     assert {value.dtype for name, value in weights.items() if "batches" not in name} == {np.dtype("float32")}
     assert check_parity(folder / "model", folder / "evaluation", record) < 1e-4
@@ -148,6 +155,7 @@ def test_bf16_of_the_launcher(tmp_path, config):
     again = load_file(folder / "model" / "model.safetensors")
     for name, value in weights.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
+    assert logged_losses(folder) == losses
 
 
 @pytest.mark.parametrize("key", ["fsdp", "deepspeed"])

@@ -11,7 +11,7 @@ from mechanisms import MECHANISMS, run_pair
 from safetensors.numpy import load_file
 from support import REPO
 
-from ftkit.config import parse_config
+from ftkit.owners import parse_config
 
 pytestmark = pytest.mark.slow
 SGD = ["--optim", "sgd", "--learning_rate", "0.1", "--weight_decay", "0"]

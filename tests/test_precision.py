@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from support import REPO, assert_reloads, finetune, interrupt, load_recipe_script
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from ftkit.config import parse_config
 from ftkit.errors import ConfigError
 from ftkit.evaluation.comparing import group_runs, read_run
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
+from ftkit.owners import parse_config
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]
@@ -143,7 +143,7 @@ def test_a_base_in_half_precision_trains_and_is_saved_in_float32(tmp_path, digit
 
 def test_evaluate_computes_in_float32_whatever_the_launcher_says(digits_run, tmp_path, monkeypatch):
     monkeypatch.setenv(LAUNCHER, "bf16")
-    load_recipe_script("evaluate").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
+    load_recipe_script("eval").main(["--model", str(digits_run), "--output_dir", str(tmp_path / "again")])
     first, again = ((place / "metrics.json").read_text() for place in (digits_run / "evaluation", tmp_path / "again"))
     losses = [json.loads(text)["negative_log_likelihood"] for text in (first, again)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from support import REPO, finetune
 
-from ftkit.arguments import DataArguments
-from ftkit.data.pixels import channel_statistics
-from ftkit.data.sources import load_data
-from ftkit.data.tensors import image_tensors
+from ftkit.config import DataArguments
+from ftkit.data.feeding.tensors import image_tensors
+from ftkit.data.pixels.normalize import channel_statistics
+from ftkit.data.sources.load import load_data
 
 DATA = Path(os.environ.get("FTKIT_DATA_DIR", "/nowhere"))
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.special import softmax
 from support import finetune
 
-from ftkit.arguments import DataArguments
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments
+from ftkit.data.sources.load import load_data
 from ftkit.evaluation.predictions import read_predictions
 
 MODELS = {
@@ -81,7 +81,7 @@ def evaluated(tmp_path_factory, photos, digit_files):
             else:
                 test = load_data(DataArguments(data_dir=str(photos)))["test"]
                 files = [row["path"] for row in test.cast_column("image", _undecoded())["image"]]
-            stored[name, kind] = predictions.logits[: len(files)], predictions.class_names
+            stored[name, kind] = predictions.logits[: len(files)], predictions.task.names
             remote = not name.startswith("timm")
             jobs.append({"model": str(run / "model"), "images": [str(f) for f in files], "remote": remote})
     environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}

@@ -7,33 +7,39 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import REPO, load_recipe_script
+from support import REPO, TEXTS, load_recipe_script
 
-from ftkit.arguments import EvaluationArguments, ModelArguments
-from ftkit.config import parse_config, parse_evaluation
+from ftkit.config import EvaluationArguments, ModelArguments
+from ftkit.owners import parse_config, parse_evaluation
+from ftkit.tasks.single_label.metrics import METRICS
 
 # A module may import what stands before it, and what stands in its own place.
 ROAD = [
+    "compat",
     "errors",
+    "files",
     "signals",
     "precision",
-    "arguments",
-    "settings",
+    "statistics",
     "config",
     "console",
+    "tasks",
     "data",
     "models",
     "methods",
     "training",
+    "owners",
     "evaluation",
     "hub",
     "export",
     "demo",
+    "run",
 ]
 MODULES = sorted((REPO / "ftkit").rglob("*.py"))
 YAMLS = sorted((REPO / "recipes").rglob("*.yaml"))
 DEFAULT_RECIPE = load_recipe_script("finetune").DEFAULT_RECIPE
 SCRIPTS = sorted((REPO / "recipes").glob("*.py"))
+BENCHMARKS = sorted((REPO / "recipes" / "benchmarks").glob("*.py"))
 
 
 def imports(path: Path) -> set[str]:
@@ -65,7 +71,7 @@ def test_modeling_files_travel_alone(path):
 
 # Where bytes of others could become code, and why they do not.
 _UNPICKLES = {
-    "ftkit/data/raw.py": "an unpickler that knows arrays alone",
+    "ftkit/data/sources/raw.py": "an unpickler that knows arrays alone",
     "ftkit/models/weights.py": "the error's name",
 }
 _RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "marshal.loads", "dill.load",
@@ -106,7 +112,7 @@ def test_what_would_run_other_peoples_code_is_found(source):
     assert unsafe(source)
 
 
-@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=lambda path: str(path.relative_to(REPO)))
+@pytest.mark.parametrize("path", [*MODULES, *SCRIPTS, *BENCHMARKS], ids=lambda path: str(path.relative_to(REPO)))
 def test_nothing_runs_other_peoples_code(path):
     found = unsafe(path.read_text(encoding="utf-8"))
     if str(path.relative_to(REPO)) in _UNPICKLES:
@@ -125,16 +131,15 @@ def _without_variables(words: list[str]) -> list[str]:
 
 
 def written_commands() -> list[tuple[str, list[str]]]:
-    """`(where, words)` of every line that launches a recipe: in the README, in docstrings, at the head of recipes."""
+    """`(where, words)` of every line that launches a recipe: in README, guides, docstrings and heads of recipes."""
     found = []
-    for path in [REPO / "README.md", *SCRIPTS, *YAMLS, *sorted((REPO / "accelerate_configs").glob("*.yaml"))]:
+    for path in [*TEXTS, *SCRIPTS, *YAMLS, *sorted((REPO / "accelerate_configs").glob("*.yaml"))]:
         text = path.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in text.splitlines():
-            match = re.search(
-                r"(?:^|&& |`)((?:accelerate launch|python) [^`&|]*recipes/\w+\.py[^`&|]*)", line.lstrip("# ")
-            )
+            line = re.sub(r"^srun bash -c '.*exec (.*)'$", r"\1", line.lstrip("# "))
+            match = re.search(r"(?:^|&& |`)((?:accelerate launch|python) [^`&|]*recipes/\w+\.py[^`&|]*)", line)
             if match:
-                found.append((path.name, shlex.split(match[1])))
+                found.append((str(path.relative_to(REPO)), shlex.split(match[1])))
     return found
 
 
@@ -155,7 +160,7 @@ def test_every_command_that_is_written_down_is_understood(where, words, monkeypa
             load_recipe_script(script.removesuffix(".py")).main(arguments)
     elif script == "finetune.py":
         parse_config(arguments, DEFAULT_RECIPE)
-    elif script == "evaluate.py":
+    elif script == "eval.py":
         if "--data_dir" not in arguments and "--dataset" not in arguments:
             arguments = [*arguments, "--dataset", "digits"]  # the run that it names is not there
         parse_evaluation(arguments)
@@ -166,7 +171,7 @@ def test_every_command_that_is_written_down_is_understood(where, words, monkeypa
 def test_the_readme_and_every_recipe_name_a_command():
     where = [place for place, _ in written_commands()]
     for path in [REPO / "README.md", *SCRIPTS, *YAMLS]:
-        assert path.name in where, f"{path} gives no launch command"
+        assert str(path.relative_to(REPO)) in where, f"{path} gives no launch command"
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.name)
@@ -212,3 +217,48 @@ def test_launch_configurations_load(name):
 
 def test_every_launch_configuration_is_tested():
     assert {path.stem for path in (REPO / "accelerate_configs").glob("*.yaml")} == LAUNCH.keys()
+
+
+# What a right answer is, is known in tasks/ alone. `statistics/` computes with arrays, whatever they mean.
+_KNOWS_ANSWERS = {
+    "softmax", "log_softmax", "Softmax", "logsumexp", "argmax", "topk", "one_hot", "sigmoid", "cross_entropy",
+    "CrossEntropyLoss", "nll_loss", "binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "mse_loss",
+}  # fmt: skip
+_TASK_NAMES = {"single_label", "multi_label", "regression"}
+
+
+def knows_a_task(source: str) -> list[str]:
+    """What in a file computes an answer or a loss from logits, or asks which task it has, by line."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            bad = node.attr in _KNOWS_ANSWERS
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            bad = any(alias.name in _KNOWS_ANSWERS for alias in node.names)
+        elif isinstance(node, ast.Constant):
+            bad = isinstance(node.value, str) and node.value in _TASK_NAMES | METRICS.keys()
+        elif isinstance(node, ast.Call):
+            bad = ast.unparse(node.func) in ("isinstance", "issubclass") and "SingleLabel" in ast.unparse(node)
+        elif isinstance(node, ast.Compare):
+            bad = "SingleLabel" in ast.unparse(node)
+        else:
+            continue
+        found += [f"{node.lineno}: {ast.unparse(node)}"] if bad else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["logits.argmax(1)", "F.cross_entropy(a, b)", "from scipy.special import softmax", "x = metrics['accuracy']",
+     "isinstance(task, SingleLabel)", "type(task) is SingleLabel", "task.name == 'single_label'"],
+)  # fmt: skip
+def test_what_knows_a_task_is_found(source):
+    assert knows_a_task(source)
+
+
+OUTSIDE_TASKS = [path for path in MODULES if path.relative_to(REPO / "ftkit").parts[0] not in ("tasks", "statistics")]
+
+
+@pytest.mark.parametrize("path", OUTSIDE_TASKS, ids=lambda path: str(path.relative_to(REPO)))
+def test_only_tasks_know_what_a_right_answer_is(path):
+    assert knows_a_task(path.read_text(encoding="utf-8")) == []

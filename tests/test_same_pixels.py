@@ -98,14 +98,15 @@ RECORD = """
 import sys
 import numpy as np
 from transformers import ViTImageProcessor
-from ftkit.arguments import DataArguments, LossArguments
-from ftkit.arguments.training import TrainingArguments, machine_defaults
-from ftkit.data.pixels import normalizer
-from ftkit.data.sources import load_data
-from ftkit.data.tensors import image_tensors
+from ftkit.config import DataArguments, LossArguments
+from ftkit.config.training import TrainingArguments
+from ftkit.data.pixels.normalize import normalizer
+from ftkit.data.sources.load import load_data
+from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models import MLPConfig, MLPForImageClassification
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.objective import Objective
+from ftkit.training.trainer import ImageTrainer
 
 class Recorder(ImageTrainer):
     seen = []
@@ -116,13 +117,13 @@ class Recorder(ImageTrainer):
 
 folder, batch = sys.argv[1], int(sys.argv[2])
 args = TrainingArguments(folder + "/run", num_train_epochs=2, per_device_train_batch_size=batch, save_strategy="no",
-                         **machine_defaults() | {"disable_tqdm": True})
+                         eval_strategy="no", logging_steps=500, disable_tqdm=True)
 with args.main_process_first():
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     images = image_tensors(load_data(DataArguments(dataset="digits"))["train"], processor, 1, cache_dir=folder)
 model = MLPForImageClassification(MLPConfig(image_size=[8, 8], hidden_sizes=[4], num_labels=10))
 settings = {name: Setting(0.01, True) for name, _ in model.named_parameters()}
-objective = Objective(LossArguments(mixup=0.2, cutmix=1.0), settings, 10, ["random_crop", "rotate"])
+objective = Objective(LossArguments(mixup=0.2, cutmix=1.0), settings, ["random_crop", "rotate"])
 trainer = Recorder(model, args, normalizer(processor, 1), objective, images)
 trainer.train()
 np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.seen)

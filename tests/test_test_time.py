@@ -7,9 +7,9 @@ import torch
 from support import finetune, load_recipe_script
 from transformers import ViTImageProcessor
 
-from ftkit.arguments import DataArguments
-from ftkit.data.sources import load_data
-from ftkit.data.tensors import Viewed, image_tensors
+from ftkit.config import DataArguments
+from ftkit.data.feeding.tensors import Viewed, image_tensors
+from ftkit.data.sources.load import load_data
 from ftkit.evaluation.predictions import read_predictions
 
 
@@ -35,7 +35,7 @@ def test_flip_averaging_stands_beside_the_plain_evaluation(digits_run, tmp_path,
     assert f"{accuracy:.4f} with test_time_augmentation: flip" in shown
     assert f"| accuracy at test time | {accuracy:.4f} |" in (run / "evaluation" / "report.md").read_text()
 
-    load_recipe_script("evaluate").main(["--model", str(run), "--output_dir", str(tmp_path / "again")])
+    load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(tmp_path / "again")])
     np.testing.assert_allclose(probabilities(tmp_path / "again" / "flip"), averaged, atol=1e-5)
     np.testing.assert_allclose(probabilities(tmp_path / "again" / "flip_and_shift"), shifted, atol=1e-5)
 

@@ -131,14 +131,14 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_p
     with refused("was written by 2 processes, and this run has 1"):
         finetune(tmp_path / "run", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu", "true", "--dropout", 0)
     shown, _ = (process := launch(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
-    assert process.returncode == 0 and "goes on from" in shown, shown[-3000:]
+    assert process.returncode == 0 and "resumes from" in shown, shown[-3000:]
     models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
 
 
 @pytest.mark.slow
 def test_a_warning_that_all_are_sent_costs_nothing(launch, tmp_path):
-    """SLURM sends it to the launcher too, which dies of it if it is not told to ignore it, as in recipes/README.md."""
+    """SLURM sends it to the launcher too, which dies of it unless it ignores it, as in recipes/guides/scale.md."""
     process = launch(tmp_path / "run", "--num_train_epochs", 80, "--save_total_limit", 200,
                      before=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))  # fmt: skip
     stage = started(process, tmp_path / "run")

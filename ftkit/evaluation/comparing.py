@@ -1,6 +1,7 @@
-"""Runs side by side: accuracy over seeds, cost, and which differences are more than luck."""
+"""Runs side by side: their score over seeds, cost, and which differences are more than luck."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -14,8 +15,9 @@ from ftkit.evaluation import plots
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
-from ftkit.evaluation.significance import ALPHA, compare, holm
-from ftkit.training.run_folder import CHANGES_NOTHING
+from ftkit.statistics.significance import ALPHA, holm
+from ftkit.tasks import Task
+from ftkit.training.output_folder import CHANGES_NOTHING
 
 # What of a configuration does not make another method of it.
 _SAME_METHOD = CHANGES_NOTHING | {"seed", "data_seed", "run_name"}
@@ -29,18 +31,18 @@ class Run:
     Attributes:
         folder: where it lies.
         record: its `run.json`.
-        config: its configuration, empty for what `recipes/evaluate.py` wrote.
-        class_names: of the model.
-        images: (hash, true class) of each test image, in the order of `hits`.
-        hits: bool (N,), whether the prediction is right.
+        config: its configuration, empty for what `recipes/eval.py` wrote.
+        task: of the model.
+        images: (hash, target) of each test image, in the order of `scores`.
+        scores: (N,), of each image, see `Task.score`.
     """
 
     folder: Path
     record: dict[str, Any]
     config: dict[str, Any]
-    class_names: list[str]
+    task: Task
     images: list[tuple[int, str]]
-    hits: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass
@@ -62,10 +64,10 @@ def read_run(folder: Path) -> Run:
     saved = folder / "config.yaml"
     config = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     # The order of hashes and names is the same in every run. Twins have the same pixels, so theirs does not matter.
-    names = [predictions.class_names[label] for label in predictions.labels]
-    rows = sorted(zip(predictions.hashes.tolist(), names, range(len(names)), strict=True))
-    images = [(hashed, name) for hashed, name, _ in rows]
-    return Run(folder, record, config, predictions.class_names, images, predictions.hits[[row for *_, row in rows]])
+    targets, scores = predictions.by_name(), predictions.scores()
+    rows = sorted(zip(predictions.hashes.tolist(), targets, range(len(targets)), strict=True))
+    images = [(hashed, target) for hashed, target, _ in rows]
+    return Run(folder, record, config, predictions.task, images, scores[[row for *_, row in rows]])
 
 
 def check_each_once(folders: list[Path]) -> None:
@@ -90,8 +92,8 @@ def check_same_test(runs: list[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         between = f"{first.folder} and {run.folder} cannot be compared"
-        if set(first.class_names) != set(run.class_names):
-            raise UserError(f"{between}: the classes differ: {_difference(first.class_names, run.class_names)}")
+        if set(first.task.names) != set(run.task.names):
+            raise UserError(f"{between}: the classes differ: {_difference(first.task.names, run.task.names)}")
         if first.images == run.images:
             continue
         mine, theirs = ({hashed for hashed, _ in images} for images in (first.images, run.images))
@@ -139,7 +141,7 @@ def _name(run: Run, apart: list[str]) -> str:
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
-    """Write `comparison.html`, `.md` and `.json` into a folder, and return what they say.
+    """Write `comparison.html`, `.md` and `.json` into a folder, and return what the page is made of.
 
     Raises:
         UserError: a run stands there twice, the runs were not tested on the same images and classes, or none is
@@ -150,8 +152,9 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
         raise UserError("no run is finished: there is nothing to compare")
     check_each_once([run.folder for run in runs])
     check_same_test(runs)
-    present = sorted((group for group in groups if group.runs), key=lambda group: -_accuracies(group).mean())
-    rows = [_row(letter, group) for letter, group in zip(_letters(), present, strict=False)]
+    present = sorted((group for group in groups if group.runs), key=lambda group: -_scores(group).mean())
+    task = runs[0].task
+    rows = [_row(letter, group, task.score) for letter, group in zip(_letters(), present, strict=False)]
     pairs = _pairs(present, rows)
     absent = [{"name": group.name, "failures": group.failures} for group in groups if not group.runs]
     result = {"n": len(runs[0].images), "rows": rows, "failed": absent, "pairs": pairs}
@@ -159,19 +162,21 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     fronts = [
-        ("seconds of training", pareto_front(rows, "seconds")),
-        ("parameters trained", pareto_front(rows, "trained_parameters")),
+        ("seconds of training", pareto_front(rows, "seconds", task.score)),
+        ("parameters trained", pareto_front(rows, "trained_parameters", task.score)),
     ]
     costs = all(row["seconds"] is not None for row in rows)
     content = {
         **result,
         "dataset": runs[0].record["dataset"],
-        "plot": plots.pareto(rows, fronts) if costs else None,
+        "score": task.score,
+        "title": task.score_metric.title,
+        "plot": plots.pareto(rows, fronts, task.score, task.score_metric.title) if costs else None,
         "fronts": fronts if costs else [],
         "names": {row["letter"]: row["name"] for row in rows},
     }
     write_pages(folder, "comparison", content)
-    return result
+    return content
 
 
 def _letters():
@@ -179,12 +184,12 @@ def _letters():
     return [*alphabet, *(first + second for first in alphabet for second in alphabet)]
 
 
-def _accuracies(group: Group) -> np.ndarray:
-    return np.array([run.hits.mean() for run in group.runs])
+def _scores(group: Group) -> np.ndarray:
+    return np.array([run.scores.mean() for run in group.runs])
 
 
-def _row(letter: str, group: Group) -> dict[str, Any]:
-    records, accuracies = [run.record for run in group.runs], _accuracies(group)
+def _row(letter: str, group: Group, score: str) -> dict[str, Any]:
+    records, scores = [run.record for run in group.runs], _scores(group)
 
     def mean(values: list[float | None]) -> float | None:
         return None if None in values else float(np.mean(values))
@@ -195,8 +200,8 @@ def _row(letter: str, group: Group) -> dict[str, Any]:
         "name": group.name,
         "runs": [str(run.folder) for run in group.runs],
         "seeds": [record.get("seed") for record in records],
-        "accuracy": float(accuracies.mean()),
-        "std": float(accuracies.std(ddof=1)) if len(accuracies) > 1 else None,
+        score: float(scores.mean()),
+        "std": float(scores.std(ddof=1)) if len(scores) > 1 else None,
         "trained_parameters": mean([r["parameters"]["trained"] if "parameters" in r else None for r in records]),
         "seconds": mean(seconds),
         "peak_memory_mb": mean([max(r["peak_memory_mb"].values()) if "stages" in r else None for r in records]),
@@ -206,10 +211,10 @@ def _row(letter: str, group: Group) -> dict[str, Any]:
 
 def _pairs(groups: list[Group], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Every pair of groups, the better one first; a winner is one after Holm's correction over all pairs."""
-    hits = [np.array([run.hits for run in group.runs]) for group in groups]
-    pairs = []
+    scores = [np.array([run.scores for run in group.runs]) for group in groups]
+    pairs, compare = [], groups[0].runs[0].task.compare
     for i, j in combinations(range(len(groups)), 2):
-        pairs.append({"first": rows[i]["letter"], "second": rows[j]["letter"], **compare(hits[j], hits[i])})
+        pairs.append({"first": rows[i]["letter"], "second": rows[j]["letter"], **compare(scores[j], scores[i])})
     for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_corrected"] = p
         # A first that is not better may only be ahead of its second by the order of equals.
@@ -217,11 +222,11 @@ def _pairs(groups: list[Group], rows: list[dict[str, Any]]) -> list[dict[str, An
     return pairs
 
 
-def pareto_front(rows: list[dict[str, Any]], cost: str) -> list[str]:
-    """The letters of the rows that no other one beats in accuracy at the same cost or less, cheapest first."""
-    front, best = [], -1.0
-    for row in sorted(rows, key=lambda row: (row[cost] or 0.0, -row["accuracy"])):
-        if row["accuracy"] > best:
+def pareto_front(rows: list[dict[str, Any]], cost: str, score: str) -> list[str]:
+    """The letters of the rows that no other one beats in `score` at the same cost or less, cheapest first."""
+    front, best = [], -math.inf
+    for row in sorted(rows, key=lambda row: (row[cost] or 0.0, -row[score])):
+        if row[score] > best:
             front.append(row["letter"])
-            best = row["accuracy"]
+            best = row[score]
     return front

@@ -6,27 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ftkit.data.tensors import Images
-from ftkit.evaluation.metrics import Predictions
+from ftkit.data.feeding.tensors import Images
+from ftkit.tasks import Predictions
 
-_COUNT = 24  # of each kind
 _SAMPLES = 16
 _SIDE = 96  # pixels of a thumbnail, at the most
-
-
-def most_confident_errors(predictions: Predictions) -> np.ndarray:
-    """Positions int64 of up to 24 wrong predictions, the most confident first."""
-    return _first(predictions, ~predictions.hits, -predictions.confidences)
-
-
-def least_confident_hits(predictions: Predictions) -> np.ndarray:
-    """Positions int64 of up to 24 right predictions, the least confident first."""
-    return _first(predictions, predictions.hits, predictions.confidences)
-
-
-def _first(predictions: Predictions, chosen: np.ndarray, order: np.ndarray) -> np.ndarray:
-    positions = np.flatnonzero(chosen)
-    return positions[np.argsort(order[positions], kind="stable")][:_COUNT]
 
 
 def thumbnail(folder: Path, predictions: Predictions, position: int) -> Path:
@@ -37,7 +21,7 @@ def thumbnail(folder: Path, predictions: Predictions, position: int) -> Path:
 def write_gallery(folder: Path, predictions: Predictions, images: Images) -> None:
     """Write the thumbnails of the gallery: the pixels that the model saw, made smaller where they are large."""
     (folder / "gallery").mkdir(exist_ok=True)
-    positions = [*most_confident_errors(predictions), *least_confident_hits(predictions)]
+    positions = [position for kind in predictions.task.gallery(predictions).values() for position in kind]
     if not positions:
         return
     pixels = images.pixels(torch.tensor(positions).to(images.labels.device)).cpu().numpy()

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, Features, Image, Value
-from transformers import PreTrainedModel
 
-from ftkit.data.decoding import Decoder, cores, over_all_rows
-from ftkit.data.folders import image_suffixes, natural_sorted
-from ftkit.data.pixels import channels_last, normalizer
+from ftkit.data.pixels.decoding import Decoder, cores, over_all_rows
+from ftkit.data.pixels.normalize import channels_last
+from ftkit.data.sources.folders import image_suffixes
 from ftkit.errors import UserError
+from ftkit.files import natural_sorted
 from ftkit.models.anatomy import is_convolutional
-from ftkit.models.build import model_channels
+from ftkit.models.classifier import Classifier
 
 _CPU_BATCH = 32  # images: with more, the activations of a convnet take a CPU 1.4 times as long
 _TOLD = 10  # of the inputs that are wrong
@@ -28,14 +28,12 @@ class Classified(NamedTuple):
 
     Attributes:
         files: the images that decode.
-        classes: the numbers of their k likeliest classes, the likeliest first, int64 (n, k).
-        probabilities: of these classes, float32 (n, k).
+        answers: for each its k likeliest classes, the likeliest first, with their probabilities.
         bad: what does not decode: dictionaries of `file` and `reason`, among others.
     """
 
     files: list[str]
-    classes: np.ndarray
-    probabilities: np.ndarray
+    answers: list[list[tuple[str, float]]]
     bad: list[dict[str, Any]]
 
 
@@ -90,17 +88,14 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def classify(
-    model: PreTrainedModel, processor: Any, files: list[str], top_k: int = 1, batch_size: int = 128
-) -> Iterator[Classified]:
+def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_size: int = 128) -> Iterator[Classified]:
     """Classify image files as an evaluation would, on the accelerator if there is one.
 
     What the model says of an image does not depend on the other files. Processes decode ahead of the model, unless
     there are only a few images, and no result is kept.
 
     Args:
-        model: a classifier in float32 whose output has `logits` (N, C).
-        processor: the image processor that is saved with it.
+        classifier: of C classes; its model is moved to the accelerator.
         files: paths.
         top_k: k, no more than C.
         batch_size: the most images that are decoded and classified together.
@@ -108,29 +103,23 @@ def classify(
     Yields:
         A batch of files at a time, in their order.
     """
-    device, channels = PartialState().device, model_channels(model)
-    model, normalize = model.to(device).eval(), normalizer(processor, channels)
+    device, normalize, task = PartialState().device, classifier.normalize, classifier.task
+    model = classifier.model.to(device).eval()
     convolutional = is_convolutional(model)
 
     def logits_of(images: torch.Tensor) -> torch.Tensor:
         return model(pixel_values=channels_last(images) if convolutional else images).logits
 
     @torch.inference_mode()
-    def likeliest(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def answers(pixels: np.ndarray) -> list[list[tuple[str, float]]]:
         parts = torch.from_numpy(pixels).split(_CPU_BATCH if device.type == "cpu" else len(pixels))
-        logits = torch.cat([logits_of(normalize(part.to(device))) for part in parts])
-        classes = logits.argsort(stable=True, descending=True)[:, :top_k]  # of equals the first, as an evaluation
-        probabilities = logits.softmax(-1).gather(1, classes)
-        return classes.cpu().numpy(), probabilities.cpu().numpy()
+        return task.likeliest(torch.cat([logits_of(normalize(part.to(device))) for part in parts]), top_k)
 
-    decoder = Decoder(_rows(files), processor, channels)
+    decoder = Decoder(_rows(files), classifier.processor, classifier.channels)
     share = max(len(files) // (4 * cores()), _SMALLEST_BATCH)  # so that no core is without work
     for rows, decoded in over_all_rows(decoder, len(files), "classifying", min(batch_size, share), _WORTH_PROCESSES):
-        classes, probabilities = np.empty((0, top_k), int), np.empty((0, top_k), np.float32)
-        if decoded.positions:
-            classes, probabilities = likeliest(decoded.pixels)
         good = [files[rows[position]] for position in decoded.positions]
-        yield Classified(good, classes, probabilities, decoded.bad)
+        yield Classified(good, answers(decoded.pixels) if good else [], decoded.bad)
 
 
 def _rows(files: list[str]) -> Dataset:

@@ -1,12 +1,18 @@
 """Templates filled: HTML that escapes whatever it is given, and Markdown that does so by the filter `md`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
-from ftkit.training.checkpoints import whole
+import ftkit.tasks
+from ftkit.evaluation.plots import svg
+from ftkit.files import atomic_write
+from ftkit.tasks import Section
 
+_FOLDERS = [Path(__file__).parent / "templates", *Path(ftkit.tasks.__file__).parent.glob("*/templates")]
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;", "\n": " ", "\r": " "})
 
 
@@ -37,7 +43,7 @@ def _size(value: float) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(_FOLDERS),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -55,8 +61,18 @@ def render(template: str, content: dict[str, Any]) -> str:
     return _environment().get_template(template).render(content)
 
 
-def write_pages(folder: Path, template: str, content: dict[str, Any]) -> None:
-    """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names."""
+def write_pages(folder: Path, template: str, content: dict[str, Any], sections: Sequence[Section] = ()) -> None:
+    """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names.
+
+    Args:
+        content: for the templates, those of the sections too.
+        sections: for each the page is given its `links` and its `text`.
+    """
+    drawn = [content | {drawing.name: svg(drawing) for drawing in s.drawings} | s.content for s in sections]
     for kind in ("html", "md"):
-        with whole(folder / f"{template}.{kind}") as aside:
-            aside.write_text(render(f"{template}.{kind}", content), encoding="utf-8")
+        parts = [
+            {"links": section.links, "text": Markup(render(f"{section.template}.{kind}", own))}
+            for section, own in zip(sections, drawn, strict=True)
+        ]
+        with atomic_write(folder / f"{template}.{kind}") as aside:
+            aside.write_text(render(f"{template}.{kind}", content | {"sections": parts}), encoding="utf-8")

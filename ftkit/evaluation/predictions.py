@@ -4,15 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features, List, Value
+from datasets import Features
 
-from ftkit.data.tensors import Images, Viewed
+from ftkit.data.feeding.tensors import Images, Viewed
 from ftkit.errors import UserError
 from ftkit.evaluation.gallery import write_gallery, write_samples
-from ftkit.evaluation.metrics import Predictions, compute_metrics
-from ftkit.training.checkpoints import whole
+from ftkit.files import atomic_write
+from ftkit.tasks import Predictions, task_of
 from ftkit.training.trainer import ImageTrainer
 
 _FILE = "predictions.parquet"
@@ -38,10 +37,7 @@ def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none"
         shifted = [averaged(trainer.predict(Viewed(images, False, by)).predictions, by) for by in (-1, 1)]
         predicted["flip_and_shift"] = (predicted["flip"] + sum(shifted) / 2) / 2
     index, labels = images.index.cpu().numpy(), images.labels.cpu().numpy()
-    return {
-        name: Predictions(index, images.hashes, labels, logits.astype(np.float32), images.class_names)
-        for name, logits in predicted.items()
-    }
+    return {name: images.task.predictions(index, images.hashes, labels, logits) for name, logits in predicted.items()}
 
 
 def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Images) -> dict:
@@ -68,10 +64,20 @@ def write_metrics(folder: Path) -> dict:
     Raises:
         UserError: the predictions are missing or are not ftkit's.
     """
-    metrics = compute_metrics(*read_evaluation(folder))
-    with whole(folder / "metrics.json") as aside:
+    metrics = compute_metrics(folder)
+    with atomic_write(folder / "metrics.json") as aside:
         aside.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics
+
+
+def compute_metrics(folder: Path) -> dict:
+    """The metrics of the predictions that are stored in a folder, see `compute_metrics` of their task.
+
+    Raises:
+        UserError: the predictions are missing or are not ftkit's.
+    """
+    predictions, validation, test_time = read_evaluation(folder)
+    return predictions.task.compute_metrics(predictions, validation, test_time)
 
 
 def read_evaluation(folder: Path) -> tuple[Predictions, Predictions | None, dict[str, Predictions]]:
@@ -87,26 +93,9 @@ def read_evaluation(folder: Path) -> tuple[Predictions, Predictions | None, dict
 
 def write_predictions(folder: Path, predictions: Predictions) -> None:
     """Write the `predictions.parquet` of a folder, which is made where it is missing."""
-    label = ClassLabel(names=predictions.class_names)
-    classes = len(predictions.class_names)
-    features = Features(
-        index=Value("int64"),
-        hash=Value("uint64"),
-        label=label,
-        predicted=label,
-        logits=List(Value("float32"), length=classes),
-    )
-    flat = pa.array(np.ascontiguousarray(predictions.logits).ravel())
-    columns = [
-        predictions.index,
-        predictions.hashes,
-        predictions.labels,
-        predictions.predicted,
-        pa.FixedSizeListArray.from_arrays(flat, classes),
-    ]
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(folder / _FILE) as aside:
-        pq.write_table(pa.table(columns, schema=features.arrow_schema), aside)
+    with atomic_write(folder / _FILE) as aside:
+        pq.write_table(predictions.to_table(), aside)
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -118,9 +107,6 @@ def read_predictions(folder: Path) -> Predictions:
     path = folder / _FILE
     try:
         table = pq.read_table(path)
-        names = Features.from_arrow_schema(table.schema)["label"].names
-        columns = [table[name].to_numpy() for name in ("index", "hash", "label")]
-        logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(names))
+        return task_of(Features.from_arrow_schema(table.schema)).from_table(table)
     except (OSError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: not a predictions file of ftkit: {error}") from None
-    return Predictions(*columns, logits, names)

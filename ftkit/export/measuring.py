@@ -12,6 +12,7 @@ import torch
 
 from ftkit.errors import UserError
 from ftkit.export.formats import LogitsOnly, Predict, first_lines
+from ftkit.tasks import Task
 
 _CHECKED = (1, 7, 32)  # batch sizes
 _TIMED = (1, 32)
@@ -23,8 +24,9 @@ class Reference:
     Args:
         model: in evaluation mode, on the CPU.
         sample: float32 (N, C, H, W), images to compare logits on and to time.
-        batches: makes the batches to measure accuracy on, float32 (B, C, H, W).
-        labels: int64 (N,), theirs.
+        batches: makes the batches to measure the score on, float32 (B, C, H, W).
+        labels: their targets, (N, …).
+        task: of the model.
     """
 
     def __init__(
@@ -33,12 +35,13 @@ class Reference:
         sample: torch.Tensor,
         batches: Callable[[], Iterable[torch.Tensor]],
         labels: torch.Tensor,
+        task: Task,
     ):
-        self.model, self.sample, self.batches, self.labels = model, sample, batches, labels
+        self.model, self.sample, self.batches, self.labels, self.task = model, sample, batches, labels, task
 
     @cached_property
     def predicted(self) -> torch.Tensor:
-        """int64 (N,), the class that the model predicts for every image of `batches`."""
+        """What the model says of every image of `batches`, see `Task.decide`."""
         return self._predict(self.model)
 
     @torch.inference_mode()
@@ -79,20 +82,20 @@ class Reference:
 
     @torch.inference_mode()
     def measure(self, predict: Predict, repeats: int) -> dict[str, Any]:
-        """Accuracy, the share of predictions that equal the model's, and `milliseconds` by batch size.
+        """The score, the share of predictions that equal the model's, and `milliseconds` by batch size.
 
         These are median and 95th percentile over `repeats`, after one that does not count.
         """
         predicted = self.predicted if predict is self.model else self._predict(predict)
         return {
-            "accuracy": (predicted == self.labels).double().mean().item(),
-            "same_predictions": (predicted == self.predicted).double().mean().item(),
+            self.task.score: self.task.agreement(predicted, self.labels),
+            "same_predictions": self.task.agreement(predicted, self.predicted),
             "milliseconds": {str(size): _time(predict, take(self.sample, size), repeats) for size in _TIMED},
         }
 
     @torch.inference_mode()
     def _predict(self, predict: Predict) -> torch.Tensor:
-        return torch.cat([predict(batch).argmax(1) for batch in self.batches()])
+        return torch.cat([self.task.decide(predict(batch)) for batch in self.batches()])
 
 
 def take(images: torch.Tensor, count: int) -> torch.Tensor:

@@ -8,15 +8,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ftkit.errors import UserError
-from ftkit.evaluation.metrics import compute_metrics
 from ftkit.evaluation.pages import render
-from ftkit.evaluation.predictions import read_evaluation
-from ftkit.evaluation.report import HEADLINE, evaluation_folder, headline, read_record
-from ftkit.training.checkpoints import whole
+from ftkit.evaluation.predictions import compute_metrics, read_predictions
+from ftkit.evaluation.report import evaluation_folder, read_record
+from ftkit.files import atomic_write
+from ftkit.tasks import Metric, Task
 
 _ROUNDING = 1e-9  # the last digits of logarithms and exponentials differ between processors
-# What the Hub knows a metric as.
-_METRIC_TYPES = {"macro_f1": "f1", "top_5_accuracy": "accuracy"}
 _HYPERPARAMETERS = (
     "num_train_epochs",
     "max_steps",
@@ -52,14 +50,18 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
         UserError: the run is not finished.
     """
     record, config = record or read_record(run), read_config(run)
-    metrics = json.loads((evaluation_folder(run) / "metrics.json").read_text(encoding="utf-8"))
+    evaluation = evaluation_folder(run)
+    task = read_predictions(evaluation).task
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     adapters = (run / "model" / "adapter_config.json").is_file()
     content = {
         "record": record,
         "metrics": metrics,
         "config": config,
-        "metadata": _metadata(record, config, metrics, adapters, repo_id).to_yaml(),
-        "headline": headline(metrics),
+        "metadata": _metadata(record, config, task, metrics, adapters, repo_id).to_yaml(),
+        "headline": task.headline(metrics),
+        "task": task,
+        "figure": task.card_figure(metrics),
         "hyperparameters": {key: config[key] for key in _HYPERPARAMETERS if config.get(key)}
         | {"seed": record["seed"]},
         "repo_id": repo_id or str(run / "model"),
@@ -67,7 +69,7 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
         "own_code": any((run / "model").glob("modeling_*.py")),
     }
     path = run / "model" / "README.md"
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(render("card.md", content), encoding="utf-8")
     return path
 
@@ -84,43 +86,52 @@ def read_config(run: Path) -> dict[str, Any]:
         raise UserError(f"{run} is not the folder of a run: {error}") from None
 
 
-def _metadata(record: dict, config: dict, metrics: dict, adapters: bool, repo_id: str | None) -> ModelCardData:
+def _metadata(
+    record: dict, config: dict, task: Task, metrics: dict, adapters: bool, repo_id: str | None
+) -> ModelCardData:
     """What the Hub reads: every metric of the report is in the `model-index`."""
     results = [
         EvalResult(
-            task_type="image-classification",
+            task_type=task.hub_task,
             dataset_type=record.get("hub_dataset") or record["dataset"],
             dataset_name=record["dataset"],
             dataset_split="test",
-            metric_type=_METRIC_TYPES.get(key, key),
+            metric_type=metric.hub_type,
             metric_value=metrics[key],
-            metric_name=HEADLINE[key][0],
+            metric_name=metric.title,
             verified=False,
         )
-        for key in HEADLINE
-        if key in metrics and key != "majority_baseline"
+        for key, metric in _results(task, metrics).items()
     ]
     return ModelCardData(
         library_name="peft" if adapters else "transformers",
-        pipeline_tag="image-classification",
+        pipeline_tag=task.hub_task,
         base_model=record.get("base_model"),
         datasets=[record["hub_dataset"]] if record.get("hub_dataset") else None,
         license=config.get("hub_license"),
-        tags=["image-classification", "vision", "ftkit", config["method"]],
+        tags=[task.hub_task, "vision", "ftkit", config["method"]],
         model_name=repo_id or f"{record['model']} on {record['dataset']}",
         eval_results=results,
     )
 
 
+def _results(task: Task, metrics: dict) -> dict[str, Metric]:
+    """The metrics that the `model-index` holds."""
+    return {key: metric for key, metric in task.metrics.items() if key in metrics and metric.hub_type}
+
+
 def verify_card(run: Path, card: ModelCard) -> list[str]:
     """What in a card is not what the run's predictions give, one sentence each; none where all is."""
-    metrics = compute_metrics(*read_evaluation(evaluation_folder(run)))
+    evaluation = evaluation_folder(run)
+    task, metrics = read_predictions(evaluation).task, compute_metrics(evaluation)
     told = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     wrong = []
-    for key, (name, _) in HEADLINE.items():
-        if key in metrics and key != "majority_baseline" and not _same(told.get(name), metrics[key]):
-            wrong.append(f"{name}: the card says {told.get(name)}, the predictions give {metrics[key]}")
-    rows = [f"| {name} | {value:.4f} |" for name, value, *_ in headline(metrics)]
+    for key, metric in _results(task, metrics).items():
+        if not _same(told.get(metric.title), metrics[key]):
+            wrong.append(
+                f"{metric.title}: the card says {told.get(metric.title)}, the predictions give {metrics[key]}"
+            )
+    rows = [f"| {name} | {value:.4f} |" for name, value, *_ in task.headline(metrics)]
     wrong += [f"the text has no line {row!r}" for row in rows if row not in card.text]
     return wrong
 

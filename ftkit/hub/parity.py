@@ -36,7 +36,7 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     predictions = read_predictions(evaluation)
     samples = sample_files(evaluation, predictions)
     if missing := [path for path in samples.values() if not path.is_file()]:
-        raise UserError(f"{missing[0]}: is missing: run recipes/evaluate.py anew, or take a run that is whole")
+        raise UserError(f"{missing[0]}: is missing: run recipes/eval.py anew, or take a run that is whole")
     remote = any(model.glob("modeling_*.py"))
     answer = _load_elsewhere(model, list(samples.values()), remote)
     if answer["missing"]:
@@ -45,8 +45,8 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
             f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files, and would be "
             f"drawn at random: {listed}{_changed(model, record)}"
         )
-    if answer["labels"] != predictions.class_names:
-        there, here = answer["labels"], predictions.class_names
+    if answer["labels"] != predictions.task.names:
+        there, here = answer["labels"], predictions.task.names
         wrong = next((pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]), (len(here), len(there)))
         raise UserError(
             f"{model} must not be pushed: its labels are not those of the evaluation: {wrong[1]!r} in the place of "
@@ -56,11 +56,11 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     differences = np.abs(given - expected).max(axis=1)
     allowed = _TOLERANCE * max(float(expected.std()), 1e-3)
     if not (differences <= allowed).all():
-        worst = int(np.argmax(differences))
+        worst, file = max(zip(differences.tolist(), samples.values(), strict=True))
         raise UserError(
             f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
-            f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {differences[worst]:.3g} "
-            f"({list(samples.values())[worst]}; {allowed:.2g} is allowed): its pixels are resized or normalised "
+            f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {worst:.3g} "
+            f"({file}; {allowed:.2g} is allowed): its pixels are resized or normalised "
             f"otherwise, or its weights are others{_changed(model, record)}"
         )
     return float(differences.max())

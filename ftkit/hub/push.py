@@ -6,17 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
 from ftkit.errors import UserError
 from ftkit.evaluation import plots
-from ftkit.evaluation.predictions import write_metrics
+from ftkit.evaluation.predictions import read_predictions, write_metrics
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.hub.card import read_config, write_card
 from ftkit.hub.parity import check_parity
+from ftkit.tasks import Drawing
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -70,30 +70,32 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
         )
     difference = check_parity(model, evaluation, record)
     logger.info("  %-12s without ftkit the logits are the same to %.1g", "checked", difference)
-    matrix = np.array(write_metrics(evaluation)["confusion_matrix"])
+    task, metrics = read_predictions(evaluation).task, write_metrics(evaluation)
     api = HfApi()
     url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"making {repo_id}")
     write_card(run, url.repo_id)
     if revision is not None:
         _persistently(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True), f"branch {revision}")
-    files = _files(run, evaluation, matrix, list(record["class_counts"]["test"]))
+    files = _files(run, evaluation, task.card_figure(metrics))
 
     def commit() -> str:
         there = api.list_repo_files(url.repo_id, revision=revision)
         stale = [CommitOperationDelete(path) for path in there if _is_stale(path, files)]
         added = [CommitOperationAdd(path, content) for path, content in files.items()]
-        message = f"{record['model']} on {record['dataset']}, accuracy {record['test']['accuracy']:.4f}"
+        message = (
+            f"{record['model']} on {record['dataset']}, {task.score_metric.title} {record['test'][task.score]:.4f}"
+        )
         return api.create_commit(url.repo_id, [*added, *stale], commit_message=message, revision=revision).commit_url
 
     return _persistently(commit, f"pushing to {url.repo_id}")
 
 
-def _files(run: Path, evaluation: Path, matrix: np.ndarray, class_names: list[str]) -> dict[str, Path | bytes]:
+def _files(run: Path, evaluation: Path, figure: Drawing) -> dict[str, Path | bytes]:
     """What is pushed, by its place in the repository."""
     files: dict[str, Any] = {path.name: path for path in sorted((run / "model").iterdir()) if path.is_file()}
     for name in ("metrics.json", "report.html", "report.md"):
         files[f"evaluation/{name}"] = evaluation / name
-    files["evaluation/confusion_matrix.png"] = plots.confusion_matrix_png(matrix, class_names)
+    files[f"evaluation/{figure.name}.png"] = plots.png(figure)
     return files
 
 

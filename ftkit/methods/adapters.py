@@ -7,15 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
 from transformers import PreTrainedModel
 
-from ftkit.arguments import MethodArguments, local_model
-from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
+from ftkit.config import MethodArguments, local_model
 from ftkit.errors import UserError, nearest
-from ftkit.methods.adalora import allocate_on_device, is_bookkeeping
+from ftkit.methods.adapter_kinds import adapter_config, adapter_options, first_line, hooks_of
 from ftkit.models.anatomy import find_head, is_norm
 from ftkit.precision import exact_float32
 
@@ -35,24 +34,24 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
         args: `method`, `adapter_args`, `merge_adapters`.
         model: with random or trained weights; its modules are replaced.
         pixel_values: float (B, C, H, W), any images, to see what the layers are given.
-        steps: optimizer steps of the whole run, which AdaLoRA plans its ranks by.
+        steps: optimizer steps in which adapters train, over all stages.
 
     Raises:
         UserError: an option is wrong, or no layer of the model takes such adapters.
     """
     head, _ = find_head(model)
-    options = _options(args, steps)
+    options = adapter_options(args, steps)
     if "target_modules" not in options:
         options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
     options["modules_to_save"] = sorted({head, *_known(options.get("modules_to_save") or [], model)})
     try:
-        adapted = get_peft_model(model, _config(args.method, options))
+        adapted = get_peft_model(model, adapter_config(args.method, options))
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"adapter_args: {args.method} with target_modules {options['target_modules']} does not fit the model, "
-            f"whose modules are {', '.join(_kinds(model))}: {_first_line(error)}"
+            f"whose modules are {', '.join(_kinds(model))}: {first_line(error)}"
         ) from error
-    allocate_on_device(adapted)
+    hooks_of(adapted).prepare(adapted)
     if args.merge_adapters:
         merged(copy.deepcopy(adapted), pixel_values)  # what cannot be merged is refused before it is trained
     base = local_model(model.name_or_path)
@@ -74,7 +73,7 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
     try:
         plain = model.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise UserError(f"merge_adapters: they cannot be merged: {_first_line(error)}: leave it out") from error
+        raise UserError(f"merge_adapters: they cannot be merged: {first_line(error)}: leave it out") from error
     for place, module in list(plain.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # LN tuning leaves them in
             plain.set_submodule(place, module.modules_to_save[module.active_adapters[0]])
@@ -90,11 +89,12 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
 
 
 def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """What of a model changes while its adapters train, by name."""
+    """The parameters that change while a model's adapters train, by name."""
+    bookkeeping = hooks_of(model).bookkeeping(model)
     return {
         name: parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or is_bookkeeping(name)
+        if parameter.requires_grad or name in bookkeeping
     }
 
 
@@ -107,38 +107,11 @@ def _known(names: list[str], model: nn.Module) -> list[str]:
     return names
 
 
-def _options(args: MethodArguments, steps: int) -> dict[str, Any]:
-    """The options of the method: ftkit's defaults under the recipe's own."""
-    defaults: dict[str, Any] = dict(LORA_VARIANTS.get(args.method, {}))
-    if args.method == "ia3":
-        defaults["feedforward_modules"] = []  # scale what comes out of a layer, never what goes in
-    if args.method == "adalora":
-        if steps < 2:
-            raise UserError(f"method: adalora plans its ranks over the steps, and there is only {steps}: train longer")
-        defaults |= {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
-    options = defaults | (args.adapter_args or {})
-    if args.method == "adalora":
-        plan = _config(args.method, options)
-        if plan.target_r >= plan.init_r:
-            raise UserError(
-                f"adapter_args: target_r: {plan.target_r} must be less than init_r: {plan.init_r}, or there are no "
-                "ranks to give away: change one of them, or use method: lora"
-            )
-    return options
-
-
-def _config(method: str, options: dict[str, Any]) -> PeftConfig:
-    try:
-        return adapter_configs()[method](**options)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"adapter_args: {_first_line(error)}") from error
-
-
 def _adaptable(
     args: MethodArguments, model: PreTrainedModel, head: str, pixel_values: torch.Tensor, options: dict[str, Any]
 ) -> list[str]:
     """The names of the layers of the body that take the adapters."""
-    norms = _config(args.method, {**options, "target_modules": ["0"]}).peft_type in _NORM_METHODS
+    norms = adapter_config(args.method, {**options, "target_modules": ["0"]}).peft_type in _NORM_METHODS
     inputs = _layer_inputs(model, is_norm if norms else _is_linear_or_convolution, pixel_values)
     inputs = {name: given for name, given in inputs.items() if name != head}
     found, refused = [], {}
@@ -204,7 +177,7 @@ def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, optio
         warnings.simplefilter("ignore")  # what PEFT remarks, it remarks again when the layer itself is adapted
         try:
             tried = get_peft_model(
-                nn.Sequential(copy.deepcopy(layer)), _config(args.method, {**options, "target_modules": ["0"]})
+                nn.Sequential(copy.deepcopy(layer)), adapter_config(args.method, {**options, "target_modules": ["0"]})
             )
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
             with torch.no_grad():
@@ -224,7 +197,7 @@ def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, optio
                 difference = (after - before).abs().max() / before.abs().max().clamp(min=1.0)
                 return None if difference <= _MERGE_TOLERANCE else f"merging changes its output by {difference:.2g}"
         except Exception as error:  # PEFT's tuners raise what they like: ValueError, TypeError, KeyError, …
-            return _first_line(error)
+            return first_line(error)
     return None
 
 
@@ -236,7 +209,3 @@ def _logits(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
     logits = model.eval()(pixel_values=pixel_values.to(device)).logits
     model.train(training)
     return logits
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from transformers import TimmWrapperForImageClassification
 
-from ftkit.arguments import LossArguments, MethodArguments
+from ftkit.config import LossArguments, MethodArguments
+from ftkit.models import timm_models
 
 
 class Setting(NamedTuple):
@@ -96,7 +95,7 @@ def _scales_of_adapters(model: nn.Module) -> set[str]:
             continue
         for name, parameter in layer.named_parameters():
             owner, _, _ = name.rpartition(".")
-            factor = isinstance(layer.get_submodule(owner), (nn.Linear, _ConvNd))
+            factor = isinstance(layer.get_submodule(owner), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
             if owner.partition(".")[0] in layer.adapter_layer_names and not factor and bool((parameter > 0).all()):
                 found.add(f"{place}.{name}")
     return found
@@ -106,7 +105,5 @@ def _no_weight_decay(model: nn.Module) -> set[str]:
     """Position embeddings, and what timm says of its models."""
     kept = {name for name, _ in model.named_parameters() if re.search(r"pos(ition)?_(embed|bias)", name)}
     for place, module in model.named_modules():
-        if isinstance(module, TimmWrapperForImageClassification):
-            prefix = f"{place}.timm_model.".lstrip(".")
-            kept |= {prefix + name for name in getattr(module.timm_model, "no_weight_decay", set)()}
+        kept |= {f"{place}.{name}".lstrip(".") for name in timm_models.not_decayed(module)}
     return kept

@@ -1,11 +1,11 @@
-"""A method is a plan: a list of stages, each of which says what trains."""
+"""A method is a plan: a list of stages, each of which says what trains. A new method is one more row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from ftkit.arguments import MethodArguments
-
-Train = str | list[str] | dict[str, int]
+from ftkit.config import MethodArguments
+from ftkit.methods.trainable import Train, Trainable, kind_of, stage_name
 
 
 @dataclass(frozen=True)
@@ -13,9 +13,9 @@ class Stage:
     """One stage of training, with an optimizer and a schedule of its own.
 
     Attributes:
-        name: how its folder and its lines in the log are called.
+        name: of its folder and of its lines in the log.
         train: what moves: `head`, `all`, `bias`, `norm`, `adapters`, `{"last": n}` (the last n layer groups and the
-            head) or a list of patterns of module names (see `freezing.trained_parameters`).
+            head) or a list of patterns of module names (see `ftkit.methods.trainable`).
         arguments: the training arguments that differ from the run's.
     """
 
@@ -23,56 +23,96 @@ class Stage:
     train: Train = "all"
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def kind(self) -> Trainable:
+        """The row of `ftkit.methods.trainable` for what moves."""
+        return kind_of(self.train)
+
+
+def _one_stage(train: Train) -> Callable[..., list[Stage]]:
+    return lambda *_: [Stage(stage_name(train), train)]
+
+
+def _lp_ft(_args: MethodArguments, _layer_groups: int, learning_rate: float) -> list[Stage]:
+    return [Stage("head", "head"), Stage("all", "all", {"learning_rate": learning_rate / 10})]
+
+
+def _gradual_unfreeze(_args: MethodArguments, layer_groups: int, _learning_rate: float) -> list[Stage]:
+    between = [Stage(f"last-{n}", {"last": n}) for n in range(1, layer_groups - 1)]
+    return [Stage("head", "head"), *between, Stage("all", "all")]
+
+
+def _surgical(args: MethodArguments, _layer_groups: int, _learning_rate: float) -> list[Stage]:
+    return [Stage("surgical", list(args.surgical_groups))]
+
+
+class Method(NamedTuple):
+    """A fine-tuning method.
+
+    Attributes:
+        stages: of it, from the arguments, the number of layer groups, and the learning rate of the run.
+        learning_rate: of AdamW, unless a recipe gives one. These are cautious, for large models trained on much data;
+            what moves few parameters may move them further. recipes/cifar10 has larger ones, for a small network.
+        pretrained: whether it starts from trained weights.
+        takes_stages: whether a recipe may spell out other stages, for which it only says where the weights come from.
+    """
+
+    stages: Callable[[MethodArguments, int, float], list[Stage]]
+    learning_rate: float = 1e-3
+    pretrained: bool = True
+    takes_stages: bool = False
+
+
+METHODS = {
+    # All parameters; the two differ in the weights that they start from.
+    "scratch": Method(_one_stage("all"), pretrained=False, takes_stages=True),
+    "full": Method(_one_stage("all"), 1e-4, takes_stages=True),
+    "linear_probe": Method(_one_stage("head"), 1e-2),
+    # The head, then all with a tenth of the learning rate (Kumar et al. 2022, arXiv:2202.10054).
+    "lp_ft": Method(_lp_ft),
+    # The head, then one layer group more in each stage, from the last to the first (Howard & Ruder 2018,
+    # arXiv:1801.06146).
+    "gradual_unfreeze": Method(_gradual_unfreeze, 3e-4),
+    # The chosen groups alone (Lee et al. 2022, arXiv:2210.11466).
+    "surgical": Method(_surgical, 3e-4),
+    # The biases and the head (Ben Zaken et al. 2022, arXiv:2106.10199).
+    "bitfit": Method(_one_stage("bias")),
+    # The scales and shifts of the normalisation layers, and the head.
+    "norm_tuning": Method(_one_stage("norm")),
+}
+_ADAPTER = Method(_one_stage("adapters"))  # every method of PEFT: the adapters and the head
+
+
+def is_adapter(method: str) -> bool:
+    """Whether a method adds modules of PEFT to the model."""
+    return method not in METHODS
+
 
 def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) -> list[Stage]:
-    """The stages of a method.
+    """The stages of a method, or those that the recipe spells out.
 
     Args:
-        args: `method`, or the `stages` that a recipe spells out; `surgical_groups` for `surgical`.
-        layer_groups: how many the model has, the head counted.
-        learning_rate: the run's, from which a plan derives that of its stages.
-
-    Returns:
-        - `scratch`, `full`: all parameters; they differ in the weights that they start from.
-        - `linear_probe`: the head.
-        - `lp_ft`: the head, then all with a tenth of the learning rate (Kumar et al. 2022, arXiv:2202.10054).
-        - `gradual_unfreeze`: the head, then one layer group more in each stage, from the last to the first (Howard &
-          Ruder 2018, arXiv:1801.06146).
-        - `surgical`: the chosen groups alone (Lee et al. 2022, arXiv:2210.11466).
-        - `bitfit`: the biases and the head (Ben Zaken et al. 2022, arXiv:2106.10199).
-        - `norm_tuning`: the scales and shifts of the normalisation layers, and the head.
-        - any other: the adapters that `ftkit.methods.adapters` puts into the model, and the head.
+        args: `method`, `stages`, and `surgical_groups` for `surgical`.
+        layer_groups: how many the model has, including the head.
+        learning_rate: the run's, from which a method may derive that of a stage.
     """
-    if args.stages is not None:
-        return [
-            Stage(
-                str(stage.get("name", _name(stage["train"]))),
-                stage["train"],
-                {key: value for key, value in stage.items() if key not in ("name", "train")},
-            )
-            for stage in args.stages
-        ]
-    if args.method == "lp_ft":
-        return [Stage("head", "head"), Stage("all", "all", {"learning_rate": learning_rate / 10})]
-    if args.method == "gradual_unfreeze":
-        return [
-            Stage("head", "head"),
-            *(Stage(f"last-{n}", {"last": n}) for n in range(1, layer_groups - 1)),
-            Stage("all", "all"),
-        ]
-    if args.method == "surgical":
-        return [Stage("surgical", list(args.surgical_groups))]
-    train = {"scratch": "all", "full": "all", "linear_probe": "head", "bitfit": "bias", "norm_tuning": "norm"}
-    trained = "adapters" if args.is_adapter else train[args.method]
-    return [Stage(trained, trained)]
+    if args.stages is None:
+        return METHODS.get(args.method, _ADAPTER).stages(args, layer_groups, learning_rate)
+    return [
+        Stage(
+            str(stage.get("name", stage_name(stage["train"]))),
+            stage["train"],
+            {key: value for key, value in stage.items() if key not in ("name", "train")},
+        )
+        for stage in args.stages
+    ]
 
 
-def _name(train: Train) -> str:
-    if isinstance(train, dict):
-        return f"last-{train['last']}"
-    return train if isinstance(train, str) else "chosen"
+def default_learning_rate(method: str) -> float:
+    """The learning rate of a method, unless a recipe gives one."""
+    return METHODS.get(method, _ADAPTER).learning_rate
 
 
 def starts_from_trained_weights(method: str) -> bool:
-    """Whether the plan fine-tunes: only `scratch` begins with random weights."""
-    return method != "scratch"
+    """Whether a method fine-tunes, instead of starting from random weights."""
+    return METHODS.get(method, _ADAPTER).pretrained

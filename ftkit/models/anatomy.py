@@ -1,13 +1,14 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
-from timm.models import group_parameters
 from torch import nn
-from transformers import PreTrainedModel, TimmWrapperForImageClassification
+from transformers import PreTrainedModel
 
 from ftkit.errors import UserError
 
+from . import timm_models
+
 _PIECES = 4  # of a group's name
-BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -37,8 +38,8 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
         if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == classes
     }
     linear = {name: module for name, module in candidates.items() if isinstance(module, nn.Linear)}
-    if isinstance(model, TimmWrapperForImageClassification):
-        found = [name for name, module in linear.items() if module is model.timm_model.get_classifier()]
+    if (known := timm_models.head(model)) is not None:
+        found = [name for name, module in linear.items() if module is known]
     else:
         found = [name for name in linear if "classifier" in name.split(".")]
     if len(found) != 1:
@@ -75,14 +76,9 @@ def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
 
 def _members(model: PreTrainedModel) -> list[list[str]]:
     """The parameter names of each group, the head's among them."""
-    place, network = "", model
-    if isinstance(model, TimmWrapperForImageClassification):
-        place, network = "timm_model", model.timm_model
-        try:
-            grouped = group_parameters(network, network.group_matcher(coarse=True))
-            return [[f"timm_model.{name}" for name in grouped[key]] for key in sorted(grouped)]
-        except (AttributeError, AssertionError, NotImplementedError):
-            pass  # timm does not group every one of its models
+    if (known := timm_models.layer_groups(model)) is not None:
+        return known
+    place, network = timm_models.network(model)
     return [[f"{inner}.{name}" for name, _ in part.named_parameters()] for inner, part in _along(network, place)]
 
 
@@ -136,7 +132,7 @@ def _label(model: nn.Module, names: list[str]) -> str:
         piece = next(inside, name)
         if piece not in pieces:
             pieces.append(piece)
-    shown = [pieces[0], *(piece.removeprefix("timm_model.") for piece in pieces[1:])]
+    shown = [pieces[0], *(piece.removeprefix(f"{timm_models.PLACE}.") for piece in pieces[1:])]
     return "+".join(shown if len(shown) <= _PIECES else [*shown[: _PIECES - 1], f"{len(shown) - _PIECES + 1}-more"])
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from ftkit.errors import UserError
 
+from . import timm_models
 from .anatomy import find_head
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def _by_name(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) ->
     for key, value in given.items():
         for prefix in _PREFIXES:
             key = key.removeprefix(prefix)
-        name = next((name for name in (key, f"timm_model.{key}") if name in wanted), None)
+        name = next((name for name in (key, f"{timm_models.PLACE}.{key}") if name in wanted), None)
         if name is not None and wanted[name].shape == value.shape:
             fitted[name] = value
     return fitted

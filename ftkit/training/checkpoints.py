@@ -1,29 +1,22 @@
-"""Checkpoints that are complete or invisible, and the newest one that is whole.
+"""Checkpoints that are complete or invisible, and the newest complete one.
 
 A checkpoint is written into a hidden folder, synced to the disk, listed in a manifest with sizes and hashes, and
-renamed. Whatever happens in between, a folder called `checkpoint-<step>` holds all that its manifest says, or is
-passed over.
+renamed. Whatever happens in between, a folder called `checkpoint-<step>` holds all that its manifest lists, or is
+skipped.
 """
 
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import xxhash
+from ftkit.files import file_hash, hidden, rename, sync
 
 logger = logging.getLogger(__name__)
+STATE = "trainer_state.json"  # of the `Trainer`, in a checkpoint
 _MANIFEST = "manifest.json"
 _PREFIX = "checkpoint-"
-_CHUNK = 1 << 20  # bytes
-
-
-def hidden(folder: Path) -> Path:
-    """Where what becomes `folder` is written, or what was `folder` is deleted."""
-    return folder.with_name(f".{folder.name}.part")
 
 
 def seal(aside: Path, folder: Path) -> None:
@@ -35,45 +28,9 @@ def seal(aside: Path, folder: Path) -> None:
     manifest = aside / _MANIFEST
     manifest.write_text(json.dumps(listed, indent=1))
     for path in (*files, manifest, aside):
-        _sync(path)
+        sync(path)
     remove(folder)
-    os.replace(aside, folder)
-    _sync(folder.parent)
-
-
-def replace(aside: Path, path: Path) -> None:
-    """Sync a file to the disk, and give it its name."""
-    _sync(aside)
-    os.replace(aside, path)
-    _sync(path.parent)
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path`: all of it, or nothing."""
-    aside = hidden(path)
-    try:
-        yield aside
-        replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def file_hash(path: Path) -> str:
-    """The XXH3 of a file's bytes."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    rename(aside, folder)
 
 
 def what_is_wrong(folder: Path) -> str | None:
@@ -100,9 +57,14 @@ def what_is_wrong(folder: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a stage, whole or not, by their steps."""
+    """The checkpoints of a stage, complete or not, by their steps."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
     return sorted(found, key=step_of)
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint after an optimizer step of a stage."""
+    return folder / f"{_PREFIX}{step}"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -111,21 +73,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The best checkpoint so far, as a whole checkpoint remembers it, in the same folder; None if there was none."""
-    best = json.loads((checkpoint / "trainer_state.json").read_text())["best_model_checkpoint"]
+    """The best checkpoint so far, in the same folder, as a complete one remembers it; None if there was none."""
+    best = json.loads((checkpoint / STATE).read_text())["best_model_checkpoint"]
     return checkpoint.with_name(Path(best).name) if best else None
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint of a stage to go on from; those that are passed over are named in the log.
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint of a stage to resume from; those that are skipped are named in the log.
 
-    The best one that it remembers must be whole as well: its weights may be the stage's result.
+    The best one that it remembers must be complete as well: its weights may be the stage's result.
     """
     for checkpoint in reversed(checkpoints(folder)):
         wrong = what_is_wrong(checkpoint) or _wrong_with_best(checkpoint)
         if wrong is None:
             return checkpoint
-        logger.warning("passed over %s: it %s", checkpoint, wrong)
+        logger.warning("skipped %s: it %s", checkpoint, wrong)
     return None
 
 
@@ -139,7 +101,7 @@ def _wrong_with_best(checkpoint: Path) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; it loses its name first, so that nobody takes what is left for a whole one."""
+    """Delete a folder; it loses its name first, so that what is left never looks like a complete one."""
     if folder.exists():
         shutil.rmtree(hidden(folder), ignore_errors=True)
         os.replace(folder, hidden(folder))

@@ -17,13 +17,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import TrainingArguments
 
-from ftkit.data.tensors import Images
+from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
+from ftkit.files import atomic_write
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import find_head
 from ftkit.precision import precision_of
 from ftkit.training import provenance
-from ftkit.training.checkpoints import whole
 
 FINGERPRINT = "fingerprint.json"  # in a checkpoint
 TABLE = "data.safetensors"  # in a run's folder
@@ -37,7 +37,8 @@ class Fingerprint:
     Attributes:
         same: what must be equal: `classes`, `images` (a hash by split), `weights`, `precision`, `processes`.
         noted: what may differ, by name: it changes the last digits of numbers, not what they mean.
-        table: `<split>/hashes` uint64 (N,), `<split>/labels` and `<split>/index` int32 (N,), in the order of the data.
+        table: `<split>/hashes` uint64 (N,), `<split>/labels` (N, …), see `Task.compact`, and `<split>/index` int32
+            (N,), in the order of the data.
     """
 
     same: dict[str, Any]
@@ -54,7 +55,7 @@ class Fingerprint:
 
     def save_table(self, folder: Path) -> None:
         """Write the table into a run's folder: by it a refusal counts the images that differ."""
-        with whole(folder / TABLE) as aside:
+        with atomic_write(folder / TABLE) as aside:
             save_file(self.table, aside)
 
     def check(self, there: dict[str, Any] | None, source: Path, folder: Path) -> str:
@@ -138,7 +139,7 @@ def _surplus(there: list, here: list) -> tuple[int, int]:
 
 
 def read_fingerprint(checkpoint: Path) -> dict[str, Any] | None:
-    """The fingerprint in a whole checkpoint; None in one that an older version wrote."""
+    """The fingerprint in a complete checkpoint; None in one that an older version wrote."""
     path = checkpoint / FINGERPRINT
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -155,10 +156,10 @@ def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrai
     table = {}
     for split, rows in images.items():
         table[f"{split}/hashes"] = rows.hashes.astype(np.uint64)
-        table[f"{split}/labels"] = rows.labels.cpu().numpy().astype(np.int32)
+        table[f"{split}/labels"] = rows.task.compact(rows.labels)
         table[f"{split}/index"] = rows.index.cpu().numpy().astype(np.int32)
     same = {
-        "classes": images["train"].class_names,
+        "classes": images["train"].task.names,
         "images": {split: _hash(*(table[key] for key in table if key.startswith(f"{split}/"))) for split in images},
         "weights": None if pretrained is None else _weights_hash(pretrained),
         "precision": precision_of(args),

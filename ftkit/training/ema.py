@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
 _FILE = "average.safetensors"
@@ -33,8 +34,8 @@ class WeightAverage(TrainerCallback):
         averaged, current = _tensors(self.averaged), _tensors(self.model)
         mixed = [self.count > 0 and tensor.is_floating_point() for tensor in averaged]
         if any(mixed):
-            weight = 1 - min(self.decay, (1 + self.count) / (10 + self.count))
-            torch._foreach_lerp_(list(compress(averaged, mixed)), list(compress(current, mixed)), weight)
+            average = get_ema_multi_avg_fn(min(self.decay, (1 + self.count) / (10 + self.count)))
+            average(list(compress(averaged, mixed)), list(compress(current, mixed)), None)
         for own, other, is_mixed in zip(averaged, current, mixed, strict=True):
             if not is_mixed:
                 own.copy_(other)

@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from ftkit.data.cache import cached
-from ftkit.data.keys import cache_key
-from ftkit.data.pixels import Normalize8Bit
-from ftkit.data.tensors import Batch, Images, collate
+from ftkit.data.feeding.tensors import Batch, Images, collate
+from ftkit.data.pixels.cache import cached
+from ftkit.data.pixels.keys import cache_key
+from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 from ftkit.precision import exact_float32, precision_of
@@ -44,7 +44,8 @@ class Features(Dataset):
     """The features of a split, in place of its pixels: float32 (N, D)."""
 
     def __init__(self, features: torch.Tensor, tensors: Images):
-        self.features, self.labels, self.index = features, tensors.labels.cpu(), tensors.index.cpu()
+        self.features, self.task = features, tensors.task
+        self.labels, self.index = tensors.labels.cpu(), tensors.index.cpu()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,10 +54,13 @@ class Features(Dataset):
         return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `pixel_values` float32 (B, D), `labels` and `index` int64 (B,), a `weight` if not 1."""
-        rows, _, weight, _ = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
+        """The batch as `Images` give it, with `pixel_values` float32 (B, D)."""
+        training = isinstance(batch, Batch)
+        rows, epoch, weight, _ = batch if training else Batch(torch.as_tensor(batch), 0)
         columns = {"pixel_values": self.features, "labels": self.labels, "index": self.index}
         found = {name: column.index_select(0, rows) for name, column in columns.items()}
+        if training:
+            found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object, release_memory
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
+from ftkit.compat.accelerate import should_reduce_batch_size
 from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)

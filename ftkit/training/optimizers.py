@@ -1,18 +1,69 @@
 """The optimizer and the schedule of a stage: transformers' and timm's, with a setting for each parameter."""
 
+import ast
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import SchedulerType, Trainer, get_scheduler
+from transformers import SchedulerType, get_scheduler
+from transformers.training_args import OptimizerNames
 
-from ftkit.arguments.training import TIMM_OPTIMIZERS, TrainingArguments, timm_optimizer_options
-from ftkit.errors import UserError
+from ftkit.config.training import TIMM_OPTIMIZERS, TrainingArguments
+from ftkit.errors import UserError, nearest
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 
+# Optimizers that change the weights while gradients are still being computed.
+_WITHIN_BACKWARD = ("lomo", "layerwise")
+# What those of torch read of `optim_args`; the weight decay is `weight_decay`, for all.
+_OPTIM_ARGS = {
+    "adamw_torch": (),
+    "adamw_torch_fused": (),
+    "adafactor": (),
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "adagrad": ("lr_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "centered"),
+}
 _BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+
+
+def check_optimizer(optim: str, options: str | None) -> list[str]:
+    """All that is wrong with `optim` and `optim_args`, a sentence each."""
+    if optim.startswith(TIMM_OPTIMIZERS):
+        return _check_timm(optim, options)
+    known = [name.value for name in OptimizerNames]
+    if optim not in known:
+        return [f"optim: {optim!r} is not one of {', '.join(known)}{nearest(optim, known)}"]
+    errors = []
+    if any(part in optim for part in _WITHIN_BACKWARD):
+        errors.append(
+            f"optim: {optim} changes weights before all gradients are known, which nothing could then clip, "
+            "accumulate or look at: use adamw_torch"
+        )
+    if options and optim in _OPTIM_ARGS:
+        known = _OPTIM_ARGS[optim]
+        takes = f"it takes {', '.join(known)}" if known else "it takes none, but the adam_ keys"
+        errors += [
+            f"optim_args: {name!r} is no option of {optim}: {takes}; weight_decay is a key of its own"
+            for name in (part.partition("=")[0].strip() for part in options.split(","))
+            if name not in known
+        ]
+    return errors
+
+
+def _check_timm(optim: str, options: str | None) -> list[str]:
+    from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes take another
+
+    known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)
+    errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
+    if name in known and get_optimizer_info(name).second_order:
+        errors.append(f"optim: {optim} wants gradients of gradients, which the Trainer does not make: use another")
+    try:
+        _timm_options(options)
+    except ValueError as error:
+        errors.append(str(error))
+    return errors
 
 
 def make_optimizer(args: TrainingArguments, model: nn.Module, settings: dict[str, Setting]) -> torch.optim.Optimizer:
@@ -34,12 +85,29 @@ def make_optimizer(args: TrainingArguments, model: nn.Module, settings: dict[str
 def _maker(args: TrainingArguments, model: nn.Module) -> tuple[Any, dict[str, Any]]:
     """What makes the optimizer, and its options."""
     if not args.optim.startswith(TIMM_OPTIMIZERS):
+        from transformers import Trainer  # late: a misspelt name is answered before it is loaded
+
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
     from timm.optim import create_optimizer_v2
 
     name = args.optim.removeprefix(TIMM_OPTIMIZERS)
-    options = {"lr": args.learning_rate, **timm_optimizer_options(args.optim_args)}
+    options = {"lr": args.learning_rate, **_timm_options(args.optim_args)}
     return (lambda groups, **options: create_optimizer_v2(groups, opt=name, **options)), options
+
+
+def _timm_options(text: str | None) -> dict[str, Any]:
+    """`optim_args`, such as `betas=(0.9, 0.95),eps=1e-6`, as keyword arguments.
+
+    Raises:
+        ValueError: it is not a list of `name=value`.
+    """
+    try:
+        call = ast.parse(f"f({text or ''})", mode="eval").body
+        if call.args:
+            raise ValueError("a value without a name")
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AttributeError):
+        raise ValueError(f"optim_args: {text!r} is not a list such as eps=1e-6,betas=(0.9, 0.95)") from None
 
 
 def make_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int) -> Any:

@@ -9,22 +9,19 @@ from pathlib import Path
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
-
-_FILE = "progress_{}.json"  # by process
+from transformers import ProgressCallback, TrainerCallback
 
 
 class MeanLoss:
-    """The training loss by image: since the last line of the log, and since the last evaluation.
+    """The training loss by image: since the last line of the log, since the last evaluation, and of the whole stage.
 
-    A batch counts by its images, so that a short one does not weigh as much as a whole one. Losses stay on their
-    device until they are logged: no step waits for it. Those that are not finite are left out.
+    A batch counts by its images, so that a short one weighs less than a full one. Losses stay on their device until
+    they are logged: no step waits for it. Those that are not finite are left out.
     """
 
     def __init__(self):
         self._batches: list[tuple[torch.Tensor, int]] = []
-        self._unlogged = self._unshown = (0.0, 0)  # the sum over images, and their number
+        self._unlogged = self._unshown = self._stage = (0.0, 0)  # the sum over images, and their number
 
     def note(self, loss: torch.Tensor, images: int) -> None:
         """Add a batch: its mean loss, a scalar, and how many images it has."""
@@ -33,39 +30,56 @@ class MeanLoss:
     def log(self) -> float | None:
         """The mean since the last time, over the images of all processes; None where there were none."""
         sums, counts = zip(*gather_object([self._summed()]), strict=True)
-        self._unlogged, (total, images) = (0.0, 0), (sum(sums), sum(counts))
-        self._unshown = (self._unshown[0] + total, self._unshown[1] + images)
-        return total / images if images else None
+        self._unlogged, new = (0.0, 0), (sum(sums), sum(counts))
+        self._unshown, self._stage = _added(self._unshown, new), _added(self._stage, new)
+        return _mean(new)
 
     def show(self) -> float | None:
         """The mean of all that was logged since the last time; None where nothing was."""
-        (total, images), self._unshown = self._unshown, (0.0, 0)
-        return total / images if images else None
+        shown, self._unshown = self._unshown, (0.0, 0)
+        return _mean(shown)
+
+    def of_stage(self) -> float | None:
+        """The mean of all that was logged; None where nothing was."""
+        return _mean(self._stage)
 
     def _summed(self) -> tuple[float, int]:
-        total, images = self._unlogged
         losses = torch.stack([loss for loss, _ in self._batches]).tolist() if self._batches else []
-        for loss, (_, count) in zip(losses, self._batches, strict=True):
+        for loss, (_, images) in zip(losses, self._batches, strict=True):
             if math.isfinite(loss):
-                total, images = total + loss * count, images + count
-        self._batches, self._unlogged = [], (total, images)
+                self._unlogged = _added(self._unlogged, (loss * images, images))
+        self._batches = []
         return self._unlogged
 
     def state(self) -> dict[str, tuple[float, int]]:
         """What a checkpoint keeps of this process."""
-        return {"unlogged": self._summed(), "unshown": self._unshown}
+        return {"unlogged": self._summed(), "unshown": self._unshown, "stage": self._stage}
 
-    def restore(self, unlogged: Sequence = (0.0, 0), unshown: Sequence = (0.0, 0)) -> None:
-        """Go on from `state`."""
-        self._batches, self._unlogged, self._unshown = [], tuple(unlogged), tuple(unshown)
+    def restore(self, unlogged: Sequence = (0.0, 0), unshown: Sequence = (0.0, 0), stage: Sequence = (0.0, 0)) -> None:
+        """Continue from `state`; older checkpoints have less of it."""
+        self._batches = []
+        self._unlogged, self._unshown, self._stage = tuple(unlogged), tuple(unshown), tuple(stage)
+
+
+def _added(total: tuple[float, int], new: tuple[float, int]) -> tuple[float, int]:
+    return total[0] + new[0], total[1] + new[1]
+
+
+def _mean(total: tuple[float, int]) -> float | None:
+    return total[0] / total[1] if total[1] else None
 
 
 class EvaluationLines(ProgressCallback):
-    """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log."""
+    """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log.
 
-    def __init__(self, losses: MeanLoss):
+    Args:
+        losses: of training.
+        shown: the metrics on validation.
+    """
+
+    def __init__(self, losses: MeanLoss, shown: Sequence[str]):
         super().__init__()
-        self.losses = losses
+        self.losses, self.shown = losses, shown
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started, self.current_step = time.monotonic(), state.global_step
@@ -91,15 +105,15 @@ class EvaluationLines(ProgressCallback):
             return
         width = len(f"{args.num_train_epochs:g}")
         loss = "-" if mean is None else f"{mean:.4f}"
+        validation = ", ".join(f"{name} {metrics['eval_' + name]:.4f}" for name in self.shown)
         self.training_bar.write(
-            f"  epoch {state.epoch:>{width}.4g}/{args.num_train_epochs:g}   loss {loss}   validation: loss "
-            f"{metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.4f}   "
-            f"{time.monotonic() - self.started:.1f} s"
+            f"  epoch {state.epoch:>{width}.4g}/{args.num_train_epochs:g}   loss {loss}   "
+            f"validation: {validation}   {time.monotonic() - self.started:.1f} s"
         )
 
 
 class Progress(TrainerCallback):
-    """What a `Trainer` knows between two lines of its log, and its checkpoints leave out: the sum of the losses.
+    """What a stage knows of itself and the checkpoints of a `Trainer` leave out: losses, seconds, updates left out.
 
     Attributes:
         losses: the mean by image.
@@ -108,23 +122,14 @@ class Progress(TrainerCallback):
         rolled_back: how often training went back to the newest checkpoint.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.within_epoch = trainer, False
+    def __init__(self, process: int):
+        self.losses, self.within_epoch = MeanLoss(), False
         self.left_out = self.rolled_back = 0
-        self.losses = MeanLoss()
-        self._loaded: dict[str, float] = {}
+        self._file = f"progress_{process}.json"
         self._earlier, self._started = 0.0, time.monotonic()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Go on summing the losses where the checkpoint was written."""
         self._started = time.monotonic()
-        if self._loaded:
-            self.trainer._tr_loss += self._loaded["loss"]
-            self.trainer._total_loss_scalar = self._loaded["total_loss"]
-            self.trainer._globalstep_last_logged = self._loaded["last_logged"]
-            self.trainer._initial_global_step = 0  # the mean loss of training is that over all steps
-            self.losses.restore(**self._loaded.get("losses", {}))  # older checkpoints have none
-            self._earlier, self._loaded = self._loaded["seconds"], {}
 
     def on_step_end(self, args, state, control, **kwargs):
         self.within_epoch = True
@@ -139,26 +144,12 @@ class Progress(TrainerCallback):
 
     def save(self, checkpoint: Path) -> None:
         """Write this process's part into a checkpoint."""
-        state = {
-            "loss": self.trainer._tr_loss.item(),
-            "total_loss": self.trainer._total_loss_scalar,
-            "last_logged": self.trainer._globalstep_last_logged,
-            "seconds": self.seconds,
-            "left_out": self.left_out,
-            "losses": self.losses.state(),
-        }
+        state = {"seconds": self.seconds, "left_out": self.left_out, "losses": self.losses.state()}
         self.rolled_back = 0
-        (checkpoint / self._file()).write_text(json.dumps(state))
+        (checkpoint / self._file).write_text(json.dumps(state))
 
     def load(self, checkpoint: Path) -> None:
-        """Read it again; it is put in its place when training begins."""
-        self._loaded = json.loads((checkpoint / self._file()).read_text())
-        self.left_out = self._loaded["left_out"]
-
-    def mean_loss(self) -> float:
-        """That of all steps up to the checkpoint that was loaded."""
-        self._earlier, self._started = self._loaded["seconds"], time.monotonic()
-        return (self._loaded["total_loss"] + self._loaded["loss"]) / self.trainer.state.global_step
-
-    def _file(self) -> str:
-        return _FILE.format(self.trainer.args.process_index)
+        """Continue from what this process wrote into a checkpoint."""
+        state = json.loads((checkpoint / self._file).read_text())
+        self._earlier, self._started, self.left_out = state["seconds"], time.monotonic(), state["left_out"]
+        self.losses.restore(**state.get("losses", {}))

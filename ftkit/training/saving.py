@@ -1,6 +1,7 @@
-"""A `Trainer` whose checkpoints are complete or invisible, and which goes on from one exactly where it was."""
+"""A `Trainer` whose checkpoints are complete or invisible, and which resumes from one exactly where it was."""
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -9,16 +10,17 @@ from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, Trainer
-from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ftkit.compat.trainer import HookedTrainer
 from ftkit.errors import Interrupted, UserError
-from ftkit.methods.adalora import restore_ranks_of, save_ranks
+from ftkit.files import hidden
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
-from ftkit.training.checkpoints import best_of, hidden, rotate, seal
+from ftkit.training.checkpoints import STATE, best_of, checkpoint_of, rotate, seal
 from ftkit.training.continuity import Fingerprint
 from ftkit.training.ema import WeightAverage
 from ftkit.training.progress import Progress
@@ -27,10 +29,11 @@ logger = logging.getLogger(__name__)
 _FAILURES = (OSError, RuntimeError, SafetensorError)  # to write a file
 
 
-class CheckpointingTrainer(Trainer):
+class CheckpointingTrainer(HookedTrainer):
     """`Trainer` with checkpoints that hold all that a run depends on, adapters and averages too, or do not exist.
 
     Attributes:
+        original: the model as it was given; where FSDP or DeepSpeed shard, `model` is a copy of it.
         progress: what a `Trainer` forgets between two lines of its log.
         fingerprint: of the run, which lies in every checkpoint; None for a trainer that only predicts.
         average: of the weights, where there is one.
@@ -40,21 +43,29 @@ class CheckpointingTrainer(Trainer):
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.progress, self.average = Progress(self), None
+        self.original = self.model
+        self.progress, self.average = Progress(self.args.process_index), None
         self.average: WeightAverage | None
         self.fingerprint: Fingerprint | None = None
         self.add_callback(self.progress)
         self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
         self.lost_best: Path | None = None
 
-    def train(self, *args, **kwargs):
+    @property
+    def sharded(self) -> bool:
+        """Whether a copy of the model trains, in pieces."""
+        return self.model is not self.original
+
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
         """As the `Trainer` does.
 
         Raises:
             UserError: from the checkpoint that validation chose to the end, none could be written. With other weights
                 the stage would count as done.
         """
-        output = super().train(*args, **kwargs)
+        if resume_from_checkpoint is not None:
+            self.add_callback(_Resume(self, Path(resume_from_checkpoint)))
+        output = super().train(resume_from_checkpoint)
         if self.lost_best is not None and self.args.load_best_model_at_end:
             raise UserError(
                 f"output_dir: validation chose {self.lost_best}, which could not be written: make room there, or "
@@ -62,34 +73,55 @@ class CheckpointingTrainer(Trainer):
             )
         return output
 
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        """Log, evaluate and save what is due; then save and end if the run was told to.
+    def finished_before(self, checkpoint: Path, patience: int | None) -> TrainOutput | None:
+        """The result of a stage that had finished when this checkpoint was written; None where steps are left.
 
-        What is due at the last step of an epoch waits until the epoch has ended: a checkpoint between the two would
-        resume in the next epoch, and never evaluate this one.
+        Args:
+            checkpoint: to resume from.
+            patience: evaluations without improvement that end the stage early.
         """
-        if self.progress.within_epoch and (
+        state, left = TrainerState.load_from_json(str(checkpoint / STATE)), math.inf
+        if patience is not None:
+            stopping = state.stateful_callbacks["EarlyStoppingCallback"]["attributes"]
+            left = patience - stopping["early_stopping_patience_counter"]
+        if state.global_step < state.max_steps and left > 0:
+            return None
+        self.state = state
+        self.remember_best(checkpoint)
+        self.progress.load(checkpoint)
+        state.log_history.append({"train_loss": self.progress.losses.of_stage(), "total_flos": state.total_flos,
+                                  "epoch": state.epoch, "step": state.global_step})  # fmt: skip
+        if not self.sharded:
+            best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+            self.load_weights(Path(best) if best else checkpoint)
+        return TrainOutput(state.global_step, 0.0, {})
+
+    def waits_for_epoch_end(self) -> bool:
+        """A checkpoint between the last step of an epoch and its end would resume in the next epoch, and never
+        evaluate this one."""
+        return self.progress.within_epoch and (
             self.state.epoch % 1 == 0 or self.state.global_step >= self.state.max_steps
-        ):
-            return
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        )
+
+    def after_step(self) -> None:
+        """Save and end if a signal said so."""
         save, stop = signals.agreed()
         if save and not self._checkpoint().is_dir():
-            self._save_checkpoint(model, trial)
+            self.save_checkpoint()
         if stop:
             raise Interrupted(stop)
 
     def _checkpoint(self) -> Path:
-        return Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        return checkpoint_of(Path(self.args.output_dir), self.state.global_step)
 
-    def _save_checkpoint(self, model, trial):
+    def save_checkpoint(self) -> None:
         """Save aside, seal, rename. Where the disk is full, training goes on without this checkpoint."""
         checkpoint = self._checkpoint()
         aside = hidden(checkpoint.with_name("saving"))
         if self.args.should_save:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        failure = self._write(aside / checkpoint.name, model, trial)
+        failure = self._write(aside / checkpoint.name)
         if self.state.best_model_checkpoint is not None:
             self.state.best_model_checkpoint = str(checkpoint.with_name(Path(self.state.best_model_checkpoint).name))
         if failure is None:
@@ -108,12 +140,12 @@ class CheckpointingTrainer(Trainer):
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
-    def _write(self, folder: Path, model, trial) -> str | None:
+    def _write(self, folder: Path) -> str | None:
         """Each process writes its part; why one could not, the same in all of them."""
         self.failure, output_dir = None, self.args.output_dir
         self.args.output_dir = str(folder.parent)
         try:
-            super()._save_checkpoint(model, trial)
+            super().save_checkpoint()
             self.progress.save(folder)
             if self.args.should_save:
                 self.fingerprint.save(folder)
@@ -134,79 +166,69 @@ class CheckpointingTrainer(Trainer):
                 failure = str(error)
         return _first(failure)
 
-    def _init_training_state(self, max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial):
-        """As the `Trainer` does; the best checkpoint lies beside the one that is resumed, wherever that is now."""
-        where = super()._init_training_state(max_steps, steps_per_epoch, epochs, resume_from_checkpoint, trial)
-        if resume_from_checkpoint is not None:
-            self._remember_best(Path(resume_from_checkpoint))
-            self.args.eval_on_start = False  # a resume is no start, and early stopping would count it
-        return where
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As the `Trainer` does; torch refuses the state of an optimizer, such as plain SGD, that has none."""
-        if checkpoint is None or not self.is_fsdp_enabled or _has_state(Path(checkpoint) / OPTIMIZER_NAME_BIN):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-        self._take_rates_of_schedule()
-
-    def _take_rates_of_schedule(self) -> None:
-        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
-            group["lr"] = rate
-
-    def _remember_best(self, checkpoint: Path) -> None:
+    def remember_best(self, checkpoint: Path) -> None:
+        """The best checkpoint lies beside this one, wherever that is now."""
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = str(best) if best is not None else None
         self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
 
-    def _save(self, output_dir=None, state_dict=None):
+    def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write what `load_weights` takes. A failure is reported when all processes, who wait for this one, meet."""
         if not self.args.should_save:  # FSDP and DeepSpeed ask every process, since all gather the `state_dict`
             return
         try:
-            self._save_weights(Path(output_dir), state_dict)
-        except _FAILURES as error:  # told when the others, who wait for this process, have been met
+            if isinstance(self.model, PeftModel):
+                # PEFT's own file leaves out the ranks that AdaLoRA masks, and does not load into the same model then.
+                folder.mkdir(parents=True, exist_ok=True)
+                adapters = adapter_state(self.model)
+                save_file({name: (state_dict or adapters)[name] for name in adapters}, folder / SAFE_WEIGHTS_NAME)
+                hooks_of(self.model).save(self.model, folder)
+            elif isinstance(self.model, PreTrainedModel):
+                # By the names that they are loaded by: those of the Hub differ, for some models of transformers.
+                self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+            else:
+                super().save_weights(folder, state_dict)
+            if self.average is not None:
+                self.average.save(folder)
+        except _FAILURES as error:
             self.failure = error
 
-    def _save_weights(self, output_dir: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
-        if isinstance(self.model, PeftModel):
-            # PEFT's own file leaves out what AdaLoRA has masked, and does not load into the model that wrote it.
-            output_dir.mkdir(parents=True, exist_ok=True)
-            adapters = adapter_state(self.model)
-            whole = {name: (state_dict or adapters)[name] for name in adapters}
-            save_file(whole, output_dir / SAFE_WEIGHTS_NAME)
-            save_ranks(self.model, output_dir)
-        elif isinstance(self.model, PreTrainedModel):
-            # By the names that they are loaded by: those of the Hub are others, for some models of transformers.
-            self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
-        else:
-            super()._save(str(output_dir), state_dict)
-            (output_dir / TRAINING_ARGS_NAME).unlink(missing_ok=True)  # a pickle, and config.yaml says it all
-        if self.average is not None:
-            self.average.save(output_dir)
+    def load_weights(self, checkpoint: Path) -> None:
+        """Load the weights of a checkpoint, with what belongs to them, into a model that is not sharded."""
+        self.model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # adapters, without a base
+        self.load_beside_weights(checkpoint)
 
-    def _load_best_model(self):
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return  # it is the whole model that gets the weights, when training has ended
-        if isinstance(self.model, PeftModel):
-            best = load_file(Path(self.state.best_model_checkpoint) / SAFE_WEIGHTS_NAME)
-            self.model.load_state_dict(best, strict=False)
-            restore_ranks_of(self.model, Path(self.state.best_model_checkpoint))
-        else:
-            super()._load_best_model()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        self._load_weights(Path(resume_from_checkpoint), model)
-        self.progress.load(Path(resume_from_checkpoint))
-
-    def _load_weights(self, checkpoint: Path, model: torch.nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(str(checkpoint), model)
-        restore_ranks_of(self.model, checkpoint)
+    def load_beside_weights(self, checkpoint: Path) -> None:
+        """Load what adapters keep beside their weights, and the average."""
+        hooks_of(self.model).restore(self.model, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
 
+    def load_best_model(self) -> None:
+        """Load the weights that validation chose; the original of a sharded model gets them after training."""
+        if not self.sharded:
+            self.load_weights(Path(self.state.best_model_checkpoint))
 
-def _has_state(optimizer: Path) -> bool:
-    return bool(torch.load(optimizer, map_location="cpu", weights_only=True, mmap=True)["state"])
+    def roll_back(self, checkpoint: Path) -> None:
+        """Load weights and optimizer of a checkpoint; the schedule, the order of images and the log go on."""
+        schedule = self.lr_scheduler.state_dict()
+        self.load_weights(checkpoint)
+        self.load_optimizer(checkpoint)
+        self.lr_scheduler.load_state_dict(schedule)
+        self.take_rates_of_schedule()
+
+
+class _Resume(TrainerCallback):
+    """Loads what the `Trainer` does not know of its checkpoint, or what only some of its ways to load one do."""
+
+    def __init__(self, trainer: CheckpointingTrainer, checkpoint: Path):
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.remember_best(self.checkpoint)
+        self.trainer.progress.load(self.checkpoint)
+        self.trainer.load_beside_weights(self.checkpoint)
+        args.eval_on_start = False  # a resume is no start, and early stopping would count it
 
 
 def _first(failure: str | None) -> str | None:

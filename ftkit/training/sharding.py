@@ -1,65 +1,71 @@
-"""Models that several processes train: the same buffers in all, and whole ones where FSDP or DeepSpeed cut them."""
+"""Models that FSDP or DeepSpeed cut into pieces, one for each process, and buffers that all processes share.
+
+It is a copy of the model that is sharded and trains; at the end the original gets its weights.
+"""
 
 import copy
-from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator, DistributedType
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ftkit.models.anatomy import BATCH_NORMS
+from ftkit.compat.accelerate import forget_deepspeed
+from ftkit.compat.torch import compute_in_float32
+from ftkit.models.anatomy import BATCH_NORMS, block_classes
+
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-def copy_to_shard(model: nn.Module) -> nn.Module:
-    """A copy that may be cut into pieces, with weights of 16 bits while it trains.
+def allow_another_trainer(args: TrainingArguments) -> None:
+    """Let one more `Trainer` of this process use DeepSpeed."""
+    if args.deepspeed_plugin is not None:
+        forget_deepspeed()
 
-    Its BatchNorms compute in float32: torch refuses statistics and weights of two types, and in 16 bits the running
-    statistics would stand still.
-    """
+
+def train_a_copy(trainer: Trainer) -> None:
+    """Let FSDP or DeepSpeed, if one of them is on, shard and train a copy of the trainer's model."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.model = trainer.model_wrapped = _copy_to_shard(trainer.model)
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(trainer.model)
+
+
+def predict_unsharded(trainer: Trainer) -> None:
+    """Turn FSDP and DeepSpeed off for a trainer that only predicts."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
+        trainer.model.to(trainer.args.device)
+
+
+def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
+    """The gradients of a loss, as accelerate computes them, without its questions where nothing is special."""
+    if accelerator.distributed_type in _PLAIN and not accelerator.scaler:
+        loss.backward()
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.backward(loss, scale_wrt_gas=False)  # the loss is weighted by its share of a step already
+    else:
+        accelerator.backward(loss)
+
+
+def _copy_to_shard(model: nn.Module) -> nn.Module:
     shard = copy.deepcopy(model)
     # accelerate asks for these, and a model of images refuses the answer.
     shard.get_input_embeddings = shard.get_output_embeddings = _no_embeddings
     for module in shard.modules():
         if isinstance(module, BATCH_NORMS):
-            module.forward, module._apply = partial(_forward, module), partial(_apply, module)
+            compute_in_float32(module)
     return shard
-
-
-def _forward(module: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    own = dict(module._parameters)
-    module._parameters.update({name: value if value is None else value.float() for name, value in own.items()})
-    try:
-        return type(module).forward(module, images.float()).to(images.dtype)
-    finally:
-        module._parameters.update(own)
-
-
-def _apply(module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-    """As torch does it, but for the type of the buffers, which DeepSpeed would change."""
-    own = dict(module._buffers)
-    type(module)._apply(module, function, recurse)
-    for name, buffer in own.items():
-        if buffer is not None and module._buffers[name].dtype != buffer.dtype:
-            module._buffers[name] = buffer.to(module._buffers[name].device)
-    return module
 
 
 def _no_embeddings() -> None:
     return None
-
-
-def whole_state(model: nn.Module, gathered: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What was gathered of the sharded copy, in the types of `model`.
-
-    What is frozen is the model's own, and so are buffers that were rounded: neither has moved.
-    """
-    own, buffers = model.state_dict(), dict(model.named_buffers())
-    kept = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    kept |= {name for name in buffers.keys() & gathered.keys() if gathered[name].dtype != buffers[name].dtype}
-    return {name: own[name] if name in kept else value.to(own[name].dtype) for name, value in gathered.items()}
 
 
 @torch.no_grad()
@@ -77,15 +83,31 @@ def share_buffers(model: nn.Module) -> None:
             buffer.copy_(shared)
 
 
-def gather_into(model: nn.Module, sharded: nn.Module) -> None:
-    """Give `model` the weights of its sharded copy, in every process, and the buffers of the first."""
+def load_into(original: nn.Module, checkpoint: Path) -> None:
+    """Give the original the weights that its sharded copy had at a checkpoint."""
+    original.load_state_dict(_state_for(original, load_file(checkpoint / SAFE_WEIGHTS_NAME)), strict=False)
+
+
+def gather_into(original: nn.Module, sharded: nn.Module) -> None:
+    """Give the original the weights of its sharded copy, in every process, and the buffers of the first."""
     share_buffers(sharded)
     with _gathered_by_deepspeed(list(sharded.parameters())), torch.no_grad():
         gathered = {
             name: value.full_tensor() if isinstance(value, DTensor) else value
             for name, value in sharded.state_dict().items()
         }
-        model.load_state_dict(whole_state(model, gathered))
+        original.load_state_dict(_state_for(original, gathered))
+
+
+def _state_for(original: nn.Module, gathered: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What was gathered of the sharded copy, in the types of the original.
+
+    What is frozen is the original's own, and so are buffers that were rounded: neither has moved.
+    """
+    own, buffers = original.state_dict(), dict(original.named_buffers())
+    kept = {name for name, parameter in original.named_parameters() if not parameter.requires_grad}
+    kept |= {name for name in buffers.keys() & gathered.keys() if gathered[name].dtype != buffers[name].dtype}
+    return {name: own[name] if name in kept else value.to(own[name].dtype) for name, value in gathered.items()}
 
 
 def _gathered_by_deepspeed(parameters: list[nn.Parameter]):

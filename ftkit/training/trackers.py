@@ -4,7 +4,13 @@ import logging
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+from ftkit.compat.transformers import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
+from ftkit.errors import nearest
 
 logger = logging.getLogger(__name__)
 _EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
@@ -42,3 +48,17 @@ def shielded(callbacks: list[TrainerCallback], report_to: list[str]) -> list[Tra
     """The callbacks, with those of trackers behind a `Tracker` each."""
     trackers = tuple(get_reporting_integration_callbacks(report_to))
     return [Tracker(callback) if isinstance(callback, trackers) else callback for callback in callbacks]
+
+
+def check_trackers(report_to: str | list[str] | None) -> list[str]:
+    """All that is wrong with the names in `report_to`, a sentence each."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    known, errors = list(INTEGRATION_TO_CALLBACK), []
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in known:
+            errors.append(f"report_to: {name!r} is not one of {', '.join(known)}, all, none{nearest(name, known)}")
+        elif name not in get_available_reporting_integrations():
+            errors.append(f"report_to: {name} is not installed: install its package, or leave it out")
+    return errors

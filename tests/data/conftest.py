@@ -7,8 +7,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, disable_progress_bars
 from PIL import Image as PILImage
 
-from ftkit.arguments import DataArguments
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments
+from ftkit.data.sources.load import load_data
 
 disable_progress_bars()
 

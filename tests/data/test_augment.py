@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as TV
 
-from ftkit.arguments.data import AUGMENTATIONS
-from ftkit.config import parse_config
-from ftkit.data import augment as A
-from ftkit.data import trivial_augment as T
+from ftkit.data.augmentation import augment as A
+from ftkit.data.augmentation import trivial_augment as T
+from ftkit.data.augmentation.augment import AUGMENTATIONS
+from ftkit.data.checks import options
+from ftkit.owners import parse_config
 
 ROWS = torch.arange(40)
 
@@ -163,9 +164,9 @@ def test_trivial_augment_does_to_each_image_what_it_drew(shape):
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_an_image_gets_the_same_in_any_batch(images, name):
-    steps = [{name: AUGMENTATIONS[name]}]
+    steps = [{name: options(name)}]
     whole = A.augment(images, ROWS, steps, seed=5, epoch=3)
-    assert torch.equal(whole, A.augment(images, ROWS, [name], seed=5, epoch=3))  # the defaults are those that are told
+    assert torch.equal(whole, A.augment(images, ROWS, [name], seed=5, epoch=3))
     order = torch.randperm(len(ROWS), generator=torch.Generator().manual_seed(0))
     parts = [A.augment(images[rows], ROWS[rows], steps, seed=5, epoch=3) for rows in order.split(7)]
     assert torch.equal(torch.cat(parts), whole[order])
@@ -178,7 +179,19 @@ def test_the_numbers_stay():
     """A run of an older version can be repeated."""
     numbers = A.random_bits(1, 2, torch.tensor([0, 7]), "flip", 2)
     assert numbers.tolist() == [[1496946126, 145323901], [2745226516, 1166999434]]
-    assert A.random_bits(2**31, 0, torch.tensor([5]), "random_crop", 1).tolist() == [[3551387008]]
+    assert A.random_bits(2**31, 0, torch.tensor([5]), "random_crop", 1).tolist() == [[986392550]]
+
+
+@pytest.mark.parametrize("one", ["random_crop", "andom_crop", "x_andom_crop", "crop_random"])
+def test_the_whole_name_of_an_operation_counts(one):
+    other = A.random_bits(1, 2, ROWS, f"a_{one}", 2)
+    assert not torch.equal(A.random_bits(1, 2, ROWS, one, 2), other)
+
+
+def test_no_two_operations_share_their_numbers():
+    drawn = [tuple(A.random_bits(1, 2, ROWS, name, 1).flatten().tolist()) for name in [*AUGMENTATIONS, "mixing",
+                                                                                     "transform"]]  # fmt: skip
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_the_numbers_look_random():
@@ -245,7 +258,7 @@ def test_a_device_without_float64_gives_almost_the_same(name, monkeypatch):
     """Apple's GPUs have none. What is drawn is the same, but for the last of its bits."""
     images = torch.randint(0, 256, (64, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = A.augment(images, torch.arange(64), [name], seed=1, epoch=1)
-    monkeypatch.setattr("ftkit.data.pixel_ops._WITHOUT_FLOAT64", ("lazy",))
+    monkeypatch.setattr("ftkit.data.augmentation.pixel_ops._WITHOUT_FLOAT64", ("lazy",))
     with pretend_device(float64=False) as pretended:
         there, before = images.to(pretended.device), pretended.waits.copy()
         found = A.augment(there, torch.arange(64), [name], seed=1, epoch=1)

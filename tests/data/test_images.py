@@ -6,8 +6,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
-from ftkit.data.images import describe_images
-from ftkit.data.tensors import image_tensors
+from ftkit.data.feeding.tensors import image_tensors
+from ftkit.data.pixels.images import describe_images
 
 HEIGHT, WIDTH = 16, 24
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ftkit.data.loader import EpochBatches
+from ftkit.data.feeding.loader import EpochBatches
 
 
 def rows(batches: EpochBatches, epoch: int = 0) -> list[list[int]]:

@@ -6,8 +6,8 @@ import torch
 from scipy.stats import beta
 from torch.nn import functional as F
 
-from ftkit.data.loader import EpochBatches
-from ftkit.data.mixing import Mixing
+from ftkit.data.augmentation.mixing import Mixing
+from ftkit.data.feeding.loader import EpochBatches
 
 ROWS = torch.randperm(65, generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(65, 3, 12, 10, generator=torch.Generator().manual_seed(1))

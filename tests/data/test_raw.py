@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftkit.data.raw import read_idx
+from ftkit.data.sources.raw import read_idx
 from ftkit.errors import UserError
 
 rng = np.random.default_rng(0)

@@ -12,7 +12,8 @@ from datasets import ClassLabel, DatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
 from PIL import Image as PILImage
 
-from ftkit.data import remote, sources
+from ftkit.data.sources import load as sources
+from ftkit.data.sources import remote
 
 ABC = ClassLabel(names=["c", "a", "b"])  # not in alphabetical order, and it stays so
 
@@ -173,7 +174,7 @@ def test_a_misspelt_short_name_asks_nobody(load, refused, monkeypatch, name, nea
     def ask(*arguments, **options):
         raise AssertionError("the Hub was asked")
 
-    monkeypatch.setattr("ftkit.data.sources.from_hub", ask)
+    monkeypatch.setattr("ftkit.data.sources.load.from_hub", ask)
     with refused(repr(name), f"did you mean {near}"):
         load(dataset=name)
 

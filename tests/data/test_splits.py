@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Features, Image, Value
 
-from ftkit.config import parse_config
-from ftkit.data.sources import load_data
+from ftkit.data.sources.load import load_data
+from ftkit.owners import parse_config
 
 SPLITS = ("train", "validation", "test")
 AB = ClassLabel(names=["a", "b"])

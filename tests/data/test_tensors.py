@@ -30,12 +30,12 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-import ftkit.data.decoding
-import ftkit.data.tensors
-from ftkit.data.cache import cached, default_cache_dir
-from ftkit.data.pixels import channel_statistics, histogram, normalizer
-from ftkit.data.stream import StreamedImages
-from ftkit.data.tensors import collate, image_tensors
+import ftkit.data.feeding.tensors
+import ftkit.data.pixels.decoding
+from ftkit.data.feeding.stream import StreamedImages
+from ftkit.data.feeding.tensors import collate, image_tensors
+from ftkit.data.pixels.cache import cached, default_cache_dir
+from ftkit.data.pixels.normalize import channel_statistics, histogram, normalizer
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 AS_IT_IS = ViTImageProcessor(size={"height": 4, "width": 6})
@@ -89,7 +89,7 @@ def no_decoding(monkeypatch):
     def fail(*arguments):
         raise AssertionError("an image was decoded again")
 
-    return lambda: monkeypatch.setattr(ftkit.data.decoding, "to_mode", fail)
+    return lambda: monkeypatch.setattr(ftkit.data.pixels.decoding, "to_mode", fail)
 
 
 def test_a_split_as_tensors(grays, tensors):
@@ -97,7 +97,7 @@ def test_a_split_as_tensors(grays, tensors):
     assert (data.images.dtype, tuple(data.images.shape)) == (torch.uint8, (10, 1, 4, 6))
     assert data.images[:, 0, 0, 0].tolist() == list(range(10))
     assert (data.labels.tolist(), data.index.tolist()) == ([i % 3 for i in range(10)], list(range(100, 110)))
-    assert (len(data), data.class_names, data.skipped) == (10, ["a", "b", "c"], [])
+    assert (len(data), data.task.names, data.skipped) == (10, ["a", "b", "c"], [])
     assert data[3]["pixel_values"].shape == (1, 4, 6)
     assert data[3]["labels"] == 0
 
@@ -272,7 +272,7 @@ def test_labels_are_those_of_now(grays, tensors):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypatch, error):
-    calls, whole = [], ftkit.data.decoding.PixelGeometry
+    calls, whole = [], ftkit.data.pixels.decoding.PixelGeometry
 
     def interrupted(processor):
         def fail(images):
@@ -281,12 +281,12 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypat
 
         return fail
 
-    monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", interrupted)
+    monkeypatch.setattr(ftkit.data.pixels.decoding, "PixelGeometry", interrupted)
     with pytest.raises(Exception if error is not KeyboardInterrupt else KeyboardInterrupt):
         tensors(grays)
     assert calls == [2]  # something had been begun, under a lock
     assert list((tmp_path / "cache").iterdir()) == []
-    monkeypatch.setattr(ftkit.data.decoding, "PixelGeometry", whole)
+    monkeypatch.setattr(ftkit.data.pixels.decoding, "PixelGeometry", whole)
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
 
 
@@ -308,9 +308,9 @@ def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
         import sys
         from datasets import disable_progress_bars
         from transformers import ViTImageProcessor
-        from ftkit.arguments import DataArguments
-        from ftkit.data.sources import load_data
-        from ftkit.data.tensors import image_tensors
+        from ftkit.config import DataArguments
+        from ftkit.data.sources.load import load_data
+        from ftkit.data.feeding.tensors import image_tensors
         rows = load_data(DataArguments(dataset="digits"))["train"]
         sys.stdin.read(1)  # until the other is here as well
         images = image_tensors(rows, ViTImageProcessor(size={"height": 24, "width": 24}), 3, cache_dir=sys.argv[1])
@@ -359,7 +359,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors
     def full(decoded, count, shape):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ftkit.data.tensors, "_in_place", full)
+    monkeypatch.setattr(ftkit.data.feeding.tensors, "_in_place", full)
     with refused(
         "cache_dir", tmp_path / "cache", "No space left on device", "make room there", "or give another cache_dir"
     ):

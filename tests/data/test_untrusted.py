@@ -11,8 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
-from ftkit.data import sources
-from ftkit.data.tensors import image_tensors
+from ftkit.data.feeding.tensors import image_tensors
+from ftkit.data.sources import load as sources
 
 NAMES = ["a", "b"]
 

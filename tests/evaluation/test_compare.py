@@ -9,6 +9,8 @@ import pytest
 import yaml
 from support import REPO, finetune, load_recipe_script, random_predictions, store
 
+from ftkit.tasks import SingleLabel
+
 NAMES = ["cat", "dog", "owl"]
 
 
@@ -68,7 +70,7 @@ def test_labels_are_aligned_by_name_and_images_by_their_bytes(tmp_path):
     renumbered = np.argsort(classes)[first.labels]
     second = replace(
         first, index=first.index[order], hashes=first.hashes[order], labels=renumbered[order],
-        logits=first.logits[order][:, classes], class_names=[NAMES[i] for i in classes],
+        logits=first.logits[order][:, classes], task=SingleLabel([NAMES[i] for i in classes]),
     )  # fmt: skip
     (pair,) = compared(tmp_path / "c", run(tmp_path / "a", "a", 1, first), run(tmp_path / "b", "b", 1, second))[
         "pairs"
@@ -89,7 +91,7 @@ def refuse_other_labels(first):
 
 
 def refuse_other_names(first):
-    return replace(first, class_names=["cat", "dog", "eagle"])
+    return replace(first, task=SingleLabel(["cat", "dog", "eagle"]))
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ from PIL import Image
 from scipy.special import softmax
 from support import REPO, load_recipe_script
 
-from ftkit.arguments import DataArguments, ModelArguments
-from ftkit.data.images import ImageInfo
-from ftkit.data.sources import load_data
+from ftkit.config import DataArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.sources.load import load_data
 from ftkit.evaluation.predictions import read_predictions
-from ftkit.models.build import build_model, class_names, load_model, save_model
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
 
 HOSTILE = ["a, b", 'the "c"', "two\nlines", "carriage\rreturn", "🐼🎋 熊猫", "\x1b[31mred"]
 main = load_recipe_script("predict").main
@@ -60,7 +61,7 @@ def hostile_model(tmp_path_factory):
     """A model whose classes have names that are hard to write down."""
     path = tmp_path_factory.mktemp("names")
     args = ModelArguments(model="mlp", image_size=[8], model_args={"hidden_sizes": [8]})
-    save_model(*build_model(args, HOSTILE, ImageInfo((8, 8), 3), pretrained=False), path)
+    Classifier.build(args, SingleLabel(HOSTILE), ImageInfo((8, 8), 3), pretrained=False).save(path)
     return path
 
 
@@ -80,32 +81,33 @@ def test_the_probabilities_are_those_that_the_run_stored(digits_run, predict, tm
     assert (code, said) == (0, "")
     assert files_of(lines) == [str(tmp_path / f"{index}.png") for index in stored.index[order]]
     expected = softmax(stored.logits[order], axis=1)
-    np.testing.assert_allclose(probabilities_of(lines, stored.class_names), expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities_of(lines, stored.task.names), expected, atol=1e-5)
     firsts = [json.loads(line)["predictions"][0]["label"] for line in lines.splitlines()]
-    assert firsts == [stored.class_names[i] for i in stored.predicted[order]]
+    assert firsts == [stored.task.names[i] for i in stored.predicted[order]]
 
 
 def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path):
     """As in an evaluation, which takes the lower index."""
-    model, processor = load_model(str(hostile_model))
-    torch.nn.init.zeros_(model.classifier.weight)
-    torch.nn.init.constant_(model.classifier.bias, 0.0)
-    model.classifier.bias.data[[2, 4]] = 1.0
-    save_model(model, processor, tmp_path / "model")
+    classifier = Classifier.load(str(hostile_model))
+    head = classifier.model.classifier
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.constant_(head.bias, 0.0)
+    head.bias.data[[2, 4]] = 1.0
+    classifier.save(tmp_path / "model")
     _, lines, _ = predict("--model", tmp_path / "model", draw(tmp_path / "a.png"), "--format", "jsonl", "--top_k", 6)
     told = [HOSTILE.index(prediction["label"]) for prediction in json.loads(lines)["predictions"]]
     assert told == [2, 4, 0, 1, 3, 5]
 
 
 def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
-    """Photos of several sizes and modes, as recipes/evaluate.py decodes, resizes and normalises them."""
-    data, files, names = tmp_path / "data", [], class_names(load_model(str(folder))[0])
+    """Photos of several sizes and modes, as recipes/eval.py decodes, resizes and normalises them."""
+    data, files, names = tmp_path / "data", [], Classifier.load(str(folder)).task.names
     for label, split in itertools.product(names, ("train", "validation", "test")):
         for number in range(6):
             size, mode = ((20, 30), (16, 16), (41, 17))[number % 3], ("RGB", "L", "P", "RGBA")[number % 4]
             file = draw(data / split / label / f"{number}.png", number + 100 * len(files), size, mode)
             files += [file] * (split == "test")
-    load_recipe_script("evaluate").main(
+    load_recipe_script("eval").main(
         ["--model", str(folder), "--data_dir", str(data), "--output_dir", str(tmp_path / "out")]
     )
     stored = read_predictions(tmp_path / "out")
@@ -113,14 +115,15 @@ def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
     _, lines, _ = predict(*options, data / "test")
     assert files_of(lines) == files
     expected = softmax(stored.logits, axis=1)
-    np.testing.assert_allclose(probabilities_of(lines, stored.class_names), expected, atol=1e-5)
+    np.testing.assert_allclose(probabilities_of(lines, stored.task.names), expected, atol=1e-5)
     _, alone, _ = predict(*options, files[1])  # a grey one is the same without colours beside it
-    np.testing.assert_allclose(probabilities_of(alone, stored.class_names), expected[1:2], atol=1e-5)
+    np.testing.assert_allclose(probabilities_of(alone, stored.task.names), expected[1:2], atol=1e-5)
 
 
 def test_a_model_that_was_saved_in_half_precision(convnet, predict, tmp_path):
-    model, processor = load_model(str(convnet))
-    save_model(model.to(torch.bfloat16), processor, tmp_path / "half")
+    half = Classifier.load(str(convnet))
+    half.model.to(torch.bfloat16)
+    half.save(tmp_path / "half")
     image = draw(tmp_path / "a.png")
     rows = [
         predict("--model", path, image, "--format", "jsonl", "--top_k", 2)[1] for path in (convnet, tmp_path / "half")
@@ -129,7 +132,7 @@ def test_a_model_that_was_saved_in_half_precision(convnet, predict, tmp_path):
     np.testing.assert_allclose(first, second, atol=0.02)
     digits = ["--dataset", "digits", "--classes", "0", "1", "--output_dir"]
     for path in (convnet, tmp_path / "half"):
-        load_recipe_script("evaluate").main(["--model", str(path), *digits, str(tmp_path / f"{path.name}-evaluated")])
+        load_recipe_script("eval").main(["--model", str(path), *digits, str(tmp_path / f"{path.name}-evaluated")])
     first, second = (read_predictions(tmp_path / f"{path.name}-evaluated") for path in (convnet, tmp_path / "half"))
     np.testing.assert_allclose(first.probabilities, second.probabilities, atol=0.02)
 

@@ -150,13 +150,13 @@ def test_the_gallery_shows_the_right_pictures(tmp_path):
     run = finetune(tmp_path / "run", "--max_train_samples", 100, "--num_train_epochs", 1)
     from PIL import Image
 
-    from ftkit.arguments import DataArguments
-    from ftkit.data.sources import load_data
-    from ftkit.evaluation.gallery import least_confident_hits, most_confident_errors, thumbnail
+    from ftkit.config import DataArguments
+    from ftkit.data.sources.load import load_data
+    from ftkit.evaluation.gallery import thumbnail
     from ftkit.evaluation.predictions import read_predictions
 
     predictions = read_predictions(run / "evaluation")
-    errors, hits = most_confident_errors(predictions), least_confident_hits(predictions)
+    errors, hits = predictions.task.gallery(predictions).values()
     assert not predictions.hits[errors].any() and predictions.hits[hits].all()
     assert predictions.confidences[errors[0]] == predictions.confidences[~predictions.hits].max()
     assert predictions.confidences[hits[0]] == predictions.confidences[predictions.hits].min()
@@ -210,4 +210,4 @@ def test_the_two_engines_see_the_same_files(tmp_path):
 
     first, second = (read_predictions(run / "evaluation") for run in runs)
     assert np.array_equal(first.hashes, second.hashes) and len(set(first.hashes.tolist())) > 350
-    assert first.class_names == second.class_names
+    assert first.task == second.task

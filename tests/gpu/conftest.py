@@ -5,7 +5,8 @@
 
 `FTKIT_DATA_DIR` names a folder with `mnist/`, `hymenoptera/` and `tf_efficientnet_lite0.in1k/`; where one of them is
 missing, generated images and random weights take its place. `FTKIT_GPU_RESULTS` names the JSON file (default:
-gpu-results.json in the working folder).
+gpu-results.json in the working folder), to which a second session at the same commit adds; it becomes
+recipes/results/gpu_<name>.json.
 """
 
 import datetime
@@ -54,11 +55,20 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{name:<32} " + ", ".join(f"{key} {value}" for key, value in row.items()))
     path = Path(os.environ.get("FTKIT_GPU_RESULTS", "gpu-results.json"))
     content = {
+        "kind": "gpu",
         "command": "pytest " + " ".join(config.invocation_params.args),
-        "date": datetime.date.today().isoformat(),
+        "what": ", ".join(environment()["gpus"]),
+        "failed": [report.nodeid for report in terminalreporter.stats.get("failed", [])],
+        "numbers": RESULTS,
         "environment": environment(),
-        "results": dict(sorted(RESULTS.items())),
+        "date": datetime.date.today().isoformat(),
     }
+    if path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier["environment"]["commit"] == content["environment"]["commit"]:
+            content["command"] = f"{earlier['command']} && {content['command']}"
+            content["failed"] = earlier["failed"] + content["failed"]
+            content["numbers"] = earlier["numbers"] | RESULTS
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     terminalreporter.write_line(f"written to {path}")
 
@@ -173,10 +183,11 @@ def lite0(tmp_path_factory):
     """EfficientNet-Lite0 with its ImageNet weights, or with random ones, as a folder."""
     if (folder := data("tf_efficientnet_lite0.in1k")) is not None:
         return str(folder)
-    from ftkit.arguments import ModelArguments
-    from ftkit.data.images import ImageInfo
-    from ftkit.models.build import build_model, save_model
+    from ftkit.config import ModelArguments
+    from ftkit.data.pixels.images import ImageInfo
+    from ftkit.models.classifier import Classifier
+    from ftkit.tasks import SingleLabel
 
     folder, args = tmp_path_factory.mktemp("lite0"), ModelArguments(model="timm/tf_efficientnet_lite0")
-    save_model(*build_model(args, ["a", "b", "c"], ImageInfo((224, 224), 3), pretrained=False), folder)
+    Classifier.build(args, SingleLabel(["a", "b", "c"]), ImageInfo((224, 224), 3), pretrained=False).save(folder)
     return str(folder)

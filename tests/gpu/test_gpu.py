@@ -9,12 +9,11 @@ import torch
 from safetensors.numpy import load_file
 from support import finetune, interrupt
 
-from ftkit.arguments.data import AUGMENTATIONS
-from ftkit.data.augment import augment
-from ftkit.data.tensors import ImageTensors
+from ftkit.data.augmentation.augment import AUGMENTATIONS, augment
+from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
-from ftkit.models.build import load_model
+from ftkit.models.classifier import Classifier
 from ftkit.training.trainer import ImageTrainer
 
 VIT = ["--model", "timm/test_vit", "--image_size", 32]
@@ -217,7 +216,7 @@ def test_the_data_lie_on_the_device(train, monkeypatch):
 
 def test_saved_models_evaluate_alike_on_both_devices(train):
     run = train(*VIT, *SHORT, "--bf16", "true")
-    model, _ = load_model(str(run))
+    model = Classifier.load(str(run)).model
     images = torch.rand(8, 3, 32, 32)
     with torch.no_grad():
         here, there = model.eval()(images).logits, model.cuda()(images.cuda()).logits.cpu()

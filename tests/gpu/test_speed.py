@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ftkit.evaluation.report import read_record
-from ftkit.models.build import load_model
+from ftkit.models.classifier import Classifier
 
 pytestmark = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="is measured alone: run it without -n")
 
@@ -63,7 +63,7 @@ def test_lite0_against_random_tensors(train, photos, lite0, measured, engine):
                "--eval_strategy", "no", "--save_strategy", "no", "--max_grad_norm", 0]  # fmt: skip
     train(*options, "--max_steps", 6, folder="warm-up")
     stage = read_record(train(*options, "--num_train_epochs", 40))["stages"][0]
-    model = load_model(lite0)[0].cuda().train().to(memory_format=torch.channels_last)
+    model = Classifier.load(lite0).model.cuda().train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     images = torch.randn(64, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
     labels = torch.randint(2, (64,), device="cuda")

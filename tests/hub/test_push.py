@@ -277,7 +277,7 @@ def test_every_kind_of_model_comes_back_with_the_same_logits(tmp_path):
         assert hub.repos["me/lora"].private and not hub.repos["me/mlp"].private
         files = hub.repos["me/lora"].files()
         evaluate = [
-            REPO / "recipes" / "evaluate.py",
+            REPO / "recipes" / "eval.py",
             "--model",
             "me/lora",
             "--dataset",
@@ -300,5 +300,5 @@ def test_every_kind_of_model_comes_back_with_the_same_logits(tmp_path):
         stored = read_predictions(tmp_path / "runs" / answer["name"] / "evaluation")
         rows = {index: row for row, index in enumerate(stored.index.tolist())}
         logits = stored.logits[[rows[index] for index in answer["index"]]]
-        given = [[scores[name] for name in stored.class_names] for scores in answer["answers"]]
+        given = [[scores[name] for name in stored.task.names] for scores in answer["answers"]]
         np.testing.assert_allclose(given, logits, atol=1e-4, err_msg=answer["name"])

@@ -1,11 +1,12 @@
 """AdaLoRA plans its ranks over all stages in which adapters train, and goes on within any of them."""
 
+import ast
 import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file
-from support import assert_reloads, finetune, interrupt
+from support import REPO, assert_reloads, finetune, interrupt
 
 from ftkit.training.trainer import ImageTrainer
 
@@ -115,3 +116,17 @@ def test_no_ranks_to_give_away(mlp, tmp_path, refused, target):
     args = json.dumps({"init_r": 6, "target_r": target})
     with refused("adapter_args: target_r", target, "init_r", 6):
         finetune(tmp_path / "run", *OPTIONS, "--model", mlp, "--adapter_args", args)
+
+
+def test_nothing_but_its_module_and_its_row_names_adalora():
+    """The rest of ftkit asks what hooks an adapter has."""
+    found = set()
+    for path in sorted((REPO / "ftkit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                imported.append(node.module or "")
+            named = isinstance(node, ast.Constant) and node.value in ("adalora", "ADALORA")
+            if named or any("adalora" in name.lower() for name in imported):
+                found.add(str(path.relative_to(REPO / "ftkit")))
+    assert found == {"methods/adalora.py", "methods/adapter_kinds.py", "compat/peft.py"}  # PEFT's own part of it

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from support import assert_reloads, finetune, interrupt
 from transformers import AutoModelForImageClassification
 
-from ftkit.arguments import MethodArguments, ModelArguments
-from ftkit.data.images import ImageInfo
-from ftkit.methods.adalora import orthogonality
+from ftkit.config import MethodArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head
-from ftkit.models.build import build_model, load_model, save_model
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
 from ftkit.training.trainer import ImageTrainer
 
 QUICK = ["--max_train_samples", 100, "--num_train_epochs", 2, "--learning_rate", 0.01]
@@ -79,7 +80,7 @@ def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
 def test_the_adapter_folder_loads_by_pefts_own_classes(convnet, tmp_path):
     run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
     base = AutoModelForImageClassification.from_pretrained(convnet, num_labels=10, ignore_mismatched_sizes=True)
-    theirs, ours = PeftModel.from_pretrained(base, run / "model").eval(), load_model(str(run))[0].eval()
+    theirs, ours = PeftModel.from_pretrained(base, run / "model").eval(), Classifier.load(str(run)).model.eval()
     images = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(theirs(pixel_values=images).logits, ours(pixel_values=images).logits)
@@ -152,7 +153,7 @@ def test_grouped_and_depthwise_convolutions(tmp_path):
     taken = {}
     for method in ("lora", "loha", "ia3", "adalora"):
         torch.manual_seed(0)
-        model, _ = build_model(args, ["a", "b"], ImageInfo((32, 32), 3), pretrained=False)
+        model = Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((32, 32), 3), pretrained=False).model
         depthwise = {name for name, module in model.named_modules() if getattr(module, "groups", 1) > 1}
         images = torch.randn(4, 3, 32, 32)
         adapted = add_adapters(MethodArguments(method, merge_adapters=True), model, images, steps=10)
@@ -211,7 +212,9 @@ def test_adapters_are_no_model_to_start_from(convnet, tmp_path, refused):
 
 
 def test_merging_that_changes_the_logits_is_refused(convnet, refused):
-    model, _ = build_model(ModelArguments(model=str(convnet)), ["0", "1"], ImageInfo((8, 8), 1), True)
+    model = Classifier.build(
+        ModelArguments(model=str(convnet)), SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), True
+    ).model
     adapted = add_adapters(MethodArguments("lora"), model, torch.randn(2, 1, 8, 8), steps=1)
     whole = adapted.merge_and_unload
 
@@ -229,11 +232,11 @@ def test_adapters_of_a_timm_model_keep_its_processor(tmp_path):
     torch.manual_seed(0)
     base = tmp_path / "base"
     args = ModelArguments(model="timm/test_resnet", image_size=[16], image_mean=[0.4], image_std=[0.2])
-    model, processor = build_model(args, ["0", "1"], ImageInfo((8, 8), 1), pretrained=False)
-    save_model(model, processor, base)
+    Classifier.build(args, SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), pretrained=False).save(base)
     run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora", "--classes", "3", "7")
-    model, processor = load_model(str(run))
-    assert list(model.config.label_names) == ["3", "7"] and processor.to_dict()["data_config"]["input_size"][-1] == 16
+    classifier = Classifier.load(str(run))
+    assert list(classifier.model.config.label_names) == ["3", "7"]
+    assert classifier.processor.to_dict()["data_config"]["input_size"][-1] == 16
 
 
 @pytest.mark.parametrize("keep", [2, 8, 11])
@@ -259,21 +262,21 @@ def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
     base = finetune(tmp_path / "base", *QUICK, "--model", "mlp")
     run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora")
     base.rename(tmp_path / "moved")
-    with refused("holds adapters of the model in", "which is not there", "base_model_name_or_path"):
-        load_model(str(run))
+    with refused("holds adapters of the model in", "which does not exist", "base_model_name_or_path"):
+        Classifier.load(str(run))
 
 
 def test_the_orthogonality_of_adalora_does_not_overflow(mlp):
     """Under mixed precision it is still computed in float32: float16 ends at 65,504."""
-    model, _ = load_model(str(mlp))
+    model = Classifier.load(str(mlp)).model
     adapted = add_adapters(MethodArguments(method="adalora"), model, torch.zeros(2, 1, 8, 8), steps=10)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if ".lora_A." in name:
                 parameter.fill_(100.0)
-    expected = orthogonality(adapted)
+    expected = hooks_of(adapted).loss_term(adapted)
     with torch.autocast("cpu", torch.float16):
-        found = orthogonality(adapted)
+        found = hooks_of(adapted).loss_term(adapted)
     assert torch.equal(found, expected) and expected > 65504
 
 

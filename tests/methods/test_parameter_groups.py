@@ -11,16 +11,19 @@ from safetensors.torch import load_file
 from support import finetune
 from torch import nn
 
-from ftkit.arguments import LossArguments, MethodArguments, ModelArguments
-from ftkit.arguments.method import LORA_VARIANTS, adapter_configs
-from ftkit.data.images import ImageInfo
+from ftkit.config import LossArguments, MethodArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.methods.adapter_kinds import LORA_VARIANTS, adapter_configs
 from ftkit.methods.parameter_groups import optimizer_groups, parameter_settings
 from ftkit.models.anatomy import layer_groups
-from ftkit.models.build import build_model
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
 
 
 def build(name):
-    return build_model(ModelArguments(model=name, image_size=[32]), ["0", "1"], ImageInfo((8, 8), 1), False)[0]
+    return Classifier.build(
+        ModelArguments(model=name, image_size=[32]), SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), False
+    ).model
 
 
 def settings(model, **method):

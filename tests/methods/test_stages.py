@@ -8,13 +8,15 @@ from safetensors.torch import load_file
 from support import assert_reloads, finetune, interrupt
 from transformers import AutoModelForImageClassification
 
-from ftkit.arguments import MethodArguments, ModelArguments
-from ftkit.data.images import ImageInfo
+from ftkit.config import MethodArguments, ModelArguments
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
-from ftkit.methods.freezing import only_training, trained_parameters
+from ftkit.methods.freezing import only_training
 from ftkit.methods.plan import make_plan
+from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups
-from ftkit.models.build import build_model
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
 
 DIGITS = [str(i) for i in range(10)]
 QUICK = ["--max_train_samples", 100, "--num_train_epochs", 1, "--learning_rate", 0.01]
@@ -48,7 +50,7 @@ def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
     body, changed = moved(folder, run)
     statistics = {name for name in body if "running_" in name or "num_batches" in name}
     parameters = body - statistics
-    model, _ = build_model(ModelArguments(model=str(folder)), DIGITS, ImageInfo((8, 8), 1), True)
+    model = Classifier.build(ModelArguments(model=str(folder)), SingleLabel(DIGITS), ImageInfo((8, 8), 1), True).model
     groups = layer_groups(model)
     head = set(list(groups.values())[-1])
     if plan in ("full", "lp_ft", "gradual_unfreeze"):
@@ -81,7 +83,7 @@ def test_batchnorm_statistics_follow_only_when_asked(convnet, tmp_path):
 
 
 def test_what_moves_although_frozen_is_named():
-    model, _ = build_model(ModelArguments(model="convnet"), DIGITS, ImageInfo((8, 8), 1), False)
+    model = Classifier.build(ModelArguments(model="convnet"), SingleLabel(DIGITS), ImageInfo((8, 8), 1), False).model
     trained = trained_parameters(model, layer_groups(model), "head")
     named = r"2 modules moved .* stages.1.0.convolution, stem.normalization"
     with pytest.raises(UserError, match=named), only_training(model, trained, "head", False), torch.no_grad():
@@ -92,7 +94,9 @@ def test_what_moves_although_frozen_is_named():
 
 @pytest.mark.parametrize("name", ["mlp", "convnet", "rnn", "timm/test_resnet", "timm/test_vit"])
 def test_layer_groups_hold_every_parameter_once(name):
-    model, _ = build_model(ModelArguments(model=name, image_size=[16]), DIGITS, ImageInfo((8, 8), 1), False)
+    model = Classifier.build(
+        ModelArguments(model=name, image_size=[16]), SingleLabel(DIGITS), ImageInfo((8, 8), 1), False
+    ).model
     groups = layer_groups(model)
     assert sorted(n for names in groups.values() for n in names) == sorted(n for n, _ in model.named_parameters())
     outputs = [model.get_parameter(n) for n in list(groups.values())[-1] if n.endswith("weight")]
@@ -162,7 +166,7 @@ def test_a_checkpoint_that_is_named_belongs_to_its_stage(convnet, tmp_path):
     [(["stemm"], "'stemm' is no layer group.*did you mean 'stem'"), ({"last": 9}, "last 9 is more than the 4 layer")],
 )
 def test_what_is_not_in_the_model_is_named(train, words):
-    model, _ = build_model(ModelArguments(model="convnet"), DIGITS, ImageInfo((8, 8), 1), False)
+    model = Classifier.build(ModelArguments(model="convnet"), SingleLabel(DIGITS), ImageInfo((8, 8), 1), False).model
     with pytest.raises(UserError, match=words):
         trained_parameters(model, layer_groups(model), train)
 

@@ -4,12 +4,13 @@ import pytest
 import transformers as T
 from torch import nn
 
-from ftkit.arguments import ModelArguments
-from ftkit.data.images import ImageInfo
+from ftkit.config import ModelArguments
+from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
-from ftkit.methods.freezing import trained_parameters
+from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import find_head, layer_groups
-from ftkit.models.build import build_model
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
 
 _VIT = {
     "image_size": 16,
@@ -70,7 +71,7 @@ def test_layer_groups_go_from_input_to_head(name):
 def test_timms_groups_hold_every_parameter_and_are_called_what_they_are(name):
     """Also of models that timm does not group; a group that is called like a module is that module."""
     args = ModelArguments(model=f"timm/{name}", image_size=[64])
-    model, _ = build_model(args, ["a", "b"], ImageInfo((64, 64), 3), pretrained=False)
+    model = Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((64, 64), 3), pretrained=False).model
     groups, modules = layer_groups(model), dict(model.named_modules())
     assert len(groups) > 5
     assert sorted(n for names in groups.values() for n in names) == sorted(n for n, _ in model.named_parameters())
@@ -83,7 +84,9 @@ def test_timms_groups_hold_every_parameter_and_are_called_what_they_are(name):
     ("name", "train", "least"), [("timm/efficientnet_b0_gn", "norm", 40_000), ("rnn", "bias", 200)]
 )
 def test_norms_and_biases_of_every_kind_are_found(name, train, least):
-    model, _ = build_model(ModelArguments(model=name, image_size=[32]), ["a", "b"], ImageInfo((32, 32), 1), False)
+    model = Classifier.build(
+        ModelArguments(model=name, image_size=[32]), SingleLabel(["a", "b"]), ImageInfo((32, 32), 1), False
+    ).model
     groups = layer_groups(model)
     body = trained_parameters(model, groups, train) - trained_parameters(model, groups, "head")
     assert sum(model.get_parameter(name).numel() for name in body) >= least

@@ -113,7 +113,7 @@ def test_a_schedule_goes_down_where_the_metric_gets_no_better(tmp_path, seen, sc
 
 def test_the_rate_stays_while_accuracy_rises(tmp_path, seen, monkeypatch):
     rising = iter((0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
-    monkeypatch.setattr("ftkit.training.trainer.accuracy_and_loss", lambda _: {"accuracy": next(rising), "loss": 1.0})
+    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: {"accuracy": next(rising), "loss": 1.0})
     finetune(tmp_path / "run", *SMALL, "--lr_scheduler_type", "reduce_lr_on_plateau", "--warmup_steps", 0,
              "--metric_for_best_model", "accuracy", "--lr_scheduler_kwargs", '{"patience": 0}')  # fmt: skip
     assert seen[0].optimizer.param_groups[0]["lr"] == 0.05

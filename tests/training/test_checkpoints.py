@@ -1,4 +1,4 @@
-"""A checkpoint is whole or passed over; a run that was killed ends as if it had not been."""
+"""A checkpoint is complete or skipped; a run that was killed ends as if it had not been."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ import pytest
 from support import REPO, finetune, interrupt
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from ftkit.models.build import save_model
+from ftkit.models.classifier import Classifier
 from ftkit.training import checkpoints, saving
 
 OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
@@ -34,11 +34,11 @@ def killed(whole, tmp_path):
 
 
 @pytest.fixture
-def passed_over(caplog):
-    """What the log says of checkpoints that are passed over."""
+def skipped(caplog):
+    """What the log says of checkpoints that are skipped."""
     logging.getLogger("ftkit").propagate = True
     caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records if "passed over" in record.getMessage()]
+    return lambda: [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
 
 
 def model(run):
@@ -64,7 +64,7 @@ def remove(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, flip, remove])
-def test_whatever_is_damaged_is_named_and_passed_over(killed, passed_over, damage):
+def test_whatever_is_damaged_is_named_and_skipped(killed, skipped, damage):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     files = sorted(path for path in newest.iterdir() if path.is_file())
@@ -73,27 +73,27 @@ def test_whatever_is_damaged_is_named_and_passed_over(killed, passed_over, damag
     for number, path in enumerate(files):
         before = path.read_bytes()
         damage(path)
-        assert checkpoints.newest_whole(stage) == older, path.name
-        told = passed_over()
+        assert checkpoints.newest_complete(stage) == older, path.name
+        told = skipped()
         assert len(told) == number + 1 and str(newest) in told[-1]
         assert path.name in told[-1] or path.name == "manifest.json"
         path.write_bytes(before)
-    assert checkpoints.newest_whole(stage) == newest
+    assert checkpoints.newest_complete(stage) == newest
 
 
 @pytest.mark.parametrize("name", ["../checkpoint-1/model.safetensors", "{folder}/model.safetensors", "/etc/passwd"])
-def test_a_manifest_lists_files_of_its_own_alone(killed, passed_over, name):
+def test_a_manifest_lists_files_of_its_own_alone(killed, skipped, name):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     name = name.format(folder=newest)
     listed = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps({name: listed["model.safetensors"]} | listed))
-    assert checkpoints.newest_whole(stage) == older
-    assert f"lists {name}, which lies elsewhere" in passed_over()[0]
+    assert checkpoints.newest_complete(stage) == older
+    assert f"lists {name}, which lies elsewhere" in skipped()[0]
 
 
 @pytest.mark.parametrize("best", ["/etc", "..", "../../..", "/"])
-def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, passed_over, best):
+def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, skipped, best):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     state = json.loads((newest / "trainer_state.json").read_text())
@@ -102,8 +102,8 @@ def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, passed_ove
     aside = checkpoints.hidden(newest)
     os.replace(newest, aside)
     checkpoints.seal(aside, newest)
-    assert checkpoints.newest_whole(stage) == older
-    assert f"passed over {newest}" in passed_over()[0]
+    assert checkpoints.newest_complete(stage) == older
+    assert f"skipped {newest}" in skipped()[0]
 
 
 def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsys):
@@ -113,7 +113,7 @@ def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsy
     (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
     finetune(killed, *OPTIONS)
     shown = capsys.readouterr().out
-    assert f"passed over {newest}: it optimizer.pt is" in shown and f"goes on from {older}" in shown
+    assert f"skipped {newest}: it optimizer.pt is" in shown and f"resumes from {older}" in shown
     assert model(killed) == model(whole) and not list(stage.glob(".*"))
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_was_moved_remembers_its_best_checkpoint(whole, killed, tmp_p
     assert model(moved) == model(whole)
 
 
-def test_a_checkpoint_whose_best_is_damaged_is_passed_over(killed, passed_over):
+def test_a_checkpoint_whose_best_is_damaged_is_skipped(killed, skipped):
     stage = killed / "stages" / "0-all"
     first, second, third = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)
     for checkpoint in (second, third):
@@ -135,8 +135,8 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(killed, passed_over):
         os.replace(checkpoint, aside)
         checkpoints.seal(aside, checkpoint)
     flip(second / "model.safetensors")
-    assert checkpoints.newest_whole(stage) == first
-    assert f"remembers {second.name} as the best" in passed_over()[0]
+    assert checkpoints.newest_complete(stage) == first
+    assert f"remembers {second.name} as the best" in skipped()[0]
 
 
 def test_a_named_checkpoint_must_be_whole(killed, refused):
@@ -152,7 +152,7 @@ def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed,
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
     finetune(tmp_path / "again", *OPTIONS)
-    assert "passed over" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
+    assert "skipped" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
@@ -225,16 +225,18 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
     """transformers' ViT: its best checkpoint is the one that is kept, and a resume goes on from its weights."""
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                        intermediate_size=8, num_labels=10)  # fmt: skip
-    save_model(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8}), tmp_path / "vit")
+    Classifier(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8})).save(
+        tmp_path / "vit"
+    )
     options = ["--model", tmp_path / "vit", "--method", "full", "--max_train_samples", 160, "--num_train_epochs", 3,
                "--learning_rate", 0.01, "--metric_for_best_model", "accuracy"]  # fmt: skip
     patched = []
 
-    def falling(self):
+    def falling(*_):
         patched.append({"accuracy": 1 / (1 + len(patched)), "loss": 1.0})
         return patched[-1]
 
-    monkeypatch.setattr("ftkit.training.trainer.accuracy_and_loss", falling)
+    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", falling)
     one = finetune(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
                    "--warmup_steps", 0)  # fmt: skip
     patched.clear()

@@ -4,11 +4,12 @@ import torch
 from safetensors.torch import load_file
 from support import finetune
 
+from ftkit.training.inputs import Preparation
 from ftkit.training.trainer import ImageTrainer
 
 
 def test_images_weights_and_gradients_lie_alike(tmp_path, monkeypatch):
-    step, prepare, seen = ImageTrainer.training_step, ImageTrainer._prepare_inputs, []
+    step, prepare, seen = ImageTrainer.training_step, Preparation.__call__, []
 
     def watched_step(self, model, inputs, *more):
         loss = step(self, model, inputs, *more)
@@ -17,14 +18,14 @@ def test_images_weights_and_gradients_lie_alike(tmp_path, monkeypatch):
         seen.append(all(weight.grad.stride() == weight.stride() for weight in weights))  # or DDP warns, and copies
         return loss
 
-    def watched_prepare(self, inputs):
-        prepared = prepare(self, inputs)
+    def watched_prepare(self, batch):
+        prepared = prepare(self, batch)
         _, _, height, width = prepared["pixel_values"].shape
         seen.append(prepared["pixel_values"].stride() == (height * width, 1, width, 1))  # grey images too
         return prepared
 
     monkeypatch.setattr(ImageTrainer, "training_step", watched_step)
-    monkeypatch.setattr(ImageTrainer, "_prepare_inputs", watched_prepare)
+    monkeypatch.setattr(Preparation, "__call__", watched_prepare)
     run = finetune(tmp_path / "run", "--max_steps", 3, "--eval_strategy", "no")
     assert seen
     assert all(seen)

@@ -12,8 +12,8 @@ from support import assert_reloads, finetune, interrupt
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
-from ftkit.arguments import LossArguments
-from ftkit.training.losses import make_loss
+from ftkit.config import LossArguments
+from ftkit.tasks import SingleLabel
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [5.0, 4.0, 0.0], [-2.0, 0.0, 2.0]])
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -22,7 +22,7 @@ QUICK = ["--max_train_samples", 200, "--num_train_epochs", 2, "--model", "mlp", 
 
 
 def of(name, smoothing=0.0, **options):
-    return make_loss(LossArguments(name, **options), smoothing)
+    return SingleLabel(["a", "b", "c"]).loss(LossArguments(name, **options), smoothing)
 
 
 def test_each_loss_is_what_the_libraries_compute():

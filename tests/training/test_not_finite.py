@@ -26,14 +26,13 @@ def spoiled(monkeypatch):
             loss = original(self, model, inputs, **options)
             return loss * float("nan") if model.training and self.state.global_step + 1 in steps else loss
 
-        def prepare(self, inputs):
-            if self.model.training:
-                batches[self.state.global_step + 1] = inputs["index"].tolist()
-            return prepared(self, inputs)
+        def training_step(self, model, inputs, *more):
+            batches[self.state.global_step + 1] = inputs["index"].tolist()
+            return step(self, model, inputs, *more)
 
-        prepared = ImageTrainer._prepare_inputs
+        step = ImageTrainer.training_step
         monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
-        monkeypatch.setattr(ImageTrainer, "_prepare_inputs", prepare)
+        monkeypatch.setattr(ImageTrainer, "training_step", training_step)
         return batches
 
     return spoil
@@ -110,10 +109,10 @@ def test_no_way_back(tmp_path, spoiled, refused):
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, refused):
     """The loss of the last step of an epoch is finite, and its update is not."""
 
-    def spoil(self, model, grad_norm=None):
+    def spoil(self, model, clipped):
         if self.state.global_step + 1 == 5:
             next(model.parameters()).grad.fill_(float("inf"))
 
-    monkeypatch.setattr(ImageTrainer, "_get_grad_norm", spoil)
+    monkeypatch.setattr(ImageTrainer, "gradient_norm", spoil)
     with refused("the loss is nan at step 5", "there is no checkpoint yet"):
         finetune(tmp_path / "run", *OPTIONS)

@@ -5,7 +5,7 @@ import time
 
 from support import finetune
 
-from ftkit.data.tensors import ImageTensors
+from ftkit.data.feeding.tensors import ImageTensors
 
 
 def waiting(run):

@@ -1,0 +1,40 @@
+"""Private names of torch."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End the worker processes of a loader. Left to the garbage collector, each would first wait for 5 seconds."""
+    loader._iterator = None
+
+
+def compute_in_float32(norm: nn.Module) -> None:
+    """Let a BatchNorm whose weights become 16 bits compute in float32, with buffers that stay as they are.
+
+    torch refuses statistics and weights of two types, and in 16 bits the running statistics would stand still. No
+    hook could do this: the weights are cast for the forward pass alone, and DeepSpeed casts buffers by `_apply`.
+    """
+    norm.forward, norm._apply = partial(_forward, norm), partial(_apply, norm)
+
+
+def _forward(norm: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    own = dict(norm._parameters)
+    norm._parameters.update({name: value if value is None else value.float() for name, value in own.items()})
+    try:
+        return type(norm).forward(norm, images.float()).to(images.dtype)
+    finally:
+        norm._parameters.update(own)
+
+
+def _apply(norm: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+    own = dict(norm._buffers)
+    type(norm)._apply(norm, function, recurse)
+    for name, buffer in own.items():
+        if buffer is not None and norm._buffers[name].dtype != buffer.dtype:
+            norm._buffers[name] = buffer.to(norm._buffers[name].device)
+    return norm

@@ -1,0 +1,85 @@
+"""The private methods of transformers' `Trainer` that ftkit extends, as public hooks."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_ARGS_NAME
+
+
+class HookedTrainer(Trainer):
+    """`Trainer` with a public hook for each private method that ftkit extends.
+
+    A hook does what the `Trainer` does, until a subclass overrides it. What ftkit changes by public methods, callbacks
+    and arguments alone is none of its business.
+    """
+
+    def waits_for_epoch_end(self) -> bool:
+        """Whether what is due after this step is logged, evaluated and saved at the end of the epoch only."""
+        return False
+
+    def after_step(self) -> None:
+        """Called after a step or an epoch, when what was due is logged, evaluated and saved. No callback is."""
+
+    def save_checkpoint(self) -> None:
+        """Write `checkpoint-<step>`. The callbacks learn of it too late to write it aside and rename it."""
+        super()._save_checkpoint(self.model, None)
+
+    def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Write the weights of a checkpoint, gathered as `state_dict` where they are sharded; called in all processes.
+
+        The `Trainer` adds a pickle of its arguments, which is deleted: config.yaml holds them.
+        """
+        super()._save(str(folder), state_dict)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def load_best_model(self) -> None:
+        """Load the weights that validation chose, after training. The `Trainer` takes adapters as PEFT saves them."""
+        super()._load_best_model()
+
+    def load_optimizer(self, checkpoint: Path) -> None:
+        """Load optimizer and schedule. Under FSDP torch refuses an optimizer without state, such as plain SGD."""
+        if not self.is_fsdp_enabled or _has_state(checkpoint / OPTIMIZER_NAME_BIN):
+            super()._load_optimizer_and_scheduler(str(checkpoint))
+            return
+        self.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True))
+        self.take_rates_of_schedule()
+
+    def take_rates_of_schedule(self) -> None:
+        """Give the optimizer the learning rates that the schedule has."""
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def gradient_norm(self, model: nn.Module, clipped: torch.Tensor | None) -> torch.Tensor | float | None:
+        """The norm of the gradient for the log: `clipped` where clipping has computed it. No callback is given it."""
+        return super()._get_grad_norm(model, clipped)
+
+    def to_device(self, values: torch.Tensor) -> torch.Tensor:
+        """Move a tensor to the device. Under DeepSpeed floats take the type of the weights, which may be 16 bits."""
+        return self._prepare_input(values)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        if not self.waits_for_epoch_end():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+            self.after_step()
+
+    def _save_checkpoint(self, model, trial):
+        self.save_checkpoint()
+
+    def _save(self, output_dir=None, state_dict=None):
+        self.save_weights(Path(output_dir), state_dict)
+
+    def _load_best_model(self):
+        self.load_best_model()
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is not None:
+            self.load_optimizer(Path(checkpoint))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        return self.gradient_norm(model, grad_norm)
+
+
+def _has_state(optimizer: Path) -> bool:
+    return bool(torch.load(optimizer, map_location="cpu", weights_only=True, mmap=True)["state"])

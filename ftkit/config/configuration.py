@@ -1,0 +1,88 @@
+"""A checked configuration: of a run, or of an evaluation of a saved model."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ftkit.config.data import DataArguments
+from ftkit.config.evaluation import EvaluationArguments
+from ftkit.config.job import JobArguments
+from ftkit.config.loss import LossArguments
+from ftkit.config.method import MethodArguments
+from ftkit.config.model import ModelArguments
+from ftkit.config.training import TrainingArguments, following, in_stage, values_of
+from ftkit.precision import HALVES
+
+# What a saved configuration spells out before what was given.
+_SPELT_OUT = ("eval_strategy", "per_device_eval_batch_size", "logging_steps", "save_total_limit", "learning_rate")
+# How a run is started and where it left off: these do not belong to what a run is.
+_NOT_SAVED = ("overwrite", "resume_from_checkpoint")
+
+
+@dataclass
+class Config:
+    """The configuration of a run.
+
+    Attributes:
+        training: transformers' arguments, which never push: its `Trainer` would at every checkpoint. While names are
+            checked, they are typed values by the same names that transformers has not resolved yet.
+        given: the training arguments that the recipe or the command line gives and that do not follow from others.
+        pushes: whether the finished model goes to the Hub (`push_to_hub`), once.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    method: MethodArguments
+    loss: LossArguments
+    job: JobArguments
+    training: TrainingArguments
+    given: tuple[str, ...]
+    pushes: bool
+
+    def if_given(self, key: str) -> Any:
+        """The value of a training argument that was given; None for one at its default."""
+        return getattr(self.training, key) if key in self.given else None
+
+    def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
+        """The training arguments of a stage: the run's, as they are now, but for what the stage says.
+
+        Args:
+            arguments: what the stage says.
+            folder: the stage's.
+        """
+        own = in_stage(values_of(self.training), self.given, arguments)
+        return TrainingArguments(**own | {"output_dir": str(folder)})
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as a recipe: running it again repeats the run."""
+        saved = {}
+        for group in (self.data, self.model, self.method, self.loss, self.job):
+            saved |= {key: value for key, value in dataclasses.asdict(group).items() if value is not None}
+        values = values_of(self.training)
+        values |= {"push_to_hub": self.pushes, "report_to": values["report_to"] or "none"}
+        named = dict.fromkeys((*_SPELT_OUT, *following(values), "output_dir", *self.given, *HALVES))
+        saved |= {key: values[key] for key in named}
+        saved = {key: _plain(value) for key, value in saved.items() if key not in _NOT_SAVED}
+        return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+
+
+class Evaluation(NamedTuple):
+    """The configuration of an evaluation of a saved model."""
+
+    data: DataArguments
+    evaluation: EvaluationArguments
+
+
+def _plain(value: Any) -> Any:
+    """What YAML's safe dumper takes: enums as their values, dataclasses as what is not at its default."""
+    if dataclasses.is_dataclass(value):
+        values = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
+        return {name: _plain(now) for name, (now, default) in values.items() if now != default}
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return getattr(value, "value", value)

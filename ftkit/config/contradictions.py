@@ -1,0 +1,49 @@
+"""Keys of different groups that contradict each other."""
+
+import os
+
+from ftkit.config.configuration import Config
+from ftkit.config.training import sharding_of
+from ftkit.precision import deepspeed_config
+
+
+def check_together(config: Config) -> list[str]:
+    """All that contradicts something else in a configuration of a run or of a stage, one sentence each."""
+    errors = []
+    if config.loss.early_stopping_patience is not None and not config.training.load_best_model_at_end:
+        errors.append(
+            "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
+            "stopped run would keep a worse model than its best"
+        )
+    if config.training.save_only_model and config.job.on_nan == "rollback":
+        errors.append(
+            "on_nan: rollback goes back to the optimizer of a checkpoint, which save_only_model: true leaves out: use "
+            "on_nan: skip, or leave save_only_model out"
+        )
+    return errors + _check_sharded(config)
+
+
+def _check_sharded(config: Config) -> list[str]:
+    """What looks at whole weights while they train, where FSDP or DeepSpeed have them in pieces."""
+    values = vars(config.training)
+    if not (kinds := sharding_of(values)):
+        return []
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
+        return [
+            f"{key}: {values[key]} cuts a model into pieces for several processes, and this is one: leave it out, or "
+            f"launch several, with accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
+        ]
+    if len(kinds) > 1:
+        return [f"{' and '.join(kinds)} each cut a model into pieces: keep one of them"]
+    source, pieces = deepspeed_config(values)
+    if own := [key for key in ("optimizer", "scheduler") if key in pieces]:
+        keys = {"optimizer": "optim, learning_rate and weight_decay", "scheduler": "lr_scheduler_type"}
+        return [f"{source}: its {key} would be ignored: remove it there, and set {keys[key]}" for key in own]
+    whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
+    given = vars(config.loss) | vars(config.job) | values
+    return [
+        f"{key}: {given[key]} needs whole weights, which FSDP and DeepSpeed cut into pieces: leave it out, or launch "
+        "with accelerate_configs/multi_gpu.yaml"
+        for key, usual in whole.items()
+        if given[key] != usual
+    ]

@@ -1,0 +1,141 @@
+"""Which images to read."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ftkit.config.values import from_json
+
+EMBEDDED = ("digits", "blobs")  # data that need no file
+
+
+@dataclass
+class DataArguments:
+    """Which images to read, and how to split them."""
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "digits, blobs, mnist, fashion_mnist, cifar10, cifar100, or the name of any dataset on the Hub."
+        },
+    )
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "A local folder or file: class folders, IDX files, CIFAR batches, parquet or webdataset files, "
+            "a CSV or JSON-lines file of paths and labels, or a save_to_disk folder."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "The configuration name of a Hub dataset."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "A branch, tag or commit of the Hub dataset."}
+    )
+    train_split: str = field(default="train", metadata={"help": "The name of the split to train on."})
+    validation_split: str = field(default="validation", metadata={"help": "The split that chooses the checkpoint."})
+    test_split: str = field(default="test", metadata={"help": "The split that is reported; nothing is chosen on it."})
+    image_column: str | None = field(default=None, metadata={"help": "Found by its type when not given."})
+    label_column: str | None = field(default=None, metadata={"help": "Found by its type when not given."})
+    validation_size: float = field(
+        default=0.1, metadata={"help": "Share of train that becomes validation where there is no such split."}
+    )
+    test_size: float = field(
+        default=0.2, metadata={"help": "Share of train that becomes test where there is no such split."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the splits and of few-shot sampling."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a random subset of this many images."}
+    )
+    samples_per_class: int | None = field(
+        default=None, metadata={"help": "Few-shot: train on this many images of each class."}
+    )
+    classes: list[str] | None = field(default=None, metadata={"help": "Keep only the classes with these names."})
+    augment: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "What is done to training images, in turn; in a recipe also with options, as "
+            "{random_crop: {padding: 2}}. Default: nothing."
+        },
+    )
+    image_transform: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "timm's training transform for single images (crop, flip, colour jitter, AutoAugment, …), by the "
+            "options of timm.data.create_transform: {auto_augment: rand-m9-mstd0.5} (JSON). It needs data_engine: "
+            "stream. Default: none."
+        },
+    )
+    data_engine: Literal["auto", "tensor", "stream"] = field(
+        default="auto",
+        metadata={
+            "help": "tensor: decode all images once, into a memory map; stream: decode those of a batch, in workers; "
+            "auto: tensor where the decoded images fit into tensor_cache_gb."
+        },
+    )
+    tensor_cache_gb: float = field(
+        default=8.0, metadata={"help": "The most that auto decodes into a memory map, in GB (10^9 bytes)."}
+    )
+    test_time_augmentation: Literal["none", "flip", "flip_and_shift"] = field(
+        default="none",
+        metadata={
+            "help": "flip: evaluate a second time with the logits averaged over each image and its mirror image; "
+            "flip_and_shift: and shifted by a pixel, two ways. Reported beside the plain evaluation."
+        },
+    )
+    on_bad_image: Literal["error", "skip"] = field(
+        default="error",
+        metadata={"help": "What to do about images that do not decode: stop before training, or leave them out."},
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
+    )
+
+    def __post_init__(self):
+        if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
+            steps = from_json(self.augment[0])
+            self.augment = steps if isinstance(steps, list) else self.augment
+        if isinstance(self.image_transform, str):
+            self.image_transform = from_json(self.image_transform)
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        errors = [
+            f"{name}: {getattr(self, name)} is not a share of the data: give a number between 0 and 1"
+            for name in ("validation_size", "test_size")
+            if not 0 < getattr(self, name) < 1
+        ]
+        if not errors and self.validation_size + self.test_size >= 1:
+            errors.append(
+                f"validation_size: {self.validation_size} and test_size: {self.test_size} leave nothing to train on: "
+                "their sum must be under 1"
+            )
+        errors += [
+            f"{name}: {getattr(self, name)} must be at least 1"
+            for name in ("max_train_samples", "samples_per_class")
+            if getattr(self, name) is not None and getattr(self, name) < 1
+        ]
+        if not self.tensor_cache_gb >= 0:  # NaN is neither
+            errors.append(f"tensor_cache_gb: {self.tensor_cache_gb} must be at least 0")
+        errors += self._check_transform()
+        if not 0 <= self.split_seed < 2**32:
+            errors.append(f"split_seed: {self.split_seed} must be at least 0 and under 2^32")
+        if self.max_train_samples is not None and self.samples_per_class is not None:
+            errors.append("max_train_samples and samples_per_class contradict each other: give one of them")
+        if self.dataset in EMBEDDED and self.data_dir is not None:
+            errors.append(
+                f"dataset: {self.dataset} is embedded and reads no folder: leave out data_dir: {self.data_dir}, or "
+                "leave out dataset to read that folder"
+            )
+        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
+            errors.append(f"classes: {self.classes} must name at least two classes, each once")
+        splits = [self.train_split, self.validation_split, self.test_split]
+        if len(set(splits)) < 3:
+            errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
+        return errors
+
+    def _check_transform(self) -> list[str]:
+        if self.image_transform is None:
+            return []
+        if self.data_engine == "tensor":
+            return ["image_transform changes single images, which data_engine: tensor has not: use stream"]
+        if not isinstance(self.image_transform, dict):
+            return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
+        return []

@@ -1,0 +1,171 @@
+"""The entries of a recipe or a command line, and their typed values by one `HfArgumentParser`."""
+
+import argparse
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from ftkit.compat.python import option_strings
+from ftkit.errors import UserError, nearest
+
+
+@dataclass
+class Entry:
+    """One key with its value as the texts that stand there, and where it stands. `texts` is None for a null."""
+
+    key: str
+    texts: list[str] | None
+    origin: str
+
+    @property
+    def shown(self) -> str:
+        return " ".join(self.texts or [])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which `1e-3` is a number, as in Python and JSON."""
+
+
+_MOST_VALUES = 10_000  # of one key; aliases that repeat aliases would make billions
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
+)
+
+
+def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
+    """The entries of a flat recipe. Scalars keep the text they were written with: `no`, `1e-3` and `007` stay so.
+
+    Args:
+        path: the file.
+        errors: what is wrong with single lines is appended here.
+
+    Raises:
+        UserError: the file cannot be read, or is no mapping.
+    """
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(
+            f"--config {path}: is nested too deeply; expected lines such as `learning_rate: 0.1`"
+        ) from None
+    if not isinstance(root, yaml.MappingNode):
+        what = "is empty" if root is None else f"holds a {root.id} where keys were expected"
+        raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
+    entries: dict[str, Entry] = {}
+    for key, value in root.value:
+        origin = f"{path}:{key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            errors.append(f"{origin}: expected a key such as `learning_rate`, not a {key.id}")
+            continue
+        if key.value in entries:
+            errors.append(f"{origin}: {key.value} stands twice in this file: keep one")
+        try:
+            entries[key.value] = Entry(key.value, _texts(value), origin)
+        except (TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
+            errors.append(f"{origin}: {key.value}: not a mapping of plain values: {error}")
+    return list(entries.values())
+
+
+def _texts(value: yaml.Node) -> list[str] | None:
+    """The value as command-line texts; a mapping becomes JSON."""
+    if isinstance(value, yaml.ScalarNode):
+        return None if value.tag == "tag:yaml.org,2002:null" else [value.value]
+    if isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
+        return [item.value for item in value.value]
+    if _size(value, {}) > _MOST_VALUES:
+        raise ValueError(
+            f"it stands for more than {_MOST_VALUES:,} values, or holds itself: use fewer aliases (*name)"
+        )
+    return [json.dumps(yaml.load(yaml.serialize(value), Loader=_Loader))]
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for where every alias is written out; infinite for one that holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else [item])]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def read_command_line(arguments: list[str]) -> list[Entry]:
+    """`--key value …`, `--key=value` and `--flag` as entries.
+
+    Raises:
+        UserError: a value stands before any key.
+    """
+    entries: list[Entry] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            entries.append(Entry(key.replace("-", "_"), [value] if equals else [], "command line"))
+        elif entries:
+            entries[-1].texts.append(argument)
+        else:
+            raise UserError(f"command line: {argument!r} stands before any option: expected `--key value`")
+    return entries
+
+
+def parse_entry(
+    parser: HfArgumentParser, entry: Entry, lists: frozenset[str], nullable: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """The key with its typed value, by the option that `parser` has of that name.
+
+    The option's own type, choices and number of values judge it. `argparse` itself is not run: it takes values that
+    begin with a dash for options, and stops at the first error.
+
+    Args:
+        lists: keys that take one text or several, which the parser knows as texts only.
+        nullable: keys of which a null is a value, None; for others it gives nothing, and the default stays.
+
+    Raises:
+        ValueError: with one sentence that names the key, the value and what was expected.
+    """
+    options = option_strings(parser)
+    action = options.get(f"--{entry.key}")
+    if action is None or entry.key == "help":
+        keys = sorted({option.dest for option in options.values()} - {"help"})
+        raise ValueError(f"{entry.key}: there is no such key{nearest(entry.key, keys)}")
+    if entry.texts is None or (entry.texts == ["null"] and action.type in (int, float)):
+        return {action.dest: None} if entry.key in nullable else {}
+    if "\0" in entry.shown:
+        raise ValueError(f"{entry.key}: {entry.shown!r} holds a NUL character, which nothing is called by")
+    if not entry.texts and action.nargs in (0, "?"):
+        return {action.dest: action.const}
+    if not entry.texts:
+        raise ValueError(f"{entry.key}: needs a value")
+    if action.nargs == 0:
+        raise ValueError(f"{entry.key}: takes no value, not {entry.shown!r}")
+    values = [_convert(action, entry.key, text) for text in entry.texts]
+    if action.nargs == "+" or (len(values) > 1 and entry.key in lists):
+        return {action.dest: values}
+    if len(values) > 1:
+        raise ValueError(f"{entry.key}: takes one value, not {len(values)}: {entry.shown!r}")
+    return {action.dest: values[0]}
+
+
+def _convert(action: argparse.Action, key: str, text: str) -> Any:
+    try:
+        value = action.type(text)
+    except (ValueError, TypeError, argparse.ArgumentTypeError):
+        kinds = {int: "a whole number", float: "a number"}
+        raise ValueError(f"{key}: {text!r} is not {kinds.get(action.type, 'true or false')}") from None
+    if action.choices is not None and value not in action.choices:
+        valid = [str(choice) for choice in action.choices]
+        raise ValueError(f"{key}: {text!r} is not one of {', '.join(valid)}{nearest(text, valid)}")
+    return value

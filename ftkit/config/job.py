@@ -1,0 +1,35 @@
+"""How the job is carried out: its folder, learning rates over processes, losses that are not finite, the license."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class JobArguments:
+    """How the job is carried out."""
+
+    overwrite: bool = field(
+        default=False, metadata={"help": "Delete what an earlier run left in output_dir before training."}
+    )
+    scale_lr: Literal["linear", "sqrt", "none"] = field(
+        default="none",
+        metadata={
+            "help": "Multiply every learning rate by the number of processes (linear: Goyal et al. 2017), or by its "
+            "square root, since the batch of all processes together is as many times per_device_train_batch_size."
+        },
+    )
+    on_nan: Literal["stop", "skip", "rollback"] = field(
+        default="stop",
+        metadata={
+            "help": "When a loss is not finite: stop; skip the updates whose gradient is not finite; or roll weights "
+            "and optimizer back to the newest checkpoint, and go on with the next images. On a GPU, skip takes memory "
+            "for another copy of what trains and of the optimizer's state."
+        },
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "The license that the model's card names, such as apache-2.0."}
+    )
+
+    def check(self) -> list[str]:
+        """Nothing can be wrong here alone."""
+        return []

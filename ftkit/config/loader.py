@@ -1,0 +1,264 @@
+"""The one strict loader of configurations.
+
+A recipe is a flat YAML file; every key can be overridden on the command line by its own name. Both are turned into
+arguments and read by one `HfArgumentParser` over ftkit's dataclasses and transformers' `TrainingArguments`, so that a
+type, a choice or a misspelt key is judged in one place. What a key names (a method, an optimizer, …) is checked by
+who owns it. All errors are reported at once, before data or model are touched.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import NoneType, SimpleNamespace
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+from transformers import HfArgumentParser
+
+from ftkit.config.configuration import Config, Evaluation
+from ftkit.config.contradictions import check_together
+from ftkit.config.data import EMBEDDED, DataArguments
+from ftkit.config.entries import Entry, parse_entry, read_command_line, read_recipe
+from ftkit.config.evaluation import EvaluationArguments
+from ftkit.config.job import JobArguments
+from ftkit.config.loss import LossArguments
+from ftkit.config.machine import check_machine, runs_on_cpu
+from ftkit.config.method import MethodArguments
+from ftkit.config.model import ModelArguments
+from ftkit.config.training import DEFAULTS, TrainingArguments, check_training, following, in_stage, usual
+from ftkit.config.training_fields import OF_THE_RUN, check_fields
+from ftkit.errors import ConfigError, UserError, nearest
+from ftkit.precision import decide_precision
+
+GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
+# Keys that take one text or several; `HfArgumentParser` knows them as one.
+_LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
+# Keys for which null is a value; of others it leaves the default. `report_to: null` would be a tracker of that name.
+_NULLABLE = frozenset(
+    name
+    for group in (*GROUPS, EvaluationArguments)
+    for name, hint in get_type_hints(group).items()
+    if NoneType in get_args(hint)
+) - {"report_to", "output_dir"}
+
+
+class Owners(NamedTuple):
+    """What others know about a configuration.
+
+    Attributes:
+        check: gives all that is wrong with the names in a configuration of a run or a stage, one sentence each. It
+            skips values of a wrong type or form, which the loader reports.
+        learning_rate: gives the default of a method.
+        metric: chooses the checkpoint by default.
+        names: by key, what it may name, for `--help`.
+    """
+
+    check: Callable[[Config], list[str]]
+    learning_rate: Callable[[str], float]
+    metric: str
+    names: dict[str, Iterable[str]]
+
+
+def read_config(arguments: list[str], owners: Owners, default_recipe: Path | None = None) -> Config:
+    """Read `[--config recipe.yaml] [--key value …]` into a checked configuration.
+
+    Args:
+        arguments: the command line without the program's name.
+        owners: of the names that are checked.
+        default_recipe: read when there is no `--config`. Where the command line names other data than this recipe's
+            (`--dataset` or `--data_dir`), the recipe's own data are left out.
+
+    Raises:
+        UserError: the recipe cannot be read.
+        ConfigError: with every unknown key, wrong type, value out of range and contradiction.
+    """
+    errors: list[str] = []
+    named = ". ".join(f"{key}: {', '.join(names)}" for key, names in owners.names.items())
+    parser = HfArgumentParser(GROUPS, prog="finetune.py", epilog=f"What keys may name: {named}.")
+    overrides = read_command_line(arguments)
+    _answer_help(parser, overrides)
+    read = _read_values(parser, _with_recipe(overrides, default_recipe, errors), errors)
+    precision, contradictions = decide_precision(read, runs_on_cpu(read))
+    errors += contradictions + check_machine(read)
+    groups = _build_checked(GROUPS[:-1], read, errors)
+    given = {key: value for key, value in read.items() if key in DEFAULTS}
+    values = DEFAULTS | following(given) | _defaults(owners, *groups[:3]) | given | precision
+    pushes, values["push_to_hub"] = bool(values["push_to_hub"]), False
+    names = tuple(key for key in given if key not in usual(values))
+    config = Config(*groups, SimpleNamespace(**values), names, pushes)
+    errors += _check(config, names, owners)
+    errors += _check_stages(parser, config, owners, bool(errors))
+    training = None if errors else _explained(values, errors)
+    if errors:
+        raise ConfigError(errors)
+    return dataclasses.replace(config, training=training)
+
+
+def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str]]) -> Evaluation:
+    """Read the command line of an evaluation. Where the model lies in a run, the run's data are the default.
+
+    Args:
+        arguments: the command line without the program's name.
+        check: see `Owners`.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    errors: list[str] = []
+    overrides = read_command_line(arguments)
+    groups = (DataArguments, EvaluationArguments)
+    parser = HfArgumentParser(groups, prog="eval.py")
+    _answer_help(parser, overrides)
+    keys = {f.name for f in dataclasses.fields(DataArguments)}
+    model = next((entry.shown for entry in overrides if entry.key == "model"), None)
+    if model is None:
+        raise ConfigError(["model is missing: give --model a folder or a name on the Hub"])
+    saved = [path for path in (Path(model) / "config.yaml", Path(model).parent / "config.yaml") if path.is_file()]
+    recipe = [entry for entry in read_recipe(saved[0], errors) if entry.key in keys] if saved else []
+    if {"dataset", "data_dir"} & {entry.key for entry in overrides}:
+        recipe = []
+    values = _read_values(parser, recipe + overrides, errors)
+    config = Evaluation(*_build_checked(groups, values, errors))
+    errors += check(config) + check_machine(values, takes_use_cpu=False)
+    if errors:
+        raise ConfigError(errors)
+    return config
+
+
+def _answer_help(parser: HfArgumentParser, entries: list[Entry]) -> None:
+    if "help" in {entry.key for entry in entries}:
+        parser.print_help()
+        sys.exit(0)
+
+
+def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: list[str]) -> list[Entry]:
+    """The entries of the recipe that the command line names, or of the default, and those of the command line."""
+    chosen = [entry for entry in overrides if entry.key == "config"]
+    overrides = [entry for entry in overrides if entry.key != "config"]
+    if len(chosen) > 1 or any(len(entry.texts) != 1 for entry in chosen):
+        raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
+    path = Path(chosen[0].texts[0]) if chosen else default_recipe
+    recipe = read_recipe(path, errors) if path else []
+    if not chosen and {"dataset", "data_dir"} & {entry.key for entry in overrides}:
+        recipe = [entry for entry in recipe if entry.key not in ("dataset", "data_dir")]
+    return recipe + overrides
+
+
+def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[str]) -> dict[str, Any]:
+    """Typed values by key, later entries over earlier ones; what is wrong with any of them goes to `errors`."""
+    values = {}
+    for entry in entries:
+        try:
+            values |= parse_entry(parser, entry, _LISTS, _NULLABLE)
+        except ValueError as error:
+            errors.append(f"{entry.origin}: {error}")
+    _find_local_data(values)
+    if values.get("resume_from_checkpoint") is not None:
+        resume = str(values["resume_from_checkpoint"])
+        if resume.lower() in ("auto", "true", "false"):
+            values["resume_from_checkpoint"] = resume.lower()
+        elif not os.path.isdir(resume):
+            errors.append(f"resume_from_checkpoint: {resume} is not a folder: give a checkpoint, auto, true or false")
+    if not values.get("dataset") and not values.get("data_dir"):
+        errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
+    return values
+
+
+def _find_local_data(values: dict[str, Any]) -> None:
+    """Look a short dataset name up in the folder `FTKIT_DATA_DIR`; make `data_dir` independent of where we stand."""
+    shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
+    if (
+        shared
+        and dataset not in (None, *EMBEDDED)
+        and not values.get("data_dir")
+        and os.path.isdir(Path(shared) / dataset)
+    ):
+        values["data_dir"] = str(Path(shared) / dataset)
+    if values.get("data_dir"):
+        values["data_dir"] = str(Path(os.path.expanduser(values["data_dir"])).absolute())
+
+
+def _build_checked(groups: tuple[type, ...], values: dict[str, Any], errors: list[str]) -> list[Any]:
+    """The dataclasses with their values; what is wrong with any of them goes to `errors`."""
+    built = []
+    for group in groups:
+        names = {f.name for f in dataclasses.fields(group)}
+        built.append(group(**{key: value for key, value in values.items() if key in names}))
+        errors += built[-1].check()
+    return built
+
+
+def _defaults(owners: Owners, data: DataArguments, model: ModelArguments, method: MethodArguments) -> dict[str, Any]:
+    """The training arguments whose defaults depend on data, task, model and method."""
+    parts = [data.dataset or Path(data.data_dir or "").name, model.model, method.method]
+    slug = "-".join(re.sub(r"[^\w.]+", "-", str(part)).strip("-") for part in parts)
+    return {
+        "learning_rate": owners.learning_rate(method.method),
+        "metric_for_best_model": owners.metric,
+        "output_dir": str(Path("runs") / slug),
+    }
+
+
+def _check(config: Config, own: Iterable[str], owners: Owners) -> list[str]:
+    """What is wrong with the training arguments and the names of a run, or of a stage.
+
+    Args:
+        config: of the run; of a stage, the run's with the stage's training arguments.
+        own: the training arguments that the run, or the stage, gives.
+        owners: of the names.
+    """
+    values = vars(config.training)
+    return check_training(values) + check_fields(values, own) + check_together(config) + owners.check(config)
+
+
+def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, known: bool) -> list[str]:
+    """Give the training arguments of the stages their types; what is wrong with them.
+
+    Args:
+        known: whether something else is wrong, which the stages have from the run.
+    """
+    stages = config.method.stages if isinstance(config.method.stages, list) else []
+    errors: list[str] = []
+    for number, stage in enumerate(stages):
+        if isinstance(stage, dict):
+            _type_stage(parser, f"stages[{number}]", stage, errors)
+    for number, stage in enumerate([] if known or errors else stages):
+        arguments = {key: value for key, value in stage.items() if key not in ("name", "train")}
+        own = in_stage(vars(config.training), config.given, arguments)
+        wrong = _check(dataclasses.replace(config, training=SimpleNamespace(**own)), arguments, owners)
+        wrong or _explained(own, wrong)
+        errors += [f"stages[{number}]: {error}" for error in wrong]
+    return errors
+
+
+def _type_stage(parser: HfArgumentParser, where: str, stage: dict[str, Any], errors: list[str]) -> None:
+    """Give the training arguments of a stage their types, by the same judge as those of the run."""
+    for key in [key for key in stage if key not in ("name", "train")]:
+        if key in OF_THE_RUN:
+            errors.append(f"{where}: {key} applies to the whole run: move it out of stages")
+        elif key not in DEFAULTS:
+            hint = nearest(key, sorted(DEFAULTS.keys() - OF_THE_RUN))
+            errors.append(f"{where}: {key} is no training argument of a stage{hint}")
+        else:
+            value = stage.pop(key)
+            texts = None if value is None else [_as_text(value)]
+            try:
+                stage |= parse_entry(parser, Entry(key, texts, where), _LISTS, _NULLABLE)
+            except ValueError as error:
+                errors.append(f"{where}: {error}")
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
+
+
+def _explained(values: dict[str, Any], errors: list[str]) -> TrainingArguments | None:
+    """The training arguments, or None where transformers refuses them, for which there is an error more."""
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        errors.append(" ".join(str(error).split()))
+        return None

@@ -1,0 +1,61 @@
+"""What a run is trained on, and whether the GPUs that it was launched for are there."""
+
+import os
+from typing import Any
+
+import torch
+
+_ON_CPU = "launch with --config_file accelerate_configs/cpu.yaml"
+_HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
+
+
+def runs_on_cpu(values: dict[str, Any]) -> bool:
+    """Whether the configuration (`use_cpu`) or the launcher asks for the CPU, or there is nothing else."""
+    return bool(values.get("use_cpu")) or _launched_for_cpu() or not torch.accelerator.is_available()
+
+
+def _launched_for_cpu() -> bool:
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
+def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[str]:
+    """What the configuration or the launcher asks of this machine and it does not have, one sentence each.
+
+    Args:
+        values: the configuration by key; `use_cpu` counts.
+        takes_use_cpu: whether `use_cpu` is a key of it.
+    """
+    if _launched_for_cpu() and values.get("use_cpu") is False:
+        return ["use_cpu: false here, and true by the launcher: leave it out here, or launch with another file"]
+    if values.get("use_cpu") or _launched_for_cpu() or "ACCELERATE_TORCH_DEVICE" in os.environ:  # which names a device
+        return []
+    count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    numbers = [] if named in _HIDDEN else named.split(",")
+    by_number = all(number.strip().isdecimal() for number in numbers)
+    by_id = not count and named.startswith(("GPU-", "MIG-"))  # several MIG ids may be right, and one device
+    if by_id or (by_number and len(numbers) > count):
+        return [
+            f"CUDA_VISIBLE_DEVICES: {named} (gpu_ids of the launcher) names {_gpus(len(numbers))}, and torch finds "
+            f"{_found(count)}: name others{'' if count else f', or {_ON_CPU}'}"
+        ]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    if processes > count:
+        few = f", or add --use_cpu true to run {processes} on the CPU" if takes_use_cpu else ""
+        fix = (f"launch with --num_processes {count}" if count else _ON_CPU) + few
+        return [f"num_processes: {processes} on this machine need a GPU each, and torch finds {_found(count)}: {fix}"]
+    if values.get("use_cpu") is False and not count:
+        return [f"use_cpu: false asks for a GPU, and torch finds {_found(count)}: leave it out, or set it to true"]
+    return []
+
+
+def _gpus(count: int) -> str:
+    return f"{count or 'no'} GPU{'' if count == 1 else 's'}"
+
+
+def _found(count: int) -> str:
+    """How many GPUs, and where there is none what may be the reason."""
+    if count:
+        return _gpus(count)
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in _HIDDEN:
+        return "none (CUDA_VISIBLE_DEVICES hides all)"
+    return "none" if torch.version.cuda or torch.version.hip else "none (it was built without CUDA)"

@@ -1,0 +1,83 @@
+"""How a model is trained: the method, and the stages of it."""
+
+import math
+import re
+from dataclasses import dataclass, field
+
+from ftkit.config.values import from_json
+
+_MAPPINGS = ("stages", "adapter_args")
+
+
+@dataclass
+class MethodArguments:
+    """What trains, in which order."""
+
+    method: str = field(
+        default="scratch",
+        metadata={
+            "help": "A method of ftkit's own, or any adapter of the installed peft (lora, adalora, loha, lokr, ia3, "
+            "oft, vera, …). scratch: random weights; all others start from trained."
+        },
+    )
+    stages: list | str | None = field(
+        default=None,
+        metadata={"help": "A plan of your own: a list of mappings with `train` and training arguments (JSON)."},
+    )
+    surgical_groups: list[str] | None = field(
+        default=None, metadata={"help": "The layer groups, or patterns of module names, that `surgical` trains."}
+    )
+    adapter_args: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the adapter by PEFT's own names, such as {r: 16, target_modules: [qkv]} (JSON)."
+        },
+    )
+    merge_adapters: bool = field(
+        default=False, metadata={"help": "Save plain weights with the adapters in them, which need no peft to load."}
+    )
+    train_batchnorm_stats: bool = field(
+        default=False, metadata={"help": "Let the running statistics of frozen BatchNorms follow the data."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Each layer group's learning rate is this times that of the group behind it."}
+    )
+    head_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "The head's learning rate is this times the rest."}
+    )
+    cache_features: bool = field(
+        default=True,
+        metadata={"help": "Compute the features of a frozen body once, where the head alone trains on fixed pixels."},
+    )
+
+    def __post_init__(self):
+        for name in _MAPPINGS:
+            value = getattr(self, name)
+            if isinstance(value, str) and value.startswith(("[", "{")):
+                setattr(self, name, from_json(value))
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        errors = []
+        if self.adapter_args is not None and not isinstance(self.adapter_args, dict):
+            errors.append(f'adapter_args: {self.adapter_args!r} is not a mapping such as {{"r": 8}}')
+        if not 0 < self.layer_decay <= 1:
+            errors.append(f"layer_decay: {self.layer_decay} must be more than 0 and at most 1, such as 0.75")
+        if not 0 < self.head_lr_multiplier < math.inf:
+            errors.append(f"head_lr_multiplier: {self.head_lr_multiplier} must be more than 0, such as 10")
+        return errors + self._check_stages()
+
+    def _check_stages(self) -> list[str]:
+        if self.stages is None:
+            return []
+        if not isinstance(self.stages, list):
+            return [f'stages: {self.stages!r} is not a list of mappings such as [{{"train": "head"}}]']
+        if not self.stages:
+            return ["stages: the list is empty: leave it out, or give at least one stage"]
+        errors = []
+        for number, stage in enumerate(self.stages):
+            if not isinstance(stage, dict) or "train" not in stage:
+                errors.append(f"stages[{number}]: {stage!r} is not a mapping with `train`")
+            elif not re.fullmatch(r"\w[\w.-]*", name := str(stage.get("name", "stage"))):
+                errors.append(f"stages[{number}].name: {name!r} names a folder: use letters, digits, `-`, `_` and `.`")
+        return errors

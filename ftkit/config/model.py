@@ -1,0 +1,96 @@
+"""Which model to build or load."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ftkit.config.values import from_json
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to build or load."""
+
+    model: str = field(
+        default="mlp",
+        metadata={
+            "help": "One of ftkit's own, timm/<architecture>, a model of the Hub, a local folder, or a file of "
+            "weights (.pth, .pt, .bin, .safetensors; see architecture)."
+        },
+    )
+    architecture: str | None = field(
+        default=None,
+        metadata={"help": "Which model a file of weights is for, such as timm/resnet18 (see model_args)."},
+    )
+    model_args: dict | str | None = field(
+        default=None,
+        metadata={"help": "Further arguments of the model's configuration, as a mapping (JSON on the command line)."},
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout before the head (timm: drop_rate) and in ftkit's own hidden layers."}
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Side, or height and width, in pixels. Default: the model's, else the data's."}
+    )
+    image_mean: list[float] | None = field(
+        default=None,
+        metadata={"help": "Per channel, of pixels in 0..1. Default: the model's, else measured on train."},
+    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "See image_mean."})
+    revision: str | None = field(default=None, metadata={"help": "A branch, tag or commit of the model on the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run code that comes with the model. Only for a source that you trust."}
+    )
+
+    def __post_init__(self):
+        if isinstance(self.model_args, str) and self.model_args.startswith("{"):
+            self.model_args = from_json(self.model_args)
+
+    def check(self) -> list[str]:
+        """All that is wrong with these arguments, one sentence each."""
+        errors = []
+        if weights_file(self.model) is None and self.architecture is not None:
+            errors.append(
+                f"architecture: {self.architecture} belongs to a file of weights, and {self.model} is none: leave it "
+                "out"
+            )
+        elif weights_file(self.model) is not None and self.architecture is None:
+            errors.append(
+                f"architecture is missing: say what the weights in {self.model} are for, such as timm/resnet18"
+            )
+        if self.model_args is not None and not isinstance(self.model_args, dict):
+            errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            errors.append(f"dropout: {self.dropout} must be at least 0 and under 1")
+        if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 1):
+            errors.append(f"image_size: {self.image_size} must be one side, or height and width, in pixels")
+        if (self.image_mean is None) != (self.image_std is None):
+            errors.append("image_mean and image_std belong together: give both or neither")
+        for name in ("image_mean", "image_std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) not in (1, 3):
+                errors.append(f"{name}: {getattr(self, name)} must hold 1 number, or 3 (one for each channel)")
+            elif not all(-math.inf < number < math.inf for number in getattr(self, name) or []):
+                errors.append(f"{name}: {getattr(self, name)} must be finite")
+        if self.image_std is not None and min(self.image_std) <= 0:
+            errors.append(f"image_std: {self.image_std} must be positive")
+        return errors
+
+
+def local_model(name: str) -> Path | None:
+    """The folder of a saved model that `name` means: itself, or `model/` of a run; None where it means no folder."""
+    path = as_path(name)
+    return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "config.json")), None)
+
+
+def weights_file(name: str) -> Path | None:
+    """The file of weights that `name` means, or None where it means no such file."""
+    path = as_path(name)
+    return path if path.suffix in WEIGHTS_SUFFIXES and os.path.isfile(path) else None
+
+
+def as_path(name: str) -> Path:
+    """Any text as a path: `pathlib` raises for a user who is not there, and for names that are too long."""
+    return Path(os.path.expanduser(name))

@@ -1,0 +1,30 @@
+"""The command lines of the scripts that take no recipe."""
+
+import argparse
+import os
+from typing import Any
+
+from ftkit.errors import ConfigError, UserError
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """The parser of a script for one process: options are written out, and a mistake is a `UserError` like all others.
+
+    Raises:
+        UserError: a launcher started several processes, each of which would do all of the work.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, **options)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise ConfigError([f"{self.prog} works in one process: start it with python recipes/{self.prog}"])
+
+    def error(self, message: str):
+        raise UserError(f"{message.removeprefix('argument ')}: see --help")
+
+
+def whole_number(text: str) -> int:
+    """A number from 1 on, for `type` of an option."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)

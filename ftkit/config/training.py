@@ -1,0 +1,183 @@
+"""transformers' `TrainingArguments`, with timm's optimizers, and what it lets pass and nobody means."""
+
+import dataclasses
+import math
+import multiprocessing
+import os
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import transformers
+from accelerate.utils import DynamoBackend
+from transformers.trainer_utils import IntervalStrategy
+from transformers.training_args import OptimizerNames
+
+from ftkit.compat.transformers import unset_hf_deepspeed_config
+from ftkit.config.machine import runs_on_cpu
+from ftkit.config.values import from_json
+from ftkit.errors import nearest
+
+TIMM_OPTIMIZERS = "timm/"
+_THEIRS = transformers.TrainingArguments.__dataclass_fields__
+# What follows from other keys by ftkit's rule (`following`), and what transformers itself derives from other keys.
+_FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
+_RESOLVED = (
+    *("greater_is_better", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+)
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """All of transformers' own by their own names, with ftkit's defaults; `optim` may also be `timm/<optimizer>`."""
+
+    eval_strategy: IntervalStrategy | str = field(default="epoch", metadata=_THEIRS["eval_strategy"].metadata)
+    per_device_eval_batch_size: int = field(default=256, metadata=_THEIRS["per_device_eval_batch_size"].metadata)
+    logging_steps: float = field(default=50, metadata=_THEIRS["logging_steps"].metadata)
+    save_total_limit: int | None = field(default=1, metadata=_THEIRS["save_total_limit"].metadata)
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata=_THEIRS["ddp_find_unused_parameters"].metadata
+    )
+    optim: str = field(
+        default=OptimizerNames.ADAMW_TORCH_FUSED.value,
+        metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
+    )
+    fsdp: bool | None = field(
+        default=None, metadata={"help": "Cut the model into pieces (FSDP), with what fsdp_config says."}
+    )
+    # Texts, for the parser, which would say of them that they are no switch; both are refused.
+    parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
+    liger_kernel_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
+
+    def __post_init__(self):
+        self.use_cpu = runs_on_cpu(vars(self))  # without it bf16 is refused where there is no accelerator
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)
+        if timm:
+            self.optim = "adamw_torch"  # for transformers' check of the name
+        super().__post_init__()
+        if timm:
+            self.optim = optim
+        if self.deepspeed_plugin is not None:
+            unset_hf_deepspeed_config()  # by which transformers would build models in pieces, and here they are whole
+
+    @property
+    def n_gpu(self) -> int:
+        """At most one: the `Trainer` would use several by `DataParallel`, with other batches, and slowly."""
+        return min(super().n_gpu, 1)
+
+    @property
+    def idle_gpus(self) -> int:
+        """How many more the process sees."""
+        return super().n_gpu - self.n_gpu
+
+
+def values_of(args: TrainingArguments) -> dict[str, Any]:
+    """The value of every training argument, by key."""
+    return {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init}
+
+
+DEFAULTS: dict[str, Any] = {
+    f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    for f in dataclasses.fields(TrainingArguments)
+    if f.init
+}
+
+
+def following(values: dict[str, Any]) -> dict[str, Any]:
+    """What follows from other training arguments: evaluate each epoch, save as often, keep the best checkpoint.
+
+    Args:
+        values: by key; missing ones are at their default.
+    """
+    values = {"eval_strategy": "steps" if values.get("eval_steps") else TrainingArguments.eval_strategy} | values
+    strategy = values["eval_strategy"]
+    found = {"eval_strategy": strategy, "save_strategy": "epoch" if strategy == "no" else strategy}
+    if strategy == "steps":
+        found["eval_steps"] = values.get("logging_steps", TrainingArguments.logging_steps)
+        found["save_steps"] = values.get("eval_steps") or found["eval_steps"]
+    if strategy != "no":
+        found |= {"load_best_model_at_end": True, "metric_for_best_model": values.get("metric_for_best_model")}
+    return found
+
+
+def usual(values: dict[str, Any]) -> set[str]:
+    """Which of all training arguments have the value that follows from others."""
+    return {key for key, value in following(values).items() if key in _FOLLOWING and values[key] == value}
+
+
+def in_stage(values: dict[str, Any], given: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The training arguments of a stage: those of the run, but for `arguments` and what follows from them.
+
+    Args:
+        values: all training arguments of the run, by key.
+        given: the keys that the run has been given, which follow from nothing.
+        arguments: what the stage says, by key.
+    """
+    own = {key: value for key, value in values.items() if key not in (*_FOLLOWING, *_RESOLVED) or key in given}
+    if "num_train_epochs" in arguments:
+        del own["max_steps"]  # which would win over it
+    own |= arguments
+    return DEFAULTS | following(own) | own
+
+
+def check_training(values: dict[str, Any]) -> list[str]:
+    """What `TrainingArguments` lets pass and nobody means."""
+    ranges = {
+        "learning_rate": (lambda v: v >= 0, "at least 0"),
+        "num_train_epochs": (lambda v: v > 0, "more than 0"),
+        "per_device_train_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        "per_device_eval_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        "gradient_accumulation_steps": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        "logging_steps": (lambda v: v > 0, "more than 0"),
+        "eval_steps": (lambda v: v > 0, "more than 0"),
+        "save_steps": (lambda v: v > 0, "more than 0"),
+        "adam_beta1": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "adam_beta2": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "adam_epsilon": (lambda v: v >= 0, "at least 0"),
+        "weight_decay": (lambda v: v >= 0, "at least 0"),
+        "warmup_steps": (lambda v: v >= 0, "at least 0"),
+        "max_grad_norm": (lambda v: v >= 0, "at least 0"),
+        "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
+        "seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
+        "data_seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
+        "max_steps": (lambda v: v >= 1 or v == -1, "at least 1, or -1, which leaves it to num_train_epochs"),
+        "eval_delay": (lambda v: v >= 0, "at least 0"),
+        "eval_accumulation_steps": (lambda v: v >= 1, "at least 1"),
+        "save_total_limit": (lambda v: v >= 1, "at least 1, or null, which keeps all checkpoints"),
+        "dataloader_num_workers": (lambda v: v >= 0, "at least 0"),
+        "dataloader_prefetch_factor": (lambda v: v >= 1, "at least 1"),
+        "ddp_bucket_cap_mb": (lambda v: v >= 1, "at least 1"),
+    }
+    choices = {
+        "dataloader_multiprocessing_context": multiprocessing.get_all_start_methods(),
+        "torch_compile_backend": [name.value.lower() for name in DynamoBackend if name != DynamoBackend.NO],
+        "torch_compile_mode": ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+    }
+    errors = [
+        f"{key}: {values[key]} must be {expected}"
+        for key, (valid, expected) in ranges.items()
+        if values.get(key) is not None and not (values[key] < math.inf and valid(values[key]))
+    ]
+    errors += [
+        f"{key}: {values[key]!r} is not one of {', '.join(valid)}{nearest(values[key], valid)}"
+        for key, valid in choices.items()
+        if values.get(key) is not None and values[key] not in valid
+    ]
+    for key in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        if not isinstance(from_json(values.get(key) or "{}"), dict):
+            errors.append(f'{key}: {values[key]!r} is not a mapping such as {{"name": 1}}')
+    for key in ("accelerator_config", "fsdp_config", "deepspeed"):
+        given = values.get(key)
+        if given is not None and not isinstance(from_json(given), dict) and not os.path.isfile(given):
+            errors.append(f"{key}: {given!r} is neither a mapping nor a JSON file")
+    return errors
+
+
+def sharding_of(values: dict[str, Any]) -> list[str]:
+    """What is to cut the model into pieces, `fsdp` or `deepspeed`, by these values or by the launcher."""
+    launched = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in ("fsdp", "deepspeed")}
+    return [name for name, said in launched.items() if values.get(name) or said.lower() == "true"]

@@ -1,0 +1,222 @@
+"""What becomes of transformers' training arguments: each works as it is documented, but for those listed here.
+
+This is the one table of it. `OF_THE_RUN` are set once and for all, and not in a stage; `REFUSED` would break a promise
+of ftkit's; `NOT_FOR_IMAGES` change nothing of a classifier of images; `NEEDS` have no effect alone.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from ftkit.config.machine import runs_on_cpu
+from ftkit.config.values import from_json
+
+Values = dict[str, Any]
+
+# What the process has once: its device, precision, peers and log, the seed, the folder, and what happens in the end.
+OF_THE_RUN = frozenset(
+    (
+        *("output_dir", "seed", "full_determinism", "resume_from_checkpoint"),
+        *("use_cpu", "bf16", "fp16", "tf32", "torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
+        *("dataloader_persistent_workers", "dataloader_multiprocessing_context"),
+        *("accelerator_config", "fsdp", "fsdp_config", "deepspeed", "ddp_backend", "ddp_timeout"),
+        *("log_level", "log_level_replica", "log_on_each_node", "disable_tqdm"),
+        *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"),
+    )
+)
+
+# Why, and what to do instead.
+REFUSED = {
+    "bf16_full_eval": "evaluates in another precision than the model that is saved: leave it out",
+    "fp16_full_eval": "evaluates in another precision than the model that is saved: leave it out",
+    "logging_nan_inf_filter": "is decided by on_nan, which says what a loss that is not finite leads to: leave it out",
+    "debug": "ends a run in the middle of a step: leave it out; on_nan finds losses that are not finite",
+    "prediction_loss_only": "leaves out the predictions, of which accuracy and report are made: leave it out",
+    "eval_do_concat_batches": "gives the predictions in pieces, and accuracy is taken of all: leave it out",
+    "eval_use_gather_object": "gathers objects, and predictions are tensors: leave it out",
+    "batch_eval_metrics": "computes metrics batch by batch, and accuracy is taken of all predictions: leave it out, "
+    "or move predictions off the device with eval_accumulation_steps: 1",
+    "include_for_metrics": "gives images or losses to metrics, which ask for predictions alone: leave it out",
+    "save_on_each_node": "writes a folder on each machine, and output_dir is one that all machines see: leave it out",
+    "enable_jit_checkpoint": "saves on SIGTERM, which every run does by itself, exact to the step: leave it out",
+    "hub_token": "would be saved and shared with the recipe: leave it out, and log in with `hf auth login` or set "
+    "HF_TOKEN",
+    "hub_strategy": "pushes while the run goes on, and ftkit pushes once, when all is checked: leave it out",
+    "hub_always_push": "is about pushes while the run goes on, and ftkit pushes once, in the end: leave it out",
+    "ignore_data_skip": "lets a resumed run take images again, and end with another model: leave it out; nothing is "
+    "read twice to get back to an image",
+    "restore_callback_states_from_checkpoint": "is done wherever a resumed run needs it: leave it out",
+    "parallelism_config": "cuts up sequences and layers of language models: leave it out, or launch with "
+    "accelerate_configs/fsdp.yaml",
+    "dataloader_in_order": "gives batches in an order that depends on which worker is fastest, in which no run can be "
+    "resumed or repeated: leave it out",
+    "train_sampling_strategy": "is another order of images, and each epoch shuffles them by seed and epoch, which a "
+    "resume relies on: leave it out",
+    "remove_unused_columns": "is about columns, and batches are whole already: leave it out",
+    "label_names": "is about columns, and batches are whole already: leave it out",
+    "skip_memory_metrics": "resets the peak of memory, which run.json reports: leave it out, and read it there",
+    "do_train": "is for scripts that ask for it, and finetune.py always trains: leave it out",
+    "do_eval": "is for scripts that ask for it: leave it out, and set eval_strategy",
+    "do_predict": "is for scripts that ask for it, and finetune.py always predicts the test split: leave it out",
+    "local_rank": "is set by the launcher: leave it out, and start with accelerate launch or torchrun",
+}
+
+# What these are about, and images have none of.
+NOT_FOR_IMAGES = {
+    "average_tokens_across_devices": "tokens",
+    "include_num_input_tokens_seen": "tokens",
+    "length_column_name": "the length of texts",
+    "liger_kernel_config": "kernels for language models",
+    "neftune_noise_alpha": "the embeddings of tokens",
+    "use_cache": "the generation of text",
+    "use_liger_kernel": "kernels for language models",
+}
+
+
+def _given(key: str, *unlike: Any) -> Callable[[Values], bool]:
+    return lambda values: values.get(key) not in (None, False, 0, "", *unlike)
+
+
+def _optim(*parts: str) -> Callable[[Values], bool]:
+    return lambda values: any(part in str(values.get("optim", "adamw_torch_fused")) for part in parts)
+
+
+def _reports_to(*names: str) -> Callable[[Values], bool]:
+    return lambda values: bool({*names, "all"} & {*_listed(values.get("report_to"))})
+
+
+def _takes_betas(values: Values) -> bool:
+    """Whether the optimizer reads `adam_beta1` and the like."""
+    optim = str(values.get("optim", "adamw_torch_fused"))
+    others = ("timm/", "galore", "grokadamw", "lomo")
+    return any(part in optim for part in ("adam", "lion", "ademamix")) and not any(part in optim for part in others)
+
+
+def _checkpoints_activations(values: Values) -> bool:
+    return bool(values.get("activation_checkpointing") or values.get("gradient_checkpointing"))
+
+
+def _warms_up(values: Values) -> bool:
+    return values.get("lr_scheduler_type", "linear") not in ("constant", "reduce_lr_on_plateau", "greedy")
+
+
+def _by_steps(*strategies: str) -> Callable[[Values], bool]:
+    """Whether one of them counts steps, or is switched off, as one of a recipe may be."""
+    return lambda values: any(values.get(name) in ("steps", "no") for name in strategies)
+
+
+def _of_several(_values: Values) -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+# What has an effect only beside something else: whether that is there, and what it is called.
+NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "adam_epsilon"),
+        (_takes_betas, "an optimizer of that family, such as optim: adamw_torch (timm's take optim_args)"),
+    ),
+    "optim_target_modules": (_optim("galore", "apollo"), "optim: galore_adamw or apollo_adamw"),
+    "eval_steps": (_by_steps("eval_strategy"), "eval_strategy: steps"),
+    "save_steps": (_by_steps("save_strategy", "eval_strategy"), "eval_strategy: steps"),
+    "warmup_steps": (_warms_up, "a schedule that warms up, such as lr_scheduler_type: constant_with_warmup"),
+    **dict.fromkeys(
+        ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+        (_checkpoints_activations, "activation_checkpointing: true"),
+    ),
+    **dict.fromkeys(
+        ("dataloader_prefetch_factor", "dataloader_persistent_workers", "dataloader_multiprocessing_context"),
+        (_given("dataloader_num_workers"), "dataloader_num_workers: 1 or more"),
+    ),
+    "run_name": (_reports_to("trackio", "wandb", "mlflow", "comet_ml", "swanlab"), "report_to: a tracker of runs"),
+    **dict.fromkeys(
+        ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        (_reports_to("trackio"), "report_to: trackio"),
+    ),
+    "fsdp_config": (_given("fsdp"), "fsdp: true"),
+    "ddp_timeout": (lambda values: not runs_on_cpu(values), "accelerators to train on"),
+    "ddp_backend": (_of_several, "several processes, which accelerate launch starts"),
+}
+
+_STRATEGIES = ("save_strategy", "eval_strategy")
+# Of accelerate's, what does not concern the order and the cutting of batches, which are ftkit's own.
+_ACCELERATOR = ("non_blocking", "gradient_accumulation_kwargs")
+
+
+def check_fields(values: Values, own: Iterable[str]) -> list[str]:
+    """Which training arguments of a run, or of a stage, are refused, or change nothing; one sentence each.
+
+    Args:
+        values: all training arguments by key, typed.
+        own: the keys that are asked about: those that the run, or the stage, has been given.
+    """
+    errors, usual = [], _defaults()
+    for name in (name for name in changed(values) if name in own):
+        shown = f"{name}: {_shown(values[name])}" if name != "hub_token" else name
+        if name in REFUSED:
+            errors.append(f"{shown} {REFUSED[name]}")
+        elif name in NOT_FOR_IMAGES:
+            errors.append(f"{shown} has no effect on images: it is about {NOT_FOR_IMAGES[name]}: leave it out")
+        elif name in NEEDS and not NEEDS[name][0](values):
+            leave = "leave it out" if usual[name] is None else f"set it to {usual[name]}"
+            errors.append(f"{shown} has no effect without {NEEDS[name][1]}: give that too, or {leave}")
+    return errors + _check_best(values) + _check_accelerator(values)
+
+
+def changed(values: Values) -> list[str]:
+    """The training arguments among `values` that are not at transformers' default, nor null."""
+    usual = _defaults()
+    return [name for name, value in values.items() if name in usual and value is not None and value != usual[name]]
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(str(getattr(item, "value", item)) for item in _listed(value))
+
+
+def _defaults() -> Values:
+    fields = dataclasses.fields(transformers.TrainingArguments)
+    usual = {f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default for f in fields}
+    return usual | {"include_num_input_tokens_seen": False}  # "no", which the parser reads as that
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _check_best(values: Values) -> list[str]:
+    """The best checkpoint is one that is both evaluated and saved."""
+    errors = []
+    saves, evaluates = (str(getattr(values.get(key), "value", values.get(key))) for key in _STRATEGIES)
+    if values.get("load_best_model_at_end") and saves not in (evaluates, "best"):
+        errors.append(
+            f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint is one that is "
+            "both evaluated and saved: give both the same value, or set load_best_model_at_end: false"
+        )
+    return errors
+
+
+def _check_accelerator(values: Values) -> list[str]:
+    given = values.get("accelerator_config")
+    if isinstance(given, str):
+        given = from_json(Path(given).read_text(errors="replace") if os.path.isfile(given) else given)
+    given = given if isinstance(given, dict) else {}
+    errors = [
+        f"accelerator_config: {key}: {value} is about how accelerate cuts batches, and ftkit cuts them itself, the "
+        "same for any number of processes: leave it out"
+        for key, value in given.items()
+        if key not in _ACCELERATOR
+    ]
+    inner = given.get("gradient_accumulation_kwargs") or {}
+    if not isinstance(inner, dict):
+        return [*errors, f"accelerator_config: gradient_accumulation_kwargs: {inner!r} is not a mapping"]
+    return errors + [
+        f"accelerator_config: gradient_accumulation_kwargs: {key} has no effect beside gradient_accumulation_steps: "
+        "leave it out, and set that"
+        for key in inner
+        if key != "sync_each_batch"
+    ]

@@ -1,0 +1,1 @@
+"""Splits as batches: decoded once into a tensor, or streamed."""

@@ -1,0 +1,148 @@
+"""What does not fit: images that are decoded in worker processes, whenever a batch asks for them."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from ftkit.compat.datasets import fingerprint
+from ftkit.data.augmentation.augment import random_bits
+from ftkit.data.feeding.tensors import Images, decodable, gone
+from ftkit.data.pixels.cache import cached
+from ftkit.data.pixels.decoding import Decoder, over_all_rows
+from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, open_image, to_mode
+from ftkit.data.pixels.keys import DECODING, cache_key
+from ftkit.data.pixels.normalize import geometry_key, histogram
+from ftkit.errors import UserError
+
+_VERSION = 3  # of what is cached: raise it when decoding changes
+
+
+class StreamedImages(Images):
+    """A split whose images are decoded batch by batch, from files or from a memory-mapped table.
+
+    Every image is decoded once before, in all processes: one that does not decode is found now and not in the middle
+    of the night.
+
+    Args:
+        dataset: columns `image`, `label`, `index`.
+        processor: the image processor that is saved with the model; it resizes and crops.
+        channels: 1 or 3.
+        on_bad_image: `error` or `skip`.
+        cache_dir: where the result of that first look is kept, see `ftkit.data.feeding.tensors.image_tensors`.
+
+    Raises:
+        UserError: images that do not decode.
+    """
+
+    engine = "stream"
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: Any,
+        channels: int,
+        on_bad_image: str = "error",
+        cache_dir: str | None = None,
+    ):
+        parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
+        key = cache_key(*parts, computed_by=DECODING)
+
+        def write(folder: Path) -> None:
+            counts, bad, shape, hashes = 0, [], None, np.zeros(len(dataset), np.uint64)
+            looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
+            for rows, (their_shape, their_counts, their_bad, their_hashes) in looked:
+                counts, bad, shape = counts + their_counts, bad + their_bad, shape or their_shape
+                hashes[rows.start : rows.stop] = their_hashes
+            np.save(folder / "hashes.npy", hashes)
+            about = {"shape": shape, "skipped": bad, "histogram": np.asarray(counts).tolist()}
+            (folder / "about.json").write_text(json.dumps(about))
+
+        decoder = Decoder(dataset, processor, channels)
+        folder = cached(f"stream-{key}", write, cache_dir)
+        about, hashes = json.loads((folder / "about.json").read_text()), np.load(folder / "hashes.npy")
+        good = decodable(dataset, about["skipped"], on_bad_image)
+        if good is not None:
+            dataset, hashes = dataset.select(good), hashes[good]
+            decoder = Decoder(dataset, processor, channels)
+        super().__init__(dataset, hashes, key, about["skipped"], tuple(about["shape"]))
+        self.decoder, self.counts = decoder, np.array(about["histogram"])
+        self.transform: Callable[[Image.Image], torch.Tensor] | None = None
+
+    def transform_with(self, options: dict[str, Any], seed: int) -> None:
+        """From now on do timm's training transform to every image, in place of the processor's own geometry.
+
+        Args:
+            options: of `timm.data.create_transform`, such as `auto_augment: rand-m9-mstd0.5-inc1`.
+            seed: see `Images`; another stage sets another.
+
+        Raises:
+            UserError: timm refuses an option.
+        """
+        from timm.data import create_transform  # late: only some runs need it
+
+        try:
+            # timm's prefetcher takes uint8 tensors, as ftkit's batches are.
+            transform = create_transform(self.shape, is_training=True, use_prefetcher=True, **options)
+        except (ValueError, TypeError, AssertionError, KeyError) as error:
+            raise UserError(f"image_transform: {options}: timm says: {error!r}") from error
+        self.transform, self.seed = transform, seed
+
+    def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
+        if self.transform is None:
+            decoded = self.decoder(rows.tolist())
+            if decoded.bad:
+                raise gone(decoded.bad[0]["file"], decoded.bad[0]["reason"])
+            return torch.from_numpy(np.ascontiguousarray(decoded.pixels))
+        seeds = random_bits(self.seed, epoch, self.index[rows], "transform", 1).flatten().tolist()
+        files = self.decoder.files[rows.tolist()]["image"]
+        with _generators_kept():
+            return torch.stack([self._transformed(*pair) for pair in zip(files, seeds, strict=True)])
+
+    def _transformed(self, file: dict, seed: int) -> torch.Tensor:
+        """One image; whatever the transform draws depends on nothing but `seed`."""
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the devices' generators too
+        try:
+            image = to_mode(open_image(file), 3)
+        except BAD_IMAGE_ERRORS as error:
+            raise gone(file["path"], error) from error
+        pixels = self.transform(image)
+        return pixels if self.shape[0] == 3 else pixels[:1]
+
+    def histogram(self) -> np.ndarray:
+        return self.counts
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """After this the generators of all go on where they were: without workers, dropout draws from one of them."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+class _FirstLook:
+    """Of some rows: the shape of an image, how often each value occurs, what does not decode, and the hashes."""
+
+    def __init__(self, decoder: Decoder):
+        self.decoder = decoder
+
+    def __call__(self, rows: range) -> tuple[list[int] | None, np.ndarray | int, list[dict], np.ndarray]:
+        decoded, hashes = self.decoder(rows), np.zeros(len(rows), np.uint64)
+        hashes[decoded.positions] = decoded.hashes
+        if decoded.pixels is None:
+            return None, 0, decoded.bad, hashes
+        return list(decoded.pixels.shape[1:]), histogram(decoded.pixels), decoded.bad, hashes

@@ -1,0 +1,1 @@
+"""Files -> uint8 pixels -> what a model takes."""

@@ -1,0 +1,123 @@
+"""Rows of a dataset -> uint8 pixels, in as many processes as there are cores."""
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+from datasets import Dataset
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
+from ftkit.data.pixels.normalize import PixelGeometry
+from ftkit.tasks.columns import column
+
+_CHUNK = 128  # images that a process takes at a time
+_WORTH_PROCESSES = 2000  # images
+
+
+class Decoded(NamedTuple):
+    """What decoding gave.
+
+    Attributes:
+        positions: of the images that decode, among the rows that were asked for.
+        pixels: theirs, uint8 (n, C, H, W); None where n is 0.
+        hashes: of their files' bytes, uint64 (n,) by XXH3.
+        bad: what does not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (of its bytes, in hexadecimal;
+            None where it cannot be read) and `reason`.
+    """
+
+    positions: list[int]
+    pixels: np.ndarray | None
+    hashes: np.ndarray
+    bad: list[dict[str, Any]]
+
+
+class Decoder:
+    """Decodes rows of a split into what the model's image processor makes of them, before it normalises.
+
+    Args:
+        dataset: columns `image` and `index`.
+        processor: the image processor that is saved with the model; it resizes and crops.
+        channels: 1 or 3.
+    """
+
+    def __init__(self, dataset: Dataset, processor: Any, channels: int):
+        self.files, self.index = encoded(dataset), column(dataset, "index")
+        self.geometry, self.channels = PixelGeometry(processor), channels
+
+    def __call__(self, rows: Sequence[int]) -> Decoded:
+        """Decode these rows."""
+        positions, images, hashes, bad = [], [], [], []
+        for position, file in enumerate(self.files[rows]["image"]):
+            found = None
+            try:
+                content = file_bytes(file)
+                found = xxhash.xxh3_64_intdigest(content)
+                images.append(to_mode(Image.open(BytesIO(content)), self.channels))
+                hashes.append(found)
+                positions.append(position)
+            except BAD_IMAGE_ERRORS as error:
+                row = int(rows[position])
+                name = (file and file["path"]) or f"row {self.index[row]}"
+                reason = str(error) or type(error).__name__
+                if isinstance(error, UnidentifiedImageError):
+                    reason = "not an image of a known format"  # PIL's message names an address in memory
+                about = {"file": name, "xxh3_64": None if found is None else f"{found:016x}", "reason": reason}
+                bad.append({"row": row, "index": int(self.index[row]), **about})
+        pixels = self.geometry(images) if images else None
+        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad)
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def over_all_rows(
+    work: Callable[[range], Any], count: int, what: str, chunk: int = _CHUNK, worth_processes: int = _WORTH_PROCESSES
+) -> Iterator[tuple[range, Any]]:
+    """`work` on the rows 0 … count - 1, chunk by chunk, in processes where that pays; a progress bar says `what`.
+
+    Args:
+        chunk: how many rows `work` is given at a time.
+        worth_processes: from how many rows on processes are started.
+
+    Yields:
+        The rows of each chunk, in their order, and what `work` returned for them.
+    """
+    chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+    workers = min(cores(), len(chunks)) if count >= worth_processes else 0
+    # A generator of its own: what is drawn after this must not depend on whether a cache was there.
+    own = {"collate_fn": _as_it_is, "generator": torch.Generator()}
+    results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, **own)
+    gc.freeze()  # so that collections in the workers do not go through every object of the libraries
+    try:
+        with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:
+            for rows, result in zip(chunks, results, strict=True):
+                progress.update(len(rows))
+                yield rows, result
+    finally:
+        gc.unfreeze()
+
+
+class _Chunks(TorchDataset):
+    def __init__(self, work: Callable[[range], Any], chunks: list[range]):
+        self.work, self.chunks = work, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.work(self.chunks[number])
+
+
+def _as_it_is(result: Any) -> Any:
+    return result

@@ -1,0 +1,1 @@
+"""Names, folders, tables and archives -> splits of images and labels."""

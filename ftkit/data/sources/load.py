@@ -1,0 +1,234 @@
+"""A dataset's name or folder -> a `DatasetDict` with the columns `image`, `label` and `index`."""
+
+import difflib
+from pathlib import Path
+
+import datasets.config
+import huggingface_hub.constants
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
+
+from ftkit.config import DataArguments
+from ftkit.data.pixels.keys import file_state, follow_files
+from ftkit.data.sources.folders import (
+    SPLIT_NAMES,
+    TABLE_SUFFIXES,
+    holds_images,
+    read_class_folders,
+    read_tables,
+    table_files,
+)
+from ftkit.data.sources.paths import check_paths, named_files
+from ftkit.data.sources.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
+from ftkit.data.sources.remote import from_hub
+from ftkit.data.sources.splits import canonical, complete_splits, keep_classes, take_fewer
+from ftkit.errors import UserError, unwritable
+
+# Short names: the Hub's own, what a local folder of it must hold, and the column where the choice is not unique.
+HUB_NAMES = {
+    "mnist": "ylecun/mnist",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
+SHORT_NAMES = ("digits", "blobs", *HUB_NAMES)
+_LOCAL_FILES = {
+    "mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
+    "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
+    "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
+    "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
+}
+_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by the names of datasets' own readers
+_DEFAULT_LABELS = {"cifar100": "fine_label"}
+FASHION_NAMES = [
+    "T - shirt / top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
+
+
+def load_data(args: DataArguments) -> DatasetDict:
+    """Read the dataset, complete its splits, and take the part that was asked for.
+
+    Returns:
+        `train`, `validation` and `test`, each with the columns `image` (`datasets.Image`), `label` (`ClassLabel`,
+        the same names in each) and `index` (the row in the split it came from, as it was read).
+
+    Raises:
+        UserError: the data are not there, are not what they should be, or name files outside of their folder.
+    """
+    raw = _read_folder(args) if args.data_dir else _read_name(args)
+    label_column = args.label_column
+    if label_column is None and (usual := _DEFAULT_LABELS.get(args.dataset)) in next(iter(raw.values())).features:
+        label_column = usual
+    splits = canonical(raw, args, label_column)
+    if not _is_list(args.data_dir):
+        check_paths(splits, _own_folders(args))
+    for dataset in splits.values():
+        follow_files(dataset, named_files(dataset))
+    return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
+
+
+def _is_list(data_dir: str | None) -> bool:
+    """Whether it is a list of paths that the user has named, who may list any file."""
+    return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
+
+
+def _own_folders(args: DataArguments) -> list[Path]:
+    """Where the files of a dataset lie."""
+    if args.data_dir:
+        path = Path(args.data_dir)
+        return [path if path.is_dir() else path.parent]
+    caches = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
+    return [Path(HUB_NAMES.get(args.dataset, args.dataset)), *map(Path, caches)]
+
+
+def _read_name(args: DataArguments) -> DatasetDict:
+    if args.dataset in _EMBEDDED:
+        return _EMBEDDED[args.dataset]()
+    name = HUB_NAMES.get(args.dataset, args.dataset)
+    if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
+        raise UserError(f"dataset: {name!r} is not a known short name (did you mean {' or '.join(map(repr, close))}?)")
+    local = _LOCAL_FILES.get(args.dataset, "class folders, parquet files or a save_to_disk folder")
+    return from_hub(
+        lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
+        what=f"dataset {name}",
+        fix=f"give --data_dir a folder with {local}",
+    )
+
+
+def _read_folder(args: DataArguments) -> DatasetDict:
+    """Recognise what lies in `data_dir` by its files, and read it."""
+    path = Path(args.data_dir)
+    if not path.exists():
+        parent = path.parent
+        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, siblings)
+        hint = f"; beside it there is {', '.join(close)}" if close else ""
+        raise UserError(f"data_dir: {path} does not exist{hint}")
+    if path.is_file():
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return read_tables({"train": path}, args.image_column, args.label_column)
+        for kind, suffix in _SHARDS.items():
+            if path.suffix.lower() == suffix:
+                return _read_shards(kind, {"train": [path]})
+        raise UserError(f"data_dir: {path} is neither a folder nor a CSV, JSON-lines, parquet or webdataset file")
+    entries = sorted(path.iterdir())
+    if not entries:
+        raise UserError(f"data_dir: {path} is empty: expected class folders, IDX files, parquet files, …")
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        return _read_saved(path)
+    if any(IDX_NAME.match(entry.name) for entry in entries):
+        names = FASHION_NAMES if args.dataset == "fashion_mnist" else None
+        splits = read_idx_folder(path)
+        names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
+        return _from_arrays(path, splits, names)
+    if cifar_kind(path):
+        return _from_arrays(path, *read_cifar_folder(path))
+    if shards := _shards(path, ".parquet"):
+        return _read_shards("parquet", shards)
+    if tables := table_files(path):
+        return read_tables(tables, args.image_column, args.label_column)
+    # An archive may lie beside the folders that it was unpacked to.
+    if not holds_images(path) and (shards := _shards(path, ".tar")):
+        return _read_shards("webdataset", shards)
+    return read_class_folders(path)
+
+
+def _read_saved(path: Path) -> DatasetDict:
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
+        raise UserError(f"data_dir: {path} is not a whole save_to_disk folder: {error}") from None
+    saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    return saved.with_format(None)
+
+
+def _shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """Shards by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.rglob(f"*{suffix}")):
+        # The file's own name says more than that of its folder, and `data_dir` itself says nothing.
+        places = [file.stem.split("-")[0].lower(), *(part.lower() for part in file.parent.relative_to(folder).parts)]
+        named = [split for place in places for split, names in SPLIT_NAMES.items() if place in names]
+        split = named[0] if named else "train" if places[0].isdecimal() else places[0]
+        found.setdefault(split, []).append(file)
+    return {"train": next(iter(found.values()))} if len(found) == 1 else found
+
+
+def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
+    # datasets' own cache goes by paths and the times of contents, which a copy or an archive may set.
+    state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
+    names = {split: [str(path) for path in paths] for split, paths in files.items()}
+    try:
+        return load_dataset(kind, f"files-{state}", data_files=names)
+    except Exception as error:  # datasets wraps what pyarrow and tarfile raise in one of its own, by version
+        cause, names = error.__cause__ or error, ", ".join(str(path) for paths in files.values() for path in paths)
+        refused = isinstance(cause, PermissionError)  # of a file that is read
+        full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
+        raise full or UserError(f"data_dir: {names} cannot be read as {kind}: {cause}") from error
+
+
+def _read_digits() -> DatasetDict:
+    """The 1,797 digits of 8 x 8 pixels inside scikit-learn (UCI ML hand-written digits, the test part)."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    return _from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
+
+
+def _make_blobs() -> DatasetDict:
+    """2,000 points in 5 clouds of 10 dimensions, as images of 1 x 10 pixels: the smallest task that there is."""
+    from sklearn.datasets import make_blobs
+
+    points, labels = make_blobs(2000, 10, centers=5, cluster_std=6.0, random_state=0)
+    low, high = points.min(), points.max()
+    pixels = np.rint((points - low) / (high - low) * 255).astype(np.uint8)
+    return _from_arrays(Path("scikit-learn"), {"train": (pixels[:, None], labels)}, [f"blob {i}" for i in range(5)])
+
+
+_EMBEDDED = {"digits": _read_digits, "blobs": _make_blobs}
+
+
+def _from_arrays(source: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str]) -> DatasetDict:
+    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) as a `DatasetDict` with an image column.
+
+    Each image is stored as an uncompressed PNM file: a header before the pixels, nothing to encode, and the rows are
+    images to everything that reads a `datasets.Image`.
+    """
+    built = {}
+    for split, (images, labels) in splits.items():
+        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
+            raise UserError(
+                f"data_dir: {source}: {split} has labels from {labels.min()} to {labels.max()}, and there are "
+                f"{len(names)} classes"
+            )
+        height, width = images.shape[1:3]
+        header = np.frombuffer(b"P%d %d %d 255\n" % (6 if images.ndim == 4 else 5, width, height), np.uint8)
+        rows = np.concatenate(
+            [np.broadcast_to(header, (len(images), len(header))), images.reshape(len(images), -1)], axis=1
+        )
+        offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
+        files = pa.Array.from_buffers(
+            pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
+        )
+        paths = pa.nulls(len(rows), pa.string())
+        features = Features(image=Image(), label=ClassLabel(names=names))
+        table = pa.table(
+            {
+                "image": pa.StructArray.from_arrays([files, paths], names=["bytes", "path"]),
+                "label": pa.array(labels.astype(np.int64)),
+            }
+        )
+        built[split] = Dataset(table.cast(features.arrow_schema), info=DatasetInfo(features=features))
+    return DatasetDict(built)

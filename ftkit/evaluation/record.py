@@ -1,0 +1,116 @@
+"""`run.json`, the record of a finished run, and the last screen."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from ftkit.config import DataArguments
+from ftkit.config.configuration import Config
+from ftkit.console import banner, fact
+from ftkit.data.feeding.tensors import Images
+from ftkit.data.sources.duplicates import duplicates
+from ftkit.data.sources.load import HUB_NAMES
+from ftkit.files import atomic_write
+from ftkit.methods.plan import starts_from_trained_weights
+from ftkit.models.pretrained import hub_name
+from ftkit.precision import precision_of
+from ftkit.tasks import Task
+from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
+
+
+def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
+    """What `run.json` says of the data: splits, classes, what was left out and what is in two splits."""
+    return {
+        "dataset": data.dataset or Path(data.data_dir).name,
+        "data_engine": next(iter(images.values())).engine,
+        "splits": {split: len(rows) for split, rows in images.items()},
+        "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
+        "duplicates": duplicates(images),
+        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
+        "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
+    }
+
+
+def _hub_dataset(data: DataArguments) -> str | None:
+    """The dataset's name on the Hub, if it is one of there."""
+    name = HUB_NAMES.get(data.dataset, data.dataset or "")
+    return name if "/" in name else None
+
+
+def describe_command() -> str:
+    """The command line of this process; the launcher's own options are not handed down to it."""
+    return shlex.join(["python", *sys.argv])
+
+
+def describe_run(
+    config: Config,
+    images: dict[str, Images],
+    parameters: dict[str, int],
+    flops: int,
+    stages: list[dict],
+    seconds: float,
+) -> dict[str, Any]:
+    """What `run.json` says of a run beside its metrics; all of it can be written as JSON.
+
+    Args:
+        parameters: of the model, `total` and `trained`.
+        flops: of a forward pass of one image.
+        stages: the results of `ftkit.training.stages.run_plan`.
+        seconds: since the run was started.
+    """
+    return {
+        "command": describe_command(),
+        **describe_data(config.data, images),
+        "evaluated_split": "test",
+        "hub_dataset": _hub_dataset(config.data),
+        "image_shape": list(images["test"].shape),
+        "model": config.model.model,
+        "base_model": hub_name(config.model.model) if starts_from_trained_weights(config.method.method) else None,
+        "method": config.method.method,
+        "seed": config.training.seed,
+        "parameters": parameters,
+        "flops_per_image": flops,
+        "model_files": file_hashes(Path(config.training.output_dir) / "model"),
+        "stages": stages,
+        "seconds": round(seconds, 1),
+        "processes": config.training.world_size,
+        "precision": precision_of(config.training),
+        "device": str(config.training.device),
+        "peak_memory_mb": peak_memory_mb(),
+        **environment(),
+    }
+
+
+def write_run_record(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
+    """Write `run.json`, by which a run counts as finished: whole or not at all."""
+    summary = {"test": {key: metrics[key] for key in task.summary if key in metrics}}
+    with atomic_write(folder / "run.json") as aside:
+        aside.write_text(json.dumps(record | summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def show_result(task: Task, metrics: dict[str, Any], about: str) -> None:
+    """The score, on the screen, with what it was reached `about`, and below it those of test-time augmentation."""
+    fact(task.score_metric.title, f"{metrics[task.score]:.4f} on {metrics['n']:,} {about}")
+    for name, value in metrics.get(f"test_time_{task.score}", {}).items():
+        fact("", f"{value:.4f} with test_time_augmentation: {name}")
+
+
+def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
+    """The last screen: the result, where it lies, and what to try."""
+    banner("done")
+    chosen = record["stages"][-1]["best_step"] is not None
+    weights = "chosen on validation" if chosen else "the last weights of training"
+    show_result(task, metrics, f"test images ({weights})")
+    fact("time", f"{record['seconds']:.1f} s, {sum(s['seconds'] for s in record['stages']):.1f} s of it training")
+    fact("model", folder / "model")
+    fact("report", folder / "evaluation" / "report.html")
+    fact("repeat", f"accelerate launch recipes/finetune.py --config {folder / 'config.yaml'} --output_dir <other>")
+    fact("evaluate", f"accelerate launch recipes/eval.py --model {folder / 'model'}")
+    fact("push", f"python recipes/push.py {folder} --hub_model_id <user>/<name>")
+    luck = f"how much of the {task.score_metric.title} is luck"
+    suggestion = f"--seed 43 --output_dir <other>, to see {luck}"
+    if record["dataset"] == "digits":
+        suggestion = "your own images: --data_dir <folder of class folders> --model convnet"
+    fact("try next", suggestion)

@@ -1,0 +1,209 @@
+"""A classifier: a model with the image processor that is saved with it; built from a recipe, loaded, saved."""
+
+import dataclasses
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
+
+from ftkit.config import ModelArguments, local_model, weights_file
+from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
+from ftkit.errors import UserError
+from ftkit.tasks import Task, task_of_config
+
+from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig, timm_models
+from .checks import OWN_MODELS
+from .pretrained import check_keys, load_for_classes, load_saved
+from .weights import load_weights
+
+logger = logging.getLogger(__name__)
+_OWN_CONFIGS = dict(zip(OWN_MODELS, (MLPConfig, ConvNetConfig, RNNConfig), strict=True))
+_PROBE = 64  # pixels: the side of the image that shows what size the processor gives
+
+
+@dataclass(eq=False)
+class Classifier:
+    """A model with its image processor, on the CPU as it is made.
+
+    Attributes:
+        model: its config holds the classes. While a run trains adapters, the model around them.
+        processor: does to images what the model expects of them.
+        takes_statistics: whether the mean and standard deviation of the training images are still to be put in.
+        takes_first_layer: whether a first layer may still be fitted to the training images.
+    """
+
+    model: PreTrainedModel | PeftModel
+    processor: Any
+    takes_statistics: bool = False
+    takes_first_layer: bool = False
+
+    @classmethod
+    def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
+        """Build or load a classifier for `task`; call `fit` before it is used.
+
+        Args:
+            args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub, a local folder, or a file of
+                weights for `architecture`.
+            task: of the data; it goes into the model's config.
+            images: size and channels of the data, for models that have no size of their own.
+            pretrained: load trained weights, with a new head where the classes differ; otherwise only the architecture
+                is taken, and the weights are random.
+
+        Raises:
+            UserError: the model takes other arguments, or cannot be loaded.
+        """
+        labels = task.config_options()
+        file = weights_file(args.model)
+        if file is None:
+            model, processor = _model_and_processor(args, labels, images, pretrained)
+        else:
+            named = dataclasses.replace(args, model=args.architecture, architecture=None)
+            model, processor = _model_and_processor(named, labels, images, pretrained=False)
+            load_weights(model, file)
+        classifier = cls(model, processor, takes_first_layer=not pretrained)
+        if args.image_mean is not None:
+            classifier._set_normalization(args.image_mean, args.image_std)
+        else:
+            classifier.takes_statistics = not pretrained or file is not None
+        return classifier
+
+    @classmethod
+    def load(cls, model: str, revision: str | None = None, trust_remote_code: bool = False) -> Self:
+        """Load a saved classifier, in float32, from a folder (a run's too) or the Hub.
+
+        Adapters are put into the model that they belong to.
+
+        Raises:
+            UserError: there is no such model, or it cannot be loaded.
+        """
+        return cls(*load_saved(model, revision, trust_remote_code))
+
+    def fit(self, train: Images) -> None:
+        """Take from the training images what the recipe and the weights leave open.
+
+        That is the normalisation, where neither says what to take, and the first layer of a new `convnet`, from 5,000
+        images at most.
+        """
+        if self.takes_statistics:
+            self._set_normalization(*channel_statistics(train.histogram()))
+            self.takes_statistics = False
+        if self.takes_first_layer:
+            self.takes_first_layer = False
+            if isinstance(self.model, ConvNetForImageClassification):
+                self.model.fit_first_layer(self.normalize(train.sample(5000)))
+
+    @functools.cached_property
+    def normalize(self) -> Normalize8Bit:
+        """What turns 8-bit pixels into the numbers that the model takes.
+
+        Raises:
+            RuntimeError: it is to be measured on the training images, and `fit` has not been called.
+            UserError: the processor does more than a scale and an offset by channel.
+        """
+        if self.takes_statistics or self.takes_first_layer:
+            raise RuntimeError("this classifier is not ready: call fit(<the training images>) first")
+        return normalizer(self.processor, self.channels)
+
+    @functools.cached_property
+    def geometry(self) -> PixelGeometry:
+        """What resizes and crops images, as 8-bit pixels."""
+        return PixelGeometry(self.processor)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the model is given, in pixels."""
+        return self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """What the model answers."""
+        return task_of_config(self.model.config)
+
+    @property
+    def channels(self) -> int:
+        """How many channels `pixel_values` must have: 1 or 3."""
+        of_timm = timm_models.channels(self.model.config)
+        return getattr(self.model.config, "num_channels", 3) if of_timm is None else of_timm
+
+    def channels_of(self, images: ImageInfo) -> int:
+        """How many channels to decode images to: grey ones stay grey, whatever the model makes of them."""
+        return min(images.channels, self.channels)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether there are adapters in the model, which are saved without it."""
+        return isinstance(self.model, PeftModel)
+
+    def save(self, folder: Path) -> None:
+        """Save what `from_pretrained` and `pipeline` load: weights (safetensors), config, image processor.
+
+        Of a model with adapters these are the adapters and the head, beside the config of the whole model.
+        """
+        self.model.save_pretrained(folder)
+        if self.has_adapters:
+            self.model.get_base_model().config.save_pretrained(folder)
+            (folder / "README.md").unlink()  # PEFT's is a form to be filled in
+        self.save_processor(folder)
+
+    def save_processor(self, folder: Path) -> None:
+        """Save the file that `AutoImageProcessor` loads."""
+        if timm_models.lives_in_config(self.processor):
+            self.model.config.save_pretrained(folder)
+        else:
+            self.processor.save_pretrained(folder)
+
+    def _set_normalization(self, mean: list[float], std: list[float]) -> None:
+        """One number is spread over three channels, because a plain `pipeline` feeds RGB."""
+        mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
+        if timm_models.lives_in_config(self.processor):
+            self.processor = timm_models.normalizing(self.model, mean, std)
+        else:
+            self.processor.image_mean, self.processor.image_std = mean, std
+
+
+def _model_and_processor(
+    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool
+) -> tuple[PreTrainedModel, Any]:
+    if local_model(args.model) is None and args.model in _OWN_CONFIGS:
+        return _own_model(args, labels, images)
+    if local_model(args.model) is None and args.model.startswith(timm_models.PREFIX) and not pretrained:
+        side = _side(args, images, otherwise=timm_models.usual_side(args.model))
+        model_args = timm_models.with_dropout(args.model_args, args.dropout)
+        return timm_models.build(args.model, side, model_args, labels)
+    return load_for_classes(args, labels, pretrained)
+
+
+def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) -> tuple[PreTrainedModel, Any]:
+    config_class = _OWN_CONFIGS[args.model]
+    inherited = {field.name for field in dataclasses.fields(config_class.__mro__[1])}
+    fields = [field.name for field in dataclasses.fields(config_class) if field.name not in inherited]
+    check_keys(args.model, args.model_args, fields)
+    height, width = _side(args, images, otherwise=64)
+    settings: dict[str, Any] = {"num_channels": images.channels}
+    if "image_size" in fields:
+        settings["image_size"] = [height, width]
+    if args.dropout is not None:
+        settings["dropout"] = args.dropout
+    try:
+        config = config_class(**{**settings, **(args.model_args or {})}, **labels)
+    except ValueError as error:
+        raise UserError(f"model_args: {error}") from None
+    model = AutoModelForImageClassification.from_config(config)
+    processor = ViTImageProcessor(size={"height": height, "width": width}, do_convert_rgb=True)
+    return model, processor
+
+
+def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
+    """Height and width: as asked for, else those of the data, else `otherwise`."""
+    if args.image_size:
+        return (args.image_size[0], args.image_size[-1])
+    if images.size is None:
+        logger.info("the images differ in size: they are resized to %d x %d (set image_size)", otherwise, otherwise)
+    return images.size or (otherwise, otherwise)

@@ -1,0 +1,55 @@
+"""The reading of a configuration, with all who own the names in it: one line each."""
+
+from pathlib import Path
+
+from ftkit.config.configuration import Config, Evaluation
+from ftkit.config.loader import Owners, read_config, read_evaluation
+from ftkit.data import checks as data
+from ftkit.data.augmentation.augment import AUGMENTATIONS
+from ftkit.methods import checks as methods
+from ftkit.methods.adapter_kinds import LORA_VARIANTS
+from ftkit.methods.plan import METHODS, default_learning_rate
+from ftkit.models import checks as models
+from ftkit.tasks import SingleLabel
+from ftkit.tasks import checks as tasks
+from ftkit.training.optimizers import check_optimizer
+from ftkit.training.trackers import check_trackers
+
+
+def _check(config: Config) -> list[str]:
+    return [
+        *data.check(config.data),
+        *models.check(config.model),
+        *methods.check(config),
+        *tasks.check(config, SingleLabel),
+        *check_optimizer(config.training.optim, config.training.optim_args),
+        *check_trackers(config.training.report_to),
+    ]
+
+
+def _check_evaluation(config: Evaluation) -> list[str]:
+    return data.check(config.data) + models.check_saved(config.evaluation.model)
+
+
+OWNERS = Owners(
+    _check,
+    default_learning_rate,
+    SingleLabel.metrics[SingleLabel.score].validation,
+    {
+        "model": (*models.OWN_MODELS, "timm/<architecture>"),
+        "augment": AUGMENTATIONS,
+        "loss": [f"{name} ({loss.__doc__.rstrip('.')})" for name, loss in SingleLabel.losses.items()],
+        "metric_for_best_model": SingleLabel.validation(),
+        "method": (*METHODS, *LORA_VARIANTS, "any adapter of peft"),
+    },
+)
+
+
+def parse_config(arguments: list[str], default_recipe: Path | None = None) -> Config:
+    """The checked configuration of a run: see `read_config`."""
+    return read_config(arguments, OWNERS, default_recipe)
+
+
+def parse_evaluation(arguments: list[str]) -> Evaluation:
+    """The checked configuration of an evaluation: see `read_evaluation`."""
+    return read_evaluation(arguments, _check_evaluation)

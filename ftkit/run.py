@@ -1,0 +1,200 @@
+"""The whole job as functions, for scripts and notebooks: what recipes/finetune.py does, in the same order.
+
+    from ftkit.run import run
+    job = run(["--dataset", "digits", "--model", "convnet", "--num_train_epochs", "5"])
+    print(job.metrics["accuracy"], job.folder)
+
+Each step takes the `Job`, and fills in what the next ones need.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import set_seed
+
+from ftkit.config.configuration import Config
+from ftkit.data.feeding.engine import load_images, set_up_loading
+from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.images import describe_images
+from ftkit.data.sources.load import load_data
+from ftkit.errors import writing
+from ftkit.evaluation.predictions import predict_split, write_evaluation
+from ftkit.evaluation.record import describe_run, write_run_record
+from ftkit.evaluation.report import write_report
+from ftkit.hub.card import write_card
+from ftkit.methods.plan import starts_from_trained_weights
+from ftkit.models.classifier import Classifier
+from ftkit.models.flops import flops_per_image
+from ftkit.owners import parse_config
+from ftkit.tasks import Predictions, Task, task_of
+from ftkit.training.continuity import Fingerprint, take_fingerprint
+from ftkit.training.output_folder import begin_run, check_run_folder, check_shared, claimed
+from ftkit.training.planning import Plan, prepare_plan
+from ftkit.training.resumption import prepare_resumption
+from ftkit.training.stages import run_plan
+from ftkit.training.trainer import ImageTrainer
+
+
+@dataclass(repr=False)
+class Job:
+    """What a run is made of. Each step fills in the attributes that its name stands before.
+
+    Attributes:
+        config: what was asked for.
+        folder: of the run.
+        started: when, by `time.monotonic`.
+        dataset: `read_data`: the splits, of columns `image`, `label`, `index`.
+        task: `read_data`: what a right answer is.
+        classifier: `build_classifier`: the model with its image processor.
+        images: `build_classifier`: the splits as the model takes them.
+        fingerprint: `make_plan`: by which a run that is resumed recognises its data and its weights.
+        plan: `make_plan`: the method's stages for this model.
+        stages: `train`: the result of each.
+        predicted: `evaluate`: the predictions for test, by kind, and for `validation`.
+        metrics: `write_results`: of the test split.
+        record: `write_results`: what `run.json` says beside the metrics.
+    """
+
+    config: Config
+    folder: Path
+    started: float
+    dataset: DatasetDict = field(init=False)
+    task: Task = field(init=False)
+    classifier: Classifier = field(init=False)
+    images: dict[str, Images] = field(init=False)
+    fingerprint: Fingerprint = field(init=False)
+    plan: Plan = field(init=False)
+    stages: list[dict[str, Any]] = field(init=False)
+    predicted: dict[str, Predictions] = field(init=False)
+    metrics: dict[str, Any] = field(init=False)
+    record: dict[str, Any] = field(init=False)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one process, of several, that writes."""
+        return self.config.training.process_index == 0
+
+
+def run(arguments: list[str], default_recipe: Path | None = None) -> Job:
+    """Train, evaluate and report as a command line says: all steps, in their order.
+
+    Args:
+        arguments: as recipes/finetune.py takes them.
+        default_recipe: read where there is no `--config`, as recipes/finetune.py reads recipes/digits/convnet.yaml.
+
+    Raises:
+        UserError: the arguments, the data or the model cannot be used.
+    """
+    started = time.monotonic()
+    job = start(parse_config(arguments, default_recipe), started)
+    read_data(job)
+    build_classifier(job)
+    make_plan(job)
+    with own_folder(job):
+        train(job)
+        evaluate(job)
+        write_results(job)
+    push(job)
+    return job
+
+
+def start(config: Config, started: float | None = None) -> Job:
+    """Seed the random numbers; check that the run's folder is free and, if the model is to be pushed, the login.
+
+    Args:
+        started: since when the run's seconds count, by `time.monotonic`; now where it is None.
+
+    Raises:
+        UserError: the folder holds another run, or the Hub refuses the user.
+    """
+    set_seed(config.training.seed)
+    job = Job(config, check_run_folder(config), time.monotonic() if started is None else started)
+    if job.is_first and config.pushes:
+        from ftkit.hub.push import check_login
+
+        check_login()
+    return job
+
+
+def read_data(job: Job) -> None:
+    """Read the splits; images are decoded later."""
+    job.dataset = load_data(job.config.data)
+    job.task = task_of(job.dataset["train"].features)
+
+
+def build_classifier(job: Job) -> None:
+    """Build or load the model, decode the images to the pixels that it takes, and fit it to those of train."""
+    config = job.config
+    info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
+    job.classifier = Classifier.build(config.model, job.task, info, pretrained)
+    channels = job.classifier.channels_of(info)
+    job.images = load_images(job.dataset, job.classifier.processor, channels, config.data, config.training.seed)
+    set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
+    job.classifier.fit(job.images["train"])
+
+
+def make_plan(job: Job) -> None:
+    """Make the method's stages for this model and check their arguments; adapters are added to the model here."""
+    config, model = job.config, job.classifier.model
+    pretrained = starts_from_trained_weights(config.method.method)
+    job.fingerprint = take_fingerprint(config.training, job.images, model if pretrained else None)
+    job.plan = prepare_plan(config, model, job.classifier.normalize, job.images)
+
+
+@contextmanager
+def own_folder(job: Job) -> Iterator[None]:
+    """Within, no other run writes to this run's folder, and a full disk becomes a `UserError`."""
+    with writing("output_dir", job.folder), claimed(job.config):
+        yield
+
+
+def train(job: Job) -> None:
+    """Train stage by stage; an unfinished run in the same folder is resumed."""
+    config = job.config
+    resumption = prepare_resumption(job.plan, job.fingerprint)
+    with config.training.main_process_first(local=False, desc="making the run's folder"):
+        if job.is_first:
+            begin_run(config)
+            job.fingerprint.save_table(job.folder)
+    check_shared(config)
+    job.classifier.model, job.stages = run_plan(job.plan, resumption)
+
+
+def evaluate(job: Job) -> None:
+    """Predict test and validation with the model that training chose."""
+    classifier, test = job.classifier, job.images["test"]
+    trainer = ImageTrainer(classifier.model, job.config.training, classifier.normalize, eval_dataset=test)
+    job.predicted = predict_split(trainer, test, job.config.data.test_time_augmentation)
+    job.predicted["validation"] = predict_split(trainer, job.images["validation"])["plain"]
+
+
+def write_results(job: Job) -> None:
+    """Write the model, predictions, metrics, report, card and `run.json`; the first process alone does."""
+    if not job.is_first:
+        return
+    classifier, test = job.classifier, job.images["test"]
+    classifier.save(job.folder / "model")
+    job.metrics = write_evaluation(job.folder / "evaluation", job.predicted, test)
+    flops = flops_per_image(classifier.model, classifier.normalize(test.sample(1)))
+    parameters = {"total": classifier.model.num_parameters(), "trained": job.plan.trained}
+    seconds = time.monotonic() - job.started
+    job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
+    write_report(job.folder, job.record)
+    write_card(job.folder, record=job.record)
+    write_run_record(job.folder, job.record, job.task, job.metrics)  # last: by it a run counts as finished
+
+
+def push(job: Job) -> str | None:
+    """Push the model to the Hub if the configuration says so; gives the address of the commit."""
+    if not (job.is_first and job.config.pushes):
+        return None
+
+    from ftkit.hub.push import push
+
+    args = job.config.training
+    return push(job.folder, args.hub_model_id or job.folder.name, args.hub_private_repo, args.hub_revision)

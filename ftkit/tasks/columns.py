@@ -1,0 +1,42 @@
+"""Columns of a dataset: which one is meant, and its values."""
+
+import numpy as np
+from datasets import Dataset, Value
+
+from ftkit.errors import UserError, nearest
+
+
+def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type, ...], kind: str) -> str:
+    """The column of one of these feature types, or the one that was named.
+
+    Args:
+        key: of the configuration, by which a column is named.
+        given: its value.
+        kind: what such a column holds, for messages.
+
+    Raises:
+        UserError: the named column is missing, or there is not exactly one of that type.
+    """
+    columns = dataset.column_names
+    if given is not None:
+        if given not in columns:
+            raise UserError(
+                f"{key}: {given!r} is not a column of the data: {', '.join(columns)}{nearest(given, columns)}"
+            )
+        return given
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, types)]
+    if len(found) == 1:
+        return found[0]
+    described = ", ".join(f"{name} ({type_name(feature)})" for name, feature in dataset.features.items())
+    state = f"{len(found)} columns are {kind}s" if found else f"no column is a {kind}"
+    raise UserError(f"{key}: {state}: set {key} to one of {described}")
+
+
+def type_name(feature) -> str:
+    """What a column holds, for messages."""
+    return feature.dtype if isinstance(feature, Value) else type(feature).__name__
+
+
+def column(dataset: Dataset, name: str) -> np.ndarray:
+    """A column of numbers as an array, straight from Arrow (a formatted column is read row by row)."""
+    return dataset.select_columns(name).with_format("arrow")[:][name].to_numpy()

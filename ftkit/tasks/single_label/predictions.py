@@ -1,0 +1,119 @@
+"""Predictions: stored as columns, and what follows from the logits."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Features, List, Value
+from scipy.special import log_softmax, softmax
+
+if TYPE_CHECKING:
+    from ftkit.tasks.single_label import SingleLabel
+
+_LOGITS = 1 << 24  # that become float64 at a time
+
+
+@dataclass
+class Predictions:
+    """What is stored of an evaluation, a row an image.
+
+    Attributes:
+        index: int64 (N,), the row in the split it was read from.
+        hashes: uint64 (N,), of the image files' bytes.
+        labels: int64 (N,), indices into the names of the task.
+        logits: float32 (N, C); all numbers are computed from them in float64.
+        task: of the model.
+    """
+
+    index: np.ndarray
+    hashes: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+    task: "SingleLabel"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def losses(self) -> np.ndarray:
+        """float64 (N,), the negative log-likelihood of each true class."""
+        rows, parts = max(_LOGITS // self.logits.shape[1], 1), []
+        for start in range(0, len(self), rows):
+            logits, labels = self.logits[start : start + rows], self.labels[start : start + rows]
+            parts.append(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels])
+        return np.concatenate(parts)
+
+    @cached_property
+    def briers(self) -> np.ndarray:
+        """float64 (N,), the squared distance of the probabilities from the truth, summed over classes, 0 to 2."""
+        own = self.probabilities[np.arange(len(self)), self.labels]
+        # |p - onehot|² = |p|² - 2 p_label + 1, without a second matrix of that size
+        return np.square(self.probabilities).sum(1) - 2 * own + 1
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """float64 (N, C)."""
+        return softmax(self.logits.astype(np.float64), axis=1)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """int64 (N,), the class with the greatest logit, of equals the first."""
+        return self.logits.argmax(axis=1)
+
+    @cached_property
+    def confidences(self) -> np.ndarray:
+        """float64 (N,), the probability of the predicted class."""
+        return self.probabilities.max(axis=1)
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """bool (N,), whether the prediction is right."""
+        return self.predicted == self.labels
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """int64 (N,), how many classes stand before the true one: of equal logits the first, as for `predicted`."""
+        own = self.logits[np.arange(len(self)), self.labels][:, None]
+        earlier = np.arange(self.logits.shape[1]) < self.labels[:, None]
+        return ((self.logits > own) | ((self.logits == own) & earlier)).sum(axis=1)
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """int64 (C, C), images by true class (rows) and predicted class (columns)."""
+        from ftkit.statistics.classification import confusion_matrix  # late: `evaluate` takes seconds to load
+
+        return confusion_matrix(self.labels, self.predicted, len(self.task.names))
+
+    def by_name(self) -> list[str]:
+        """The true class of each image; that of another model is the same, whatever its number."""
+        return [self.task.names[label] for label in self.labels]
+
+    def scores(self) -> np.ndarray:
+        """bool (N,), what the score by which runs are compared is the mean of."""
+        return self.hits
+
+    def to_table(self) -> pa.Table:
+        """Columns `index`, `hash`, `label`, `predicted` and `logits`, as `datasets` reads them."""
+        classes, label = len(self.task.names), ClassLabel(names=self.task.names)
+        features = Features(
+            index=Value("int64"),
+            hash=Value("uint64"),
+            label=label,
+            predicted=label,
+            logits=List(Value("float32"), length=classes),
+        )
+        logits = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(self.logits).ravel()), classes)
+        columns = [self.index, self.hashes, self.labels, self.predicted, logits]
+        return pa.table(columns, schema=features.arrow_schema)
+
+
+def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
+    """What `to_table` made a table of.
+
+    Raises:
+        KeyError, ValueError: it is another table.
+    """
+    logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(task.names))
+    return Predictions(*(table[name].to_numpy() for name in ("index", "hash", "label")), logits, task)

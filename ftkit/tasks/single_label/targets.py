@@ -1,0 +1,156 @@
+"""Class labels of a dataset: found, checked, renumbered, and rows chosen by them."""
+
+import math
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Value
+
+from ftkit.errors import UserError, nearest
+from ftkit.files import natural_sorted
+from ftkit.tasks.columns import column, find_column, type_name
+
+_USUAL_NAMES = ("label", "labels", "class", "cls", "target")
+
+
+def label_column(dataset: Dataset, given: str | None) -> str:
+    """The name of the column that was `given`, or is a ClassLabel, or else the only one that is called like one."""
+    if given is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
+        plain = [name for name in _USUAL_NAMES if name in dataset.column_names]
+        if len(plain) == 1:
+            return plain[0]
+    return find_column(dataset, "label_column", given, (ClassLabel,), "class label")
+
+
+def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
+    """The classes of the column `label`: those of a ClassLabel, or else the values of train, in natural order.
+
+    Raises:
+        UserError: the column holds something else, is empty in some rows, or another split has classes of its own.
+    """
+    feature = splits["train"].features[label]
+    if isinstance(feature, ClassLabel):
+        return feature.names
+    if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint", "string", "large_string")):
+        raise UserError(f"label_column: {label!r} holds {type_name(feature)}: expected class labels, text or integers")
+    values = {split: _values(dataset, label) for split, dataset in splits.items()}
+    for split, found in values.items():
+        if None in found:
+            raise UserError(f"label_column: {label!r} is empty in some rows of {split}")
+        if unknown := natural_sorted(found - values["train"]):
+            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
+    return natural_sorted(values["train"])
+
+
+def _values(dataset: Dataset, label: str) -> set[str | None]:
+    feature = dataset.features[label]
+    if isinstance(feature, ClassLabel):
+        return {feature.names[value] if value is not None and value >= 0 else None for value in dataset.unique(label)}
+    return {None if value is None else str(value) for value in dataset.unique(label)}
+
+
+def as_classes(dataset: Dataset, names: list[str], split: str) -> Dataset:
+    """`dataset` with its column `label` as a ClassLabel of these names.
+
+    Raises:
+        UserError: a row has no label, or one that is not among the names.
+    """
+    feature = dataset.features["label"]
+    if not isinstance(feature, ClassLabel):
+        if unknown := natural_sorted(_values(dataset, "label") - set(names)):
+            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
+        dataset = _with_labels(dataset, [names.index(str(value)) for value in dataset["label"]], names)
+    elif feature.names != names:
+        dataset = relabel(dataset, names, what=split)
+    labels = dataset.data.column("label")
+    if labels.null_count or not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < len(names):
+        raise UserError(f"{split} has rows without a label: name another {split}_split, or remove it")
+    return dataset
+
+
+def relabel(dataset: Dataset, names: list[str], what: str) -> Dataset:
+    """`dataset` with its labels numbered as in `names`, class by class name.
+
+    Raises:
+        UserError: a class of its rows is not among `names`; the message calls the dataset `what`.
+    """
+    old = dataset.features["label"].names
+    if old == names:
+        return dataset
+    labels = column(dataset, "label")
+    numbers = np.array([names.index(name) if name in names else -1 for name in old])
+    new = np.where(labels >= 0, numbers[labels], labels)
+    if unknown := [old[i] for i in np.unique(labels[(new < 0) & (labels >= 0)])]:
+        raise UserError(
+            f"{what} has classes that are not known: {', '.join(map(repr, unknown[:5]))}: known are "
+            f"{', '.join(map(repr, names[:20]))}{', …' if len(names) > 20 else ''}"
+        )
+    return _with_labels(dataset, new, names)
+
+
+def _with_labels(dataset: Dataset, labels: np.ndarray | list[int], names: list[str]) -> Dataset:
+    return dataset.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=names))
+
+
+def keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
+    """The rows of these classes, their labels numbered anew in the data's order.
+
+    Raises:
+        UserError: a class is unknown, or the split has no row of any.
+    """
+    names = dataset.features["label"].names
+    if unknown := [name for name in classes if name not in names]:
+        raise UserError(
+            f"classes: {', '.join(map(repr, unknown))} not among the {len(names)} classes of the data"
+            f"{nearest(unknown[0], names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+        )
+    kept = [name for name in names if name in classes]
+    rows = np.flatnonzero(np.isin(column(dataset, "label"), [names.index(name) for name in kept]))
+    if not len(rows):
+        raise UserError(f"classes: {split} has no image of {', '.join(classes)}")
+    return relabel(dataset.select(rows), kept, what=split)
+
+
+def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that stay in train and those that become `split`, a share of each class.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    labels = column(train, "label")
+    counts = np.bincount(labels)
+    classes, carved = (counts > 0).sum(), math.ceil(len(train) * share)
+    if counts[counts > 0].min() < 2 or min(carved, len(train) - carved) < classes:
+        rare = train.features["label"].int2str(int(np.where(counts > 0, counts, counts.max() + 1).argmin()))
+        raise UserError(
+            f"there is no {split} split, and {len(train)} images ({counts[counts > 0].min()} of class {rare!r}) are "
+            f"too few to carve {share:.0%} of each class out of train: add images, change {split}_size, or give a "
+            f"{split} split"
+        )
+    from sklearn.model_selection import train_test_split  # `Dataset.train_test_split` reads the labels one by one
+
+    kept, carved = train_test_split(np.arange(len(train)), test_size=share, stratify=labels, random_state=seed)
+    return np.sort(kept), np.sort(carved)
+
+
+def check_classes(train: Dataset) -> None:
+    """That there is something to tell apart.
+
+    Raises:
+        UserError: there is one class.
+    """
+    if len(np.unique(column(train, "label"))) < 2:
+        raise UserError("train holds images of one class: a classifier needs at least two")
+
+
+def some_of_each(train: Dataset, count: int, order: np.ndarray) -> np.ndarray:
+    """The first `count` rows of each class in this order of the rows, int64.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    labels, names = column(train, "label"), train.features["label"].names
+    counts = np.bincount(labels, minlength=len(names))
+    if short := [f"{names[i]!r} ({n})" for i, n in enumerate(counts) if n < count]:
+        raise UserError(f"samples_per_class: {count} is more than train has of {', '.join(short[:5])}")
+    return np.concatenate([order[labels[order] == c][:count] for c in range(len(names))])

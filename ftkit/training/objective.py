@@ -1,0 +1,25 @@
+"""What a stage minimises, and how."""
+
+from dataclasses import dataclass
+
+from ftkit.config import LossArguments
+from ftkit.methods.parameter_groups import Setting
+
+
+@dataclass
+class Objective:
+    """What a stage minimises, and how.
+
+    Attributes:
+        args: the loss and its regularisation.
+        settings: learning rate and weight decay of every parameter, by name.
+        augment: what is done to training images; see `ftkit.data.augmentation.augment`.
+        on_nan: what a loss that is not finite leads to; see `JobArguments`.
+        steps_before: optimizer steps that were planned for adapters in earlier stages.
+    """
+
+    args: LossArguments
+    settings: dict[str, Setting]
+    augment: list[str]
+    on_nan: str = "stop"
+    steps_before: int = 0

@@ -1,0 +1,231 @@
+"""The plan of a run: the stages of its method for this model and these data, checked before anything is written."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from peft import PeftModel
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, TrainingArguments
+
+from ftkit.config.configuration import Config
+from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.normalize import Normalize8Bit
+from ftkit.errors import UserError
+from ftkit.methods.adapters import add_adapters
+from ftkit.methods.parameter_groups import Setting, parameter_settings
+from ftkit.methods.plan import Stage, is_adapter, make_plan
+from ftkit.methods.trainable import trained_parameters
+from ftkit.models.anatomy import layer_groups, regroup
+from ftkit.training.optimizers import make_optimizer, make_schedule
+
+logger = logging.getLogger(__name__)
+
+
+class PreparedStage(NamedTuple):
+    """A stage of a plan.
+
+    Attributes:
+        stage: its name and what it trains.
+        folder: of its checkpoints.
+        args: its training arguments.
+        trained: the names of the parameters that it trains.
+        settings: what the optimizer does with each parameter, by name.
+        steps_before: optimizer steps that earlier stages train adapters for.
+    """
+
+    stage: Stage
+    folder: Path
+    args: TrainingArguments
+    trained: set[str]
+    settings: dict[str, Setting]
+    steps_before: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run, the model that they train, and the images that they train it on.
+
+    Attributes:
+        config: of the run.
+        model: with adapters where the method has them.
+        normalize: from uint8 to what the model takes.
+        images: by split; `train` is trained on, `validation` chooses the checkpoint.
+        groups: parameter names by layer group, from input to output, the head last.
+        stages: in their order.
+        trained: how many parameters any stage trains.
+    """
+
+    config: Config
+    model: PreTrainedModel | PeftModel
+    normalize: Normalize8Bit
+    images: dict[str, Images]
+    groups: dict[str, list[str]]
+    stages: list[PreparedStage]
+    trained: int
+
+    @property
+    def head(self) -> str:
+        """The name of the last layer group."""
+        return list(self.groups)[-1]
+
+
+def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, images: dict[str, Images]) -> Plan:
+    """The plan of the run's method for this model.
+
+    Args:
+        config: of the run.
+        model: on the CPU; gets the adapters of the method.
+        normalize: from uint8 to what the model takes.
+        images: by split; see `Plan`.
+
+    Raises:
+        UserError: a stage names what the model does not have, its training arguments contradict each other, or no
+            layer takes the adapters.
+    """
+    groups, length = layer_groups(model), len(images["train"])
+    drafts = _draft(config, len(groups), length)
+    planned = [_steps(args, length) if stage.kind.needs_adapters else 0 for stage, _, args in drafts]
+    if is_adapter(config.method.method):
+        model = add_adapters(config.method, model, normalize(images["train"].sample(2)), sum(planned))
+        groups = regroup(groups, model)
+    stages = [
+        PreparedStage(
+            stage,
+            folder,
+            args,
+            trained_parameters(model, groups, stage.train),
+            parameter_settings(model, groups, args.learning_rate, config.method, config.loss),
+            sum(planned[:number]),
+        )
+        for number, (stage, folder, args) in enumerate(drafts)
+    ]
+    for number, stage in enumerate(stages):
+        _try_out(_where(config, number), stage, model, _steps(stage.args, length))
+    trained = size(model, set().union(*(stage.trained for stage in stages)))
+    plan = Plan(config, model, normalize, images, groups, stages, trained)
+    _warn_about_the_head(plan)
+    return plan
+
+
+def size(model: nn.Module, names: set[str]) -> int:
+    """How many numbers the parameters of these names have together."""
+    return sum(model.get_parameter(name).numel() for name in names)
+
+
+def _draft(config: Config, layer_groups: int, images: int) -> list[tuple[Stage, Path, TrainingArguments]]:
+    """The stages with their folders and training arguments, as far as they do not need the model."""
+    training, factor, drafts = config.training, _scale(config), []
+    for number, stage in enumerate(make_plan(config.method, layer_groups, training.learning_rate)):
+        folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
+        args = config.of_stage(_stage_seeds(training, number) | stage.arguments, folder)
+        args.learning_rate *= factor
+        _check_length(_where(config, number), args, images)
+        drafts.append((stage, folder, args))
+    return drafts
+
+
+def _where(config: Config, number: int) -> str:
+    """The start of a message about a stage: its number, where the recipe lists stages."""
+    return f"stages[{number}]: " if config.method.stages else ""
+
+
+def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
+    """The seeds of a stage: each draws its own order, augmentation, mixup and dropout.
+
+    The first stage has the run's own seeds, and equals a run of one stage.
+    """
+    seeds = {name: getattr(args, name) for name in ("seed", "data_seed") if getattr(args, name) is not None}
+    if number == 0:
+        return seeds
+    return {name: int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) for name, seed in seeds.items()}
+
+
+def _scale(config: Config) -> float:
+    """What `scale_lr` multiplies learning rates by; logged where there are several processes."""
+    args, how = config.training, config.job.scale_lr
+    processes, images = args.world_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
+    factor = {"linear": float(processes), "sqrt": math.sqrt(processes), "none": 1.0}[how]
+    if processes > 1:
+        logger.info(
+            "  %d processes: a step takes %s images, %d × %d; learning rates × %.3g (scale_lr: %s)",
+            processes, f"{processes * images:,}", processes, images, factor, how,
+        )  # fmt: skip
+    return factor
+
+
+def _steps(args: TrainingArguments, images: int) -> int:
+    """Optimizer steps of a stage."""
+    if args.max_steps > 0:
+        return args.max_steps
+    return math.ceil(_steps_of_an_epoch(args, images) * args.num_train_epochs)
+
+
+def _steps_of_an_epoch(args: TrainingArguments, images: int) -> int:
+    batches = images / (args.per_device_train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    return math.ceil(batches / args.gradient_accumulation_steps)
+
+
+def _check_length(where: str, args: TrainingArguments, images: int) -> None:
+    """Raise a `UserError` for arguments of a stage that do not fit the number of images."""
+    steps = _steps(args, images)
+    if steps == 0:
+        raise UserError(
+            f"{where}per_device_train_batch_size: {args.per_device_train_batch_size} on {args.world_size} processes: "
+            f"the {images} images fill no batch, and dataloader_drop_last: true leaves them out: lower "
+            "per_device_train_batch_size, or set dataloader_drop_last: false"
+        )
+    by_steps = args.eval_strategy == "steps"
+    length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")
+    if args.load_best_model_at_end and by_steps and args.eval_steps > steps:
+        raise UserError(
+            f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so that no "
+            f"checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
+        )
+    if args.load_best_model_at_end and args.eval_delay > math.ceil(length):
+        raise UserError(
+            f"{where}eval_delay: {args.eval_delay:g} is more than the {math.ceil(length)} {unit} of training: set it "
+            f"to {math.ceil(length)} or less, or no checkpoint is chosen"
+        )
+    if (warmup := args.get_warmup_steps(steps)) >= steps > 1:
+        raise UserError(
+            f"{where}warmup_steps: {warmup:g} takes all of the {steps} steps of training, which would never reach the "
+            "learning rate: set it to a share of them, such as 0.1"
+        )
+
+
+def _try_out(where: str, stage: PreparedStage, model: nn.Module, steps: int) -> None:
+    """Make the optimizer and the schedule of a stage once, to find wrong arguments before anything starts.
+
+    Raises:
+        UserError: an argument is wrong, or the model does not support it.
+    """
+    args = stage.args
+    try:
+        schedule = make_schedule(args, make_optimizer(args, model, stage.settings), steps)
+        for rate in schedule.lr_lambdas if isinstance(schedule, LambdaLR) else ():
+            rate(steps // 2)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}lr_scheduler_kwargs: {args.lr_scheduler_kwargs}: {error}") from error
+    if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{where}activation_checkpointing: {model.config.model_type} does not support it: leave it out, and use "
+            "auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
+        )
+
+
+def _warn_about_the_head(plan: Plan) -> None:
+    """Warn where the head stays as it is, or trains alone although the method means more."""
+    if not any(stage.trained.intersection(plan.groups[plan.head]) for stage in plan.stages):
+        logger.warning("no stage trains the head, %s: where its classes are new, name it as well", plan.head)
+    for prepared in plan.stages:
+        kind = prepared.stage.kind
+        if kind.beside_head and prepared.trained <= set(plan.groups[plan.head]):
+            logger.warning("before the head there is no %s: the head alone trains", kind.written)

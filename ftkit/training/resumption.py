@@ -1,0 +1,81 @@
+"""What a run that resumes can use: of each stage its result, its checkpoint, or nothing."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import TrainingArguments
+
+from ftkit.errors import UserError
+from ftkit.training.checkpoints import newest_complete, what_is_wrong
+from ftkit.training.continuity import Fingerprint, read_fingerprint
+from ftkit.training.planning import Plan
+from ftkit.training.stage_results import read_result
+
+logger = logging.getLogger(__name__)
+
+
+class Resumption(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+        fingerprint: of this run.
+        standing: of each stage its result, if it is finished, or the checkpoint to continue from, or None.
+    """
+
+    fingerprint: Fingerprint
+    standing: list[dict[str, Any] | Path | None]
+
+
+def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
+    """Look for finished stages and checkpoints, if the run is to resume. Nothing is written.
+
+    Raises:
+        UserError: they belong to other data, weights or circumstances than this run, or the checkpoint that
+            `resume_from_checkpoint` names cannot be used.
+    """
+    training = plan.config.training
+    standing, resume = [], training.resume_from_checkpoint
+    if not resume:
+        return Resumption(fingerprint, [None] * len(plan.stages))
+    for _, folder, args, *_ in plan.stages:
+        found, source = read_result(folder), folder
+        if found is not None and _is_in(folder, resume):
+            raise UserError(
+                f"resume_from_checkpoint: {resume}: its stage is finished, and the run continues after it: leave it "
+                "out"
+            )
+        there = None if found is None else found.pop("fingerprint", None)
+        if found is None and (source := _checkpoint(args, folder)) is not None:
+            found, there = source, read_fingerprint(source)
+        if found is not None:
+            differs = fingerprint.check(there, source, Path(training.output_dir))
+        standing.append(found)
+    if any(found is not None for found in standing) and differs:
+        logger.info("  since then: %s: the last digits of numbers may differ", differs)
+    return Resumption(fingerprint, standing)
+
+
+def _is_in(folder: Path, checkpoint: str) -> bool:
+    return Path(checkpoint).resolve().parent == folder.resolve()
+
+
+def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
+    """The checkpoint to continue a stage from: the named one, if it is of this stage, or its newest complete one.
+
+    Raises:
+        UserError: the named one is not complete, or holds weights alone.
+    """
+    resume = args.resume_from_checkpoint
+    named = resume != "true" and _is_in(folder, resume)
+    if args.save_only_model and named:
+        raise UserError(
+            f"resume_from_checkpoint: {resume} holds weights alone (save_only_model: true), and no training can "
+            "go on from it: leave it out, and the stage begins anew"
+        )
+    if args.save_only_model:
+        logger.info("  %s: its checkpoints hold weights alone (save_only_model: true): this stage begins anew", folder)
+        return None
+    if named and (wrong := what_is_wrong(Path(resume))):
+        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
+    return Path(resume) if named else newest_complete(folder)

@@ -1,0 +1,132 @@
+"""Carrying out a plan, stage by stage."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from ftkit.methods.adapter_kinds import hooks_of
+from ftkit.methods.adapters import merged
+from ftkit.methods.freezing import only_training
+from ftkit.models.anatomy import plain_name
+from ftkit.training.checkpoints import checkpoints, remove, sweep
+from ftkit.training.features import FeatureExtractor, HeadAlone
+from ftkit.training.objective import Objective
+from ftkit.training.planning import Plan, PreparedStage
+from ftkit.training.resumption import Resumption
+from ftkit.training.stage_results import describe_result, keep_result, restore_weights
+from ftkit.training.trainer import ImageTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_plan(plan: Plan, resumption: Resumption) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
+    """Carry out a plan, stage by stage.
+
+    Each stage has its own optimizer, schedule and seeds, and its checkpoints in `stages/<number>-<name>`. It starts
+    from the weights that validation chose in the stage before, and only what it declares moves. A run that resumes
+    skips the stages that are finished, and continues inside the one that is not. Where the head alone trains on pixels
+    that do not change, it trains on features that are computed once.
+
+    Returns:
+        The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
+        its name, parameters trained, seconds, steps, images per second, and the value and step that validation chose
+        (None where the last weights were kept).
+
+    Raises:
+        UserError: the loss is not finite, something frozen has moved, or merging adapters changes the logits.
+    """
+    model, results = plan.model, []
+    for number, (prepared, found) in enumerate(zip(plan.stages, resumption.standing, strict=True)):
+        if isinstance(found, dict):
+            restore_weights(prepared.folder, model)
+            logger.info("  stage %d, %s: already finished", number, prepared.stage.name)
+            results.append(found)
+        else:
+            _log_what_trains(number, plan)
+            results.append(_run_stage(plan, prepared, resumption, found))
+    hooks_of(model).finish(model)
+    if plan.config.method.merge_adapters:
+        model = merged(model, plan.normalize(plan.images["validation"].sample(64)))
+    return model, results
+
+
+def _run_stage(plan: Plan, prepared: PreparedStage, resumption: Resumption, checkpoint: Path | None) -> dict[str, Any]:
+    """Train one stage, from a checkpoint if there is one, and keep its result."""
+    args, model = prepared.args, plan.model
+    plan.images["train"].seed = args.seed
+    statistics = plan.config.method.train_batchnorm_stats
+    with only_training(model, prepared.trained, prepared.stage.train, statistics):
+        trainer = _trainer(plan, prepared)
+        trainer.fingerprint = resumption.fingerprint
+        if args.process_index == 0:
+            sweep(prepared.folder)
+            for old in checkpoints(prepared.folder) if args.save_only_model else ():
+                remove(old)
+        if checkpoint is not None:
+            logger.info("  resumes from %s", checkpoint)
+        elif args.resume_from_checkpoint:
+            logger.info("no checkpoint in %s yet: training begins at the first step", prepared.folder)
+        output = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.save_state()
+    result = describe_result(prepared, model, trainer, output)
+    if trainer.is_world_process_zero():
+        keep_result(prepared.folder, model, result, resumption.fingerprint)
+    return result
+
+
+def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
+    """The trainer of a stage: of the head on cached features where that gives the same, else of the whole model."""
+    config, args, model, head = plan.config, prepared.args, plan.model, plan.head
+    train, validation = plan.images["train"], plan.images["validation"]
+    objective = Objective(
+        config.loss,
+        prepared.settings,
+        config.data.augment or [],
+        config.job.on_nan,
+        prepared.steps_before,
+    )
+    pixels = objective.augment or config.data.image_transform or config.loss.mixup or config.loss.cutmix
+    changing = pixels or config.method.train_batchnorm_stats
+    if prepared.stage.kind.head_alone and config.method.cache_features and not changing:
+        features = FeatureExtractor(model, head, args, plan.normalize, config.data.cache_dir)
+        reason = features.why_not(train)
+        if reason is None:
+            inside = {plain_name(name): setting for name, setting in objective.settings.items()}
+            own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}
+            objective = dataclasses.replace(objective, settings=own)
+            alone = HeadAlone(model, head)
+            args.activation_checkpointing = args.gradient_checkpointing = False  # of a body that does not run
+            # Pixels may lie on the device, where nothing is pinned; features lie in the machine's own memory.
+            args.dataloader_pin_memory = config.if_given("dataloader_pin_memory") is not False and not args.use_cpu
+            return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
+        logger.info("  every step goes through the frozen body: %s", reason)
+    return ImageTrainer(model, args, plan.normalize, objective, train, validation)
+
+
+def _log_what_trains(number: int, plan: Plan) -> None:
+    """Log a table at the start of a stage: layer group, parameters, of which trained, learning rate, weight decay."""
+    stage, _, args, trained, settings, _ = plan.stages[number]
+    sizes = {name: parameter.numel() for name, parameter in plan.model.named_parameters()}
+    logger.info(
+        "  stage %d, %s: %s of %s parameters train",
+        number,
+        stage.name,
+        f"{sum(sizes[name] for name in trained):,}",
+        f"{sum(sizes.values()):,}",
+    )
+    width = max(map(len, plan.groups))
+    logger.info("    %-*s %12s %12s   %-13s %s", width, "", "parameters", "trained", "learning rate", "weight decay")
+    for place, names in plan.groups.items():
+        moving = [name for name in names if name in trained]
+        row = f"    {place:<{width}} {sum(sizes[name] for name in names):>12,}"
+        if not moving:
+            logger.info("%s %12s", row, "frozen")
+            continue
+        decays = any(settings[name].decays for name in moving)
+        rate, decay = settings[moving[0]].learning_rate, args.weight_decay if decays else 0.0
+        logger.info("%s %12s   %-13.3g %g", row, f"{sum(sizes[name] for name in moving):,}", rate, decay)

@@ -1,0 +1,104 @@
+"""List, measure and write the numbers that README, guides and recipes show.
+
+    python recipes/results.py --list
+    python recipes/results.py --measure digits/mlp benchmarks/mnist_mlp
+    python recipes/results.py --write
+
+Each result is a JSON file in recipes/results/. `--list` says whether it is up to date, and if not, why. `--measure`
+runs the commands of the named results, or of all that are missing or stale; for a recipe without a result, `--seeds`
+says which seeds. `--write` writes all results into the texts. recipes/guides/contributing.md has the details.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import REPO, other_versions, read_results, stale, write_result
+from benchmarks.texts import rendered, texts
+
+from ftkit.config.scripts import ScriptParser
+from ftkit.errors import UserError, nearest, user_errors
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The command line of this script."""
+    parser = ScriptParser(prog="results.py", description="List, measure and write the numbers of the texts.")
+    parser.add_argument("--list", action="store_true", help="say whether each result is up to date")
+    parser.add_argument("--measure", nargs="*", metavar="NAME", help="measure these, or all missing and stale results")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of a recipe without a result")
+    parser.add_argument("--write", action="store_true", help="write the results into the texts")
+    args = parser.parse_args(arguments)
+    if not args.list and args.measure is None and not args.write:
+        raise UserError("nothing to do: give --list, --measure or --write")
+    return args
+
+
+def recipes(root: Path) -> list[str]:
+    """The names of all recipes, such as `digits/mlp`."""
+    folder = root / "recipes"
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.glob("*/*.yaml"))]
+
+
+def show_list(results: dict[str, dict[str, Any]], root: Path) -> None:
+    """A line for each result, and for each recipe without one."""
+    shown = {record.get("recipe") for record in results.values()}
+    for name in recipes(root):
+        if f"recipes/{name}.yaml" not in shown:
+            print(f"{name:<44} missing")
+    for name, record in results.items():
+        why = stale(name, record, root)
+        versions = other_versions(record)
+        state = f"stale: {why}" if why else f"measured {record['date']}, {record['environment']['commit'][:7]}"
+        print(f"{name:<44} {state}{f' ({versions})' if versions else ''}")
+
+
+def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], root: Path) -> dict[str, Any]:
+    """Measure one result anew, or a recipe for the first time."""
+    from benchmark import measure_row
+    from benchmark import parse_arguments as benchmark_arguments
+    from benchmarks.trained import measure_export, measure_recipe
+
+    new = {"kind": "recipe", "command": f"accelerate launch recipes/finetune.py --config recipes/{name}.yaml",
+           "recipe": f"recipes/{name}.yaml", "seeds": seeds, "what": ""}  # fmt: skip
+    record = results.get(name, new)
+    if record["command"] is None or record["kind"] == "gpu":
+        raise UserError(f"{name} cannot be measured here: {record.get('remark') or record['command']}")
+    if record["kind"] == "benchmark":
+        row = name.removeprefix("benchmarks/")
+        return measure_row(row, benchmark_arguments(["--rows", row]))
+    return {"recipe": measure_recipe, "export": measure_export}[record["kind"]](name, record, root)
+
+
+def main(arguments: list[str], root: Path = REPO) -> None:
+    """Do what `arguments`, a command line without the program's name, say, with the results of `root`."""
+    args = parse_arguments(arguments)
+    results = read_results(root)
+    if args.list:
+        show_list(results, root)
+    known = list(dict.fromkeys([*results, *recipes(root)]))
+    for name in args.measure or []:
+        if name not in known:
+            raise UserError(f"--measure {name}: there is no such result or recipe{nearest(name, known)}")
+    if args.measure is not None:
+        from ftkit.training.provenance import git_commit
+
+        commit = git_commit()  # before the first result is written, which changes the checkout
+        wanted = args.measure or [name for name in known if name not in results or stale(name, results[name], root)]
+        for name in wanted:
+            print(f"measuring {name}", flush=True)
+            record = measure(name, results, args.seeds, root)
+            record["environment"]["commit"] = commit
+            write_result(root / "recipes" / "results" / f"{name}.json", record)
+        results = read_results(root)
+    if args.write:
+        for path in texts(root):
+            text = rendered(path, results, root)
+            if text != path.read_text(encoding="utf-8"):
+                path.write_text(text, encoding="utf-8")
+                print(f"written: {path.relative_to(root)}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,82 @@
+"""What can train is one table: nothing else in ftkit knows how it is written."""
+
+import ast
+
+import pytest
+from support import REPO
+
+from ftkit.methods.trainable import KINDS, check_train, kind_of, stage_name
+
+EXAMPLES = {
+    "head": "head",
+    "all": "all",
+    "bias": "bias",
+    "norm": "norm",
+    "adapters": "adapters",
+    "a mapping `last: n`": {"last": 2},
+    "a list of module names": ["stem", "stages.*"],
+}
+UNKNOWN = ["heads", "", None, 3, [], ["stem", 1], {"last": 0}, {"last": True}, {"last": 1, "first": 1}, {"first": 1}]
+WORDS = {kind.written for kind in KINDS if kind.fits is None}
+
+
+def test_every_kind_has_one_row():
+    assert [kind.written for kind in KINDS] == list(EXAMPLES)
+    assert [kind_of(train).written for train in EXAMPLES.values()] == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("train", UNKNOWN, ids=str)
+def test_other_values_are_refused_with_all_that_is_possible(train):
+    assert kind_of(train) is None
+    assert check_train(train, has_adapters=False) == (
+        f"{train!r} is not one of head, all, bias, norm, adapters, a mapping `last: n`, or a list of module names"
+    )
+
+
+def test_stages_are_named_by_what_trains():
+    names = ["head", "all", "bias", "norm", "adapters", "last-2", "chosen"]
+    assert [stage_name(train) for train in EXAMPLES.values()] == names
+
+
+def test_only_what_is_saved_with_adapters_trains_beside_them():
+    beside = [written for written, train in EXAMPLES.items() if check_train(train, has_adapters=True) is None]
+    alone = [written for written, train in EXAMPLES.items() if check_train(train, has_adapters=False) is None]
+    assert beside == ["head", "adapters"] and alone == [name for name in EXAMPLES if name != "adapters"]
+    assert "expected head or adapters" in check_train("all", has_adapters=True)
+    assert "needs a method that adds them" in check_train("adapters", has_adapters=False)
+
+
+def comparisons(source: str) -> list[str]:
+    """Where a file compares the value of `train` with how it may be written."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            operands = [node.left, *node.comparators]
+            written = WORDS & {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            operands, written = node.args[:1], True
+        elif isinstance(node, ast.Match):
+            operands, written = [node.subject], True
+        else:
+            continue
+        if written and any(ast.unparse(operand).endswith(("train", "['train']")) for operand in operands):
+            found.append(f"{node.lineno}: {ast.unparse(node)[:80]}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['stage.train == "head"', 'train not in ("bias", "norm")', 'stage["train"] == "all"', "isinstance(train, dict)",
+     'match train:\n  case "all": pass'],
+)  # fmt: skip
+def test_a_comparison_is_found(source):
+    assert comparisons(source)
+
+
+def test_no_other_module_compares_what_trains():
+    found = {
+        place: comparisons(path.read_text(encoding="utf-8"))
+        for path in sorted([*(REPO / "ftkit").rglob("*.py"), *(REPO / "recipes").rglob("*.py")])
+        if (place := str(path.relative_to(REPO))) != "ftkit/methods/trainable.py"
+    }
+    assert {place: lines for place, lines in found.items() if lines} == {}

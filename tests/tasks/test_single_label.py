@@ -1,0 +1,118 @@
+"""The task of one class an image: what a target is, what logits say, and that a loss or a metric is one row."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from support import random_predictions, store
+from torch.nn import functional as F
+
+from ftkit.config import LossArguments
+from ftkit.evaluation.predictions import read_predictions, write_predictions
+from ftkit.evaluation.report import write_report
+from ftkit.tasks import Metric, SingleLabel, task_of
+from ftkit.tasks.single_label.losses import LOSSES
+from ftkit.tasks.single_label.metrics import METRICS
+
+NAMES = ["cat", "dog", "owl"]
+TASK = SingleLabel(NAMES)
+
+
+def rows(labels, names=NAMES):
+    features = Features(label=ClassLabel(names=names), index=Value("int64"))
+    return Dataset.from_dict({"label": labels, "index": range(len(labels))}, features=features)
+
+
+def test_the_task_is_told_by_the_columns():
+    assert task_of(rows([0, 1]).features) == TASK
+    with pytest.raises(ValueError, match="no task has the columns text"):
+        task_of(Features(text=Value("string")))
+
+
+def test_stored_predictions_have_the_same_columns_as_ever_and_come_back(tmp_path):
+    stored = random_predictions(NAMES, 50)
+    write_predictions(tmp_path, stored)
+    features = Features.from_arrow_schema(stored.to_table().schema)
+    assert {name: str(feature) for name, feature in features.items()} == {
+        "index": "Value('int64')",
+        "hash": "Value('uint64')",
+        "label": "ClassLabel(names=['cat', 'dog', 'owl'])",
+        "predicted": "ClassLabel(names=['cat', 'dog', 'owl'])",
+        "logits": "List(Value('float32'), length=3)",
+    }
+    again = read_predictions(tmp_path)
+    assert again.task == TASK and again.logits.dtype == np.float32
+    for name in ("index", "hashes", "labels", "logits", "predicted"):
+        assert np.array_equal(getattr(again, name), getattr(stored, name))
+
+
+def test_validation_and_report_compute_the_same_numbers():
+    found = random_predictions(NAMES, 500)
+    logged, reported = TASK.validate(found.logits, found.labels), TASK.compute_metrics(found)
+    assert logged == {"accuracy": reported["accuracy"], "loss": reported["negative_log_likelihood"]}
+    assert TASK.validation() == {"accuracy": True, "loss": False}
+    expected = F.cross_entropy(torch.from_numpy(found.logits).double(), torch.from_numpy(found.labels)).item()
+    assert logged["loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_losses_do_not_depend_on_the_parts_they_are_computed_in(monkeypatch):
+    whole = random_predictions(NAMES, 500).losses
+    monkeypatch.setattr("ftkit.tasks.single_label.predictions._LOGITS", 7 * len(NAMES))
+    assert np.array_equal(random_predictions(NAMES, 500).losses, whole)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_of_equal_logits_the_first_class_comes_first_everywhere(count):
+    logits = torch.tensor([[0.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
+    answers = TASK.likeliest(logits, count)
+    assert [[name for name, _ in answer] for answer in answers] == [
+        ["dog", "owl", "cat"][:count],
+        ["cat", "dog", "owl"][:count],
+    ]
+    assert answers[1][0][1] == pytest.approx(1 / 3)
+    stored = TASK.predictions(np.arange(2), np.arange(2, dtype=np.uint64), np.array([1, 0]), logits.numpy())
+    assert stored.predicted.tolist() == TASK.decide(logits).tolist() == [1, 0]
+    assert TASK.agreement(TASK.decide(logits), torch.tensor([1, 2])) == 0.5
+
+
+def test_targets_are_mixed_as_shares_of_classes():
+    labels = TASK.tensor(np.array([0, 2, 2]))
+    assert labels.dtype == torch.int64 and TASK.counts(labels) == {"cat": 1, "dog": 0, "owl": 2}
+    assert torch.equal(TASK.mixable(labels), F.one_hot(labels, 3).float())
+    shares = torch.tensor([[0.5, 0.5, 0.0]])
+    assert TASK.mixable(shares) is shares
+
+
+def test_labels_of_other_data_go_by_name(refused):
+    other = rows([0, 1, 1], ["owl", "cat"])
+    assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
+    with refused("test has classes that are not known: 'fox'"):
+        TASK.relabel(rows([1], ["cat", "fox"]), what="test")
+
+
+def test_a_new_loss_is_a_row(monkeypatch):
+    monkeypatch.setitem(LOSSES, "margin", lambda logits, targets, smoothing, args: logits.mean() + smoothing)
+    loss = SingleLabel(NAMES).loss(LossArguments("margin"), 0.25)
+    assert loss(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64)).item() == 1.25
+
+
+def test_a_new_metric_is_a_row(tmp_path, monkeypatch):
+    """It is computed, shown, and offered for the choice of the checkpoint."""
+    row = Metric(lambda found: float(found.confidences.mean()), "mean confidence", "how sure it is",
+                 hub_type="confidence", validation="confidence")  # fmt: skip
+    monkeypatch.setitem(METRICS, "mean_confidence", row)
+    folder = store(tmp_path / "evaluation", random_predictions(NAMES, 60))
+    found = read_predictions(folder)
+    assert TASK.compute_metrics(found)["mean_confidence"] == found.confidences.mean()
+    assert "mean confidence" in write_report(folder).read_text()
+    assert TASK.validate(found.logits, found.labels)["confidence"] == found.confidences.mean()
+
+
+def test_the_task_loads_without_what_only_a_report_needs():
+    """`evaluate` and matplotlib take seconds, and a mistake in the configuration is answered before."""
+    code = "import sys, ftkit.tasks; print({'evaluate', 'matplotlib'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
