@@ -14,6 +14,8 @@ from packaging.version import Version
 from support import REPO
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+# Modules of this repository; scripts and tests import what lies beside them.
+OWN = {path.stem for folder in (".", "recipes", "tests") for path in (REPO / folder).glob("*")}
 # Packages whose name is not that of their module.
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # The extras that a file may import from, by the start of its path.
@@ -58,9 +60,8 @@ def imported(path: Path) -> set[str]:
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             modules.add(node.module)
-    tops = {name.split(".")[0] for name in modules} - sys.stdlib_module_names - {"ftkit"}
-    beside = {other.stem for other in (REPO / "tests").glob("*.py")}
-    return {canonicalize_name(PACKAGES.get(name, name)) for name in tops - beside}
+    tops = {name.split(".")[0] for name in modules} - sys.stdlib_module_names - OWN
+    return {canonicalize_name(PACKAGES.get(name, name)) for name in tops}
 
 
 FILES = {
@@ -110,12 +111,12 @@ def test_only_libraries_whose_private_names_count_have_an_upper_bound():
 
 def test_ci_tries_the_oldest_versions_that_are_allowed():
     lines = (REPO / ".ci/oldest.txt").read_text(encoding="utf-8").splitlines()
-    tried = {canonicalize_name(name): Version(version) for name, version in
-             (re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines if not line.startswith("#"))}  # fmt: skip
+    pins = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups() for line in lines if not line.startswith("#")]
+    tried = {canonicalize_name(name): Version(version) for name, version in pins}
     for name, requirement in EVERYTHING.items():
         lower = [Version(spec.version) for spec in requirement.specifier if spec.operator == ">="]
         if name == "torchvision":  # it wants one version of torch, and torch's bound is its own
             assert not lower and name in tried
-        elif name not in ("deepspeed", "ruff"):
+        elif name != "ruff":
             assert [tried.get(name)] == lower, f"{requirement}: .ci/oldest.txt has {tried.get(name)}"
     assert set(tried) <= set(EVERYTHING)
