@@ -161,6 +161,7 @@ def main(arguments: list[str]) -> None:
     banner("export")
     sample = normalize(measured.sample(32))
     plain = plain_model(classifier.model, sample)
+    score, title = measured.task.score, measured.task.score_metric.title
     reference = Reference(plain, sample, lambda: batches(measured), measured.labels, measured.task)
     size = sum(tensor.nbytes for tensor in plain.state_dict().values()) / 1e6
     runners, rows = {"pytorch": plain}, {"pytorch": {"megabytes": size}}
@@ -178,16 +179,16 @@ def main(arguments: list[str]) -> None:
         banner("measure")
         for name, runner in runners.items():
             rows[name] |= reference.measure(runner, export.repeats)
-            fact(name, f"accuracy {rows[name]['accuracy']:.4f}")
+            fact(name, f"{title} {rows[name][score]:.4f}")
         record = describe(export, data, evaluation, images, rows)
         write_preprocessing(aside, classifier, sample)
         (aside / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     banner("done")
-    show(record)
+    show(record, score, title)
     fact("folder", folder)
-    if "int8" in rows and (lost := rows["pytorch"]["accuracy"] - rows["int8"]["accuracy"]) > LOSS_TO_TELL:
-        fact("", f"int8 loses {100 * lost:.1f} points of accuracy, which onnx keeps")
+    if "int8" in rows and (lost := rows["pytorch"][score] - rows["int8"][score]) > LOSS_TO_TELL:
+        fact("", f"int8 loses {100 * lost:.1f} points of {title}, which onnx keeps")
 
 
 def read_images(
@@ -240,16 +241,16 @@ def describe(
     return record
 
 
-def show(record: dict) -> None:
-    """The table, on standard output."""
+def show(record: dict, score: str, title: str) -> None:
+    """The table, on standard output, with the score by its key and its title."""
     repeats, threads, n = record["repeats"], record["threads"], record["n"]
-    print(f"  milliseconds on the CPU with {threads} thread{'s' * (threads > 1)}, over {repeats} repeats; accuracy on "
+    print(f"  milliseconds on the CPU with {threads} thread{'s' * (threads > 1)}, over {repeats} repeats; {title} on "
           f"{n:,} images of {record['split']}\n")  # fmt: skip
     print(f"  {'':<12} {'':>8}   {'a batch of 1':>17}   {'a batch of 32':>17}   {'':>8}   predictions")
-    print(f"  {'':<12} {'MB':>8}   {'median':>8} {'p95':>8}   {'median':>8} {'p95':>8}   accuracy   as PyTorch's")
+    print(f"  {'':<12} {'MB':>8}   {'median':>8} {'p95':>8}   {'median':>8} {'p95':>8}   {title:>8}   as PyTorch's")
     for name, row in record["formats"].items():
         times = "   ".join(f"{time['median']:>8.2f} {time['p95']:>8.2f}" for time in row["milliseconds"].values())
-        print(f"  {name:<12} {row['megabytes']:>8.3f}   {times}   {row['accuracy']:>8.4f}   "
+        print(f"  {name:<12} {row['megabytes']:>8.3f}   {times}   {row[score]:>8.4f}   "
               f"{row['same_predictions']:>12.3%}")  # fmt: skip
 
 

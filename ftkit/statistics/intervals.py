@@ -1,8 +1,8 @@
 """Intervals: how far a number would move if other images of the same kind had been drawn."""
 
 import numpy as np
+import scipy  # which loads scipy.stats where it is used: it takes a while
 from scipy import sparse
-from scipy.stats import binomtest, bootstrap
 
 LEVEL = 0.95
 _RESAMPLES = 1000
@@ -13,7 +13,7 @@ def wilson(hits: int, n: int) -> Interval | None:
     """The 95% interval of a proportion (Wilson 1927); None where n is 0."""
     if n == 0:
         return None
-    interval = binomtest(int(hits), int(n)).proportion_ci(LEVEL, method="wilson")
+    interval = scipy.stats.binomtest(int(hits), int(n)).proportion_ci(LEVEL, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
@@ -31,7 +31,7 @@ def mean_interval(values: np.ndarray) -> Interval:
     """The 95% interval of the mean of values float (N,), by the percentile bootstrap over images."""
     if len(values) < 2:
         return [float(values.mean())] * 2
-    done = bootstrap(
+    done = scipy.stats.bootstrap(
         (values,), np.mean, n_resamples=_RESAMPLES, batch=50, confidence_level=LEVEL, method="percentile", rng=0
     )
     return [float(done.confidence_interval.low), float(done.confidence_interval.high)]

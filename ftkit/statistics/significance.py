@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm, t
+import scipy  # which loads scipy.stats where it is used: it takes a while
 
 ALPHA = 0.05
 
@@ -32,10 +32,10 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 def _mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     n, won, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
-    p = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    p = scipy.stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
     total, up, down = n + 2, won + 0.5, lost + 0.5
     centre = (up - down) / total
-    spread = norm.isf(ALPHA / 2) * np.sqrt(up + down - (up - down) ** 2 / total) / total
+    spread = scipy.stats.norm.isf(ALPHA / 2) * np.sqrt(up + down - (up - down) ** 2 / total) / total
     return {
         "test": "McNemar",
         "difference": (won - lost) / n,
@@ -61,12 +61,12 @@ def _crossed(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
                 "p": float(difference == 0)}  # fmt: skip
     degrees = variance**2 / sum(part**2 / free for part, free in zip(parts, freedom, strict=True))
     error = np.sqrt(variance)
-    spread = t.isf(ALPHA / 2, degrees) * error
+    spread = scipy.stats.t.isf(ALPHA / 2, degrees) * error
     return {
         "test": "images and seeds",
         "difference": difference,
         "interval": [float(difference - spread), float(difference + spread)],
-        "p": float(2 * t.sf(abs(difference) / error, degrees)),
+        "p": float(2 * scipy.stats.t.sf(abs(difference) / error, degrees)),
     }
 
 
