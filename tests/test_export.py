@@ -355,7 +355,8 @@ def test_formats_are_read_as_they_are_written():
 
 
 def test_a_run_is_exported_into_its_folder(tmp_path):
-    default = load_recipe_script("export").default_folder
+    from ftkit.export.checks import default_folder as default
+
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     assert default(str(run / "model")) == run / "model" / "export"
