@@ -102,7 +102,7 @@ def regroup(groups: dict[str, list[str]], model: nn.Module) -> dict[str, list[st
 
 
 def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
-    """The modules on the way to the output; a list of modules stands for its items, a holder of lists for its parts."""
+    """The modules on the way to the output: items of module lists, and the parts of modules that hold such lists."""
     parts = []
     for name, child in module.named_children():
         inner = f"{place}.{name}".lstrip(".")
