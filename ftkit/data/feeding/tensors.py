@@ -69,7 +69,7 @@ class Images(TorchDataset, ABC):
         self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, int, int]
     ):
         self.task = task_of(dataset.features)
-        self.labels = self.task.tensor(column(dataset, "label"))
+        self.labels = self.task.tensor(dataset)
         self.index = torch.tensor(column(dataset, "index"))
         self.fingerprint, self.hashes = fingerprint(dataset), hashes
         self._files = encoded(dataset)
