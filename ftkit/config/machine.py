@@ -11,9 +11,8 @@ _HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 
 def runs_on_cpu(values: dict[str, Any]) -> bool:
     """Whether the configuration (`use_cpu`) or the launcher asks for the CPU, or there is nothing else."""
-    return (
-        bool(values.get("use_cpu")) or _launched_for_cpu() or not (_device_named() or torch.accelerator.is_available())
-    )
+    nothing_else = not torch.accelerator.is_available() and not _device_named()
+    return bool(values.get("use_cpu")) or _launched_for_cpu() or nothing_else
 
 
 def _device_named() -> bool:
