@@ -154,26 +154,7 @@ def write_space(
         classifier.save(folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
-    parts = (
-        classifier.task.probabilities,
-        tell_apart,
-        check_decodable,
-        to_mode,
-        to_8_bit,
-        fit_drawing,
-        build_page,
-        serve,
-    )
-    errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
-    app = _APP.format(
-        title=title,
-        place=place,
-        options=source.options,
-        channels=classifier.channels,
-        errors=", ".join(errors),
-        parts="\n\n".join(inspect.getsource(part) for part in parts),
-        fit=fit and f"partial(fit_drawing, size={fit.keywords['size']}, share={fit.keywords['share']})",
-    )
+    app = _app(title, place, demo, fit, source.options)
     (folder / "app.py").write_text(app, encoding="utf-8")
     packages = ["gradio", "torch", "torchvision", "transformers"]
     packages += ["timm"] * timm_models.is_config(classifier.model.config)
@@ -189,3 +170,27 @@ def write_space(
         license=source.license_id,
     )
     (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n", encoding="utf-8")
+
+
+def _app(title: str, place: str, demo: Demo, fit: Fit | None, options: dict[str, Any]) -> str:
+    """The source of `app.py`; `place` is the Python expression for where the model lies."""
+    parts = (
+        demo.classifier.task.probabilities,
+        tell_apart,
+        check_decodable,
+        to_mode,
+        to_8_bit,
+        fit_drawing,
+        build_page,
+        serve,
+    )
+    errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
+    return _APP.format(
+        title=title,
+        place=place,
+        options=options,
+        channels=demo.classifier.channels,
+        errors=", ".join(errors),
+        parts="\n\n".join(inspect.getsource(part) for part in parts),
+        fit=fit and f"partial(fit_drawing, size={fit.keywords['size']}, share={fit.keywords['share']})",
+    )
