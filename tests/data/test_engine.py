@@ -48,8 +48,8 @@ def by(tmp_path):
     [
         ({}, ImageTensors, "tensor: 0.0 MB decoded is within tensor_cache_gb, 8"),
         ({"tensor_cache_gb": 1e-6}, StreamedImages, "stream: 0.0 MB decoded is more than tensor_cache_gb, 1e-06"),
-        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as asked for"),
-        ({"data_engine": "stream"}, StreamedImages, "stream: as asked for"),
+        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as configured"),
+        ({"data_engine": "stream"}, StreamedImages, "stream: as configured"),
         ({"image_transform": {"hflip": 0.5}}, StreamedImages, "stream: image_transform changes single images"),
     ],
 )
