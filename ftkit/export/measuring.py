@@ -1,4 +1,4 @@
-"""An exported model against PyTorch's: same logits, speed, score."""
+"""Exported models compared with PyTorch: logits, score, speed."""
 
 import math
 import time

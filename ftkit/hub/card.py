@@ -124,17 +124,12 @@ def verify_card(run: Path, card: ModelCard) -> list[str]:
     """Every difference between a card and the run's predictions, one sentence each."""
     evaluation = evaluation_folder(run)
     task, metrics = read_predictions(evaluation).task, compute_metrics(evaluation)
-    told = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    claimed = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     wrong = []
     for key, metric in _results(task, metrics).items():
-        if not _same(told.get(metric.title), metrics[key]):
-            wrong.append(
-                f"{metric.title}: the card says {told.get(metric.title)}, the predictions give {metrics[key]}"
-            )
+        said = claimed.get(metric.title)
+        if not (isinstance(said, int | float) and abs(said - metrics[key]) <= _ROUNDING):
+            wrong.append(f"{metric.title}: the card says {said}, the predictions give {metrics[key]}")
     rows = [f"| {name} | {value:.4f} |" for name, value, *_ in task.headline(metrics)]
-    wrong += [f"the text has no line {row!r}" for row in rows if row not in card.text]
+    wrong += [f"the text lacks the line {row!r}" for row in rows if row not in card.text]
     return wrong
-
-
-def _same(told: Any, computed: float) -> bool:
-    return isinstance(told, int | float) and abs(told - computed) <= _ROUNDING

@@ -36,7 +36,7 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     predictions = read_predictions(evaluation)
     samples = sample_files(evaluation, predictions)
     if missing := [path for path in samples.values() if not path.is_file()]:
-        raise UserError(f"{missing[0]}: is missing: run recipes/eval.py again, or push a complete run")
+        raise UserError(f"{missing[0]} is missing: run recipes/eval.py again, or push a complete run")
     remote = any(model.glob("modeling_*.py"))
     answer = _load_elsewhere(model, list(samples.values()), remote)
     if answer["missing"]:
@@ -60,8 +60,8 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
         raise UserError(
             f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
             f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {worst:.3g} "
-            f"({file}; {allowed:.2g} is allowed): its weights differ, or how it resizes or normalises "
-            f"pixels{_changed(model, record)}"
+            f"({file}; {allowed:.2g} is allowed): its weights, or how it resizes or normalises "
+            f"pixels, are different{_changed(model, record)}"
         )
     return float(differences.max())
 
@@ -83,7 +83,7 @@ def _load_elsewhere(model: Path, files: list[Path], trust_remote_code: bool) -> 
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{model} must not be pushed: it does not load where ftkit is not installed: {last}")
+        raise UserError(f"{model} must not be pushed: it does not load without ftkit: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -71,7 +71,7 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
     logger.info("  %-12s without ftkit the logits are the same to %.1g", "checked", difference)
     task, metrics = read_predictions(evaluation).task, write_metrics(evaluation)
     api = HfApi()
-    url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"making {repo_id}")
+    url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
     write_card(run, url.repo_id)
     if revision is not None:
         _persistently(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True), f"branch {revision}")
@@ -105,7 +105,7 @@ def _is_stale(path: str, files: dict[str, Any]) -> bool:
 
 
 def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -> T:
-    """Call `call`, and retry after errors that may pass.
+    """The result of `call`, which is repeated after errors that may pass.
 
     Raises:
         UserError: it is refused, or all attempts fail.

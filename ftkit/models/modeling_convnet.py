@@ -186,7 +186,7 @@ class ConvNetForImageClassification(PreTrainedModel):
         self.post_init()
 
     def fit_first_layer(self, pixel_values: torch.Tensor) -> None:
-        """Fit a first layer whose weights come from the data to images float (N, C, H, W), normalised."""
+        """Fit a data-dependent first layer to images float (N, C, H, W), normalised."""
         if self.config.first_layer == "whitening":
             self.stem[0].fit(match_channels(pixel_values, self.num_channels))
 

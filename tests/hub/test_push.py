@@ -135,7 +135,7 @@ def test_a_temporary_fault_is_retried(hub, unchecked, run, fault):
     [
         ({"status": 401, "path": COMMIT}, ["the token is not valid", "hf auth login"]),
         ({"status": 403, "path": COMMIT}, ["may not write there"]),
-        ({"status": 403, "path": r"/repos/create"}, ["making me/digits", "may not write there"]),
+        ({"status": 403, "path": r"/repos/create"}, ["creating me/digits", "may not write there"]),
         ({"status": 500, "path": COMMIT}, ["pushing to me/digits", "the Hub answers 500", "try again later"]),
         ({"status": 429, "path": COMMIT}, ["the Hub answers 429"]),
         ({"status": 409, "path": COMMIT}, ["the Hub answers 409"]),

@@ -151,7 +151,7 @@ class ImageTensors(Images):
     def to(self, device: torch.device) -> None:
         """Move images and labels to a device, where batches are then made.
 
-        `index` stays on the host, which draws augmentations by it and would have to wait.
+        `index` stays on the CPU: augmentations are drawn by it there, without waiting for the device.
         """
         self.images, self.labels = self.images.to(device), self.labels.to(device)
 

@@ -71,7 +71,7 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # a process that waited for it checks first what is left to do
+        path.unlink(missing_ok=True)  # harmless: a process that waited checks for the folder first
         lock.release()
 
 

@@ -35,14 +35,14 @@ def _is_visible_dir(path: Path) -> bool:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders of `folder` named like splits, by ftkit's names; empty without `train`."""
+    """The splits among the sub-folders of `folder`, by ftkit's names; empty without `train`."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         split = next((key for key, names in SPLIT_NAMES.items() if path.name.lower() in names), None)
         if split is None or not _is_visible_dir(path):
             continue
         if split in found:
-            raise UserError(f"data_dir: {found[split]} and {path} are both named like {split}: keep one")
+            raise UserError(f"data_dir: {found[split]} and {path} both hold {split}: keep one")
         found[split] = path
     return found if "train" in found else {}
 
@@ -156,7 +156,7 @@ def read_tables(files: dict[str, Path], image_column: str | None, label_column: 
     missing = [path for split in rows.values() for path, _ in split if not path.is_file()]
     if missing:
         raise UserError(
-            f"{source}: {len(missing)} of its images do not exist, such as {missing[0]}: paths must be relative to "
+            f"{source}: {len(missing)} of its images do not exist, such as {missing[0]}: paths are relative to "
             "the folder of the file that lists them"
         )
     if "train" not in rows:

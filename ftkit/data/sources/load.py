@@ -41,7 +41,7 @@ _LOCAL_FILES = {
     "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
-_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by the name of datasets' reader
+_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by datasets' name for the format
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
 FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                  "Ankle boot"]  # fmt: skip
@@ -70,7 +70,7 @@ def load_data(args: DataArguments) -> DatasetDict:
 
 
 def _is_list(data_dir: str | None) -> bool:
-    """Whether it is a list of paths that the user has named, which may list any file."""
+    """Whether it is a list of paths; the user's own list may name any file."""
     return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
 
 
@@ -88,7 +88,7 @@ def _read_name(args: DataArguments) -> DatasetDict:
         return _EMBEDDED[args.dataset]()
     name = HUB_NAMES.get(args.dataset, args.dataset)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
-        raise UserError(f"dataset: {name!r} is not a short name (did you mean {' or '.join(map(repr, close))}?)")
+        raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
     local = _LOCAL_FILES.get(args.dataset, "class folders, parquet files or a save_to_disk folder")
     return from_hub(
         lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
@@ -179,7 +179,7 @@ def _read_digits() -> DatasetDict:
 
 
 def _make_blobs() -> DatasetDict:
-    """2,000 points in 5 clouds of 10 dimensions, as images of 1 x 10 pixels: a smallest possible task."""
+    """2,000 points in 5 clouds of 10 dimensions, as images of 1 x 10 pixels: the smallest task."""
     from sklearn.datasets import make_blobs
 
     points, labels = make_blobs(2000, 10, centers=5, cluster_std=6.0, random_state=0)

@@ -10,7 +10,7 @@ from ftkit.errors import UserError
 
 
 def check_paths(splits: DatasetDict, folders: list[Path]) -> None:
-    """Check that the files that rows name instead of image bytes lie below `folders`.
+    """Check that rows that name a file instead of holding an image's bytes name one below `folders`.
 
     Paths are compared as written, with `..` resolved; a link inside a folder may lead anywhere, because someone put it
     there.

@@ -16,7 +16,7 @@ TIMEOUT_S = 3.0
 def _reachable() -> bool:
     try:
         get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception:  # whatever the HTTP library raises means that the Hub did not answer
+    except Exception:  # whatever the HTTP library raises: the Hub did not answer
         return False
     return True
 
