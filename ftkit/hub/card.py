@@ -15,27 +15,10 @@ from ftkit.files import atomic_write
 from ftkit.tasks import Metric, Task
 
 _ROUNDING = 1e-9  # logarithms and exponentials differ in their last digits between processors
-_HYPERPARAMETERS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "label_smoothing_factor",
-    "loss",
-    "dropout",
-    "mixup",
-    "cutmix",
-    "ema_decay",
-    "adapter_args",
-    "bf16",
-    "fp16",
-)
+_HYPERPARAMETERS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+                    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "optim_args", "weight_decay",
+                    "label_smoothing_factor", "loss", "dropout", "mixup", "cutmix", "ema_decay", "adapter_args",
+                    "bf16", "fp16")  # fmt: skip
 
 
 def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | None = None) -> Path:

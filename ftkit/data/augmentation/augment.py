@@ -158,20 +158,22 @@ def random_erasing(
 ) -> torch.Tensor:
     """Black out a rectangle with random area and aspect ratio (Zhong et al. 2020, arXiv:1708.04896)."""
     numbers = _uniform(bits)
-    sides = _random_sides(images, numbers, scale, ratio)
-    space = constant(images.shape[2:], images.device) - sides
-    corner = (numbers[:, 2:4] * (space + 1)).long()
+    corner, sides = _random_boxes(images, numbers, scale, ratio)
     return _erase(images, corner, sides * (numbers[:, 4:5] < probability))
 
 
-def _random_sides(images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio: Any) -> torch.Tensor:
-    """Height and width, int64 (B, 2), for an area drawn uniformly and an aspect ratio drawn log-uniformly."""
+def _random_boxes(
+    images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners and sides, both int64 (B, 2), of boxes with uniform area, log-uniform aspect ratio and uniform place."""
     height, width = images.shape[2:]
     area = height * width * (scale[0] + numbers[:, 0] * (scale[1] - scale[0]))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = (low + numbers[:, 1] * (high - low)).exp()  # width / height
     sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=1).round().long()
-    return torch.minimum(sides.clamp(min=1), constant([height, width], images.device))
+    whole = constant([height, width], images.device)
+    sides = torch.minimum(sides.clamp(min=1), whole)
+    return (numbers[:, 2:4] * (whole - sides + 1)).long(), sides
 
 
 def _erase(images: torch.Tensor, corner: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
@@ -196,10 +198,7 @@ def random_resized_crop(
 
     Resizing is linear with antialiasing; a rectangle larger than the image in one direction is cut there.
     """
-    numbers = _uniform(bits)
-    sides = _random_sides(images, numbers, scale, ratio)
-    space = constant(images.shape[2:], images.device) - sides
-    corner = (numbers[:, 2:4] * (space + 1)).long()
+    corner, sides = _random_boxes(images, _uniform(bits), scale, ratio)
     down, right = (_resampling(side, corner[:, i], sides[:, i]) for i, side in enumerate(images.shape[2:]))
     resized = torch.einsum("bij,bcjk,blk->bcil", down, images.float(), right)
     return resized.round().clamp(0, 255).to(torch.uint8)
