@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from datasets import DatasetDict
 from PIL import Image
@@ -54,7 +52,7 @@ def finetune(output_dir: Path, *options: object) -> Path:
 def train(output_dir: Path, *options: object) -> steps.Job:
     """The steps of recipes/finetune.py up to the saved model.
 
-    Without predictions and report, which take three quarters of the time of so small a run, and so without a `run.json`.
+    Predictions and report are left out: they take three quarters of the time of so small a run. No `run.json` is written.
     """
     recipe = load_recipe_script("finetune").DEFAULT_RECIPE
     job = steps.start(steps.parse_config([*map(str, options), "--output_dir", str(output_dir)], recipe))
