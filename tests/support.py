@@ -52,7 +52,7 @@ def finetune(output_dir: Path, *options: object) -> Path:
 def train(output_dir: Path, *options: object) -> steps.Job:
     """The steps of recipes/finetune.py up to the saved model.
 
-    Predictions and report are left out: they take three quarters of the time of so small a run. No `run.json` is written.
+    Predictions, report and `run.json` are left out: they take three quarters of the time of so small a run.
     """
     recipe = load_recipe_script("finetune").DEFAULT_RECIPE
     job = steps.start(steps.parse_config([*map(str, options), "--output_dir", str(output_dir)], recipe))
