@@ -34,7 +34,7 @@ def load():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def picture_folder(tmp_path):
     """Write `{"train/cat": 3, …}`, images by folder, and return the root. All have values of their own, from 0."""
 
     def write(counts: dict[str, int], root: str = "pictures") -> Path:

@@ -127,9 +127,9 @@ def test_members_of_an_archive_are_never_written(tmp_path, load, values_of):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix != ".lock") == ["data", "deep", "train.tar"]
 
 
-def test_links_in_a_circle_and_to_nowhere(folder, load, tmp_path):
+def test_links_in_a_circle_and_to_nowhere(picture_folder, load, tmp_path):
     """A folder inside itself is walked once; a link that leads nowhere is an image that cannot be read."""
-    root = folder({"a": 15, "b": 15})
+    root = picture_folder({"a": 15, "b": 15})
     os.symlink(root, root / "a" / "again")
     os.symlink("self.png", root / "a" / "self.png")
     os.symlink("gone.png", root / "b" / "link.png")

@@ -5,7 +5,17 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import DIGITS, KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
+from support import (
+    DIGITS,
+    KEEP_ALL,
+    TINY,
+    assert_reloads,
+    assert_saved_is_trained,
+    finetune,
+    interrupt,
+    train,
+    weights,
+)
 from transformers import AutoModelForImageClassification
 
 from ftkit.config import MethodArguments, ModelArguments
