@@ -142,7 +142,7 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
 )
 def test_data_that_go_away_in_mid_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
     options = [
-        *FOUR_EPOCHS[:4],
+        *MLP,
         "--num_train_epochs",
         2,
         "--data_dir",
