@@ -54,7 +54,7 @@ def finetune(output_dir: Path, *options: object) -> Path:
 def train(output_dir: Path, *options: object) -> steps.Job:
     """The steps of recipes/finetune.py up to the saved model.
 
-    Predictions and report, three quarters of the time of so small a run, are left out, and so is `run.json`.
+    Predictions and report, three quarters of the time of so small a run, are left out; no `run.json` is written.
     """
     recipe = load_recipe_script("finetune").DEFAULT_RECIPE
     job = steps.start(steps.parse_config([*map(str, options), "--output_dir", str(output_dir)], recipe))

@@ -32,7 +32,8 @@ from gradio_client.exceptions import AppError  # noqa: E402
 from ftkit.config import DataArguments  # noqa: E402
 from ftkit.data.pixels.images import encoded, to_mode  # noqa: E402
 from ftkit.data.sources.load import load_data  # noqa: E402
-from ftkit.demo import Demo, build_page, fit_drawing, serve, tell_apart  # noqa: E402
+from ftkit.demo.answers import Demo, trained_on  # noqa: E402
+from ftkit.demo.page import build_page, fit_drawing, serve, tell_apart  # noqa: E402
 from ftkit.evaluation.predictions import read_predictions  # noqa: E402
 from ftkit.models.classifier import Classifier  # noqa: E402
 
@@ -279,7 +280,7 @@ def test_which_models_can_be_drawn_for(digits_run, convnet, folder):
 def test_drawn_digits_are_recognised(digits_run):
     """Test images of the run, 256 pixels large and in black and white, as somebody would draw them."""
     shown = Demo(Classifier.load(str(digits_run)))
-    fit, hits = shown.fit(demo.trained_on(str(digits_run))), []
+    fit, hits = shown.fit(trained_on(str(digits_run))), []
     for row in load_data(DataArguments(dataset="digits"))["test"]:
         large = row["image"].convert("L").resize((256, 256), Image.Resampling.BICUBIC)
         answer = shown(fit(large.point([255] * 110 + [0] * 146)))

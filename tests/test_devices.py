@@ -199,7 +199,7 @@ def test_the_gate_of_push(pretended, there):
 
 
 def test_the_demo_answers(pretended, there):
-    demo = pytest.importorskip("ftkit.demo", exc_type=ImportError)
+    demo = pytest.importorskip("ftkit.demo.answers", exc_type=ImportError)
     classifier = demo.Demo(Classifier.load(str(there)))
     assert sum(classifier(Image.new("L", (8, 8))).values()) == pytest.approx(1)
 

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, before a run and within it: one message, and what was saved is not lost."""
+"""Full, read-only or missing disks, before and during a run: one message, and nothing saved is lost."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import sys
 import pytest
 from disk_harness import can_mount
 from PIL import Image
-from support import FOUR_EPOCHS, REPO, finetune, train, weights
+from support import FOUR_EPOCHS, MLP, REPO, finetune, train, weights
 from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
@@ -19,7 +19,7 @@ from ftkit.training import saving
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder, and a function that makes it, and the folders in it, writable or not, for root too."""
+    """A folder, and a function that makes it and its sub-folders writable or not, for root too."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid():
@@ -33,11 +33,11 @@ def disk(tmp_path):
         chmod(True)
         return
     if not can_mount():
-        pytest.skip("root may write everywhere, and no file system can be mounted here")
+        pytest.skip("root can write everywhere, and no file system can be mounted here")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
 
     def cover(writable):
-        """With itself, read-only: a file that is open for writing forbids to make the whole disk so."""
+        """Bind the folder onto itself, read-only: a file open for writing prevents remounting the disk."""
         steps = ["umount"] if writable else [f"mount --bind {folder}", "mount -o remount,bind,ro"]
         for step in steps:
             subprocess.run([*step.split(), folder], check=True)
@@ -49,7 +49,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def after_the_first_checkpoint(monkeypatch):
-    """`after_the_first_checkpoint(act)` calls `act` when a run has written that."""
+    """`after_the_first_checkpoint(act)` calls `act` once a run has written its first checkpoint."""
 
     def plan(act):
         seal = saving.seal
@@ -66,7 +66,7 @@ def after_the_first_checkpoint(monkeypatch):
 
 @pytest.fixture
 def photo_files(tmp_path):
-    """Images of two classes as files."""
+    """Image files of two classes."""
     for number in range(80):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def photo_files(tmp_path):
 
 
 @pytest.mark.parametrize("last", ["ftkit.evaluation.report.write_pages", "ftkit.hub.card.render"])
-def test_a_run_counts_as_finished_when_all_is_written(whole, tmp_path, monkeypatch, refused, last):
+def test_a_run_counts_as_finished_only_when_everything_is_written(whole, tmp_path, monkeypatch, refused, last):
     with monkeypatch.context() as context, refused("output_dir", tmp_path / "run", "No space left on device"):
         context.setattr(last, lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
         finetune(tmp_path / "run", *FOUR_EPOCHS)
@@ -84,7 +84,7 @@ def test_a_run_counts_as_finished_when_all_is_written(whole, tmp_path, monkeypat
     assert weights(tmp_path / "run") == weights(whole) and (tmp_path / "run" / "model" / "README.md").is_file()
 
 
-def test_a_file_of_a_finished_run_is_replaced_whole_or_not_at_all(whole, tmp_path, monkeypatch):
+def test_a_file_of_a_finished_run_is_replaced_completely_or_not_at_all(whole, tmp_path, monkeypatch):
     from ftkit.evaluation import predictions
 
     run = tmp_path / "run"
@@ -101,7 +101,7 @@ def test_a_file_of_a_finished_run_is_replaced_whole_or_not_at_all(whole, tmp_pat
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_where_nothing_may_be_written(disk, tmp_path, refused):
+def test_a_folder_that_is_not_writable(disk, tmp_path, refused):
     folder, set_writable = disk
     set_writable(False)
     with refused("output_dir", folder / "runs" / "one", "cannot be written"):
@@ -140,7 +140,7 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     ],
     ids=lambda engine: " ".join(map(str, engine[1:])),
 )
-def test_data_that_go_away_in_mid_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
+def test_data_that_disappear_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
     options = [
         *MLP,
         "--num_train_epochs",
@@ -164,11 +164,11 @@ def test_data_that_go_away_in_mid_run(photo_files, tmp_path, after_the_first_che
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device: make room there"),
-        (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: Permission denied: allow it"),
-        (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow it"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: Permission denied: allow access"),
+        (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow access"),
     ],
 )
-def test_wherever_a_disk_is_met_it_is_one_message(capsys, error, message):
+def test_any_disk_error_is_one_message(capsys, error, message):
     with pytest.raises(SystemExit) as ended, user_errors():
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == f"\nerror: {message}\n"
@@ -181,7 +181,7 @@ class Refusing:
         raise UserError("one\nmessage")
 
 
-def test_an_error_in_a_worker_is_the_same_message():
+def test_a_user_error_in_a_worker_keeps_its_message():
     with pytest.raises(UserError) as raised:
         next(iter(DataLoader(Refusing(), sampler=[0], num_workers=1)))
     assert str(raised.value) == "one\nmessage"
@@ -189,7 +189,7 @@ def test_an_error_in_a_worker_is_the_same_message():
 
 @pytest.mark.slow
 def test_a_run_survives_a_full_disk_at_every_stage():
-    """Some sizes of the disk; `python tests/disk_harness.py --long` tries all."""
+    """A few disk sizes; `python tests/disk_harness.py --long` tries all."""
     done = subprocess.run([sys.executable, REPO / "tests" / "disk_harness.py"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(REPO / "tests")}, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""One precision a run, whoever asks for it: recorded, part of every comparison, and gone from what is saved."""
+"""One precision per run, from any source: recorded, part of comparisons, and absent from saved weights."""
 
 import json
 import subprocess
@@ -35,14 +35,14 @@ QUICK = [*TINY, "--max_train_samples", 300]
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """No launcher, and a folder of its own."""
+    """No launcher, and an empty working folder."""
     monkeypatch.delenv(LAUNCHER, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A run whose launcher alone says bf16."""
+    """A run with bf16 set by the launcher alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LAUNCHER, "bf16")
         return finetune(tmp_path_factory.mktemp("launched") / "run", *QUICK)
@@ -68,7 +68,7 @@ def parse(tmp_path, deepspeed=None, **values):
         (None, {"bf16": "false"}, "fp32"),
     ],
 )
-def test_who_may_say_it(tmp_path, monkeypatch, launcher, values, expected):
+def test_the_sources_of_the_precision(tmp_path, monkeypatch, launcher, values, expected):
     if launcher:
         monkeypatch.setenv(LAUNCHER, launcher)
     config = parse(tmp_path, **values)
@@ -99,7 +99,7 @@ def test_a_contradiction_names_both_sides(tmp_path, monkeypatch, launcher, value
     assert any(all(word in error for word in words) for error in caught.value.errors), caught.value.errors
 
 
-def test_what_the_launcher_says_is_recorded_and_repeated(launched, tmp_path, monkeypatch):
+def test_the_launchers_precision_is_recorded_and_repeated(launched, tmp_path, monkeypatch):
     assert read_record(launched)["precision"] == "bf16"
     repeated = parse_config(["--config", str(launched / "config.yaml")])
     assert repeated.training.mixed_precision == "bf16"
@@ -129,8 +129,8 @@ def test_a_resume_in_another_precision_is_refused(tmp_path, monkeypatch, refused
     assert weights(whole) == expected
 
 
-def test_nothing_of_a_stages_autocast_stays(tmp_path, monkeypatch):
-    """Merging compares logits in float32, also after a stage under autocast and before another one."""
+def test_autocast_is_removed_after_a_stage(tmp_path, monkeypatch):
+    """Merging compares logits in float32, even between two stages under autocast."""
     base = train(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK).folder
     job = train(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
                 "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
@@ -167,8 +167,8 @@ def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
         assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float32}  # noqa: SIM118
 
 
-def test_exact_float32_leaves_no_switch_behind():
-    """What is read of one backend is what holds for it; to write that back would outlive a later `tf32: false`."""
+def test_exact_float32_restores_all_settings():
+    """A backend reports its inherited setting; writing that back would override a later `tf32: false`."""
     lines = ["import torch", "from ftkit.precision import exact_float32", "conv = torch.backends.cudnn.conv",
              "with exact_float32():", "    print(conv.fp32_precision)", "print(conv.fp32_precision)",
              "torch.backends.fp32_precision = 'ieee'", "print(conv.fp32_precision)"]  # fmt: skip
@@ -194,7 +194,7 @@ def test_every_stage_trains_in_the_precision_of_the_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["optimizer", "scheduler"])
-def test_what_a_deepspeed_file_cannot_decide(tmp_path, monkeypatch, key):
+def test_keys_that_a_deepspeed_file_cannot_set(tmp_path, monkeypatch, key):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"ds.json: its {key} would be ignored: remove it there, and set"):
         parse(tmp_path, deepspeed={"zero_optimization": {"stage": 2}, key: {"type": "Adam"}})

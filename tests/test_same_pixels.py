@@ -1,4 +1,4 @@
-"""A sample's pixels depend on (seed, stage, epoch, sample) only: not on workers, processes, engine or a resume."""
+"""A sample's pixels depend only on (seed, stage, epoch, sample): not on workers, processes, engine or a resume."""
 
 import shutil
 import subprocess
@@ -17,7 +17,7 @@ CHANGING = ("--augment", "random_crop", "rotate", "brightness", "--mixup", 0.2)
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A run of 20 steps, a little under two epochs, with a checkpoint after each."""
+    """A run of 20 steps, a little less than two epochs, with a checkpoint after each step."""
     options = ("--max_steps", 20, "--per_device_train_batch_size", 128, "--eval_strategy", "no")
     saving = ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 30)
     return train(tmp_path_factory.mktemp("reference") / "run", *SMALL, *CHANGING, *options, *saving).folder
@@ -32,8 +32,8 @@ def test_neither_engine_nor_workers_change_a_bit(reference, tmp_path, engine, wo
     assert isinstance(again.images["train"], StreamedImages) == (engine == "stream")
 
 
-def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path):
-    """Neither mixup nor dropout sees whether a worker or the process itself transforms the images."""
+def test_image_transform_does_not_touch_global_generators(tmp_path):
+    """Mixup and dropout are the same whether a worker or the main process transforms the images."""
     options = (*SMALL, "--mixup", 0.2, "--max_steps", 4, "--eval_strategy", "no", "--save_strategy", "no")
     transform = ("--image_transform", '{"auto_augment": "rand-m9-mstd0.5"}')
     runs = [train(tmp_path / str(n), *options, *transform, "--dataloader_num_workers", n).folder for n in (0, 1)]
@@ -52,8 +52,8 @@ def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path
     ],
     ids=["order", "augment", "image_transform", "mixup", "dropout", "data_seed"],
 )
-def test_each_stage_draws_anew(tmp_path, drawn, size):
-    """At a learning rate of 0 the losses show what a stage draws; the first draws what a run of one stage does."""
+def test_each_stage_draws_its_own_numbers(tmp_path, drawn, size):
+    """At a learning rate of 0 the losses reveal a stage's draws; the first stage draws as a single-stage run does."""
     options = [*TINY, *MLP, "--dropout", 0, "--max_train_samples", 60, "--per_device_train_batch_size", size,
                "--learning_rate", 0, "--logging_steps", 1, *drawn]  # fmt: skip
     two = train(tmp_path / "two", *options, "--stages", '[{"train": "all"}, {"train": "all"}]').folder
@@ -64,8 +64,8 @@ def test_each_stage_draws_anew(tmp_path, drawn, size):
 
 
 @pytest.mark.parametrize("mixing", [["--mixup", 0.4], ["--cutmix", 1.0], ["--mixup", 0.2, "--cutmix", 1.0]], ids=str)
-def test_what_an_image_is_mixed_with_does_not_depend_on_the_batch(tmp_path, mixing):
-    """At a learning rate of 0 the losses of the epochs are the same, however the images are cut into batches."""
+def test_mixing_partners_do_not_depend_on_the_batch_size(tmp_path, mixing):
+    """At a learning rate of 0 the epoch losses are the same for all batch sizes."""
     options = [*TINY, *MLP, "--dropout", 0, "--max_train_samples", 61, "--learning_rate", 0, "--logging_steps", 1000,
                "--augment", "rotate", *mixing]  # fmt: skip
     sizes = (61, 20, 1)
@@ -94,7 +94,7 @@ from ftkit.data.pixels.normalize import normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
-from ftkit.models import MLPConfig, MLPForImageClassification
+from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 from ftkit.training.objective import Objective
 from ftkit.training.trainer import ImageTrainer
 
@@ -121,7 +121,7 @@ np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.see
 
 
 @pytest.mark.slow
-def test_two_processes_see_what_one_sees(tmp_path):
+def test_two_processes_see_the_images_of_one(tmp_path):
     """Two gloo processes, and one with twice the batch: the same images at every step, byte for byte."""
     (tmp_path / "record.py").write_text(RECORD)
     launch = yaml.safe_load((REPO / "accelerate_configs" / "multi_gpu.yaml").read_text())

@@ -435,7 +435,7 @@ def train_recipe(tmp_path, monkeypatch):
         images = load_images(dataset, classifier.processor, classifier.channels_of(info), config.data, 0)
         set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
         classifier.fit(images["train"])
-        plan = prepare_plan(config, classifier.model, classifier.normalize, images)
+        plan = prepare_plan(config, classifier, images)
         run_plan(plan, prepare_resumption(plan, take_fingerprint(config.training, images, None)))
         return list(stages)
 

@@ -1,4 +1,4 @@
-"""One tensor or a stream: chosen by size, and the same pixels."""
+"""Tensor or stream: chosen by size, with the same pixels."""
 
 import logging
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def photo_splits(tmp_path, load):
 
 @pytest.fixture
 def by(tmp_path):
-    """`load_images` with further `DataArguments`."""
+    """`load_images` with more `DataArguments`."""
 
     def by(splits: DatasetDict, channels=3, processor=SIDE, seed=0, **options):
         args = DataArguments(dataset="digits", cache_dir=str(tmp_path / "cache"), **options)
@@ -48,12 +48,12 @@ def by(tmp_path):
     [
         ({}, ImageTensors, "tensor: 0.0 MB decoded is within tensor_cache_gb, 8"),
         ({"tensor_cache_gb": 1e-6}, StreamedImages, "stream: 0.0 MB decoded is more than tensor_cache_gb, 1e-06"),
-        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as asked for"),
-        ({"data_engine": "stream"}, StreamedImages, "stream: as asked for"),
+        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as configured"),
+        ({"data_engine": "stream"}, StreamedImages, "stream: as configured"),
         ({"image_transform": {"hflip": 0.5}}, StreamedImages, "stream: image_transform changes single images"),
     ],
 )
-def test_the_engine_is_chosen_by_size_and_says_why(photo_splits, by, caplog, options, kind, reason):
+def test_the_engine_is_chosen_by_size_and_the_reason_is_logged(photo_splits, by, caplog, options, kind, reason):
     with caplog.at_level(logging.INFO, logger="ftkit"):
         images = by(photo_splits, **options)
     assert [type(split) for split in images.values()] == [kind] * 3
@@ -61,7 +61,7 @@ def test_the_engine_is_chosen_by_size_and_says_why(photo_splits, by, caplog, opt
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_both_engines_give_the_same(photo_splits, by, channels):
+def test_both_engines_give_the_same_batches(photo_splits, by, channels):
     rows = torch.tensor([5, 0, 11, 3])
     tensor, stream = (by(photo_splits, channels, data_engine=engine)["train"] for engine in ("tensor", "stream"))
     assert tensor.shape == stream.shape == (channels, 8, 8)
@@ -74,10 +74,10 @@ def test_both_engines_give_the_same(photo_splits, by, channels):
     assert torch.equal(tensor.sample(5), stream.sample(5))
 
 
-def test_a_stream_outlives_a_change_of_the_processor(photo_splits, tmp_path):
+def test_a_stream_keeps_its_own_copy_of_the_processor(photo_splits, tmp_path):
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     cache = {"cache_dir": str(tmp_path / "cache")}
-    for _ in range(2):  # the first look, and from the cache
+    for _ in range(2):  # built, and from the cache
         stream = StreamedImages(photo_splits["train"], processor, 3, **cache)
         processor.image_mean, processor.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
         assert torch.equal(stream.sample(12), image_tensors(photo_splits["train"], SIDE, 3, **cache).images)
@@ -98,7 +98,7 @@ def test_a_stream_finds_bad_images_before_training(photo_splits, by, refused):
     assert stream.skipped == tensor.skipped
 
 
-def test_a_transform_of_timm_depends_on_seed_epoch_and_image_alone(photo_splits, by, monkeypatch):
+def test_a_timm_transform_depends_only_on_seed_epoch_and_image(photo_splits, by, monkeypatch):
     options = {"auto_augment": "rand-m9-mstd0.5", "scale": [0.5, 1.0]}
     images = by(photo_splits, image_transform=options)["train"]
     plain = by(photo_splits)["train"]
@@ -115,7 +115,7 @@ def test_a_transform_of_timm_depends_on_seed_epoch_and_image_alone(photo_splits,
     assert torch.equal(validation.sample(12), by(photo_splits)["validation"].images)
 
 
-def test_a_transform_that_timm_refuses_is_one_sentence(photo_splits, by, refused):
+def test_a_transform_that_timm_rejects_is_one_message(photo_splits, by, refused):
     with refused("image_transform", "no_such_augmentation", "timm says"):
         by(photo_splits, image_transform={"auto_augment": "no_such_augmentation"})
 
@@ -133,7 +133,7 @@ def test_tensors_move_to_a_device_with_room_for_them(photo_splits, by, monkeypat
     images = by(photo_splits)
     size = 3 * 12 * 3 * 8 * 8
     monkeypatch.setattr("torch.accelerator.get_memory_info", lambda device: (free * size, 10 * size))
-    # "meta" stands for an accelerator: it takes tensors, and shows what lies where.
+    # "meta" plays the accelerator: it takes tensors, and shows which have moved.
     args = SimpleNamespace(world_size=1, device=torch.device("meta"), dataloader_pin_memory=True)
     set_up_loading(args, images, workers)
     batch = images["test"].__getitems__([3, 1])

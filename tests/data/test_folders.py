@@ -45,7 +45,7 @@ def test_a_missing_split_is_carved_out_of_train(picture_folder, load, missing):
 
 
 def test_class_names_keep_their_meaning_and_order(picture_folder, load, labels_of, values_of):
-    """`1, 2, 10` in numeric order, and a class that is missing from test moves nothing."""
+    """`1, 2, 10` in numeric order; a class missing from test does not shift the labels."""
     data = load(picture_folder({f"train/{name}": 3 for name in ("10", "2", "1")} | {"val/2": 2, "test/10": 2}))
     assert {tuple(rows.features["label"].names) for rows in data.values()} == {("1", "2", "10")}
     assert labels_of(data["validation"]) == ["2", "2"]
@@ -54,7 +54,7 @@ def test_class_names_keep_their_meaning_and_order(picture_folder, load, labels_o
     assert by_value == dict(enumerate(["10"] * 3 + ["2"] * 3 + ["1"] * 3))
 
 
-def test_what_is_no_image_is_left_alone(picture_folder, load, picture):
+def test_other_files_are_ignored(picture_folder, load, picture):
     root = picture_folder({"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 1, "__MACOSX/a": 1, "train/.cache": 2})
     (root / "train" / "a" / "notes.txt").write_text("x")
     (root / "train" / "a" / "Thumbs.db").write_text("x")
@@ -64,7 +64,7 @@ def test_what_is_no_image_is_left_alone(picture_folder, load, picture):
     assert sizes(load(root)) == {"train": 7, "validation": 1, "test": 1}
 
 
-def test_hidden_folders_inside_a_class_are_left_alone(picture_folder, load):
+def test_hidden_folders_inside_a_class_are_ignored(picture_folder, load):
     root = picture_folder({"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 1, "train/a/.ipynb_checkpoints": 2})
     assert len(load(root)["train"]) == 6
 
@@ -89,8 +89,8 @@ def test_folders_that_cannot_be_used(picture_folder, load, refused, counts, word
         load(root)
 
 
-def test_a_test_folder_without_labels_is_not_passed_over(picture_folder, load, refused):
-    """Its images would be dropped, and a test split carved out of train in its place."""
+def test_a_test_folder_without_labels_is_an_error(picture_folder, load, refused):
+    """Otherwise its images would be dropped, and a test split carved out of train instead."""
     root = picture_folder({"train/a": 20, "train/b": 20, "test": 5})
     with refused(root / "test"):
         load(root)
@@ -102,7 +102,7 @@ def test_two_folders_for_one_split_are_not_merged_silently(picture_folder, load,
         load(root)
 
 
-def test_a_missing_folder_and_its_neighbours(picture_folder, load, refused):
+def test_a_missing_folder_suggests_its_siblings(picture_folder, load, refused):
     root = picture_folder({"a": 1})
     with refused(root.parent / "pictrues", "does not exist", "pictures"):
         load(root.parent / "pictrues")
@@ -183,7 +183,7 @@ def test_tables_with_splits(table, load, values_of, where):
         (("2024-01-01", "nan"), ["2024-01-01", "nan"]),
     ],
 )
-def test_labels_stay_the_text_that_stands_there(table, load, labels_of, values_of, name, labels, names):
+def test_labels_stay_the_text_of_the_table(table, load, labels_of, values_of, name, labels, names):
     data = load(table(name, labels))
     assert data["train"].features["label"].names == names
     assert labels_of(data["train"]) == [labels[value % len(labels)] for value in values_of(data["train"])]
@@ -217,7 +217,7 @@ def test_tables_that_cannot_be_used(table, load, refused, name, options, words):
 @pytest.mark.parametrize(
     "row", [{"label": None}, {"image": None}, {"split": None}, {"label": ["a", "b"]}, {"image": 7}]
 )
-def test_json_values_that_are_no_text(tmp_path, picture_folder, load, refused, row):
+def test_json_values_that_are_not_text(tmp_path, picture_folder, load, refused, row):
     picture_folder({"x": 1})
     path = tmp_path / "data.jsonl"
     write_table(path, [{"image": "pictures/x/0.png", "label": label, "split": "train"} | row for label in "ab"])
@@ -225,7 +225,7 @@ def test_json_values_that_are_no_text(tmp_path, picture_folder, load, refused, r
         load(path)
 
 
-def test_images_that_do_not_exist_are_counted_and_named(table, load, refused):
+def test_missing_images_are_counted_and_named(table, load, refused):
     path = table()
     for i in (7, 9):
         (path.parent / "pictures" / "x" / f"{i}.png").unlink()
@@ -248,12 +248,12 @@ def test_images_that_do_not_exist_are_counted_and_named(table, load, refused):
         ("data.txt", b"image label\n"),
     ],
 )
-def test_files_that_are_no_tables(tmp_path, load, refused, name, content):
+def test_files_that_are_not_tables(tmp_path, load, refused, name, content):
     (tmp_path / name).write_bytes(content)
     with refused(tmp_path / name):
         load(tmp_path / name)
 
 
-def test_a_column_that_was_named_wrongly(table, load, refused):
+def test_a_misspelt_column(table, load, refused):
     with refused("label_column", "'lable' is not a column", "did you mean 'label'"):
         load(table(), label_column="lable")

@@ -10,16 +10,7 @@ import torch
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
-from support import (
-    KEEP_ALL,
-    TINY,
-    assert_reloads,
-    assert_saved_is_trained,
-    finetune,
-    interrupt,
-    train,
-    weights,
-)
+from support import KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
 from transformers import AutoModelForImageClassification
 
 from ftkit.config import MethodArguments, ModelArguments

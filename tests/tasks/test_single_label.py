@@ -79,7 +79,7 @@ def test_of_equal_logits_the_first_class_comes_first_everywhere(count):
 
 
 def test_targets_are_mixed_as_shares_of_classes():
-    labels = TASK.tensor(np.array([0, 2, 2]))
+    labels = TASK.tensor(rows([0, 2, 2]))
     assert labels.dtype == torch.int64 and TASK.counts(labels) == {"cat": 1, "dog": 0, "owl": 2}
     assert torch.equal(TASK.mixable(labels), F.one_hot(labels, 3).float())
     shares = torch.tensor([[0.5, 0.5, 0.0]])

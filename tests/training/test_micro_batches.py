@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import load_file
 from support import MLP, train, weights
 
-from ftkit.models import MLPConfig, MLPForImageClassification
+from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 from ftkit.run import evaluate
 from ftkit.training.micro_batches import parts_that_fit
 
