@@ -9,20 +9,12 @@ import sys
 import pytest
 from disk_harness import can_mount
 from PIL import Image
-from support import REPO, finetune
+from support import FOUR_EPOCHS, MLP, REPO, finetune, train, weights
 from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
+from ftkit.run import evaluate
 from ftkit.training import saving
-
-OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
-           "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """An undisturbed run."""
-    return finetune(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
 
 
 @pytest.fixture
@@ -73,7 +65,7 @@ def after_the_first_checkpoint(monkeypatch):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photo_files(tmp_path):
     """Image files of two classes."""
     for number in range(80):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
@@ -82,18 +74,14 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def model(run):
-    return (run / "model" / "model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("last", ["ftkit.evaluation.report.write_pages", "ftkit.hub.card.render"])
 def test_a_run_counts_as_finished_only_when_everything_is_written(whole, tmp_path, monkeypatch, refused, last):
     with monkeypatch.context() as context, refused("output_dir", tmp_path / "run", "No space left on device"):
         context.setattr(last, lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        finetune(tmp_path / "run", *OPTIONS)
+        finetune(tmp_path / "run", *FOUR_EPOCHS)
     assert not (tmp_path / "run" / "run.json").exists()
-    finetune(tmp_path / "run", *OPTIONS)
-    assert model(tmp_path / "run") == model(whole) and (tmp_path / "run" / "model" / "README.md").is_file()
+    finetune(tmp_path / "run", *FOUR_EPOCHS)
+    assert weights(tmp_path / "run") == weights(whole) and (tmp_path / "run" / "model" / "README.md").is_file()
 
 
 def test_a_file_of_a_finished_run_is_replaced_completely_or_not_at_all(whole, tmp_path, monkeypatch):
@@ -117,9 +105,9 @@ def test_a_folder_that_is_not_writable(disk, tmp_path, refused):
     folder, set_writable = disk
     set_writable(False)
     with refused("output_dir", folder / "runs" / "one", "cannot be written"):
-        finetune(folder / "runs" / "one", *OPTIONS)
+        train(folder / "runs" / "one", *FOUR_EPOCHS)
     with refused("cache_dir", folder, "cannot be written", "or give another cache_dir"):
-        finetune(tmp_path / "run", *OPTIONS, "--cache_dir", folder)
+        train(tmp_path / "run", *FOUR_EPOCHS, "--cache_dir", folder)
     assert not (tmp_path / "run").exists()
 
 
@@ -127,19 +115,19 @@ def test_a_disk_that_becomes_read_only(whole, disk, after_the_first_checkpoint, 
     folder, set_writable = disk
     after_the_first_checkpoint(lambda: set_writable(False))
     with refused("output_dir", folder / "run", "be written"):
-        finetune(folder / "run", *OPTIONS)
+        finetune(folder / "run", *FOUR_EPOCHS)
     assert capsys.readouterr().out.count("could not be written, training goes on without it") == 3
     set_writable(True)
-    finetune(folder / "run", *OPTIONS)
-    assert "resumes from" in capsys.readouterr().out and model(folder / "run") == model(whole)
+    finetune(folder / "run", *FOUR_EPOCHS)
+    assert "resumes from" in capsys.readouterr().out and weights(folder / "run") == weights(whole)
 
 
 def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpoint):
     stages = '[{"train": "head", "num_train_epochs": 2}, {"train": "head"}, {"train": "all", "num_train_epochs": 1}]'
-    options = [*OPTIONS, "--stages", stages, "--cache_dir"]
-    undisturbed = finetune(tmp_path / "undisturbed", *options, tmp_path / "one")
+    options = [*FOUR_EPOCHS, "--stages", stages, "--cache_dir"]
+    undisturbed = train(tmp_path / "undisturbed", *options, tmp_path / "one").folder
     after_the_first_checkpoint(lambda: shutil.rmtree(tmp_path / "two"))
-    assert model(finetune(tmp_path / "run", *options, tmp_path / "two")) == model(undisturbed)
+    assert weights(train(tmp_path / "run", *options, tmp_path / "two").folder) == weights(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +140,24 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     ],
     ids=lambda engine: " ".join(map(str, engine[1:])),
 )
-def test_data_that_disappear_during_a_run(photos, tmp_path, after_the_first_checkpoint, refused, engine):
-    options = [*OPTIONS[:4], "--num_train_epochs", 2, "--data_dir", photos, "--cache_dir", tmp_path / "cache", *engine]
-    after_the_first_checkpoint(lambda: photos.rename(tmp_path / "away"))
-    with refused(photos, "cannot be read any more", "bring it back"):
-        finetune(tmp_path / "run", *options)
-    (tmp_path / "away").rename(photos)
-    finetune(tmp_path / "run", *options)
-    assert (tmp_path / "run" / "run.json").is_file()
+def test_data_that_disappear_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
+    options = [
+        *MLP,
+        "--num_train_epochs",
+        2,
+        "--data_dir",
+        photo_files,
+        "--cache_dir",
+        tmp_path / "cache",
+        *engine,
+    ]
+    after_the_first_checkpoint(lambda: photo_files.rename(tmp_path / "away"))
+    with refused(photo_files, "cannot be read any more", "bring it back"):
+        train(tmp_path / "run", *options)
+    (tmp_path / "away").rename(photo_files)
+    job = train(tmp_path / "run", *options)
+    evaluate(job)
+    assert len(job.predicted["plain"]) == 16
 
 
 @pytest.mark.parametrize(

@@ -331,7 +331,7 @@ def test_another_folder_is_never_replaced(mlp, tmp_path, refused):
         (["--format", "onnx", "--dataset", "digits"], ["split test has classes that are not known", "'2'"]),
     ],
 )
-def test_an_invalid_argument_is_named(mlp, refused, words, said):
+def test_an_invalid_argument_of_an_export_is_named(mlp, refused, words, said):
     with refused(*said):
         load_recipe_script("export").main(["--model", str(mlp), *words])
 

@@ -74,7 +74,7 @@ def hangs_are_found():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def elsewhere(tmp_path_factory):
+def empty_folder(tmp_path_factory):
     """An empty working folder, without data of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))

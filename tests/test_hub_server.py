@@ -470,15 +470,16 @@ def ask(connection, hub, method, path, *lines):
 
 
 @pytest.fixture
-def hub():
-    with HubServer() as hub:
-        yield hub
+def server():
+    """A Hub of the test's own."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture
-def connection(hub):
-    connection = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=10)
-    assert ask(connection, hub, "POST", "/api/repos/create", {"name": "model", "organization": "user"})[0] == 200
+def connection(server):
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+    assert ask(connection, server, "POST", "/api/repos/create", {"name": "model", "organization": "user"})[0] == 200
     yield connection
     connection.close()
 
@@ -489,49 +490,49 @@ def upload_address(connection, hub, content):
     return urlsplit(answer["objects"][0]["actions"]["upload"]["href"]).path
 
 
-def test_errors_keep_the_connection(connection, hub):
+def test_errors_keep_the_connection(connection, server):
     before = connection.sock
     for status in (401, 404, 429, 500):
-        hub.fail(status=status, method="POST")
-        assert ask(connection, hub, "POST", "/api/models/user/model/commit/main", {"a": "body"})[0] == status
-    assert ask(connection, hub, "GET", "/api/models/user/nothing")[0] == 404
-    assert ask(connection, hub, "GET", "/api/whoami-v2")[1]["name"] == "user"
+        server.fail(status=status, method="POST")
+        assert ask(connection, server, "POST", "/api/models/user/model/commit/main", {"a": "body"})[0] == status
+    assert ask(connection, server, "GET", "/api/models/user/nothing")[0] == 404
+    assert ask(connection, server, "GET", "/api/whoami-v2")[1]["name"] == "user"
     assert connection.sock is before is not None
 
 
-def test_a_commit_is_atomic(connection, hub):
+def test_a_commit_is_atomic(connection, server):
     header = {"key": "header", "value": {"summary": "half"}}
     plain = {"key": "file", "value": {"path": "plain.txt", "content": "eA==", "encoding": "base64"}}
     missing = {"key": "lfsFile", "value": {"path": "x.bin", "algo": "sha256", "oid": "0" * 64, "size": 3}}
-    commits = list(hub.repos["user/model"].commits)
-    status, answer = ask(connection, hub, "POST", "/api/models/user/model/commit/main", header, plain, missing)
+    commits = list(server.repos["user/model"].commits)
+    status, answer = ask(connection, server, "POST", "/api/models/user/model/commit/main", header, plain, missing)
     assert status == 422 and "x.bin" in answer["error"]
-    assert hub.repos["user/model"].commits == commits and "plain.txt" not in hub.repos["user/model"].files()
-    assert ask(connection, hub, "POST", "/api/models/user/model/commit/main", header, plain)[0] == 200
-    assert hub.repos["user/model"].files()["plain.txt"] == b"x"
+    assert server.repos["user/model"].commits == commits and "plain.txt" not in server.repos["user/model"].files()
+    assert ask(connection, server, "POST", "/api/models/user/model/commit/main", header, plain)[0] == 200
+    assert server.repos["user/model"].files()["plain.txt"] == b"x"
 
 
-def test_only_the_announced_content_is_kept(connection, hub):
-    address = upload_address(connection, hub, b"the content")
+def test_only_the_announced_content_is_kept(connection, server):
+    address = upload_address(connection, server, b"the content")
     for body, status in ((b"the kontent", 400), (b"the content, and more", 400), (b"the content", 200)):
-        assert hub.repos["user/model"].objects == {}
+        assert server.repos["user/model"].objects == {}
         connection.request("PUT", address, body)  # the secret in the URL is the permission
         response = connection.getresponse()
         response.read()
         assert response.status == status
-    assert list(hub.repos["user/model"].objects.values()) == [b"the content"]
+    assert list(server.repos["user/model"].objects.values()) == [b"the content"]
     connection.request("PUT", address[:-1], b"the content")
     assert connection.getresponse().status == 403
 
 
-def test_a_torn_upload_is_dropped(connection, hub):
-    address = upload_address(connection, hub, b"the content")
+def test_a_torn_upload_is_dropped(connection, server):
+    address = upload_address(connection, server, b"the content")
     connection.putrequest("PUT", address)
     connection.putheader("Content-Length", "11")
     connection.endheaders(b"the con")
     connection.close()
-    assert ask(connection, hub, "GET", "/api/whoami-v2")[0] == 200  # on a new connection
-    assert hub.repos["user/model"].objects == {}
+    assert ask(connection, server, "GET", "/api/whoami-v2")[0] == 200  # on a new connection
+    assert server.repos["user/model"].objects == {}
 
 
 def test_the_server_ends_with_its_block(tmp_path):

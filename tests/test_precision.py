@@ -9,7 +9,18 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support import REPO, assert_reloads, finetune, interrupt, load_recipe_script
+from support import (
+    KEEP_ALL,
+    REPO,
+    TINY,
+    assert_reloads,
+    assert_saved_is_trained,
+    finetune,
+    interrupt,
+    load_recipe_script,
+    train,
+    weights,
+)
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from ftkit.errors import ConfigError
@@ -19,7 +30,7 @@ from ftkit.hub.parity import check_parity
 from ftkit.owners import parse_config
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
-QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]
+QUICK = [*TINY, "--max_train_samples", 300]
 
 
 @pytest.fixture(autouse=True)
@@ -108,22 +119,22 @@ def test_runs_of_two_precisions_are_two_methods(launched, tmp_path):
 
 
 def test_a_resume_in_another_precision_is_refused(tmp_path, monkeypatch, refused):
-    whole = finetune(tmp_path / "whole", *QUICK, "--bf16", "true", "--save_total_limit", 9)
-    expected = (whole / "model" / "model.safetensors").read_bytes()
+    whole = train(tmp_path / "whole", *QUICK, "--bf16", "true", *KEEP_ALL).folder
+    expected = weights(whole)
     interrupt(whole)
     with refused("bf16", "another configuration"):
-        finetune(whole, *QUICK, "--save_total_limit", 9)
+        train(whole, *QUICK, *KEEP_ALL)
     monkeypatch.setenv(LAUNCHER, "bf16")  # the same precision, said by another
-    finetune(whole, *QUICK, "--save_total_limit", 9)
-    assert (whole / "model" / "model.safetensors").read_bytes() == expected
+    train(whole, *QUICK, *KEEP_ALL)
+    assert weights(whole) == expected
 
 
 def test_autocast_is_removed_after_a_stage(tmp_path, monkeypatch):
     """Merging compares logits in float32, even between two stages under autocast."""
-    base = finetune(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK)
-    run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
-                   "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
-    assert check_parity(run / "model", run / "evaluation", read_record(run)) < 1e-4
+    base = train(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK).folder
+    job = train(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
+                "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
+    assert_saved_is_trained(job)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -132,13 +143,13 @@ def test_a_base_in_half_precision_trains_and_is_saved_in_float32(tmp_path, digit
     model = AutoModelForImageClassification.from_pretrained(digits_run / "model", dtype=dtype)
     model.save_pretrained(base)
     (base / "preprocessor_config.json").write_text((digits_run / "model/preprocessor_config.json").read_text())
-    run = finetune(tmp_path / "run", "--model", base, "--method", "full", "--learning_rate", 3e-5, *QUICK)
+    run = train(tmp_path / "run", "--model", base, "--method", "full", "--learning_rate", 3e-5, *QUICK).folder
     assert AutoConfig.from_pretrained(run / "model").dtype == torch.float32
     before, after = load_file(base / "model.safetensors"), load_file(run / "model" / "model.safetensors")
     assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float32}
-    weights = [name for name in after if name.endswith("convolution.weight")]
-    moved = [(after[name] != before[name].float()).double().mean().item() for name in weights]
-    assert weights and min(moved) > 0.9  # in 16 bits two thirds stayed where they were
+    kernels = [name for name in after if name.endswith("convolution.weight")]
+    moved = [(after[name] != before[name].float()).double().mean().item() for name in kernels]
+    assert kernels and min(moved) > 0.9  # in 16 bits two thirds stayed where they were
 
 
 def test_evaluate_computes_in_float32_whatever_the_launcher_says(digits_run, tmp_path, monkeypatch):
@@ -150,8 +161,8 @@ def test_evaluate_computes_in_float32_whatever_the_launcher_says(digits_run, tmp
 
 
 def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
-    base = finetune(tmp_path / "base", "--model", "mlp", *QUICK)
-    run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--bf16", "true", *QUICK)
+    base = train(tmp_path / "base", "--model", "mlp", *QUICK).folder
+    run = train(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--bf16", "true", *QUICK).folder
     with safe_open(run / "model" / "adapter_model.safetensors", "pt") as saved:
         assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float32}  # noqa: SIM118
 
@@ -176,7 +187,7 @@ def test_every_stage_trains_in_the_precision_of_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     stages = '[{"train": "head"}, {"train": "all"}, {"train": "all"}]'
-    finetune(
+    train(
         tmp_path / "run", "--model", "mlp", "--stages", stages, "--cache_features", "false", "--bf16", "true", *QUICK
     )
     assert set(seen) == {torch.bfloat16}

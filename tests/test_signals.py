@@ -10,7 +10,7 @@ from ftkit.signals import Signals
 
 
 @pytest.fixture
-def gpus(monkeypatch):
+def nccl_groups(monkeypatch):
     """Pretend to be one of two NCCL processes; the other received no signal. Returns the groups created."""
     made = []
 
@@ -34,11 +34,11 @@ def gpus(monkeypatch):
     return made
 
 
-def test_processes_agree_without_using_their_gpus(gpus):
+def test_processes_agree_without_using_their_gpus(nccl_groups):
     signals = Signals()
     with signals.awaited():
         assert signals.agreed() == (False, 0)
         signals._remember(signal.SIGTERM, None)
         assert signals.agreed() == (False, 0)  # exchanged while the next step runs
         assert signals.agreed() == (True, signal.SIGTERM)
-    assert gpus == ["gloo"]
+    assert nccl_groups == ["gloo"]

@@ -34,7 +34,7 @@ def load():
 
 
 @pytest.fixture
-def folder(tmp_path):
+def picture_folder(tmp_path):
     """Write images by folder, `{"train/cat": 3, …}`, and return the root. Each has its own value, from 0."""
 
     def write(counts: dict[str, int], root: str = "pictures") -> Path:

@@ -1,10 +1,12 @@
 """Augmentation of a batch, compared with torchvision for the same parameters; its random numbers are reproducible."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from pretend_device import pretend_device
-from support import finetune, interrupt
+from support import finetune, interrupt, train, weights
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as TV
@@ -215,12 +217,13 @@ def test_a_run_with_augmentation_repeats_and_resumes(tmp_path):
         "dataset: digits\nmodel: convnet\nmax_train_samples: 96\nnum_train_epochs: 3\nsave_total_limit: 9\n"
         "augment: [{random_crop: {padding: 1, mode: reflect}}, flip, cutout: {size: 2}]\n"
     )
-    whole, part = (finetune(tmp_path / name, "--config", recipe) for name in ("whole", "part"))
-    plain = finetune(tmp_path / "plain", "--config", recipe, "--augment", "translate")
-    again = finetune(tmp_path / "again", "--config", whole / "config.yaml")
+    whole = train(tmp_path / "whole", "--config", recipe).folder
+    plain = train(tmp_path / "plain", "--config", recipe, "--augment", "translate").folder
+    again = train(tmp_path / "again", "--config", whole / "config.yaml").folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part)
-    finetune(part, "--config", recipe, "--resume_from_checkpoint", "true")
-    files = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, part, again, plain)]
+    train(part, "--config", recipe, "--resume_from_checkpoint", "true")
+    files = [weights(run) for run in (whole, part, again, plain)]
     assert files[0] == files[1] == files[2] != files[3]
 
 

@@ -211,8 +211,8 @@ def test_webdataset_shards_by_split(tars, load, labels_of, values_of):
     assert sum(map(len, single.values())) == 20
 
 
-def test_an_archive_next_to_class_folders_is_ignored(folder, tars, load):
-    root = folder({"a": 20, "b": 20})
+def test_an_archive_next_to_class_folders_is_ignored(picture_folder, tars, load):
+    root = picture_folder({"a": 20, "b": 20})
     (tars({"photos.tar": 9}) / "photos.tar").rename(root / "photos.tar")
     assert load(root)["train"].features["label"].names == ["a", "b"]
 

@@ -189,8 +189,8 @@ def test_the_cache_of_another_version_is_not_used(grays, tmp_path, no_decoding, 
         engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
 
 
-def test_a_folder_that_is_read_again_is_not_decoded_again(folder, load, tensors, no_decoding, values_of):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_folder_that_is_read_again_is_not_decoded_again(picture_folder, load, tensors, no_decoding, values_of):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     first = tensors(load(root)["train"])
     no_decoding()
     again = tensors(load(root)["train"])
@@ -198,8 +198,8 @@ def test_a_folder_that_is_read_again_is_not_decoded_again(folder, load, tensors,
     assert again.images[:, 0, 0, 0].tolist() == values_of(load(root)["train"])
 
 
-def test_a_changed_file_is_decoded_again(folder, load, tensors, picture):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_changed_file_is_decoded_again(picture_folder, load, tensors, picture):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     tensors(load(root)["train"])
     picture(200).save(root / "train" / "b" / "2.png")
     assert tensors(load(root)["train"]).images[6].unique().tolist() == [200]
@@ -222,8 +222,8 @@ def in_table(values):
     return Dataset.from_dict({"image": files, "label": [i % 2 for i in range(len(files))]}, features=features)
 
 
-def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(folder, load, tensors, picture):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(picture_folder, load, tensors, picture):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     picture(100).save(path := root / "train" / "b" / "2.bmp")
     tensors(load(root)["train"])
     keeping_times(path, picture(200).save)
@@ -418,8 +418,8 @@ def test_bad_images_can_be_skipped(split_of, picture, tensors):
         assert all(bad["reason"] for bad in data.skipped)
 
 
-def test_a_repaired_image_is_used(folder, load, tensors, picture, refused):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_repaired_image_is_used(picture_folder, load, tensors, picture, refused):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     (root / "train" / "a" / "1.png").write_bytes(b"broken")
     with refused("a/1.png"):
         tensors(load(root)["train"])

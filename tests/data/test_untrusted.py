@@ -127,9 +127,9 @@ def test_archives_are_never_extracted_to_disk(tmp_path, load, values_of):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix != ".lock") == ["data", "deep", "train.tar"]
 
 
-def test_circular_and_broken_links(folder, load, tmp_path):
+def test_circular_and_broken_links(picture_folder, load, tmp_path):
     """A folder linked into itself is walked once; a broken link is an image that cannot be read."""
-    root = folder({"a": 15, "b": 15})
+    root = picture_folder({"a": 15, "b": 15})
     os.symlink(root, root / "a" / "again")
     os.symlink("self.png", root / "a" / "self.png")
     os.symlink("gone.png", root / "b" / "link.png")

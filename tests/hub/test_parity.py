@@ -1,7 +1,6 @@
 """The gate: a model that would answer differently elsewhere is not pushed."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,13 +8,6 @@ from safetensors.numpy import load_file, save_file
 
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
-
-
-@pytest.fixture
-def run(digits_run, tmp_path):
-    """A copy of a run, to be damaged."""
-    shutil.copytree(digits_run, tmp_path / "run", ignore=shutil.ignore_patterns("stages"))
-    return tmp_path / "run"
 
 
 def check(run):

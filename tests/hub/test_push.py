@@ -1,7 +1,6 @@
 """Pushes to a server that speaks the Hub's protocol and simulates its faults."""
 
 import math
-import shutil
 import subprocess
 import sys
 
@@ -34,13 +33,6 @@ def hub(monkeypatch):
 def unchecked(monkeypatch):
     """Skip the gate, which has its own tests."""
     monkeypatch.setattr(pushing, "check_parity", lambda *args, **kwargs: 0.0)
-
-
-@pytest.fixture
-def run(digits_run, tmp_path):
-    """A copy of a run."""
-    shutil.copytree(digits_run, tmp_path / "run", ignore=shutil.ignore_patterns("stages"))
-    return tmp_path / "run"
 
 
 def contents(folder):
