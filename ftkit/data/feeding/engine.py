@@ -1,6 +1,7 @@
 """The choice between the two data engines: one tensor, or a stream."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,12 +36,12 @@ def load_images(
     size = shape.pixels[0].nbytes * sum(map(len, splits.values())) / 1e9 if shape.pixels is not None else 0.0
     engine, reason = _choose(args, size)
     logger.info("  %-12s %s: %s", "data engine", engine, reason)
-    load = image_tensors if engine == "tensor" else StreamedImages
+    load: Callable[..., Images] = image_tensors if engine == "tensor" else StreamedImages
     images = {
         split: load(rows, processor, channels, args.on_bad_image, args.cache_dir) for split, rows in splits.items()
     }
-    if engine == "stream" and args.image_transform is not None:
-        images["train"].transform_with(args.image_transform, seed)
+    if args.image_transform is not None and isinstance(train := images["train"], StreamedImages):
+        train.transform_with(args.image_transform, seed)
     return images
 
 
