@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from support import finetune, load_recipe_script
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
@@ -120,6 +121,14 @@ def test_the_image_processor_is_exported_too(exported):
     np.testing.assert_allclose(values, (pixels[:, None] / 255 - about["mean"][0]) / about["std"][0], atol=1e-5)
 
 
+ALSO_ELSEWHERE = ("mlp", "convnet")  # `exported` is a convnet
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ALSO_ELSEWHERE else []) for name in FAMILIES],
+    indirect=True,
+)
 def test_every_family_in_every_format(folder, tmp_path):
     check_all_formats(folder, tmp_path)
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import xxhash
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from support import REPO, finetune, interrupt, load_recipe_script, train, weights
+from support import KEEP_ALL, REPO, TINY, finetune, interrupt, load_recipe_script, train, weights
 
 from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
@@ -197,17 +198,17 @@ def test_fine_tuning_starts_from_the_saved_weights(digits_run, tmp_path):
     accuracy = [json.loads((r / "run.json").read_text())["test"]["accuracy"] for r in (digits_run, run)]
     # BatchNorm's running statistics follow the data even so, by a little.
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.03)
-    fewer = finetune(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1")
+    fewer = train(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1").folder
     config = json.loads((fewer / "model" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["1", "4", "9"]
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
-    run = train(tmp_path / "run", *QUICK).folder
+    run = finetune(tmp_path / "run", *QUICK)
     (run / "notes.txt").write_text("mine")
     before = weights(run)
     with pytest.raises(UserError, match="holds a finished run.*--overwrite true"):
-        train(run, *QUICK, "--seed", "9")
+        finetune(run, *QUICK, "--seed", "9")
     assert weights(run) == before
     train(run, *QUICK, "--seed", "9", "--overwrite", "true")
     assert weights(run) != before
@@ -215,13 +216,12 @@ def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
 
 
 def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(tmp_path):
-    options = ["--max_train_samples", "100", "--num_train_epochs", "30", "--learning_rate", "0.01",
-               "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy", "--save_total_limit",
-               "99"]  # fmt: skip
+    options = [*TINY, *KEEP_ALL, "--num_train_epochs", "30", "--learning_rate", "0.01",
+               "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy"]  # fmt: skip
     whole = train(tmp_path / "whole", *options).folder
-    steps = [len(list(run.glob("stages/0-all/checkpoint-*"))) for run in (whole,)]
-    for keep in (1, steps[0] - 1, steps[0]):  # the last: it was killed between its last checkpoint and its result
-        part = train(tmp_path / str(keep), *options).folder
+    steps = len(list(whole.glob("stages/0-all/checkpoint-*")))
+    for keep in (1, steps - 1, steps):  # the last: it was killed between its last checkpoint and its result
+        part = shutil.copytree(whole, tmp_path / str(keep))
         interrupt(part, keep)
         train(part, *options, "--resume_from_checkpoint", "true")
         assert weights(part) == weights(whole)

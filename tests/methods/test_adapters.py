@@ -1,13 +1,12 @@
 """Adapters of PEFT: the details that bite."""
 
-import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
+from families import on_families
 from peft import PeftModel
 from safetensors.torch import load_file
 from support import KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
@@ -25,19 +24,16 @@ from ftkit.training.trainer import ImageTrainer
 QUICK = [*TINY, "--learning_rate", 0.01]
 METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]
 LINEAR_ONLY = ["vera", "randlora", "delora"]
-TWO = ("convnet", "vit")
 
 
-def on_every_family(often: set[str], methods: list[str]) -> list:
-    """Every method on every family takes minutes: the quick suite has LoRA on all, and a few on two of them."""
-    quick = {("lora", family) for family in FAMILIES} | {(method, family) for method in often for family in TWO}
-    pairs = itertools.product(methods, FAMILIES)
-    return [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.slow) for pair in pairs]
+def often(*methods):
+    """LoRA on every family; these methods on two of them."""
+    return lambda method, family: method == "lora" or (method in methods and family in ("convnet", "vit"))
 
 
 @pytest.mark.parametrize(
     ("method", "folder"),
-    on_every_family({"dora", "adalora", "ia3", "vera", "oft"}, METHODS + LINEAR_ONLY),
+    on_families(METHODS + LINEAR_ONLY, often("dora", "adalora", "ia3", "vera", "oft")),
     indirect=["folder"],
 )
 def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused, method):
@@ -71,8 +67,8 @@ def test_a_run_of_adapters_is_evaluated_alike_from_its_folder(convnet, tmp_path)
 
 @pytest.mark.parametrize(
     ("method", "folder"),
-    on_every_family(
-        {"adalora", "vera"}, ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"]
+    on_families(
+        ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"], often("adalora", "vera")
     ),
     indirect=["folder"],
 )

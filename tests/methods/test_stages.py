@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from families import on_families
 from safetensors.torch import load_file
 from support import (
     DIGITS,
@@ -51,7 +52,11 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("plan", "folder"),
+    on_families(PLANS, lambda plan, family: family == "convnet" or plan in ("norm_tuning", "surgical")),
+    indirect=["folder"],
+)
 def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
     chosen = list(layer_groups(AutoModelForImageClassification.from_pretrained(folder)))[:1]
     surgical = ["--surgical_groups", *chosen] if plan == "surgical" else []
