@@ -82,7 +82,8 @@ def test_a_run_is_exported_and_recorded(exported, digits_run):
         assert [sorted(times) for times in row["milliseconds"].values()] == [["median", "p95"]] * 2
         assert all(0 < times["median"] <= times["p95"] for times in row["milliseconds"].values())
         if name != "int8":
-            assert row["accuracy"] == pytest.approx(stored["accuracy"]) and row["same_predictions"] == 1
+            assert row["accuracy"] == pytest.approx(stored["accuracy"], abs=1.1 / 360)  # one may be a tie
+            assert row["same_predictions"] > 358 / 360
     assert rows["onnx"]["largest_difference"] < 1e-4
     assert rows["int8"]["accuracy"] > stored["accuracy"] - 0.02
     assert rows["int8"]["megabytes"] < rows["onnx"]["megabytes"] / 2

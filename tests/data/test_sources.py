@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
+from hub_server import HubServer
 from PIL import Image as PILImage
 
 from ftkit.data.sources import load as sources
-from ftkit.data.sources import remote
 
 ABC = ClassLabel(names=["c", "a", "b"])  # not in alphabetical order, and it stays so
 
@@ -148,9 +148,10 @@ def test_no_room_for_a_download_from_the_hub(load, refused, monkeypatch, wrapped
             raise DatasetGenerationError("An error occurred") from full
         raise full
 
-    monkeypatch.setattr(remote, "_reachable", lambda: True)
     monkeypatch.setattr(sources, "load_dataset", fetch)
-    with refused("HF_HOME", "/cache/file", "No space left on device", "make room there"):
+    with HubServer() as hub, refused("HF_HOME", "/cache/file", "No space left on device", "make room there"):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         load(dataset="owner/name")
 
 

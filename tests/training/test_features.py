@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import KEEP_ALL, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
+from support import KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
 
 from ftkit.run import evaluate
 
-PROBE = ["--method", "linear_probe", "--max_train_samples", 150, "--num_train_epochs", 3, "--learning_rate", 0.01]
+PROBE = ["--method", "linear_probe", *TINY, "--learning_rate", 0.01]
 
 
 def cached_features(cache):
@@ -38,7 +38,7 @@ def test_the_cache_is_keyed_by_weights_pixels_and_normalisation(convnet, tmp_pat
     assert len(cached_features(cache)) == 2  # another seed has another head, on the same features
     train(tmp_path / "normalised", *options, "--image_mean", "0.2", "--image_std", "0.4")
     assert len(cached_features(cache)) == 4
-    train(tmp_path / "fewer", *options, "--max_train_samples", "140")
+    train(tmp_path / "fewer", *options, "--max_train_samples", "90")
     assert len(cached_features(cache)) == 5
     other = train(
         tmp_path / "other", "--model", runs[0], "--method", "full", "--max_steps", "1", "--cache_dir", cache

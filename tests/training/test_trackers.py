@@ -3,10 +3,10 @@
 import logging
 
 import pytest
-from support import finetune, train
+from support import MLP, TINY, finetune, train
 from transformers.integrations import TensorBoardCallback
 
-QUICK = ["--model", "mlp", "--max_train_samples", 150, "--num_train_epochs", 2, "--report_to", "tensorboard"]
+QUICK = [*TINY, *MLP, "--report_to", "tensorboard"]
 
 
 @pytest.mark.parametrize("event", ["on_train_begin", "on_log", "on_train_end"])
