@@ -239,7 +239,7 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric_for_best_model", "acuracy"], ["'acuracy' is not one of loss, accuracy, which validation gives"]),
+        (["--metric_for_best_model", "acuracy"], ["'acuracy' is not a metric of validation", "loss, accuracy"]),
         (["--optim", "timm/lamb", "--optim_args", "foo=1"], ["optim: timm/lamb, optim_args: foo=1", "foo"]),
         (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
         (["--optim", "timm/adahessian"], ["gradients of gradients"]),

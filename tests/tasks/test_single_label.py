@@ -90,7 +90,7 @@ def test_targets_are_mixed_as_shares_of_classes():
 def test_labels_of_other_data_go_by_name(refused):
     other = rows([0, 1, 1], ["owl", "cat"])
     assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
-    with refused("test has classes that are not known: 'fox'"):
+    with refused("test has unknown classes: 'fox'; known are 'cat', 'dog', 'owl'"):
         TASK.relabel(rows([1], ["cat", "fox"]), what="test")
 
 
