@@ -97,8 +97,8 @@ def refuse_other_names(first):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (refuse_other_images, ["test images differ", "100 and 100, of which 0 are in both"]),
-        (refuse_fewer_images, ["test images differ", "100 and 50, of which 50 are in both"]),
+        (refuse_other_images, ["test images differ", "100 and 100, 0 of them in both"]),
+        (refuse_fewer_images, ["test images differ", "100 and 50, 50 of them in both"]),
         (refuse_other_labels, ["7 of the 100 test images have another label"]),
         (refuse_other_names, ["the classes differ", "only in the first: owl", "only in the second: eagle"]),
     ],

@@ -23,12 +23,12 @@ def test_what_validation_has_not_chosen_is_not_called_so(tmp_path, capsys, optio
     card, page = (run / "model" / "README.md").read_text(), (run / "evaluation" / "report.html").read_text()
     for text, said in ((result, "chosen on validation"), (card, "was chosen on a validation split")):
         assert (said in text) == chosen, text
-    for text, said in ((result, "the last weights of training"), (card, "the last ones of training")):
+    for text, said in ((result, "the last weights of training"), (card, "those at the end of training")):
         assert (said in text) != chosen, text
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert (stages[-1]["best_step"] is not None) == (stages[-1]["best_metric"] is not None) == chosen
     stars = any(stage["best_step"] is not None for stage in stages)
-    assert ("The star is the checkpoint that validation chose" in page) == ("chosen checkpoint" in page) == stars
+    assert ("The star marks the checkpoint that validation chose" in page) == ("chosen checkpoint" in page) == stars
 
 
 def test_what_any_stage_trains_is_trained(convnet, tmp_path):

@@ -75,8 +75,8 @@ def test_a_run_of_several_stages_has_all_sections(tmp_path, digits_run):
                    "--test_time_augmentation", "flip")  # fmt: skip
     page = (run / "evaluation" / "report.html").read_text()
     for text in ("chosen checkpoint", "0: head", "1: all", "Confusion matrix", "Reliability diagram", "Dividing the "
-                 "logits", "the most confident", "No image is in two splits", "Every image decoded", "images/s",
-                 "accuracy at test time", "floating-point operations", "seed 42"):  # fmt: skip
+                 "logits", "Most confident errors", "No image is in two splits", "Every image decoded", "images/s",
+                 "accuracy, test-time augmentation", "floating-point operations", "seed 42"):  # fmt: skip
         assert text in page, text
     record = json.loads((run / "run.json").read_text())
     assert record["commit"] is None or record["commit"] in page
@@ -135,7 +135,7 @@ def test_all_wrong_and_all_right_are_reports_as_well(tmp_path, skill):
     names = ["a", "b"]
     test = random_predictions(names, 60, skill=skill)
     page = write_report(store(tmp_path / "e", test, random_predictions(names, 30, skill=skill))).read_text()
-    assert ("None: every image is right." if skill > 0 else "None: every image is wrong.") in page
+    assert ("None: every prediction is correct." if skill > 0 else "None: every prediction is wrong.") in page
 
 
 def test_hundreds_of_classes_and_many_images_make_a_small_page(tmp_path):
@@ -177,7 +177,7 @@ def test_what_is_no_run_is_refused(tmp_path, refused, what):
         (store(folder, random_predictions(["a", "b"], 20)) / "run.json").unlink()
     elif what == "not a run":
         folder.mkdir()
-    with refused("run", "give the folder of a run that is finished"):
+    with refused("run", "give the folder of a finished run"):
         load_recipe_script("report").main([str(folder)])
 
 
@@ -200,7 +200,7 @@ def test_twins_in_train_and_test_are_found(tmp_path):
     assert sum(pair["with_another_label"] for pair in found.values()) == 1
     assert all(pair["split"] == "test" for pair in found.values())
     page = (run / "evaluation" / "report.html").read_text()
-    assert all(f"are in {other} as well" in page for other in found)
+    assert all(f"test images are also in {other}" in page for other in found)
 
 
 def test_the_two_engines_see_the_same_files(tmp_path):
