@@ -95,8 +95,8 @@ from ftkit.data.sources.load import load_data
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
-from ftkit.training.objective import Objective
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.trainer import ImageTrainer
 
 class Recorder(ImageTrainer):
     seen = []
