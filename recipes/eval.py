@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
 
     from datasets import DatasetDict
 
-    from ftkit.config.training import TrainingArguments
+    from ftkit.config.arguments.training import TrainingArguments
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.feeding.engine import load_images, set_up_loading
     from ftkit.data.pixels.images import describe_images

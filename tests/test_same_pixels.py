@@ -89,7 +89,7 @@ import sys
 import numpy as np
 from transformers import ViTImageProcessor
 from ftkit.config import DataArguments, LossArguments
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.data.pixels.normalize import normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.data.feeding.tensors import image_tensors

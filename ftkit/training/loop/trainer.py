@@ -13,7 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ftkit.compat.accelerate import clear_device_cache, inner_loader
 from ftkit.compat.torch import end_workers
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.data.feeding.loader import TrainingLoader, training_loader
 from ftkit.data.feeding.tensors import collate
 from ftkit.methods.adapter_kinds import hooks_of
