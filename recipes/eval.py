@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     from ftkit.evaluation.record import describe_command, describe_data, show_result, write_run_record
     from ftkit.evaluation.report import write_report
     from ftkit.models.classifier import Classifier
+    from ftkit.training.loop.trainer import ImageTrainer
     from ftkit.training.provenance import environment
-    from ftkit.training.trainer import ImageTrainer
 
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, eval_strategy="no")

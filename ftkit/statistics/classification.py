@@ -1,4 +1,4 @@
-"""Counts and scores by class, as `evaluate` modules that live in the package: nothing is fetched."""
+"""Counts and scores by class; the `evaluate` module is defined here, so that nothing is downloaded."""
 
 from typing import Any
 
@@ -9,26 +9,18 @@ import numpy as np
 from ftkit.statistics.intervals import f1_interval, wilson
 
 
-class _ClassMetric(evaluate.Metric):
-    """A metric of predicted against true class indices, both int64 (N,)."""
-
-    description = ""
+class ConfusionMatrix(evaluate.Metric):
+    """Counts by true class (rows) and predicted class (columns), from class indices int64 (N,)."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=self.description,
+            description="counts by true and predicted class",
             citation="",
             inputs_description="predictions and references: class indices",
             features=datasets.Features(
                 {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
             ),
         )
-
-
-class ConfusionMatrix(_ClassMetric):
-    """Counts by true class (rows) and predicted class (columns)."""
-
-    description = "counts by true and predicted class"
 
     def _compute(self, predictions, references, num_classes: int) -> dict[str, np.ndarray]:
         pairs = np.asarray(references) * num_classes + np.asarray(predictions)
@@ -37,7 +29,7 @@ class ConfusionMatrix(_ClassMetric):
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts int64 (C, C) by true class (rows) and predicted class (columns), of class indices int64 (N,)."""
+    """Counts int64 (C, C) by true class (rows) and predicted class (columns), from class indices int64 (N,)."""
     module = ConfusionMatrix(keep_in_memory=True)
     return module.compute(predictions=predicted, references=labels, num_classes=num_classes)["confusion_matrix"]
 
@@ -46,13 +38,13 @@ def class_scores(matrix: np.ndarray) -> list[dict[str, Any]]:
     """Precision, recall and F1 of each class, with their 95% intervals.
 
     A class without labels has no recall (None). A class without predictions has precision 0, as in scikit-learn with
-    `zero_division=0`; a class that occurs neither as label nor as prediction has none of the three.
+    `zero_division=0`; a class with neither has none of the three.
 
     Args:
         matrix: int (C, C), from `confusion_matrix`.
 
     Returns:
-        For each class `n`, `accuracy` (the recall), `precision`, `f1` and `intervals`.
+        For each class: `n`, `accuracy` (the recall), `precision`, `f1` and `intervals`.
     """
     rows = []
     for hits, labelled, predicted in zip(np.diag(matrix), matrix.sum(1), matrix.sum(0), strict=True):
@@ -74,6 +66,6 @@ def class_scores(matrix: np.ndarray) -> list[dict[str, Any]]:
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """The mean of F1 over the classes that occur, as label or as prediction."""
+    """The mean F1 over the classes that occur as label or prediction."""
     hits, seen = np.diag(matrix), matrix.sum(1) + matrix.sum(0)
     return float((2 * hits / np.maximum(seen, 1))[seen > 0].mean())
