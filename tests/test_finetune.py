@@ -281,7 +281,7 @@ def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
         (["--model", "convnett"], "'convnett' is unknown.*'convnet'"),
         (["--model", "resnet18"], "'timm/resnet18'"),
         (["--model", "convnett", "--learning_rat", "1"], "2 errors"),
-        (["--model", "timm/resnet81"], "timm knows no architecture 'resnet81'.*resnet18"),
+        (["--model", "timm/resnet81"], "timm has no architecture 'resnet81'.*resnet18"),
         (["--model", "./no/such/folder"], "does not exist"),
         (["--model_args", '{"hidden": 3}'], "has no 'hidden'.*hidden_sizes"),
         (["--model_args", '{"hidden_sizes": "big"}'], "hidden_sizes='big'"),

@@ -1,4 +1,4 @@
-"""ftkit's own models. Importing this module makes transformers' Auto classes know them."""
+"""ftkit's own models. Importing this module registers them with transformers' Auto classes."""
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -15,6 +15,6 @@ for _config, _model in (
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _model)
-    # Saving a model now copies its modelling file beside the weights, so that it loads where ftkit is not installed.
+    # From now on, saving a model copies its modeling file beside the weights, so that it loads without ftkit.
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModelForImageClassification")
