@@ -126,13 +126,7 @@ def _license_of(model: str) -> str | None:
         return None
 
 
-def write_space(
-    folder: Path,
-    title: str,
-    demo: Demo,
-    fit: Fit | None,
-    source: Source,
-) -> None:
+def write_space(folder: Path, title: str, demo: Demo, fit: Fit | None, source: Source) -> None:
     """Write a Space that shows the same page and gives the same answers without ftkit.
 
     Args:
@@ -174,16 +168,7 @@ def write_space(
 
 def _app(title: str, place: str, demo: Demo, fit: Fit | None, options: dict[str, Any]) -> str:
     """The source of `app.py`; `place` is the Python expression for the place of the model."""
-    parts = (
-        demo.classifier.task.probabilities,
-        tell_apart,
-        check_decodable,
-        to_mode,
-        to_8_bit,
-        fit_drawing,
-        build_page,
-        serve,
-    )
+    functions = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     return _APP.format(
         title=title,
@@ -191,6 +176,6 @@ def _app(title: str, place: str, demo: Demo, fit: Fit | None, options: dict[str,
         options=options,
         channels=demo.classifier.channels,
         errors=", ".join(errors),
-        parts="\n\n".join(inspect.getsource(part) for part in parts),
+        parts="\n\n".join(map(inspect.getsource, (demo.classifier.task.probabilities, *functions))),
         fit=fit and f"partial(fit_drawing, size={fit.keywords['size']}, share={fit.keywords['share']})",
     )

@@ -50,9 +50,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size,
-    }  # fmt: skip
+    environment.filters |= {"md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size}
     return environment
 
 

@@ -6,13 +6,14 @@ from .modeling_convnet import ConvNetConfig, ConvNetForImageClassification
 from .modeling_mlp import MLPConfig, MLPForImageClassification
 from .modeling_rnn import RNNConfig, RNNForImageClassification
 
-CONFIGS = {"mlp": MLPConfig, "convnet": ConvNetConfig, "rnn": RNNConfig}
+_MODELS = {
+    "mlp": (MLPConfig, MLPForImageClassification),
+    "convnet": (ConvNetConfig, ConvNetForImageClassification),
+    "rnn": (RNNConfig, RNNForImageClassification),
+}
+CONFIGS = {name: config for name, (config, _) in _MODELS.items()}
 
-for _config, _model in (
-    (MLPConfig, MLPForImageClassification),
-    (ConvNetConfig, ConvNetForImageClassification),
-    (RNNConfig, RNNForImageClassification),
-):
+for _config, _model in _MODELS.values():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _model)
     # From now on, saving a model copies its modeling file beside the weights, so that it loads without ftkit.

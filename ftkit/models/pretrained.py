@@ -68,18 +68,12 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source))
     changes = {**_overrides(args, config, place), **labels}
     if pretrained:
-        model = _loading(
-            place,
-            lambda: _from_pretrained(place, **source, **changes, ignore_mismatched_sizes=True),
-        )
+        model = _loading(place, lambda: _from_pretrained(place, **source, **changes, ignore_mismatched_sizes=True))
         _fit_head(model, [config.id2label[i] for i in sorted(config.id2label)], list(labels["id2label"].values()))
     else:
         config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source, **changes))
-        code = {"trust_remote_code": args.trust_remote_code}
-        model = _loading(
-            place,
-            lambda: AutoModelForImageClassification.from_config(config, dtype=torch.float32, **code),
-        )
+        options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
+        model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
     timm_models.name_classes(model)
     return model, _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
 

@@ -149,11 +149,8 @@ def _calibration(predictions: Predictions, validation: Predictions | None) -> di
 def headline(metrics: dict[str, Any]) -> list[tuple[str, float, list[float] | None, str]]:
     """Title, value, interval and explanation of each number at the top of a report."""
     intervals = metrics["intervals"]
-    rows = [
-        (metric.title, metrics[key], intervals.get(key), metric.about)
-        for key, metric in METRICS.items()
-        if key in metrics
-    ]
+    shown = {key: metric for key, metric in METRICS.items() if key in metrics}
+    rows = [(metric.title, metrics[key], intervals.get(key), metric.about) for key, metric in shown.items()]
     for name, value in metrics.get("test_time_accuracy", {}).items():
         rows.append(("accuracy, test-time augmentation", value, intervals[name], TEST_TIME[name]))
     return rows

@@ -24,12 +24,7 @@ def section(metrics: dict[str, Any], names: list[str]) -> Section:
     bins, tempered = calibration["reliability"], calibration.get("tempered_reliability")
     return Section(
         template="single_label",
-        links={
-            "confusions": "Confusions",
-            "classes": "Classes",
-            "calibration": "Calibration",
-            "images": "Images",
-        },
+        links={"confusions": "Confusions", "classes": "Classes", "calibration": "Calibration", "images": "Images"},
         content={"calibration": calibration, "confusions": _confusions(matrix, names)},
         drawings=(
             matrix_drawing(metrics, names),
