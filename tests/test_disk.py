@@ -116,7 +116,7 @@ def test_a_disk_that_becomes_read_only(whole, disk, after_the_first_checkpoint, 
     after_the_first_checkpoint(lambda: set_writable(False))
     with refused("output_dir", folder / "run", "be written"):
         finetune(folder / "run", *FOUR_EPOCHS)
-    assert capsys.readouterr().out.count("could not be written, training goes on without it") == 3
+    assert capsys.readouterr().out.count("could not be written, training continues without it") == 3
     set_writable(True)
     finetune(folder / "run", *FOUR_EPOCHS)
     assert "resumes from" in capsys.readouterr().out and weights(folder / "run") == weights(whole)

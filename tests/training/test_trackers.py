@@ -20,7 +20,7 @@ def test_a_run_goes_on_without_its_tracker(tmp_path, monkeypatch, caplog, event)
     run = finetune(tmp_path / "run", *QUICK)
     assert (run / "run.json").is_file()
     told = [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()]
-    assert told == ["report_to: TensorBoard failed, the run goes on without it: the service is away"]
+    assert told == ["report_to: TensorBoard failed, the run continues without it: the service is away"]
 
 
 def test_a_tracker_that_works_hears_everything(tmp_path, monkeypatch):
