@@ -13,7 +13,7 @@ from support import FOUR_EPOCHS, MLP, REPO, TINY, finetune, train, weights
 from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
-from ftkit.training import saving
+from ftkit.training.checkpointing import saving
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     Attributes:
         rows: int64 (B,).
         epoch: from 0.
-        weight: of its mean loss among the processes; not 1 only for a last batch that is cut unevenly.
+        weight: of its mean loss among those of the processes; 1 except for a last batch cut unevenly.
         following: int64 (1,), the next row in the epoch's order, which the last image is mixed with; None without
             mixing.
     """

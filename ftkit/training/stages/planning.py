@@ -20,7 +20,7 @@ from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups, regroup
 from ftkit.models.classifier import Classifier
-from ftkit.training.optimizers import make_optimizer, make_schedule
+from ftkit.training.loop.optimizers import make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
 
