@@ -92,9 +92,10 @@ def remove_autocast(model: nn.Module) -> None:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Within, no product of float32 is rounded to TF32, which GPUs do in convolutions unless they are told."""
-    before, torch.backends.fp32_precision = torch.backends.fp32_precision, "ieee"
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    alone = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision != "ieee"]
+    backends: Any = torch.backends  # whose modules get these attributes in a way that type checkers do not follow
+    before, backends.fp32_precision = backends.fp32_precision, "ieee"
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    alone = [(backend, backend.fp32_precision) for backend in parts if backend.fp32_precision != "ieee"]
     try:
         for backend, _ in alone:  # which was set by itself
             backend.fp32_precision = "ieee"
@@ -102,4 +103,4 @@ def exact_float32() -> Iterator[None]:
     finally:
         for backend, precision in alone:
             backend.fp32_precision = precision
-        torch.backends.fp32_precision = before
+        backends.fp32_precision = before

@@ -37,4 +37,4 @@ def inner_loader(loader: DataLoader) -> DataLoader:
 def skip_lomo() -> None:
     """Spare accelerate its search for `lomo_optim`, three times a step through all of `sys.path`."""
     if importlib.util.find_spec("lomo_optim") is None:
-        sys.modules["lomo_optim"] = None
+        sys.modules["lomo_optim"] = None  # type: ignore[assignment]  # documented, and missing in the stubs

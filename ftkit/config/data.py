@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, from_json
 
 EMBEDDED = ("digits", "blobs")  # data that need no file
 
@@ -55,7 +55,7 @@ class DataArguments:
             "{random_crop: {padding: 2}}. Default: nothing."
         },
     )
-    image_transform: dict | str | None = field(
+    image_transform: Options | None = field(
         default=None,
         metadata={
             "help": "timm's training transform for single images (crop, flip, colour jitter, AutoAugment, …), by the "

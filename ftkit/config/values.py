@@ -1,7 +1,12 @@
 """What the values of several arguments have in common."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Options = dict[str, Any]  # what is left once the argument is checked
+else:
+    Options = dict | str  # what the parser takes: JSON text too
 
 
 def from_json(text: str) -> Any:

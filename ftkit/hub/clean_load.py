@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.modules["ftkit"] = None  # whatever is installed here: from now on `import ftkit` fails
+# Whatever is installed here: from now on `import ftkit` fails, as Python documents and its stubs do not know.
+sys.modules["ftkit"] = None  # type: ignore[assignment]
 
 
 def main() -> None:

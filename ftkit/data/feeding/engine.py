@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from ftkit.config import DataArguments
 from ftkit.data.feeding.stream import StreamedImages
-from ftkit.data.feeding.tensors import Images, image_tensors
+from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.decoding import Decoder, cores
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def load_images(
     }
     if args.image_transform is not None:
         streams["train"].transform_with(args.image_transform, seed)
-    return streams
+    return {**streams}
 
 
 def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: int | None) -> None:
@@ -61,9 +61,10 @@ def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: 
         logger.info("  %-12s %d processes decode", "workers", args.dataloader_num_workers)
     elif args.device.type != "cpu" and not workers:
         free, _ = torch.accelerator.get_memory_info(args.device)
-        size = sum(split.images.nbytes for split in images.values())
+        tensors = [split for split in images.values() if isinstance(split, ImageTensors)]
+        size = sum(split.images.nbytes for split in tensors)
         if 2 * size <= free:
-            for split in images.values():
+            for split in tensors:
                 split.to(args.device)
             args.dataloader_pin_memory = False  # only what lies in the machine's own memory is pinned
             logger.info("  %-12s %.2f GB of pixels lie on %s", "data", size / 1e9, args.device)

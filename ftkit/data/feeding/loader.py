@@ -63,6 +63,8 @@ class EpochBatches(Sampler):
 class TrainingLoader(DataLoader):
     """A `DataLoader` whose batches are those of `EpochBatches`."""
 
+    batch_sampler: EpochBatches
+
     def __init__(self, images: Images, batches: EpochBatches, **options):
         # A generator of its own: the seeds of workers would be drawn from the one that dropout draws from.
         super().__init__(images, batch_sampler=batches, collate_fn=collate, generator=torch.Generator(), **options)

@@ -96,8 +96,10 @@ def over_all_rows(
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     workers = min(cores(), len(chunks)) if count >= worth_processes else 0
     # A generator of its own: what is drawn after this must not depend on whether a cache was there.
-    own = {"collate_fn": _as_it_is, "generator": torch.Generator()}
-    results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, **own)
+    own = torch.Generator()
+    results = DataLoader(
+        _Chunks(work, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=own
+    )
     gc.freeze()  # so that collections in the workers do not go through every object of the libraries
     try:
         with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:

@@ -73,7 +73,7 @@ class PixelGeometry:
         # A copy: the run's own is given the mean of the data later, and decoding goes on.
         self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
         self.unchanged: dict[tuple[int, int], bool] = {}
-        self.resized = self._from_values
+        self.resized: Callable[[list[Image.Image]], np.ndarray] = self._from_values
         probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
         with contextlib.suppress(TypeError):  # from processors that normalise all the same, and want floats for it
             if np.array_equal(shorter(probe), self._from_values(probe)):
