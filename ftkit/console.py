@@ -1,4 +1,4 @@
-"""What a person sees: banners, facts, and no progress bars where nobody watches."""
+"""Console output: banners, facts, and progress bars only where someone is watching."""
 
 import logging
 import sys
@@ -14,16 +14,16 @@ logger = logging.getLogger("ftkit")
 
 
 class _Printable(logging.Formatter):
-    """Names of files and labels are other people's, and a terminal obeys what they may hold."""
+    """Escapes control characters, which names of files and labels may hold and a terminal obeys."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), but="\n\t")
 
 
 def set_up_console(args: TrainingArguments) -> None:
-    """Send ftkit's log to standard output on the main process, and only warnings on the others.
+    """Send ftkit's log to standard output: everything from the main process, warnings from the others.
 
-    The libraries' own remarks are kept for `log_level: info`.
+    The libraries' own messages appear with `log_level: info`.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Printable("%(message)s"))
@@ -35,16 +35,16 @@ def set_up_console(args: TrainingArguments) -> None:
     if args.get_process_log_level() > logging.INFO:
         transformers.utils.logging.set_verbosity_error()
         warnings.filterwarnings("ignore", module="torch.utils.data")
-        # PEFT asks transformers by an old name, and does not know the norms that `ln_tuning` was tried on.
+        # PEFT uses a deprecated name of transformers, and does not list the norms that `ln_tuning` was tested on.
         warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
 def say_idle_gpus(args: TrainingArguments) -> None:
-    """Tell that one of several GPUs is used, and how all would be."""
+    """Warn that only one of several GPUs is used, with the command that uses all."""
     if args.idle_gpus:
         logger.warning(
-            "  only %s is used, of %d GPUs; to use all:\n"
+            "  only %s of %d GPUs is used; to use all:\n"
             "    accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes %d …",
             args.device,
             args.idle_gpus + 1,
@@ -58,5 +58,5 @@ def banner(title: str) -> None:
 
 
 def fact(name: str, value: object) -> None:
-    """One line of a step: a name and what it is."""
+    """Log one line of a step: a name and its value."""
     logger.info("  %-12s %s", name, value)

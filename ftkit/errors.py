@@ -1,4 +1,4 @@
-"""Mistakes of a user, as one clear message."""
+"""User errors: one clear message instead of a traceback."""
 
 import contextlib
 import difflib
@@ -19,19 +19,19 @@ from ftkit.compat.python import run_exit_functions
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-_TOLD_BY_THE_FIRST = 10.0  # seconds
+_WAIT_FOR_FIRST = 10.0  # seconds
 
 
 class UserError(Exception):
-    """A mistake in the input: its message names the value, what was expected and the fix."""
+    """A mistake in the input; the message names the value, what was expected and the fix."""
 
     def __init__(self, message: str):
-        # A worker of a data loader passes an error on with its traceback for a message.
+        # A DataLoader worker's error arrives with its traceback as the message: keep what it said itself.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
 
 
 class Interrupted(Exception):
-    """The run was told to end. What is needed to go on lies in its folder.
+    """A signal ended the run; its folder holds what is needed to resume.
 
     Attributes:
         signum: the signal's number.
@@ -39,11 +39,11 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int):
         self.signum = signum
-        super().__init__(f"ended by {signal.Signals(signum).name}; the same command goes on from what is saved")
+        super().__init__(f"ended by {signal.Signals(signum).name}; the same command resumes from what is saved")
 
 
 class ConfigError(UserError):
-    """Every error of a configuration, listed at once."""
+    """All errors of a configuration at once."""
 
     def __init__(self, errors: list[str]):
         self.errors = errors
@@ -53,10 +53,10 @@ class ConfigError(UserError):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a `UserError`, a full disk and a denied permission into one message on standard error and exit code 2; an
-    `Interrupted` into one, and 128 + its signal, as shells count.
+    """Print errors of the user as one message on standard error, and exit.
 
-    With `FTKIT_DEBUG=1` in the environment the traceback is shown as well.
+    A `UserError`, a full disk and a denied permission exit with code 2, `Interrupted` with 128 + its signal, as in
+    shells. `FTKIT_DEBUG=1` in the environment prints the traceback too.
     """
     try:
         yield
@@ -69,8 +69,8 @@ def user_errors() -> Iterator[None]:
             message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
-        if not _is_first():  # what all have is told once: the launcher ends this process when the first has ended
-            time.sleep(_TOLD_BY_THE_FIRST)
+        if not _is_first():  # an error of all processes is printed once: when rank 0 exits, the launcher ends this one
+            time.sleep(_WAIT_FOR_FIRST)
         _tell("error: " + printable(message, but="\n"))
         _end(2)
     except Interrupted as error:
@@ -80,10 +80,10 @@ def user_errors() -> Iterator[None]:
 
 
 def _end(code: int) -> None:
-    """End this process, if it is one of several or has failed.
+    """Exit if this process failed or is one of several.
 
-    Of several, one that leaves while a thread of gloo still holds a tensor of Python's would be aborted when that
-    thread asks for the interpreter, which is gone: so the interpreter is not taken down.
+    One of several exits without shutting down the interpreter: a gloo thread that still holds a Python tensor would
+    need the interpreter to release it, and abort.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         run_exit_functions()
@@ -99,7 +99,7 @@ def _is_first() -> bool:
 
 
 def _tell(message: str) -> None:
-    """Print it; and a launcher of several processes, which says at its end why one failed, repeats it there."""
+    """Print the message, and store it for the launcher, whose final summary says why a process failed."""
     print(f"\n{message}", file=sys.stderr, flush=True)
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         failure = {"message": message, "extraInfo": {"timestamp": int(time.time())}}
@@ -109,14 +109,14 @@ def _tell(message: str) -> None:
 
 @contextlib.contextmanager
 def writing(key: str, folder: Path | str) -> Iterator[None]:
-    """Turn what a disk that is full or read-only raises within into one message.
+    """Turn errors of a full or read-only disk into one `UserError`.
 
     Args:
-        key: what names the folder: an option, or a variable of the environment.
-        folder: what is written to, for errors that do not say it themselves.
+        key: the option or environment variable that names the folder.
+        folder: the folder being written, for errors that name no file.
 
     Raises:
-        UserError: the disk is full, or may not be written.
+        UserError: the disk is full or cannot be written.
     """
     try:
         yield
@@ -127,42 +127,42 @@ def writing(key: str, folder: Path | str) -> Iterator[None]:
 
 
 def unwritable(error: BaseException, key: str, folder: Path | str) -> UserError | None:
-    """What `writing` says of an error; None of one that has another cause than a disk that is full or read-only."""
+    """The `UserError` that `writing` raises for an error; None if the disk is neither full nor read-only."""
     if (reason := _disk_trouble(error)) is None:
         return None
     place = _place(error) or folder
     return UserError(
-        f"{key}: {place} cannot be written: {reason}, and the same command goes on from what is saved; or give "
+        f"{key}: {place} cannot be written: {reason}, and the same command resumes from what is saved; or give "
         f"another {key}"
     )
 
 
 def _place(error: BaseException) -> str | None:
-    """The file that an error names; of a copy, the one that is written."""
+    """The file that an error names; of a copy, the destination."""
     return getattr(error, "filename2", None) or getattr(error, "filename", None)
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """Why a file cannot be written, or read, and what helps; None where it is neither room nor permission."""
+    """Why a file cannot be read or written, and the fix; None if it is neither space nor permission."""
     number = getattr(error, "errno", None)
-    # These libraries say it in their own words.
+    # These libraries give the reason only in their text.
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
     elif isinstance(error, OSError) and re.search(r"requested and \d+ written|Not enough disk space", str(error)):
         number = errno.ENOSPC  # numpy and datasets
     if number in _FULL:
         return f"{os.strerror(number)}: make room there"
-    return f"{os.strerror(number)}: allow it" if number in _REFUSED else None
+    return f"{os.strerror(number)}: allow access" if number in _REFUSED else None
 
 
 def printable(text: str, but: str = "") -> str:
-    """The text without anything that a terminal would obey, except for the characters in `but`."""
+    """The text with unprintable characters escaped, except those in `but`: a terminal obeys control characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
 
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
-    """`" (did you mean 'a' or 'b'?)"` for the valid names that look like `name`, or an empty string."""
+    """`" (did you mean 'a' or 'b'?)"` for the valid names closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, valid, n=n, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or missing, also after a crash; their hashes, and the order of names."""
+"""Files and folders that are complete or missing, even after a crash; hashes of files; natural order of names."""
 
 import os
 import re
@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def hidden(path: Path) -> Path:
-    """Where the file or folder `path` is written, or deleted: a hidden neighbour of it."""
+    """The hidden sibling where the file or folder `path` is written, or moved to be deleted."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give the path to write to; when the block ends without an error, that file becomes `path` in one step."""
+    """Yield a path to write to; if the block ends without an error, that file becomes `path` in one step."""
     aside = hidden(path)
     try:
         yield aside
@@ -31,13 +31,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def rename(aside: Path, path: Path) -> None:
-    """Rename a file or folder whose content is on the disk, so that the new name is on the disk too."""
+    """Rename a file or folder that is already synced, and sync the new name."""
     os.replace(aside, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Wait until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,7 +46,7 @@ def sync(path: Path) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """The XXH3 (128 bits, hexadecimal) of a file's bytes."""
+    """The XXH3 hash of a file's bytes, 128 bits in hexadecimal."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -55,10 +55,9 @@ def file_hash(path: Path) -> str:
 
 
 def natural_sorted(names: Iterable[T]) -> list[T]:
-    """Texts or paths, sorted so that numbers inside them count as numbers; ties by the text itself."""
+    """Strings or paths in natural order (`1, 2, 10`); ties go by the text itself."""
     return sorted(names, key=lambda name: (_natural_key(str(name)), str(name)))
 
 
 def _natural_key(text: str) -> list[tuple[int, int | str]]:
-    """Under which `1, 2, 10` keep their order."""
     return [(0, int(part)) if part.isdecimal() else (1, part.casefold()) for part in re.split(r"(\d+)", text) if part]

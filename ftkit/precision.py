@@ -1,7 +1,7 @@
-"""The precision of a run: decided once, from all who may ask for one, and removed from the model when it has trained.
+"""The precision of a run: decided once from all sources, and removed from the model after training.
 
-Training runs in float32, or under autocast in bfloat16 or float16 over float32 weights. What a run reports is computed
-in float32 from the weights that it saves, as a plain `pipeline` computes it.
+Training runs in float32, or under bfloat16 or float16 autocast over float32 weights. All reported numbers are computed
+in float32 from the saved weights, as a plain `pipeline` computes them.
 """
 
 import json
@@ -23,10 +23,10 @@ _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
 
 
 def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bool], list[str]]:
-    """`bf16` and `fp16` of a run, from its configuration, the launcher and a DeepSpeed file.
+    """`bf16` and `fp16` of a run, from its configuration, the launcher and the DeepSpeed file.
 
     Args:
-        values: what the configuration gives, by key; `bf16`, `fp16` and `deepspeed` count.
+        values: the configuration by key; only `bf16`, `fp16` and `deepspeed` matter.
         on_cpu: whether the run trains on the CPU.
 
     Returns:
@@ -34,9 +34,9 @@ def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bo
     """
     launched = os.environ.get(_LAUNCHER, "no").lower()
     if launched not in ("no", *HALVES):
-        return {}, [f"mixed_precision: {launched} of the launcher is not supported: launch with no, bf16 or fp16"]
+        return {}, [f"mixed_precision: the launcher's {launched} is not supported: launch with no, bf16 or fp16"]
     opinions = {"the recipe or command line": {half: values[half] for half in HALVES if values.get(half) is not None}}
-    if launched != "no":  # which `accelerate launch` exports where nobody said anything
+    if launched != "no":  # `no` is also what `accelerate launch` exports by default
         opinions[f"the launcher (mixed_precision: {launched})"] = {half: half == launched for half in HALVES}
     opinions |= _of_deepspeed(values)
     decided, errors = {}, []
@@ -50,20 +50,22 @@ def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bo
         errors.append("bf16 and fp16 are both true: keep one")
     elif not errors and decided["fp16"] and on_cpu:
         source = next(source for source, opinion in opinions.items() if opinion.get("fp16"))
-        errors.append(f"fp16: true by {source} needs a GPU, and this runs on the CPU: ask there for bf16, or none")
+        errors.append(f"fp16: true by {source} needs a GPU, and this run is on the CPU: set bf16 there, or neither")
     return decided, errors
 
 
 def _of_deepspeed(values: dict[str, Any]) -> dict[str, dict[str, bool]]:
-    """What a DeepSpeed file says; `auto` leaves it to the others."""
+    """What a DeepSpeed file sets; `auto` leaves the choice to the other sources."""
     source, config = deepspeed_config(values)
     enabled = {half: config[half]["enabled"] for half in HALVES if "enabled" in (config.get(half) or {})}
     return {source: {half: value for half, value in enabled.items() if isinstance(value, bool)}} if enabled else {}
 
 
 def deepspeed_config(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The DeepSpeed file of a recipe or of the launcher: its name, and what it says. Nothing where there is none, or
-    where it cannot be read, which has a check of its own."""
+    """Name and content of the DeepSpeed file of a recipe or the launcher; both empty without a readable file.
+
+    An unreadable file is reported by a check of its own.
+    """
     given = values.get("deepspeed") or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if not given or given == "none":
         return "", {}
@@ -76,14 +78,14 @@ def deepspeed_config(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def precision_of(args: TrainingArguments) -> str:
-    """`fp32`, `bf16` or `fp16`: what training computes in."""
+    """`fp32`, `bf16` or `fp16`: the precision that training computes in."""
     return next((half for half in HALVES if getattr(args, half)), "fp32")
 
 
 def remove_autocast(model: nn.Module) -> None:
-    """Take off the autocast that accelerate's `prepare` puts around `forward`, and leaves there.
+    """Remove the autocast that accelerate's `prepare` wraps around `forward` and never takes off.
 
-    Without its mark the model is prepared anew in the next stage, for autocast and for `torch.compile`.
+    Without accelerate's mark, the next stage prepares the model again, for autocast and for `torch.compile`.
     """
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
     forget_preparation(model)
@@ -91,13 +93,13 @@ def remove_autocast(model: nn.Module) -> None:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Within, no product of float32 is rounded to TF32, which GPUs do in convolutions unless they are told."""
+    """Within the block, no float32 product is rounded to TF32, as GPUs do in convolutions by default."""
     backends: Any = torch.backends  # whose modules get these attributes in a way that type checkers do not follow
     before, backends.fp32_precision = backends.fp32_precision, "ieee"
     parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     alone = [(backend, backend.fp32_precision) for backend in parts if backend.fp32_precision != "ieee"]
     try:
-        for backend, _ in alone:  # which was set by itself
+        for backend, _ in alone:  # set individually
             backend.fp32_precision = "ieee"
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a run does when it is told to end: save after the step, say how to go on, and leave."""
+"""Signals to a run: save after the step, say how to resume, and exit."""
 
 import os
 import signal
@@ -9,26 +9,26 @@ from typing import Any
 
 from ftkit.errors import Interrupted
 
-# Windows has but the first two. SIGHUP: the terminal is gone; SIGUSR1: SLURM's warning.
+# Windows has only the first two. SIGHUP: the terminal is gone; SIGUSR1: SLURM's warning.
 _STOP = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 _SAVE = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []
 
 
 class Signals:
-    """Remembers what this process was told: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and go on.
+    """Remembers signals: SIGTERM, SIGINT and SIGHUP save and end the run, SIGUSR1 saves and lets it continue.
 
-    Where nothing is there to be saved, and when it is told a second time, the process ends at once.
+    The process ends at once if there is nothing to save, and at a second signal.
     """
 
     def __init__(self) -> None:
         self._stop, self._save = 0, False
         self._training = False
-        self._asked: tuple[Any, Any] | None = None  # what the processes were told, and the work of telling each other
-        self._hosts: Any = None  # the processes, as a group that speaks without their GPUs
+        self._asked: tuple[Any, Any] | None = None  # what the processes received, and the pending reduction over them
+        self._hosts: Any = None  # the processes as a gloo group, which needs no GPU
 
     @contextmanager
     def heeded(self) -> Iterator[None]:
-        """Within, signals are remembered, but for those that `nohup` ignores; after it, they do what they did."""
+        """Remember signals within the block, except those that `nohup` ignores; then restore the handlers."""
         stop = [signum for signum in _STOP if signal.getsignal(signum) != signal.SIG_IGN]
         before = {signum: signal.signal(signum, self._remember) for signum in (*stop, *_SAVE)}
         try:
@@ -39,7 +39,7 @@ class Signals:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Within, whoever trains asks after every step."""
+        """Within the block, training calls `agreed` after every step."""
         self._training, self._asked = True, None
         try:
             yield
@@ -59,10 +59,10 @@ class Signals:
     def agreed(self) -> tuple[bool, int]:
         """Whether to save, and the signal to end by or 0: the same in all processes after the same step.
 
-        What a process was told goes around while the next step runs, so that nobody waits for it; and it goes from
-        host to host, since what is asked of a GPU comes after all that the GPU has to do.
+        The processes exchange this while the next step runs, so none waits; and from host to host, because a GPU would
+        first finish all its queued work.
         """
-        import torch.distributed as dist  # late: a mistake in the configuration is answered before
+        import torch.distributed as dist  # late: a configuration error is reported without waiting for torch
 
         told, self._save = (self._save or bool(self._stop), self._stop), False
         if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -80,7 +80,7 @@ class Signals:
 
 
 def _let_go_of_terminal() -> None:
-    """Write to it no more: it is gone, and the first line would be the end."""
+    """Send output for the terminal to the null device: the terminal is gone, and the next line would raise."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for shown in (1, 2):
         if stat.S_ISCHR(os.fstat(shown).st_mode):

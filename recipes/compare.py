@@ -8,17 +8,13 @@ The second line trains what is missing, goes on with what is unfinished, and mar
 A page, `comparison.html`, goes into `--output_dir`, as Markdown and JSON as well.
 """
 
-import itertools
-import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from ftkit.config.configuration import Config
 from ftkit.config.entries import Entry, read_command_line
-from ftkit.errors import ConfigError, UserError, nearest, user_errors
-from ftkit.owners import parse_config
-from ftkit.training.output_folder import changes
+from ftkit.errors import UserError, nearest, user_errors
+from ftkit.evaluation.comparison_runs import plan_jobs, read_variants, train
 
 FINETUNE = Path(__file__).resolve().parent / "finetune.py"
 KEYS = ("recipe", "methods", "seeds", "output_dir", "launch_config")
@@ -35,18 +31,6 @@ class Comparison:
     output_dir: Path
     launch_config: Path | None
     overrides: list[str]
-
-
-@dataclass
-class Job:
-    """A run that a comparison needs: its arguments for finetune.py, and the error of a run that failed."""
-
-    variant: str
-    seed: int
-    folder: Path
-    arguments: list[str]
-    config: Config = field(repr=False)
-    failure: str | None = None
 
 
 def parse_arguments(arguments: list[str]) -> Comparison:
@@ -97,109 +81,22 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     return Comparison(runs, recipes, methods, int(seeds), output_dir, launch, overrides)
 
 
-def plan_jobs(comparison: Comparison) -> list[Job]:
-    """Every run that is needed, each with a configuration that has been checked.
-
-    Raises:
-        ConfigError: with what is wrong in any of them.
-        UserError: a folder holds a run of another configuration, or would be that of two runs.
-    """
-    jobs, errors = [], []
-    for recipe, method in itertools.product(comparison.recipes, comparison.methods or [None]):
-        parts = [recipe.stem] * (len(comparison.recipes) > 1 or method is None) + [method] * (method is not None)
-        arguments = ["--config", str(recipe), *comparison.overrides, *(["--method", method] if method else [])]
-        try:
-            first = parse_config(arguments).training.seed
-        except ConfigError as error:
-            errors += [f"{'-'.join(parts)}: {problem}" for problem in error.errors]
-            continue
-        for seed in range(first, first + comparison.seeds):
-            folder = comparison.output_dir / "-".join(parts) / f"seed-{seed}"
-            own = [*arguments, "--seed", str(seed), "--output_dir", str(folder)]
-            jobs.append(Job("-".join(parts), seed, folder, own, parse_config(own)))
-    if errors:
-        raise ConfigError(list(dict.fromkeys(errors)))
-    folders: dict[Path, Job] = {}
-    for job in jobs:
-        if folders.setdefault(job.folder, job) is not job:
-            recipes = ", ".join(map(str, comparison.recipes))
-            raise UserError(f"--recipe {recipes}: two of them would train in the same folder, {job.folder}: name each "
-                            "once, and give recipes of one name other names")  # fmt: skip
-        if changed := changes(job.folder, job.config):
-            told = "; ".join(changed[:5])
-            raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")
-    return jobs
-
-
-def train(job: Job, launch_config: Path | None) -> None:
-    """Train one run in a process of its own, if it is not finished; its output goes into a log beside its folder."""
-    if (job.folder / "run.json").is_file():
-        return
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(launch_config)] if launch_config else []
-    command = [sys.executable, *launcher, str(FINETUNE), *job.arguments]
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = job.folder.with_suffix(".log")
-    with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-    if code:
-        text = log.read_text(encoding="utf-8", errors="replace").strip()
-        last = text.rpartition("\nerror: ")[2] if "\nerror: " in text else text.rpartition("\n")[2]
-        job.failure = f"seed {job.seed}: exit code {code}: {last} (see {log})"
-
-
 def main(arguments: list[str]) -> None:
     """Compare as `arguments`, a command line without the program's name, say."""
-    comparison = parse_arguments(arguments)
-    jobs = plan_jobs(comparison)
+    given = parse_arguments(arguments)
+    jobs = plan_jobs(given.recipes, given.methods, given.seeds, given.output_dir, given.overrides)
 
-    from ftkit.evaluation.comparing import Group, group_runs, read_run, write_comparison
+    from ftkit.evaluation.comparing import as_text, group_runs, read_run, write_comparison
 
-    if comparison.runs:
-        groups = group_runs([read_run(folder) for folder in comparison.runs])
     for number, job in enumerate(jobs, start=1):
-        train(job, comparison.launch_config)
+        train(job, FINETUNE, given.launch_config)
         state = f"FAILED: {job.failure}" if job.failure else "finished"
         print(f"{number}/{len(jobs)} {job.variant}, seed {job.seed}: {state}", flush=True)
-    if jobs:
-        variants: dict[str, Group] = {}
-        for job in jobs:
-            group = variants.setdefault(job.variant, Group(job.variant, []))
-            if job.failure:
-                group.failures.append(job.failure)
-            else:
-                group.runs.append(read_run(job.folder))
-        groups = list(variants.values())
-
-    result = write_comparison(comparison.output_dir, groups)
-    show(result)
-    print(f"\n{comparison.output_dir / 'comparison.html'}")
+    groups = read_variants(jobs) if jobs else group_runs([read_run(folder) for folder in given.runs])
+    print(as_text(write_comparison(given.output_dir, groups)))
+    print(f"\n{given.output_dir / 'comparison.html'}")
     if failed := [job for job in jobs if job.failure]:
         raise UserError(f"{len(failed)} of {len(jobs)} runs FAILED; the same command tries them again")
-
-
-def show(result: dict) -> None:
-    """The table and the pairs, on standard output."""
-    width = max(len(row["name"]) for row in [*result["rows"], *result["failed"]])
-    print(f"\n   {'':<{width}}  runs  {result['title']:<17}  trained parameters  seconds  peak MB")
-    for row in result["rows"]:
-        spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
-        costs = [f"{value:,.{digits}f}" if value is not None else "–" for value, digits in
-                 ((row["trained_parameters"], 0), (row["seconds"], 1), (row["peak_memory_mb"], 0))]  # fmt: skip
-        score = row[result["score"]]
-        print(f"{row['letter']:<2} {row['name']:<{width}}  {len(row['runs']):>4}  {score:.4f}{spread:<9}  "
-              f"{costs[0]:>20}  {costs[1]:>7}  {costs[2]:>7}")  # fmt: skip
-    for row in result["failed"]:
-        print(f"–  {row['name']:<{width}}     0  FAILED")
-    print()
-    names = {row["letter"]: row["name"] for row in result["rows"]}
-    for pair in result["pairs"]:
-        first, second = names[pair["first"]], names[pair["second"]]
-        verdict = f"{first} is better than {second}"
-        if pair["verdict"] != "better":
-            verdict = f"{first} and {second} are not distinguishable"
-        low, high = (100 * bound for bound in pair["interval"])
-        print(f"{verdict}: {100 * pair['difference']:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}, "
-              f"corrected p {pair['p_corrected']:.2g}")  # fmt: skip
 
 
 if __name__ == "__main__":

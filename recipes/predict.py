@@ -11,22 +11,16 @@ left out, the others are classified all the same, and the exit code is 1.
 
 import argparse
 import contextlib
-import csv
-import json
-import os
 import sys
-import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from ftkit.compat.python import option_strings
 from ftkit.config.scripts import ScriptParser, whole_number
 from ftkit.errors import ConfigError, UserError, nearest, printable, user_errors
+from ftkit.evaluation.inputs import find_images
+from ftkit.evaluation.listing import FORMATS, opened
 from ftkit.models.checks import check_saved
-
-Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -73,11 +67,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Classify as `arguments`, a command line without the program's name, say; returns the exit code."""
     args = parse_arguments(arguments)
-    inputs = list(named(args.inputs))
-
-    from ftkit.evaluation.inference import find_images
-
-    files = find_images(inputs)
+    files = find_images(args.inputs)
 
     import transformers
     from tqdm import tqdm
@@ -101,97 +91,6 @@ def main(arguments: list[str]) -> int:
                     print(f"{printable(bad['file'])}: {printable(bad['reason'])}", file=sys.stderr)
             failed += len(batch.bad)
     return 1 if failed else 0
-
-
-def named(inputs: list[str]) -> Iterator[str]:
-    """The inputs, with the lines of standard input in the place of `-`.
-
-    Raises:
-        UserError: standard input holds none.
-    """
-    for name in inputs:
-        if name != "-":
-            yield name
-            continue
-        sys.stdin.reconfigure(errors="surrogateescape")  # as for the names on the command line
-        lines = [line for line in sys.stdin.read().replace("\r\n", "\n").split("\n") if line]
-        if not lines:
-            raise UserError("-: standard input is empty: expected paths, one on each line")
-        yield from lines
-
-
-@contextlib.contextmanager
-def opened(path: Path | None) -> Iterator[TextIO]:
-    """A new file, or standard output, as UTF-8 without any change of line ends.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    if path is None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="")
-        try:
-            yield sys.stdout
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
-            raise
-        return
-    try:
-        file = path.open("x", encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(f"output: {path} cannot be written: {error.strerror}") from error
-    with file:
-        yield file
-
-
-def table(out: TextIO, files: list[str], top_k: int) -> Write:
-    """Columns for people, a line for each label."""
-    width = max(len("file"), *(columns(printable(file)) for file in files))
-    out.write(f"{'file':<{width}}  probability  label\n")
-
-    def write(file: str, predictions: list[tuple[str, float]]) -> None:
-        place = printable(file)
-        for label, probability in predictions:
-            out.write(f"{place}{' ' * (width - columns(place))}  {probability:11.4f}  {printable(label)}\n")
-            place = ""
-
-    return write
-
-
-def jsonl(out: TextIO, files: list[str], top_k: int) -> Write:
-    """A JSON object on each line."""
-
-    def write(file: str, predictions: list[tuple[str, float]]) -> None:
-        rows = [{"label": label, "probability": significant(probability)} for label, probability in predictions]
-        out.write(json.dumps({"file": file, "predictions": rows}, ensure_ascii=False) + "\n")
-
-    return write
-
-
-def comma_separated(out: TextIO, files: list[str], top_k: int) -> Write:
-    """CSV with lines that end as RFC 4180 wants it: the `csv` module quotes every other line end only then."""
-    writer = csv.writer(out)
-    writer.writerow(["file", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability"))])
-
-    def write(file: str, predictions: list[tuple[str, float]]) -> None:
-        writer.writerow([file, *(cell for label, p in predictions for cell in (label, significant(p)))])
-
-    return write
-
-
-FORMATS = {"table": table, "jsonl": jsonl, "csv": comma_separated}
-
-
-def significant(probability: float) -> float:
-    """Six digits, which is what float32 is good for."""
-    return float(f"{probability:.6g}")
-
-
-def columns(text: str) -> int:
-    """How many columns of a terminal the text takes."""
-    if text.isascii():
-        return len(text)
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 if __name__ == "__main__":

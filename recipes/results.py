@@ -53,6 +53,11 @@ def show_list(results: dict[str, dict[str, Any]], root: Path) -> None:
         print(f"{name:<44} {state}{f' ({versions})' if versions else ''}")
 
 
+def measurable(record: dict[str, Any]) -> bool:
+    """Whether a command measures the result on any machine."""
+    return record["command"] is not None and record["kind"] != "gpu"
+
+
 def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], root: Path) -> dict[str, Any]:
     """Measure one result anew, or a recipe for the first time."""
     from benchmark import measure_row
@@ -62,7 +67,7 @@ def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], roo
     new = {"kind": "recipe", "command": f"accelerate launch recipes/finetune.py --config recipes/{name}.yaml",
            "recipe": f"recipes/{name}.yaml", "seeds": seeds, "what": ""}  # fmt: skip
     record = results.get(name, new)
-    if record["command"] is None or record["kind"] == "gpu":
+    if not measurable(record):
         raise UserError(f"{name} cannot be measured here: {record.get('remark') or record['command']}")
     if record["kind"] == "benchmark":
         row = name.removeprefix("benchmarks/")
@@ -84,16 +89,17 @@ def main(arguments: list[str], root: Path = REPO) -> None:
         from ftkit.training.provenance import git_commit
 
         commit = git_commit()  # before the first result is written, which changes the checkout
-        wanted = args.measure or [name for name in known if name not in results or stale(name, results[name], root)]
-        for name in wanted:
+        outdated = [name for name, record in results.items() if measurable(record) and stale(name, record, root)]
+        for name in args.measure or [*(name for name in known if name not in results), *outdated]:
             print(f"measuring {name}", flush=True)
             record = measure(name, results, args.seeds, root)
             record["environment"]["commit"] = commit
             write_result(root / "recipes" / "results" / f"{name}.json", record)
         results = read_results(root)
     if args.write:
+        measured = {name: record for name, record in results.items() if record.get("numbers")}
         for path in texts(root):
-            text = rendered(path, results, root)
+            text = rendered(path, measured, root)
             if text != path.read_text(encoding="utf-8"):
                 path.write_text(text, encoding="utf-8")
                 print(f"written: {path.relative_to(root)}")

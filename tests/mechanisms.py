@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from support import finetune
 
 from ftkit.data.augmentation.mixing import Mixing
-from ftkit.models import MLPForImageClassification
+from ftkit.models.modeling_mlp import MLPForImageClassification
 from ftkit.training.trainer import ImageTrainer
 
 # Batches of 20, 20 and 5 images: the last one is smaller than the parts that are made of the others.

@@ -80,7 +80,7 @@ def _of_trainer(name: str, *parameters: str) -> Name:
 
 def _prepared_model() -> bool:
     """Whether accelerate marks what it has prepared."""
-    return accelerate.Accelerator(cpu=True).prepare_model(torch.nn.Linear(1, 1))._is_accelerate_prepared
+    return accelerate.Accelerator(cpu=True).prepare(torch.nn.Linear(1, 1))._is_accelerate_prepared
 
 
 _DUE = "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate"

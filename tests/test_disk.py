@@ -166,8 +166,8 @@ def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoi
     ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "a file: No space left on device: make room there"),
-        (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: Permission denied: allow it"),
-        (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow it"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data"), "/data: Permission denied: allow access"),
+        (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow access"),
     ],
 )
 def test_wherever_a_disk_is_met_it_is_one_message(capsys, error, message):

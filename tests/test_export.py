@@ -286,7 +286,7 @@ def test_a_fixed_batch_is_refused(mlp, tmp_path, monkeypatch, refused):
 
 
 def test_a_model_that_cannot_be_exported_is_told_in_one_message(mlp, tmp_path, monkeypatch, refused, capfd):
-    from ftkit.models import MLPForImageClassification
+    from ftkit.models.modeling_mlp import MLPForImageClassification
 
     def forward(self, pixel_values, **kwargs):
         hidden = pixel_values if pixel_values.sum() > 0 else -pixel_values
@@ -355,7 +355,8 @@ def test_formats_are_read_as_they_are_written():
 
 
 def test_a_run_is_exported_into_its_folder(tmp_path):
-    default = load_recipe_script("export").default_folder
+    from ftkit.export.checks import default_folder as default
+
     run = tmp_path / "run"
     (run / "model").mkdir(parents=True)
     assert default(str(run / "model")) == run / "model" / "export"

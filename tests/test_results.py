@@ -114,6 +114,7 @@ def test_no_measured_result_is_older_than_its_recipe():
 def test_a_result_is_written_into_the_texts(root, record, capsys):
     store(root, "digits/tiny", record)
     store(root, "digits/tiny-dropout", record | {"command": f"{record['command']} --dropout 0.5"})
+    store(root, "digits/tiny-unmeasured", {key: record[key] for key in ("kind", "command", "recipe", "seeds", "what")})
     guide = root / "recipes" / "guides" / "models.md"
     guide.write_text(
         "# Models\n\n<!-- results: recipes -->\nold\n<!-- end -->\n\n"
@@ -155,6 +156,13 @@ def test_a_marker_that_asks_for_nothing_is_refused(root, record, refused, marker
     store(root, "digits/tiny", record)
     (root / "recipes" / "guides" / "x.md").write_text(marker)
     with refused(*words):
+        results.main(["--write"], root)
+
+
+def test_a_recipe_without_the_line_for_its_results_is_refused(root, record, refused):
+    store(root, "digits/tiny", record)
+    (root / record["recipe"]).write_text(RECIPE)
+    with refused("recipes/digits/tiny.yaml", HEAD):
         results.main(["--write"], root)
 
 
@@ -292,6 +300,8 @@ def test_what_is_missing_or_stale_is_measured(root, record, stub):
         "kind": "recipe", "command": "python recipes/finetune.py --config recipes/digits/tiny.yaml",
         "recipe": "recipes/digits/tiny.yaml", "seeds": [7], "what": "", "numbers": {},
     })  # fmt: skip
+    store(root, "digits/by_hand", record | {"command": None, "since": "9876543"})
+    store(root, "gpu", {"kind": "gpu", "command": "pytest", "numbers": {}, "environment": {"versions": {}}})
     results.main(["--measure"], root)
     assert stub() == ["runs/results/digits/tiny-variant/seed-7"]
 

@@ -104,7 +104,7 @@ from ftkit.data.pixels.normalize import normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
-from ftkit.models import MLPConfig, MLPForImageClassification
+from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 from ftkit.training.objective import Objective
 from ftkit.training.trainer import ImageTrainer
 

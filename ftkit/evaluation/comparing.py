@@ -230,3 +230,28 @@ def pareto_front(rows: list[dict[str, Any]], cost: str, score: str) -> list[str]
             front.append(row["letter"])
             best = row[score]
     return front
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """What `write_comparison` gives, for a terminal: a line for each group, and one for each pair."""
+    width = max(len(row["name"]) for row in [*result["rows"], *result["failed"]])
+    lines = [f"\n   {'':<{width}}  runs  {result['title']:<17}  trained parameters  seconds  peak MB"]
+    for row in result["rows"]:
+        spread = f" ± {row['std']:.4f}" if row["std"] is not None else ""
+        costs = [f"{value:,.{digits}f}" if value is not None else "–" for value, digits in
+                 ((row["trained_parameters"], 0), (row["seconds"], 1), (row["peak_memory_mb"], 0))]  # fmt: skip
+        score = f"{row[result['score']]:.4f}{spread:<9}"
+        lines.append(f"{row['letter']:<2} {row['name']:<{width}}  {len(row['runs']):>4}  {score}  "
+                     f"{costs[0]:>20}  {costs[1]:>7}  {costs[2]:>7}")  # fmt: skip
+    lines += [f"–  {row['name']:<{width}}     0  FAILED" for row in result["failed"]]
+    lines.append("")
+    names = {row["letter"]: row["name"] for row in result["rows"]}
+    for pair in result["pairs"]:
+        first, second = names[pair["first"]], names[pair["second"]]
+        verdict = f"{first} is better than {second}"
+        if pair["verdict"] != "better":
+            verdict = f"{first} and {second} are not distinguishable"
+        low, high = (100 * bound for bound in pair["interval"])
+        lines.append(f"{verdict}: {100 * pair['difference']:+.2f} points, 95% interval {low:+.2f} to {high:+.2f}, "
+                     f"corrected p {pair['p_corrected']:.2g}")  # fmt: skip
+    return "\n".join(lines)

@@ -1,8 +1,6 @@
 """Images without labels -> the likeliest classes of each, batch by batch."""
 
-import glob
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +10,10 @@ from datasets import Dataset, Features, Image, Value
 
 from ftkit.data.pixels.decoding import Decoder, cores, over_all_rows
 from ftkit.data.pixels.normalize import channels_last
-from ftkit.data.sources.folders import image_suffixes
-from ftkit.errors import UserError
-from ftkit.files import natural_sorted
 from ftkit.models.anatomy import is_convolutional
 from ftkit.models.classifier import Classifier
 
 _CPU_BATCH = 32  # images: with more, the activations of a convnet take a CPU 1.4 times as long
-_TOLD = 10  # of the inputs that are wrong
 _SMALLEST_BATCH, _WORTH_PROCESSES = 8, 32  # images; some are photographs, which take a core a tenth of a second each
 
 
@@ -35,57 +29,6 @@ class Classified(NamedTuple):
     files: list[str]
     answers: list[list[tuple[str, float]]]
     bad: list[dict[str, Any]]
-
-
-def find_images(inputs: Iterable[str]) -> list[str]:
-    """The image files that `inputs` mean, in their order.
-
-    Args:
-        inputs: a file, which is taken whatever its suffix; a folder, for all images below it; or a pattern such as
-            `photos/**/*.jpg`, for the images that match it. Images of a folder or a pattern are in natural order, and
-            hidden ones are passed over.
-
-    Raises:
-        UserError: an input that does not exist or holds no images, or a name that is not UTF-8.
-    """
-    suffixes = tuple(image_suffixes())
-    files, wrong = [], []
-    for name in inputs:
-        if os.path.isdir(name):
-            found = natural_sorted(_below(name, suffixes))
-            problem = "this folder holds no images"
-        elif os.path.exists(name):  # also one whose name looks like a pattern
-            found = [name]
-        elif set("*?[") & set(name):
-            matches = glob.glob(name, recursive=True)
-            found = natural_sorted(path for path in matches if path.lower().endswith(suffixes))
-            problem = "no image file matches this pattern"
-        else:
-            found, problem = [], "there is no such file or folder"
-        files += found
-        if not found:
-            wrong.append(f"{name}: {problem}")
-    wrong += [f"{name!r}: this name is not UTF-8: rename the file" for name in files if not _is_utf8(name)]
-    if wrong:
-        more = [f"… and {len(wrong) - _TOLD} more"] if len(wrong) > _TOLD else []
-        raise UserError("\n".join([*wrong[:_TOLD], *more]))
-    return files
-
-
-def _below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(suffixes):
-                yield os.path.join(place, name)
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Python's stand-ins for the bytes of other encodings
-        return False
-    return True
 
 
 def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_size: int = 128) -> Iterator[Classified]:

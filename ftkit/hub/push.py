@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
 
 from ftkit.errors import UserError
 from ftkit.evaluation import plots
@@ -114,7 +114,7 @@ def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -
     for attempt in range(1, attempts + 1):
         try:
             return call()
-        except (HfHubHTTPError, httpx2.TransportError, RuntimeError, OSError) as error:
+        except (HfHubHTTPError, httpx.TransportError, RuntimeError, OSError) as error:
             cause = error.__cause__ if isinstance(error, RuntimeError) else error  # an upload's error is wrapped
             found = _reason(cause)
             if found is None:
@@ -136,7 +136,7 @@ def _reason(error: BaseException | None) -> tuple[str, bool] | None:
         return _REASONS.get(status, f"the Hub answers {status} {told}".strip()), status in _PASSING
     if isinstance(error, (LocalTokenNotFoundError, OfflineModeIsEnabled)):
         return str(error).splitlines()[0], False
-    if isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
+    if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return f"the connection to the Hub failed ({type(error).__name__}: {error})", True
     return None
 

@@ -7,29 +7,28 @@ from ftkit.errors import UserError
 
 from . import timm_models
 
-_PIECES = 4  # of a group's name
+_PIECES = 4  # at most, in a group's name
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer, of torch's or of any other library's."""
+    """Whether a module is a normalisation layer, from torch or any other library."""
     kind = type(module).__name__.lower()
     return isinstance(module, BATCH_NORMS) or ("norm" in kind and any(True for _ in module.parameters(recurse=False)))
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether images should lie in memory as convolutions like them, channels last."""
+    """Whether images should be in channels-last layout, which convolutions prefer."""
     return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
 def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
-    """The name and the module of the linear layer that gives the logits.
+    """The name and module of the linear layer that computes the logits.
 
-    timm models say which it is. Elsewhere it is `classifier` or a layer inside it, as in transformers' vision models
-    and ftkit's own.
+    timm models name it. In other models, transformers' and ftkit's own, it is `classifier` or a layer inside it.
 
     Raises:
-        UserError: there is no such layer; the message names the linear layers with as many outputs as classes.
+        UserError: no single layer qualifies; the message lists the layers with as many outputs as classes.
     """
     classes = model.config.num_labels
     candidates = {
@@ -45,18 +44,18 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     if len(found) != 1:
         listed = ", ".join(f"{name} ({type(module).__name__})" for name, module in candidates.items())
         raise UserError(
-            f"model: the head of {type(model).__name__} cannot be found, one linear layer is expected: {len(found)} "
-            f"could be it; modules with {classes} outputs: {listed or 'none'}"
+            f"model: the head of {type(model).__name__} must be one linear layer, and {len(found)} layers "
+            f"qualify; modules with {classes} outputs: {listed or 'none'}"
         )
     return found[0], linear[found[0]]
 
 
 def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Parameter names by layer group, in the order from input to output; every parameter is in one group.
+    """Parameter names by layer group, from input to output; every parameter is in exactly one group.
 
-    timm models are grouped as timm does it (`group_matcher(coarse=True)`: stem, stages or blocks, head). In other
-    models, transformers' and ftkit's own, the layers are the items of the lists of modules along the way from input
-    to output, and what stands beside them (embeddings, a last norm). The last group is the head.
+    timm models are grouped by timm (`group_matcher(coarse=True)`: stem, stages or blocks, head). In other models a
+    group is an item of a module list on the way from input to output, or a module beside such lists (embeddings, a
+    last norm). The last group is the head.
 
     Raises:
         UserError: the head cannot be found.
@@ -65,7 +64,7 @@ def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
     last = [name for name, _ in model.named_parameters() if name.startswith(f"{head}.")]
     members = [[name for name in names if name not in last] for names in _members(model)]
     grouped = {name for names in members for name in [*names, *last]}
-    # Parameters of a model itself, such as a class token, belong to its input.
+    # Parameters of the model itself, such as a class token, belong to the input.
     loose = [name for name, _ in model.named_parameters() if name not in grouped]
     groups: dict[str, list[str]] = {}
     for names in filter(None, [loose, *members]):
@@ -75,7 +74,7 @@ def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
 
 
 def _members(model: PreTrainedModel) -> list[list[str]]:
-    """The parameter names of each group, the head's among them."""
+    """The parameter names of each group, including the head's."""
     if (known := timm_models.layer_groups(model)) is not None:
         return known
     place, network = timm_models.network(model)
@@ -83,14 +82,14 @@ def _members(model: PreTrainedModel) -> list[list[str]]:
 
 
 def plain_name(name: str) -> str:
-    """A parameter's or module's name without what PEFT puts before it."""
+    """The name of a parameter or module without PEFT's prefix."""
     return name.removeprefix("base_model.model.")
 
 
 def regroup(groups: dict[str, list[str]], model: nn.Module) -> dict[str, list[str]]:
-    """`groups` of a model for the same model after modules in it were wrapped, as PEFT does.
+    """`groups` of a model, for the same model after modules in it were wrapped, as PEFT does.
 
-    A parameter belongs to the group of the module of `groups` that it lies in now.
+    Each parameter joins the group of the original module that it is now inside of.
     """
     places = {name.rpartition(".")[0]: place for place, names in groups.items() for name in names}
     regrouped: dict[str, list[str]] = {place: [] for place in groups}
@@ -103,7 +102,7 @@ def regroup(groups: dict[str, list[str]], model: nn.Module) -> dict[str, list[st
 
 
 def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
-    """The modules along the way: a list of modules gives its items, what holds such a list gives its own parts."""
+    """The modules on the way to the output: items of module lists, and the parts of modules that hold such lists."""
     parts = []
     for name, child in module.named_children():
         inner = f"{place}.{name}".lstrip(".")
@@ -119,9 +118,9 @@ def _along(module: nn.Module, place: str) -> list[tuple[str, nn.Module]]:
 
 
 def _label(model: nn.Module, names: list[str]) -> str:
-    """What a group is called: the module that it is, or the modules and parameters that make it up, joined by `+`.
+    """The name of a group: its module, or its modules and parameters joined by `+`.
 
-    A group that is called like a module holds all of its parameters and no others.
+    A group with a module's name holds all parameters of that module and no others.
     """
     outside = [name for name, _ in model.named_parameters() if name not in set(names)]
     around = {".".join(parts[:n]) for parts in (name.split(".") for name in outside) for n in range(len(parts))}
@@ -137,7 +136,7 @@ def _label(model: nn.Module, names: list[str]) -> str:
 
 
 def block_classes(model: nn.Module) -> list[str]:
-    """The names of the classes that a network repeats, such as a transformer's layer or a residual block."""
+    """Class names of a network's repeated blocks, such as transformer layers or residual blocks."""
     lists = (nn.Sequential, nn.ModuleList)
     blocks = [
         type(block).__name__

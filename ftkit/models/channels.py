@@ -1,14 +1,13 @@
-"""Let a model take images with another number of channels than it was made for."""
+"""Match the channels of images to those of a model."""
 
 import torch
 
 
 def match_channels(pixel_values: torch.Tensor, num_channels: int) -> torch.Tensor:
-    """
-    Bring a batch of images to the number of channels a model takes: RGB to grey, or grey to RGB.
+    """Convert a batch of images to the channels of a model: RGB to grey, or grey to RGB.
 
-    `transformers.pipeline` always feeds RGB, so a model made for grey images has to reduce it. The weights are those
-    of PIL's `convert("L")` (ITU-R BT.601 luma); they sum to one, so that normalised grey pixels stay what they were.
+    `transformers.pipeline` always feeds RGB, so a model for grey images has to reduce it. The weights are those of
+    PIL's `convert("L")` (ITU-R BT.601 luma); they sum to one, so normalised grey pixels keep their values.
 
     Args:
         pixel_values: float (N, C, H, W).
@@ -18,7 +17,7 @@ def match_channels(pixel_values: torch.Tensor, num_channels: int) -> torch.Tenso
         float (N, C', H, W); the input itself if C == C'.
 
     Raises:
-        ValueError: for any other pair than 3 to 1 and 1 to 3.
+        ValueError: if (C, C') is neither equal nor (3, 1) or (1, 3).
     """
     given = pixel_values.shape[1]
     if given == num_channels:
@@ -29,6 +28,6 @@ def match_channels(pixel_values: torch.Tensor, num_channels: int) -> torch.Tenso
     if given == 1 and num_channels == 3:
         return pixel_values.expand(-1, 3, -1, -1)
     raise ValueError(
-        f"pixel_values have {given} channels, but the model takes num_channels={num_channels}. Only 3 (RGB) to 1 "
-        f"(grey) and 1 to 3 can be converted: convert the images, or build the model with num_channels={given}."
+        f"pixel_values have {given} channels, but the model takes num_channels={num_channels}. Only RGB to grey and "
+        f"grey to RGB is automatic: convert the images, or build the model with num_channels={given}."
     )

@@ -18,13 +18,12 @@ from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_st
 from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
-from . import ConvNetConfig, ConvNetForImageClassification, MLPConfig, RNNConfig, timm_models
-from .checks import OWN_MODELS
+from . import own, timm_models
+from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
-_OWN_CONFIGS = dict(zip(OWN_MODELS, (MLPConfig, ConvNetConfig, RNNConfig), strict=True))
 _PROBE = 64  # pixels: the side of the image that shows what size the processor gives
 
 
@@ -171,7 +170,7 @@ class Classifier:
 def _model_and_processor(
     args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool
 ) -> tuple[PreTrainedModel, Any]:
-    if local_model(args.model) is None and args.model in _OWN_CONFIGS:
+    if local_model(args.model) is None and args.model in own.CONFIGS:
         return _own_model(args, labels, images)
     if local_model(args.model) is None and args.model.startswith(timm_models.PREFIX) and not pretrained:
         side = _side(args, images, otherwise=timm_models.usual_side(args.model))
@@ -181,7 +180,7 @@ def _model_and_processor(
 
 
 def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) -> tuple[PreTrainedModel, Any]:
-    config_class = _OWN_CONFIGS[args.model]
+    config_class = own.CONFIGS[args.model]
     inherited = {field.name for field in dataclasses.fields(config_class.__mro__[1])}
     fields = [field.name for field in dataclasses.fields(config_class) if field.name not in inherited]
     check_keys(args.model, args.model_args, fields)

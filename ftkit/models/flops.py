@@ -1,4 +1,4 @@
-"""What an image costs."""
+"""The computation that an image costs."""
 
 import copy
 import warnings
@@ -9,19 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops_per_image(model: nn.Module, pixel_values: torch.Tensor) -> int:
-    """Floating-point operations of the forward pass of one image, a multiplication and an addition being two.
+    """Floating-point operations of one image's forward pass; a multiply-add counts as two.
 
-    Counted are those of matrix multiplications, convolutions and attention, as they are run.
+    Matrix multiplications, convolutions and attention are counted as they run.
 
     Args:
         model: takes `pixel_values`.
-        pixel_values: normalised, (N, C, H, W); the first image is taken.
+        pixel_values: normalised, (N, C, H, W); only the first image is used.
     """
-    # A recurrent layer is one operation of cuDNN or of MKL-DNN, which is not counted. On the CPU without MKL-DNN it is
-    # made of multiplications.
+    # cuDNN and MKL-DNN run a recurrent layer as one operation, which is not counted; the plain CPU code multiplies.
     model = copy.deepcopy(model).cpu().eval()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # that MKL-DNN could do more on another machine
+        warnings.simplefilter("ignore")  # about MKL-DNN features that this machine lacks
         with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
             model(pixel_values=pixel_values[:1].cpu())
     return counter.get_total_flops()

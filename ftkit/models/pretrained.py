@@ -20,7 +20,7 @@ from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
 
-from . import timm_models
+from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
 from .anatomy import find_head
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a file with a `state_dict`, made to fit a model by name, or else by order."""
+"""Weights from elsewhere: a file with a `state_dict`, matched to a model by name, or else by order."""
 
 import logging
 import pickle
@@ -17,26 +17,26 @@ from . import timm_models
 from .anatomy import find_head
 
 logger = logging.getLogger(__name__)
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # where training scripts put it
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # what DistributedDataParallel, torch.compile and Lightning add
-# What reading a file raises whose bytes are not those that were written.
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # keys under which training scripts save it
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # added by DistributedDataParallel, torch.compile and Lightning
+# Raised when reading a damaged file.
 _DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             AssertionError, MemoryError, OverflowError, struct.error)  # fmt: skip
-_WAY_OUT = "where the file comes from, save the weights alone: torch.save(model.state_dict(), path)"
+_WAY_OUT = "save the weights alone where the file was made: torch.save(model.state_dict(), path)"
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Load the weights of a file into all of `model` but its head, whose classes no such file names.
+    """Load the weights of a file into all of `model` but its head, because the file names no classes.
 
-    Keys are matched by name, without the prefixes that wrappers add; where no name fits, and the file holds tensors
-    of the same shapes in the same order, by order.
+    Keys are matched by name, without the prefixes of wrappers. If no name fits, they are matched by order, provided
+    that the file holds tensors of the same shapes in the same order.
 
     Args:
         path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only=True`.
 
     Raises:
-        UserError: the file cannot be read without running code from it, or leaves a part of the model without
-            weights; the message lists the keys that fit nowhere.
+        UserError: the file cannot be read without running code from it, or leaves part of the model without weights;
+            the message lists the keys that fit nowhere.
     """
     given, (head, _) = _read(path), find_head(model)
     wanted = model.state_dict()
@@ -48,11 +48,11 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     if missing:
         raise UserError(
             f"model: {path} does not fit {type(model).__name__}: {len(missing)} of its tensors get no weights, such "
-            f"as {', '.join(f'{name} {tuple(wanted[name].shape)}' for name in missing[:5])}; of the file "
-            f"{len(left)} keys fit nowhere: {', '.join(left[:10]) or 'none'}: name another architecture or model_args"
+            f"as {', '.join(f'{name} {tuple(wanted[name].shape)}' for name in missing[:5])}; {len(left)} keys of "
+            f"the file fit nowhere: {', '.join(left[:10]) or 'none'}: set another architecture or model_args"
         )
     model.load_state_dict({name: value for name, value in fitted.items() if name in body}, strict=False)
-    logger.info("weights: %d tensors of %s; the head is new, since the file names no classes", len(body), path)
+    logger.info("weights: %d tensors of %s; the head is new, because the file names no classes", len(body), path)
     if left:
         logger.info("weights: %d keys fit nowhere: %s", len(left), ", ".join(left[:20]))
 
@@ -65,11 +65,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         calls = ", ".join(_globals_in(path)[:5])
-        why = (
-            f"reading it would run code from it ({calls})"
-            if calls
-            else "it is no file of torch.save, or a pickle of old"
-        )
+        why = f"reading it would run code from it ({calls})" if calls else "it is not a file of torch.save, or too old"
         raise UserError(f"model: {path} cannot be read as a file of weights: {why}: {_WAY_OUT}") from None
     except _DAMAGED as error:
         reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
@@ -82,22 +78,22 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     nested = next((value for value in [*inside, loaded] if isinstance(value, dict)), {})
     tensors = {str(name): value for name, value in nested.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise UserError(f"model: {path} holds no weights by name: expected a state_dict; {_WAY_OUT}")
+        raise UserError(f"model: {path} holds no named weights: expected a state_dict; {_WAY_OUT}")
     return tensors
 
 
 def _layers_in(path: Path) -> list:
-    """What a pickled module made of torch's own layers alone needs beside tensors; nothing for any other file."""
+    """The classes to allow for a pickled module made only of torch's own layers; empty for any other file."""
     names = _globals_in(path)
     layers = [getattr(nn, name.rpartition(".")[2], None) for name in names if name.startswith("torch.nn.modules.")]
     return layers if len(layers) == len(names) and None not in layers else []
 
 
 def _globals_in(path: Path) -> list[str]:
-    """The functions and classes that a file of `torch.save` calls for beyond plain tensors; none of another file."""
+    """The functions and classes that a file of `torch.save` needs beyond plain tensors; empty if it is not one."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # `torch.load` says what is wrong with it
+    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # `torch.load` reports the reason
         return []
 
 
@@ -118,5 +114,5 @@ def _by_order(
     pairs = list(zip(wanted, given, strict=False))
     if len(given) != len(wanted) or any(wanted[a].shape != given[b].shape for a, b in pairs if a in body):
         return {}
-    logger.info("weights: no name fits; taken in order: %s", ", ".join(f"{b} → {a}" for a, b in pairs if a in body))
+    logger.info("weights: no name fits; matched in order: %s", ", ".join(f"{b} → {a}" for a, b in pairs if a in body))
     return {a: given[b] for a, b in pairs}

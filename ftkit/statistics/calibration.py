@@ -1,4 +1,4 @@
-"""Whether a probability of 0.8 is right in 80 of 100 cases, and the temperature that would make it so."""
+"""Whether predictions made with probability 0.8 are right in 80 of 100 cases, and the temperature that fixes it."""
 
 import math
 
@@ -10,21 +10,21 @@ from ftkit.statistics.intervals import wilson
 
 BINS = 15
 _EDGES = np.arange(BINS + 1) / BINS
-_LARGEST = 20.0  # a temperature beyond this, or its reciprocal, is no fit but the edge of what was tried
+_LARGEST = 20.0  # bound of the search: a temperature here, or at 1 / 20, is no fit
 
 
 def reliability(confidences: np.ndarray, hits: np.ndarray) -> list[dict]:
-    """The bins of a reliability diagram (Guo et al. 2017), without the empty ones.
+    """The non-empty bins of a reliability diagram (Guo et al. 2017).
 
     Args:
         confidences: float (N,), the probability of the predicted class.
         hits: bool (N,), whether the prediction is right.
 
     Returns:
-        For each of 15 bins of equal width that holds images: `low`, `high`, `n`, and their mean `confidence` and
-        `accuracy` with its 95% interval.
+        For each non-empty one of 15 bins of equal width: `low`, `high`, `n`, the mean `confidence`, and `accuracy`
+        with its 95% `interval`.
     """
-    bins = np.searchsorted(_EDGES[1:-1], confidences)  # (0, 1/15], (1/15, 2/15], …, by the edges that are stored
+    bins = np.searchsorted(_EDGES[1:-1], confidences)  # (0, 1/15], (1/15, 2/15], …, by the stored edges
     found = []
     for number in np.unique(bins):
         inside = bins == number
@@ -43,20 +43,20 @@ def reliability(confidences: np.ndarray, hits: np.ndarray) -> list[dict]:
 
 
 def expected_calibration_error(bins: list[dict]) -> float:
-    """The mean distance of confidence and accuracy over the images (Naeini et al. 2015), from `reliability`."""
+    """The mean gap between confidence and accuracy over the images (Naeini et al. 2015), from `reliability`."""
     return sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in bins) / sum(b["n"] for b in bins)
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """In nats an image, of logits float (N, C) that are divided by the temperature."""
+    """The mean over images, in nats, for logits float (N, C) divided by the temperature."""
     log_probabilities = log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
     return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature by which to divide logits float (N, C) for the least negative log-likelihood (Guo et al. 2017).
+    """The temperature that minimises the negative log-likelihood of logits float (N, C) (Guo et al. 2017).
 
-    None where there is no such: where every image is right, colder is always better; where hardly any is, hotter.
+    None if there is no minimum: with every image right, colder is always better; with hardly any right, hotter.
     """
     if (logits.argmax(axis=1) == labels).all():
         return None

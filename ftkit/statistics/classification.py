@@ -1,4 +1,4 @@
-"""Counts and scores by class, as `evaluate` modules that live in the package: nothing is fetched."""
+"""Counts and scores by class, as `evaluate` modules defined here, so that nothing is downloaded."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ class ConfusionMatrix(_ClassMetric):
 
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts int64 (C, C) by true class (rows) and predicted class (columns), of class indices int64 (N,)."""
+    """Counts int64 (C, C) by true class (rows) and predicted class (columns), from class indices int64 (N,)."""
     module = ConfusionMatrix(keep_in_memory=True)
     return module.compute(predictions=predicted, references=labels, num_classes=num_classes)["confusion_matrix"]
 
@@ -46,13 +46,13 @@ def class_scores(matrix: np.ndarray) -> list[dict[str, Any]]:
     """Precision, recall and F1 of each class, with their 95% intervals.
 
     A class without labels has no recall (None). A class without predictions has precision 0, as in scikit-learn with
-    `zero_division=0`; a class that occurs neither as label nor as prediction has none of the three.
+    `zero_division=0`; a class with neither has none of the three.
 
     Args:
         matrix: int (C, C), from `confusion_matrix`.
 
     Returns:
-        For each class `n`, `accuracy` (the recall), `precision`, `f1` and `intervals`.
+        For each class: `n`, `accuracy` (the recall), `precision`, `f1` and `intervals`.
     """
     rows = []
     for hits, labelled, predicted in zip(np.diag(matrix), matrix.sum(1), matrix.sum(0), strict=True):
@@ -74,6 +74,6 @@ def class_scores(matrix: np.ndarray) -> list[dict[str, Any]]:
 
 
 def macro_f1(matrix: np.ndarray) -> float:
-    """The mean of F1 over the classes that occur, as label or as prediction."""
+    """The mean F1 over the classes that occur as label or prediction."""
     hits, seen = np.diag(matrix), matrix.sum(1) + matrix.sum(0)
     return float((2 * hits / np.maximum(seen, 1))[seen > 0].mean())

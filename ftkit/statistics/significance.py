@@ -1,26 +1,26 @@
-"""Whether a difference in accuracy on the same test images is more than luck."""
+"""Significance: whether a difference in accuracy on the same test images is more than luck."""
 
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, norm, t
+import scipy  # loads scipy.stats, which is slow, only when it is used
 
 ALPHA = 0.05
 
 
 def compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """The accuracy of the second against that of the first, on the same images.
+    """The difference in accuracy from `first` to `second` on the same images, with its interval and p value.
 
-    Two single runs are compared by McNemar's exact test (1947): is one of these two models better? Its interval is
-    the adjusted Wald interval of Agresti & Min (2005). Several runs of a method are compared over seeds and images:
-    is the method better, for other seeds and other images? The variance of the difference has three parts, which are
-    estimated apart: of the images, and of the seeds of either side. With few seeds their sum is known badly, so its
-    degrees of freedom are Satterthwaite's (1946), and the quantiles Student's. A bootstrap over three seeds takes
-    their spread for two thirds of what it is, and finds winners where there are none.
+    Two single runs: McNemar's exact test (1947) asks which of these two models is better; the interval is the adjusted
+    Wald interval of Agresti & Min (2005). Several runs: the test asks which method is better, for other seeds and
+    images. The variance of the difference is the sum of three parts, estimated separately: that of the images, and
+    that of the seeds of either side. With few seeds the sum is uncertain, so the quantiles are Student's, with
+    Satterthwaite's degrees of freedom (1946). A bootstrap over three seeds finds two thirds of their variance, and
+    false winners.
 
     Args:
         first: bool (S, N), whether each of S runs is right on each of N images.
-        second: bool (T, N), likewise.
+        second: bool (T, N), the same for T runs.
 
     Returns:
         `test`, `difference`, its 95% `interval`, and `p`.
@@ -32,10 +32,10 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 def _mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     n, won, lost = len(first), int((second & ~first).sum()), int((first & ~second).sum())
-    p = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    p = scipy.stats.binomtest(won, won + lost).pvalue if won + lost else 1.0
     total, up, down = n + 2, won + 0.5, lost + 0.5
     centre = (up - down) / total
-    spread = norm.isf(ALPHA / 2) * np.sqrt(up + down - (up - down) ** 2 / total) / total
+    spread = scipy.stats.norm.isf(ALPHA / 2) * np.sqrt(up + down - (up - down) ** 2 / total) / total
     return {
         "test": "McNemar",
         "difference": (won - lost) / n,
@@ -49,7 +49,7 @@ def _crossed(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     difference, n = float(by_image.mean()), len(by_image)
     parts, freedom = [by_image.var(ddof=1) / n], [n - 1]
     sides = [side.mean(axis=1) for side in (first, second)]
-    # One run does not show how its method varies: it is taken to vary as the other does.
+    # One run does not show how its method varies: assume the variance of the other method.
     variances = [accuracies.var(ddof=1) for accuracies in sides if len(accuracies) > 1]
     for accuracies in sides:
         several = len(accuracies) > 1
@@ -61,17 +61,17 @@ def _crossed(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
                 "p": float(difference == 0)}  # fmt: skip
     degrees = variance**2 / sum(part**2 / free for part, free in zip(parts, freedom, strict=True))
     error = np.sqrt(variance)
-    spread = t.isf(ALPHA / 2, degrees) * error
+    spread = scipy.stats.t.isf(ALPHA / 2, degrees) * error
     return {
         "test": "images and seeds",
         "difference": difference,
         "interval": [float(difference - spread), float(difference + spread)],
-        "p": float(2 * t.sf(abs(difference) / error, degrees)),
+        "p": float(2 * scipy.stats.t.sf(abs(difference) / error, degrees)),
     }
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """The p values corrected for their number (Holm 1979)."""
+    """The p values, corrected for multiple comparisons (Holm 1979)."""
     order, corrected, greatest = np.argsort(p_values), [0.0] * len(p_values), 0.0
     for rank, place in enumerate(order):
         greatest = max(greatest, min(1.0, (len(p_values) - rank) * p_values[place]))

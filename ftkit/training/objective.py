@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from ftkit.config import LossArguments
 from ftkit.methods.parameter_groups import Setting
 
@@ -23,3 +25,8 @@ class Objective:
     augment: list[str]
     on_nan: str = "stop"
     steps_before: int = 0
+
+    def penalised(self, model: nn.Module) -> list[nn.Parameter]:
+        """The parameters that L1 counts: those that train and decay."""
+        named = model.named_parameters() if self.args.l1 else ()
+        return [weights for name, weights in named if weights.requires_grad and self.settings[name].decays]

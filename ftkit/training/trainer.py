@@ -45,11 +45,6 @@ from ftkit.training.waiting import Waiting
 _LOGITS = 1 << 24  # that wait on a device in an evaluation at a time
 
 
-def first_output(logits, labels):
-    """Only the logits of a model that returns more."""
-    return logits[0] if isinstance(logits, tuple) else logits
-
-
 class ImageTrainer(CheckpointingTrainer):
     """`Trainer` over `Images`, whose batches stay uint8 until they are on the device.
 
@@ -96,7 +91,6 @@ class ImageTrainer(CheckpointingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             compute_metrics=lambda found: self.task.validate(found.predictions, found.label_ids),
-            preprocess_logits_for_metrics=first_output,
         )
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines(self.progress.losses, [*self.task.validation()]))
@@ -116,11 +110,7 @@ class ImageTrainer(CheckpointingTrainer):
         self.loss, self.guard = self.task.loss(args, self.args.label_smoothing_factor), Guard(self, objective.on_nan)
         self.parts = None if self.args.auto_find_batch_size else 1
         self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
-        self.penalised = [
-            parameter
-            for name, parameter in self.model.named_parameters()
-            if args.l1 and parameter.requires_grad and objective.settings[name].decays
-        ]
+        self.penalised = objective.penalised(self.model)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
             self.args.restore_callback_states_from_checkpoint = True  # a resume goes on counting
@@ -213,7 +203,9 @@ class ImageTrainer(CheckpointingTrainer):
         )
         losses, logits, labels = zip(*(found for found, _ in given), strict=True)
         loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
-        return loss, torch.cat([first_output(some, None) for some in logits]), torch.cat(labels)
+        # Of a model that returns more than logits, only these.
+        logits = torch.cat([some[0] if isinstance(some, tuple) else some for some in logits])
+        return loss, logits, torch.cat(labels)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""

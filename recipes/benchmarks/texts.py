@@ -28,12 +28,16 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
     """The text of a file, with its tables and numbers taken from `results`.
 
     Raises:
-        UserError: a marker names a table, a result or a number that does not exist.
+        UserError: a marker names a table, a result or a number that does not exist, or a recipe has no `HEAD`.
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
         name = path.relative_to(root).as_posix()
         own = [record for record in results.values() if record.get("recipe") == name]
+        if own and HEAD not in text:
+            raise UserError(
+                f"{name} has no line {HEAD!r} to write its results after: add it to the comment at the top"
+            )
         lines = "".join(f"{line}\n" for record in own for line in head(record))
         return re.sub(rf"(?<={re.escape(HEAD)}\n)(#   .*\n)*", lambda match: lines, text)
 

@@ -76,7 +76,8 @@ def numbers_of(folder: Path) -> dict[str, float]:
     if len(record["stages"]) > 1:
         (stage,) = (folder / "stages").glob("0-*")
         history = read(stage / "trainer_state.json")["log_history"]
-        numbers["first_stage"] = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry][-1]
+        if evaluated := [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]:
+            numbers["first_stage"] = evaluated[-1]
     numbers["training_seconds"] = round(sum(stage["seconds"] for stage in record["stages"]), 2)
     numbers["trained_parameters"] = record["parameters"]["trained"]
     numbers["test_images"] = record["test"]["n"]
@@ -91,11 +92,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 def finished(name: str, record: dict[str, Any], numbers: dict, measured: dict, root: Path) -> dict[str, Any]:
     """The result with its new numbers."""
-    about = {
-        key: value
-        for key, value in record.items()
-        if key not in ("since", "stale", "remark", "alongside", "definition")
-    }
+    about = {key: value for key, value in record.items() if key not in OF_OLD_NUMBERS}
     return about | {
         "numbers": numbers,
         "environment": {key: measured[key] for key in SURROUNDINGS if key in measured} | machine(),

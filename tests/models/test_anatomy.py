@@ -1,4 +1,4 @@
-"""Heads and layer groups of transformers' vision models, and what is refused."""
+"""Heads and layer groups of vision models, and models that are refused."""
 
 import pytest
 import transformers as T
@@ -68,8 +68,8 @@ def test_layer_groups_go_from_input_to_head(name):
     "name",
     ["test_vit", "test_resnet", "efficientnet_b0", "convnext_atto", "densenet121", "poolformer_s12", "rdnet_tiny"],
 )
-def test_timms_groups_hold_every_parameter_and_are_called_what_they_are(name):
-    """Also of models that timm does not group; a group that is called like a module is that module."""
+def test_timm_groups_hold_every_parameter_and_are_named_after_their_modules(name):
+    """Models that timm does not group, too; a group with a module's name is that module."""
     args = ModelArguments(model=f"timm/{name}", image_size=[64])
     model = Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((64, 64), 3), pretrained=False).model
     groups, modules = layer_groups(model), dict(model.named_modules())
@@ -92,19 +92,19 @@ def test_norms_and_biases_of_every_kind_are_found(name, train, least):
     assert sum(model.get_parameter(name).numel() for name in body) >= least
 
 
-def test_a_mask_token_of_pretraining_does_not_train():
+def test_a_pretraining_mask_token_does_not_train():
     model = MODELS["dinov2"][0](MODELS["dinov2"][1])
     left = dict(model.named_parameters()).keys() - trained_parameters(model, layer_groups(model), "all")
     assert left == {"dinov2.embeddings.mask_token"}
 
 
-def test_two_heads_are_named():
+def test_two_heads_are_an_error_that_names_them():
     model = T.DeiTForImageClassificationWithTeacher(T.DeiTConfig(**_VIT))
     with pytest.raises(UserError, match=r"cls_classifier \(Linear\), distillation_classifier \(Linear\)"):
         find_head(model)
 
 
-def test_no_head_is_said():
+def test_a_missing_head_is_an_error():
     model = T.ViTForImageClassification(T.ViTConfig(**_VIT))
     model.classifier = nn.Identity()
     with pytest.raises(UserError, match="modules with 3 outputs: none"):

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from ftkit.models import (
+from ftkit.models.channels import match_channels
+from ftkit.models.modeling_convnet import GlobalMaxPool
+from ftkit.models.own import (
     ConvNetConfig,
     ConvNetForImageClassification,
     MLPConfig,
     MLPForImageClassification,
     RNNConfig,
     RNNForImageClassification,
-    match_channels,
 )
-from ftkit.models.modeling_convnet import GlobalMaxPool
 
 SIZE = (10, 12)  # not square, so that a transposed image shows
 LABELS = {0: "plane", 1: "car", 2: "bird", 3: "cat"}

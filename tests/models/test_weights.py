@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a `state_dict` of a tutorial, of timm, of a wrapper; and what is refused."""
+"""Weights from elsewhere: a `state_dict` of a tutorial, timm or a wrapper; and refused files."""
 
 import json
 import pickle
@@ -29,8 +29,8 @@ def body(run):
 
 
 @pytest.mark.parametrize("how", ["state_dict", "nested", "module"])
-def test_a_tutorials_weights_fit_by_their_order(tutorial, tmp_path, how):
-    """Learning rate 0: the layers before the head are those of the file, whatever they were called."""
+def test_weights_of_a_tutorial_fit_by_order(tutorial, tmp_path, how):
+    """Learning rate 0: the layers before the head are the file's, whatever their names."""
     path, state = tmp_path / "net.pth", tutorial.state_dict()
     torch.save({"state_dict": state, "nested": {"epoch": 3, "model_state_dict": state}, "module": tutorial}[how], path)
     run = finetune(tmp_path / "run", *QUICK, "--model", path, *MLP)
@@ -38,7 +38,7 @@ def test_a_tutorials_weights_fit_by_their_order(tutorial, tmp_path, how):
     assert all(torch.equal(a, b) for a, b in zip(body(run), expected, strict=True))
 
 
-def test_timms_weights_fit_by_name_without_what_wrappers_add(tmp_path):
+def test_timm_weights_fit_by_name_without_the_prefixes_of_wrappers(tmp_path):
     torch.manual_seed(0)
     state = timm.create_model("test_resnet", num_classes=7).state_dict()
     torch.save({f"module.{name}": value for name, value in state.items()} | {"extra.weight": torch.ones(3)},
@@ -77,10 +77,10 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, refused, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_does_not_fit_is_listed(tutorial, tmp_path, refused):
+def test_keys_that_do_not_fit_are_listed(tutorial, tmp_path, refused):
     path = tmp_path / "net.pth"
     torch.save(tutorial.state_dict(), path)
-    with refused("does not fit", "layers.1.0.weight (8, 32)", "of the file 6 keys fit nowhere: 1.weight (32, 64)"):
+    with refused("does not fit", "layers.1.0.weight (8, 32)", "6 keys of the file fit nowhere: 1.weight (32, 64)"):
         finetune(tmp_path / "run", *QUICK, "--model", path, "--architecture", "mlp", "--model_args",
                  json.dumps({"hidden_sizes": [32, 8]}))  # fmt: skip
 
@@ -94,11 +94,11 @@ def test_what_does_not_fit_is_listed(tutorial, tmp_path, refused):
         ("weights", ["--architecture", "resnet81"], ["architecture: 'resnet81' is unknown"]),
         ("weights", [*MLP, "--method", "scratch"], ["starts from random weights"]),
         ("weights", [*MLP, "--method", "lora"], ["set it to true"]),
-        ({}, MLP, ["holds no weights by name"]),
+        ({}, MLP, ["holds no named weights"]),
     ],
     ids=str,
 )
-def test_what_is_refused(tutorial, tmp_path, refused, content, options, words):
+def test_unusable_weights_are_refused(tutorial, tmp_path, refused, content, options, words):
     path = tmp_path / "net.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A winner is claimed where there is one, and hardly ever where there is none."""
+"""A winner is found if there is one, and hardly ever if there is none."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def runs(rng: np.random.Generator, seeds: int, images: np.ndarray, seed_spread: 
     ("seeds", "seed_spread"),
     [((1, 1), 0.0), ((3, 3), 0.0), ((3, 3), 0.05), ((3, 3), 0.3), ((2, 5), 0.1), ((1, 4), 0.1)],
 )
-def test_equals_are_not_told_apart(seeds, seed_spread):
+def test_equal_methods_are_rarely_told_apart(seeds, seed_spread):
     rng, claimed = np.random.default_rng(7), 0
     for _ in range(PAIRS):
         images = rng.normal(2.5, 2.0, 2000)
@@ -41,7 +41,7 @@ def test_two_points_on_ten_thousand_images_are_found(seeds):
     assert found == 20
 
 
-def test_mcnemar_looks_at_nothing_but_where_they_disagree():
+def test_mcnemar_depends_only_on_disagreements():
     first, second = np.zeros((1, 1000), bool), np.zeros((1, 1000), bool)
     first[0, :5] = second[0, 5:20] = True
     result = compare(first, second)
@@ -53,7 +53,7 @@ def test_mcnemar_looks_at_nothing_but_where_they_disagree():
     assert compare(np.repeat(first, 2, 0), np.repeat(first, 2, 0))["p"] == 1
 
 
-def test_the_interval_of_several_runs_holds_the_difference():
+def test_the_interval_of_several_runs_covers_the_difference():
     rng, held = np.random.default_rng(9), 0
     for _ in range(PAIRS):
         images = rng.normal(2.5, 2.0, 2000)

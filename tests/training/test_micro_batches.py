@@ -7,7 +7,7 @@ from safetensors.numpy import load_file
 from support import finetune
 
 from ftkit.evaluation.predictions import read_predictions
-from ftkit.models import MLPConfig, MLPForImageClassification
+from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 from ftkit.training.micro_batches import parts_that_fit
 
 SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_train_batch_size", 32]

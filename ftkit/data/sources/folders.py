@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
-from PIL import Image as PILImage
 
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
+
+from .suffixes import image_suffixes
 
 # What other people's folders call their splits.
 SPLIT_NAMES = {
@@ -27,11 +28,6 @@ def _path_dataset(rows: list[tuple[Path, str]], names: list[str], columns: tuple
     paths, labels = [path for path, _ in rows], [label for _, label in rows]
     features = Features({columns[0]: Image(), columns[1]: ClassLabel(names=names)})
     return Dataset.from_dict({columns[0]: [str(path) for path in paths], columns[1]: labels}, features=features)
-
-
-def image_suffixes() -> set[str]:
-    PILImage.init()
-    return {suffix for suffix, name in PILImage.EXTENSION.items() if name in PILImage.OPEN}
 
 
 def _is_visible_dir(path: Path) -> bool:

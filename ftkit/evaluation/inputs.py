@@ -1,0 +1,76 @@
+"""The image files that a user means: by name, folder or pattern, or listed on standard input."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+
+from ftkit.data.sources.suffixes import image_suffixes
+from ftkit.errors import UserError
+from ftkit.files import natural_sorted
+
+_SHOWN = 10  # of the inputs that are wrong
+
+
+def find_images(inputs: Iterable[str]) -> list[str]:
+    """The image files that `inputs` mean, in their order.
+
+    Args:
+        inputs: a file, which is taken whatever its suffix; a folder, for all images below it; a pattern such as
+            `photos/**/*.jpg`, for the images that match it; or `-`, for a list of these on standard input, one a
+            line. Images of a folder or a pattern are in natural order, and hidden ones are skipped.
+
+    Raises:
+        UserError: an input does not exist or holds no images, standard input is empty, or a name is not UTF-8.
+    """
+    suffixes = tuple(image_suffixes())
+    files, wrong = [], []
+    for name in _listed(inputs):
+        if os.path.isdir(name):
+            found = natural_sorted(_below(name, suffixes))
+            problem = "this folder holds no images"
+        elif os.path.exists(name):  # also one whose name looks like a pattern
+            found = [name]
+        elif set("*?[") & set(name):
+            matches = glob.glob(name, recursive=True)
+            found = natural_sorted(path for path in matches if path.lower().endswith(suffixes))
+            problem = "no image file matches this pattern"
+        else:
+            found, problem = [], "there is no such file or folder"
+        files += found
+        if not found:
+            wrong.append(f"{name}: {problem}")
+    wrong += [f"{name!r}: this name is not UTF-8: rename the file" for name in files if not _is_utf8(name)]
+    if wrong:
+        more = [f"… and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
+        raise UserError("\n".join([*wrong[:_SHOWN], *more]))
+    return files
+
+
+def _below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name.lower().endswith(suffixes):
+                yield os.path.join(place, name)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python's stand-ins for the bytes of other encodings
+        return False
+    return True
+
+
+def _listed(inputs: Iterable[str]) -> Iterator[str]:
+    """The inputs, with the lines of standard input in the place of `-`."""
+    for name in inputs:
+        if name != "-":
+            yield name
+            continue
+        sys.stdin.reconfigure(errors="surrogateescape")  # as for the names on the command line
+        lines = [line for line in sys.stdin.read().replace("\r\n", "\n").split("\n") if line]
+        if not lines:
+            raise UserError("-: standard input is empty: expected paths, one on each line")
+        yield from lines

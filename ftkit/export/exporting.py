@@ -1,0 +1,166 @@
+"""A classifier written in other formats, each compared with PyTorch on the same images, and the record of it."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch.export import ExportedProgram
+
+from ftkit.config.configuration import Evaluation
+from ftkit.data.feeding.engine import load_images
+from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.images import describe_images
+from ftkit.data.sources.load import load_data
+from ftkit.errors import UserError
+from ftkit.evaluation.record import describe_command
+from ftkit.export import FORMATS, formats
+from ftkit.export.checks import RECORD, needed_packages
+from ftkit.export.measuring import Reference, megabytes, take
+from ftkit.export.preprocessing import write_preprocessing
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import Task
+from ftkit.training.provenance import environment
+
+_CALIBRATION_IMAGES = 256  # of train; their extremes are the ranges, which more of them widen
+_TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its score
+PYTORCH = "pytorch"  # the row of the model itself
+
+
+def read_images(
+    config: Evaluation, classifier: Classifier, names: list[str], max_images: int | None
+) -> dict[str, Images]:
+    """The images that are `measured`, labelled as the model's classes are, and those for `calibration` of int8.
+
+    Args:
+        names: of the formats.
+        max_images: how many to measure, drawn at random and the same every time; all where it is None.
+    """
+    splits, split = load_data(config.data), config.evaluation.split
+    labelled = classifier.task.relabel(splits[split], f"split {split}")
+    chosen = {"measured": _some(labelled, max_images)}
+    if "int8" in names:
+        chosen["calibration"] = _some(splits["train"], _CALIBRATION_IMAGES)
+    channels = classifier.channels_of(describe_images(chosen["measured"]))
+    config.data.image_transform = None  # is for training
+    return load_images(DatasetDict(chosen), classifier.processor, channels, config.data, seed=0)
+
+
+def _some(dataset: Dataset, count: int | None) -> Dataset:
+    if count is None or count >= len(dataset):
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
+
+
+class Export:
+    """A classifier, the formats that it was written in, and what was measured of each.
+
+    Args:
+        images: from `read_images`.
+        batch_size: of the images to measure.
+
+    Attributes:
+        rows: by format, `pytorch` first: size, file, largest difference of a logit, score, times.
+    """
+
+    def __init__(self, classifier: Classifier, images: dict[str, Images], batch_size: int):
+        self.classifier, self.images, self.batch_size = classifier, images, batch_size
+        measured = images["measured"]
+        self.sample = classifier.normalize(measured.sample(32))
+        model = formats.plain_model(classifier.model, self.sample)
+        batches = self._batches
+        self.reference = Reference(model, self.sample, lambda: batches("measured"), measured.labels, measured.task)
+        size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
+        self.runners: dict[str, formats.Predict] = {PYTORCH: model}
+        self.rows: dict[str, dict[str, Any]] = {PYTORCH: {"megabytes": size}}
+
+    def write(self, name: str, folder: Path) -> float:
+        """Write the format of that name, load it again, and compare it; gives the largest difference of a logit.
+
+        Raises:
+            UserError: it cannot be exported, or its logits are not PyTorch's.
+        """
+        path = folder / FORMATS[name]
+        formats.write(name, self._program, path, self._batches("calibration") if name == "int8" else ())
+        self.runners[name] = formats.load(path)
+        difference = self.reference.check(name, self.runners[name], _TOLERANCES[name])
+        self.rows[name] = {"megabytes": megabytes(path), "file": path.name, "largest_difference": difference}
+        return difference
+
+    def measure(self, name: str, repeats: int) -> dict[str, Any]:
+        """Measure the score and the times of what was written; gives its row."""
+        self.rows[name] |= self.reference.measure(self.runners[name], repeats)
+        return self.rows[name]
+
+    def save(self, folder: Path, config: Evaluation, repeats: int) -> dict[str, Any]:
+        """Write `preprocessing.json` and `export.json`, which says what was measured, on what and where."""
+        record = {
+            "command": describe_command(),
+            "model": config.evaluation.model,
+            "data": config.data.data_dir or config.data.dataset,
+            "split": config.evaluation.split,
+            "n": len(self.images["measured"]),
+            "calibration_images": len(self.images.get("calibration", ())),
+            "device": "cpu",
+            "repeats": repeats,
+            **environment(),
+            "formats": self.rows,
+        }
+        record["versions"] |= {name: version(name) for name in needed_packages(list(self.rows))}
+        write_preprocessing(folder, self.classifier, self.sample)
+        (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return record
+
+    @cached_property
+    def _program(self) -> ExportedProgram:
+        return formats.capture(self.reference.model, take(self.sample, 2))
+
+    def _batches(self, which: str) -> Iterator[torch.Tensor]:
+        images = self.images[which]
+        for rows in torch.arange(len(images)).split(self.batch_size):
+            yield self.classifier.normalize(images.pixels(rows))
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` if all goes well, and is deleted otherwise.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=".export-", dir=folder.parent)
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} cannot be written: {error}") from error
+    with scratch as place:
+        aside = Path(place) / "new"
+        aside.mkdir()
+        yield aside
+        if folder.exists():
+            os.replace(folder, Path(place) / "old")
+        os.replace(aside, folder)
+
+
+def as_table(record: dict[str, Any], task: Task) -> str:
+    """What `export.json` says, as lines for a terminal."""
+    repeats, threads, n, title = record["repeats"], record["threads"], record["n"], task.score_metric.title
+    lines = [
+        f"  milliseconds on the CPU with {threads} thread{'s' * (threads > 1)}, over {repeats} repeats; {title} on "
+        f"{n:,} images of {record['split']}\n",
+        f"  {'':<12} {'':>8}   {'a batch of 1':>17}   {'a batch of 32':>17}   {'':>8}   predictions",
+        f"  {'':<12} {'MB':>8}   {'median':>8} {'p95':>8}   {'median':>8} {'p95':>8}   {title:>8}   as PyTorch's",
+    ]
+    for name, row in record["formats"].items():
+        times = "   ".join(f"{time['median']:>8.2f} {time['p95']:>8.2f}" for time in row["milliseconds"].values())
+        score, same = row[task.score], row["same_predictions"]
+        lines.append(f"  {name:<12} {row['megabytes']:>8.3f}   {times}   {score:>8.4f}   {same:>12.3%}")
+    return "\n".join(lines)
