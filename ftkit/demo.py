@@ -19,6 +19,7 @@ import gradio as gr
 import numpy as np
 import torch
 from huggingface_hub import SpaceCardData
+from peft import PeftModel
 from PIL import Image, UnidentifiedImageError
 
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
@@ -99,7 +100,7 @@ class Demo:
         """float32 (1, C, H, W)."""
         return self.classifier.normalize(torch.from_numpy(self.classifier.geometry([image])))
 
-    def fit(self, dataset: str | None) -> Fit | None:
+    def fit(self, dataset: str | None) -> partial | None:
         """What makes an image for this model of a drawing, or None where the model knows no images that can be drawn.
 
         Args:
@@ -148,7 +149,8 @@ def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Im
         centre = np.average(np.arange(len(weights)), weights=weights)
         corner.append(int(np.clip(round(room / 2 - centre), 0, room - len(weights))))
     image = Image.new("L", size[::-1])
-    image.paste(ink, corner)
+    left, top = corner
+    image.paste(ink, (left, top))
     return image
 
 
@@ -167,7 +169,7 @@ def build_page(
     hint = "Draw something"
 
     def classify_drawing(drawn: dict[str, Image.Image | None]) -> dict[str, float] | str:
-        image = drawn["composite"] and fit(to_mode(drawn["composite"], 1))
+        image = fit(to_mode(drawn["composite"], 1)) if fit and drawn["composite"] else None
         return hint if image is None else classify(image)
 
     def clear() -> tuple[dict[str, Any], str]:
@@ -228,7 +230,7 @@ def write_space(
     folder: Path,
     title: str,
     demo: Demo,
-    fit: Fit | None,
+    fit: partial | None,
     hub_model_id: str | None,
     options: dict[str, Any],
     license_id: str | None,
@@ -247,7 +249,7 @@ def write_space(
     """
     classifier, place = demo.classifier, repr(hub_model_id)
     if hub_model_id is None:
-        if classifier.has_adapters:
+        if isinstance(classifier.model, PeftModel):
             noise = demo.pixel_values(Image.effect_noise(classifier.size[::-1], 100))
             try:
                 classifier = dataclasses.replace(classifier, model=merged(classifier.model, noise))

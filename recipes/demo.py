@@ -18,6 +18,7 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from ftkit.config import local_model
 from ftkit.config.scripts import ScriptParser
@@ -116,7 +117,7 @@ def check_address(host: str, port: int | None) -> None:
         raise UserError(f"cannot listen on {where}: {error.strerror}: give another --port or --host") from None
 
 
-def space(args: argparse.Namespace, demo, fit) -> None:
+def space(args: argparse.Namespace, demo: Any, fit: Any) -> None:
     """Write a Space for a `Demo`, with the `fit` of its drawings.
 
     Raises:

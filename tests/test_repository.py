@@ -65,7 +65,7 @@ def test_data_flows_one_way(path):
 
 @pytest.mark.parametrize("path", sorted((REPO / "ftkit/models").glob("modeling_*.py")), ids=lambda path: path.name)
 def test_modeling_files_travel_alone(path):
-    known = {"torch", "transformers", "difflib", "itertools", "math", ".channels"}
+    known = {"torch", "transformers", "difflib", "itertools", "math", "typing", ".channels"}
     assert {name if name.startswith(".") else name.split(".")[0] for name in imports(path)} <= known
 
 

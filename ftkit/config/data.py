@@ -88,7 +88,7 @@ class DataArguments:
         default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
             steps = from_json(self.augment[0])
             self.augment = steps if isinstance(steps, list) else self.augment

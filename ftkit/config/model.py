@@ -45,7 +45,7 @@ class ModelArguments:
         default=False, metadata={"help": "Run code that comes with the model. Only for a source that you trust."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.model_args, str) and self.model_args.startswith("{"):
             self.model_args = from_json(self.model_args)
 

@@ -4,9 +4,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    Options = dict[str, Any]  # what is left once the argument is checked
+    # What a checked argument is.
+    Options = dict[str, Any]
+    StageList = list[dict[str, Any]]
 else:
-    Options = dict | str  # what the parser takes: JSON text too
+    # What the parser takes: JSON text too.
+    Options = dict | str
+    StageList = list | str
 
 
 def from_json(text: str) -> Any:

@@ -63,11 +63,11 @@ class Classifier:
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
         else:
-            named = dataclasses.replace(args, model=args.architecture, architecture=None)
+            named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
             load_weights(model, file)
         classifier = cls(model, processor, takes_first_layer=not pretrained)
-        if args.image_mean is not None:
+        if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:
             classifier.takes_statistics = not pretrained or file is not None
@@ -118,7 +118,8 @@ class Classifier:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of what the model is given, in pixels."""
-        return self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+        height, width = self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+        return height, width
 
     @functools.cached_property
     def task(self) -> Task:
@@ -145,9 +146,10 @@ class Classifier:
 
         Of a model with adapters these are the adapters and the head, beside the config of the whole model.
         """
-        self.model.save_pretrained(folder)
-        if self.has_adapters:
-            self.model.get_base_model().config.save_pretrained(folder)
+        self.model.save_pretrained(str(folder))
+        if isinstance(self.model, PeftModel):
+            base: Any = self.model.get_base_model()
+            base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a form to be filled in
         self.save_processor(folder)
 
@@ -162,7 +164,7 @@ class Classifier:
         """One number is spread over three channels, because a plain `pipeline` feeds RGB."""
         mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
         if timm_models.lives_in_config(self.processor):
-            self.processor = timm_models.normalizing(self.model, mean, std)
+            self.processor = timm_models.normalizing(self.model.config, mean, std)
         else:
             self.processor.image_mean, self.processor.image_std = mean, std
 

@@ -1,6 +1,7 @@
 """A small residual convolutional network, for images from 8x8 pixels up."""
 
 import difflib
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -61,9 +62,11 @@ class ConvNetConfig(PreTrainedConfig):
     identity_init: bool = False
     logit_scale: float = 1.0
     # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
-    problem_type: str | None = "single_label_classification"
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
+        "single_label_classification"
+    )
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if type(self.num_channels) is not int or self.num_channels < 1:
             raise ValueError(f"num_channels={self.num_channels!r} must be a positive integer: 1 for grey, 3 for RGB")
@@ -100,6 +103,8 @@ class Whitening(nn.Module):
     eigenvalues (as in Page, "How to train your ResNet 8: bag of tricks", 2019).
     """
 
+    weight: torch.Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         patch = torch.eye(4 * channels).view(-1, channels, 2, 2)
@@ -129,7 +134,7 @@ class ConvBlock(nn.Module):
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.normalization = nn.BatchNorm2d(out_channels, momentum=config.norm_momentum)
         if not config.norm_scale:
-            self.normalization.weight = None
+            self.normalization.register_parameter("weight", None)
         self.activation = ACT2FN[config.activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -172,7 +177,7 @@ class ConvNetForImageClassification(PreTrainedModel):
         self.num_channels = config.num_channels
         if config.first_layer == "whitening":
             previous = 8 * config.num_channels
-            self.stem = nn.Sequential(Whitening(config.num_channels), ACT2FN[config.activation])
+            self.stem: nn.Module = nn.Sequential(Whitening(config.num_channels), ACT2FN[config.activation])
         else:
             previous = config.hidden_sizes[0]
             self.stem = ConvBlock(config.num_channels, previous, config)
@@ -186,13 +191,14 @@ class ConvNetForImageClassification(PreTrainedModel):
             previous = channels
         self.pool = nn.AdaptiveAvgPool2d(1) if config.pooling == "average" else GlobalMaxPool()
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(previous, config.num_labels)
+        self.classifier = nn.Linear(previous, config.num_labels)  # type: ignore[arg-type]  # never None
         self.post_init()
 
     def fit_first_layer(self, pixel_values: torch.Tensor) -> None:
         """Fit a first layer that takes its weights from the data: images float (N, C, H, W), normalised."""
-        if self.config.first_layer == "whitening":
-            self.stem[0].fit(match_channels(pixel_values, self.num_channels))
+        first = next(self.stem.children())
+        if isinstance(first, Whitening):
+            first.fit(match_channels(pixel_values, self.num_channels))
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, that of every PyTorch tutorial, instead of transformers' N(0, 0.02).
@@ -205,7 +211,7 @@ class ConvNetForImageClassification(PreTrainedModel):
             super()._init_weights(module)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

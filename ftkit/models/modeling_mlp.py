@@ -2,6 +2,7 @@
 
 import difflib
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,9 +39,11 @@ class MLPConfig(PreTrainedConfig):
     dropout: float = 0.0
     initialization: str = "torch"
     # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
-    problem_type: str | None = "single_label_classification"
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
+        "single_label_classification"
+    )
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -70,7 +73,9 @@ class MLPConfig(PreTrainedConfig):
     @property
     def height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
 
 
 class MLPForImageClassification(PreTrainedModel):
@@ -92,7 +97,7 @@ class MLPForImageClassification(PreTrainedModel):
                 for fan_in, fan_out in pairwise(sizes)
             )
         )
-        self.classifier = nn.Linear(sizes[-1], config.num_labels)
+        self.classifier = nn.Linear(sizes[-1], config.num_labels)  # type: ignore[arg-type]  # never None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -106,7 +111,7 @@ class MLPForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

@@ -1,6 +1,7 @@
 """A recurrent network that reads an image row by row."""
 
 import difflib
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,9 +40,11 @@ class RNNConfig(PreTrainedConfig):
     bidirectional: bool = False
     dropout: float = 0.0
     # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
-    problem_type: str | None = "single_label_classification"
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
+        "single_label_classification"
+    )
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -67,7 +70,9 @@ class RNNConfig(PreTrainedConfig):
     @property
     def height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
 
 
 class RNNForImageClassification(PreTrainedModel):
@@ -93,7 +98,7 @@ class RNNForImageClassification(PreTrainedModel):
         )
         self.num_directions = 2 if config.bidirectional else 1
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(self.num_directions * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(self.num_directions * config.hidden_size, config.num_labels)  # type: ignore[arg-type]  # never None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -102,7 +107,7 @@ class RNNForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

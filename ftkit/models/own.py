@@ -1,12 +1,14 @@
 """ftkit's own models. Importing this module makes transformers' Auto classes know them."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .modeling_convnet import ConvNetConfig, ConvNetForImageClassification
 from .modeling_mlp import MLPConfig, MLPForImageClassification
 from .modeling_rnn import RNNConfig, RNNForImageClassification
 
-CONFIGS = {"mlp": MLPConfig, "convnet": ConvNetConfig, "rnn": RNNConfig}
+CONFIGS: dict[str, Any] = {"mlp": MLPConfig, "convnet": ConvNetConfig, "rnn": RNNConfig}
 
 for _config, _model in (
     (MLPConfig, MLPForImageClassification),

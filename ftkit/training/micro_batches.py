@@ -16,7 +16,7 @@ Inputs = dict[str, torch.Tensor]
 _NOT_ONE = "not even one image fits into memory: take a smaller model or image_size"
 
 
-def weigh(batches: list[Inputs], processes: int) -> None:
+def weigh(batches: list[dict[str, Any]], processes: int) -> None:
     """Give the batches of an optimizer step their `weight`, a factor of the mean loss: each image counts the same.
 
     Args:
@@ -60,7 +60,7 @@ def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tu
 
 
 def parts_that_fit(
-    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], None], optimizer: torch.optim.Optimizer
+    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], object], optimizer: torch.optim.Optimizer
 ) -> int:
     """Into how many parts batches must be cut so that every process has memory for one: 1, 2, 4, ….
 

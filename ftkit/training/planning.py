@@ -10,9 +10,10 @@ import numpy as np
 from peft import PeftModel
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from ftkit.config.configuration import Config
+from ftkit.config.training import TrainingArguments
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.errors import UserError
@@ -74,7 +75,9 @@ class Plan:
         return list(self.groups)[-1]
 
 
-def prepare_plan(config: Config, model: PreTrainedModel, normalize: Normalize8Bit, images: dict[str, Images]) -> Plan:
+def prepare_plan(
+    config: Config, model: PreTrainedModel | PeftModel, normalize: Normalize8Bit, images: dict[str, Images]
+) -> Plan:
     """The plan of the run's method for this model.
 
     Args:
@@ -182,7 +185,7 @@ def _check_length(where: str, args: TrainingArguments, images: int) -> None:
         )
     by_steps = args.eval_strategy == "steps"
     length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")
-    if args.load_best_model_at_end and by_steps and args.eval_steps > steps:
+    if args.load_best_model_at_end and by_steps and (args.eval_steps or 0) > steps:
         raise UserError(
             f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so that no "
             f"checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
@@ -199,7 +202,7 @@ def _check_length(where: str, args: TrainingArguments, images: int) -> None:
         )
 
 
-def _try_out(where: str, stage: PreparedStage, model: nn.Module, steps: int) -> None:
+def _try_out(where: str, stage: PreparedStage, model: PreTrainedModel | PeftModel, steps: int) -> None:
     """Make the optimizer and the schedule of a stage once, to find wrong arguments before anything starts.
 
     Raises:

@@ -50,7 +50,7 @@ def run_plan(plan: Plan, resumption: Resumption) -> tuple[PreTrainedModel | Peft
             _log_what_trains(number, plan)
             results.append(_run_stage(plan, prepared, resumption, found))
     hooks_of(model).finish(model)
-    if plan.config.method.merge_adapters:
+    if plan.config.method.merge_adapters and isinstance(model, PeftModel):
         model = merged(model, plan.normalize(plan.images["validation"].sample(64)))
     return model, results
 

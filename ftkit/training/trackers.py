@@ -1,6 +1,7 @@
 """Experiment trackers (`report_to`): what they fail at is theirs, and never ends a run."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -33,8 +34,8 @@ class Tracker(TrainerCallback):
             self.tracker = None
 
 
-def _passing_on(event: str):
-    def pass_on(self, *args, **options):
+def _passing_on(event: str) -> Callable[..., None]:
+    def pass_on(self: Any, *args: Any, **options: Any) -> None:
         self._tell(event, args, options)
 
     return pass_on
@@ -44,7 +45,7 @@ for _event in _EVENTS:
     setattr(Tracker, _event, _passing_on(_event))
 
 
-def shielded(callbacks: list[TrainerCallback], report_to: list[str]) -> list[TrainerCallback]:
+def shielded(callbacks: list[TrainerCallback], report_to: str | list[str] | None) -> list[TrainerCallback]:
     """The callbacks, with those of trackers behind a `Tracker` each."""
     trackers = tuple(get_reporting_integration_callbacks(report_to))
     return [Tracker(callback) if isinstance(callback, trackers) else callback for callback in callbacks]

@@ -1,6 +1,7 @@
 """The batches of training, in an order that depends on the seed and the epoch alone."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ class TrainingLoader(DataLoader):
 
     batch_sampler: EpochBatches
 
-    def __init__(self, images: Images, batches: EpochBatches, **options):
+    def __init__(self, images: Images, batches: EpochBatches, **options: Any):
         # A generator of its own: the seeds of workers would be drawn from the one that dropout draws from.
         super().__init__(images, batch_sampler=batches, collate_fn=collate, generator=torch.Generator(), **options)
 

@@ -65,7 +65,9 @@ class Images(TorchDataset, ABC):
     engine: str
     seed: int = 0
 
-    def __init__(self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, ...]):
+    def __init__(
+        self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, int, int]
+    ):
         self.task = task_of(dataset.features)
         self.labels = self.task.tensor(column(dataset, "label"))
         self.index = torch.tensor(column(dataset, "index"))
@@ -136,7 +138,8 @@ class ImageTensors(Images):
     engine = "tensor"
 
     def __init__(self, images: torch.Tensor, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict]):
-        super().__init__(dataset, hashes, key, skipped, tuple(images.shape[1:]))
+        _, channels, height, width = images.shape
+        super().__init__(dataset, hashes, key, skipped, (channels, height, width))
         self.images = images
 
     def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:

@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def normalizer(processor, channels: int) -> Normalize8Bit:
+def normalizer(processor: Any, channels: int) -> Normalize8Bit:
     """What `processor` does to the values of 8-bit pixels, for a model that takes 1 or 3 channels.
 
     Raises:
@@ -69,7 +70,7 @@ class PixelGeometry:
     Whether the processor leaves images of a size alone is asked once for each size, with noise.
     """
 
-    def __init__(self, processor):
+    def __init__(self, processor: Any):
         # A copy: the run's own is given the mean of the data later, and decoding goes on.
         self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
         self.unchanged: dict[tuple[int, int], bool] = {}
@@ -99,7 +100,7 @@ class PixelGeometry:
         return _to_8_bit(_process(self.processor, images), self.normalize).numpy()
 
 
-def _without_arithmetic(processor) -> Callable[[list[Image.Image]], np.ndarray]:
+def _without_arithmetic(processor: Any) -> Callable[[list[Image.Image]], np.ndarray]:
     """`processor` without its conversion to float and back, as far as its kind shows how."""
     if isinstance(processor, TimmWrapperImageProcessor):  # the last two of timm's transforms: to a tensor, normalise
         resize = Compose(processor.val_transforms.transforms[:-2])
@@ -111,11 +112,11 @@ def _resize_each(resize: Callable[[Image.Image], Image.Image], images: list[Imag
     return _as_arrays([resize(_rgb(image)) for image in images])
 
 
-def _resize_all(processor, images: list[Image.Image]) -> np.ndarray:
+def _resize_all(processor: Any, images: list[Image.Image]) -> np.ndarray:
     return _process(processor, images, do_rescale=False, do_normalize=False).numpy()
 
 
-def _process(processor, images: list[Image.Image], **options) -> torch.Tensor:
+def _process(processor: Any, images: list[Image.Image], **options: Any) -> torch.Tensor:
     """float32 (n, 3, H, W), as `pipeline` would have it."""
     return processor([_rgb(image) for image in images], return_tensors="pt", **options)["pixel_values"]
 
@@ -151,11 +152,11 @@ def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
     return [round(float(m), 4) for m in mean], [max(round(float(s), 4), 1e-4) for s in std]
 
 
-def geometry_key(processor) -> str:
+def geometry_key(processor: Any) -> str:
     """What of a processor shapes the pixels: all but the normalisation."""
     statistics = ("mean", "std", "image_mean", "image_std")
 
-    def strip(value):
+    def strip(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: strip(inner) for key, inner in sorted(value.items()) if key not in statistics}
         return value

@@ -139,8 +139,8 @@ def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
         splits = read_idx_folder(path)
         names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
         return _from_arrays(path, splits, names)
-    if kind := cifar_kind(path):
-        return _from_arrays(path, *read_cifar_folder(path, kind))
+    if cifar := cifar_kind(path):
+        return _from_arrays(path, *read_cifar_folder(path, cifar))
     if shards := _shards(path, ".parquet"):
         return _read_shards("parquet", shards)
     if tables := table_files(path):

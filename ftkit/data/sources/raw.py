@@ -126,7 +126,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
     )
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no CIFAR batch does")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

@@ -75,7 +75,8 @@ class SingleLabel:
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> "SingleLabel":
         """The task of a model with this config."""
-        return cls([config.id2label[i] for i in range(config.num_labels)])
+        names: dict[Any, str] = dict(config.id2label or {})
+        return cls([names[i] for i in range(len(names))])
 
     def config_options(self) -> dict[str, Any]:
         """What a model's config says of the task."""
