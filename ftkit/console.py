@@ -1,4 +1,4 @@
-"""Console output: banners, facts, and progress bars only where someone is watching."""
+"""Console output: banners, facts, and progress bars only on a terminal."""
 
 import logging
 import sys

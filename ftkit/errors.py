@@ -26,7 +26,7 @@ class UserError(Exception):
     """A mistake in the input; the message names the value, what was expected and the fix."""
 
     def __init__(self, message: str):
-        # A DataLoader worker's error arrives with its traceback as the message: keep what it said itself.
+        # An error from a DataLoader worker has its traceback as the message: keep the original message alone.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
 
 
@@ -69,7 +69,7 @@ def user_errors() -> Iterator[None]:
             message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
-        if not _is_first():  # an error of all processes is printed once: when rank 0 exits, the launcher ends this one
+        if not _is_first():  # all ranks share most errors: rank 0 prints it and exits, and the launcher ends this one
             time.sleep(_WAIT_FOR_FIRST)
         _tell("error: " + printable(message, but="\n"))
         _end(2)
@@ -82,8 +82,8 @@ def user_errors() -> Iterator[None]:
 def _end(code: int) -> None:
     """Exit if this process failed or is one of several.
 
-    One of several exits without shutting down the interpreter: a gloo thread that still holds a Python tensor would
-    need the interpreter to release it, and abort.
+    One of several skips the interpreter's shutdown: a gloo thread that still holds a Python tensor would need the
+    interpreter to release it, and abort.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         run_exit_functions()

@@ -64,7 +64,7 @@ def _of_deepspeed(values: dict[str, Any]) -> dict[str, dict[str, bool]]:
 def deepspeed_config(values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and content of the DeepSpeed file of a recipe or the launcher; both empty without a readable file.
 
-    An unreadable file is reported by a check of its own.
+    Another check reports an unreadable file.
     """
     given = values.get("deepspeed") or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if not given or given == "none":

@@ -140,10 +140,10 @@ def build_classifier(job: Job) -> None:
 
 def make_plan(job: Job) -> None:
     """Make the method's stages for this model and check their arguments; adapters are added to the model here."""
-    config, model = job.config, job.classifier.model
+    config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
-    job.fingerprint = take_fingerprint(config.training, job.images, model if pretrained else None)
-    job.plan = prepare_plan(config, model, job.classifier.normalize, job.images)
+    job.fingerprint = take_fingerprint(config.training, job.images, job.classifier.model if pretrained else None)
+    job.plan = prepare_plan(config, job.classifier, job.images)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def train(job: Job) -> None:
             begin_run(config)
             job.fingerprint.save_table(job.folder)
     check_shared(config)
-    job.classifier.model, job.stages = run_plan(job.plan, resumption)
+    job.stages = run_plan(job.plan, resumption)
 
 
 def evaluate(job: Job) -> None:

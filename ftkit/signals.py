@@ -59,8 +59,8 @@ class Signals:
     def agreed(self) -> tuple[bool, int]:
         """Whether to save, and the signal to end by or 0: the same in all processes after the same step.
 
-        The processes exchange this while the next step runs, so none waits; and from host to host, because a GPU would
-        first finish all its queued work.
+        The processes exchange this during the next step, so none waits; and from host to host, because a GPU would
+        finish its queued work first.
         """
         import torch.distributed as dist  # late: a configuration error is reported without waiting for torch
 

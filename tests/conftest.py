@@ -6,6 +6,7 @@ import signal
 import tempfile
 
 import pytest
+from families import FAMILIES
 
 # The libraries read these when they are imported, so they are set before anything is.
 _CACHES = tempfile.TemporaryDirectory(prefix="ftkit-tests-", ignore_cleanup_errors=True)
@@ -15,12 +16,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of pytest-xdi
 os.environ |= {"HF_HOME": _CACHES.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def pytest_collection_modifyitems(items):
-    """What takes long runs where the real data lie, as in `.ci/run`."""
-    if not os.environ.get("FTKIT_DATA_DIR"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="slow: set FTKIT_DATA_DIR to run it"))
+def _slow_ones_run(config):
+    """Whether `-m` names them, or the real data are at hand, as in `.ci/run`."""
+    return bool("slow" in config.option.markexpr or os.environ.get("FTKIT_DATA_DIR"))
+
+
+def pytest_report_header(config):
+    if not _slow_ones_run(config):
+        return "without the slow tests: `pytest -m slow` runs them; FTKIT_DATA_DIR names the folder of the real data"
+
+
+def pytest_collection_modifyitems(config, items):
+    if not _slow_ones_run(config):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,7 +59,15 @@ def digits_run(tmp_path_factory):
     return finetune(tmp_path_factory.mktemp("digits") / "run", "--num_train_epochs", "6")
 
 
-@pytest.fixture(scope="session", params=["mlp", "convnet", "timm/test_resnet", "timm/test_vit", "vit"])
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A finished run of `FOUR_EPOCHS`, with the checkpoint of each. Not to be written to."""
+    from support import FOUR_EPOCHS, finetune
+
+    return finetune(tmp_path_factory.mktemp("whole") / "run", *FOUR_EPOCHS)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
 def folder(request, tmp_path_factory):
     """A model of each family with random weights for the digits 0 and 1 at 16 x 16 pixels, saved."""
     return _save_model(request.param, tmp_path_factory.mktemp(request.param.replace("/", "-")), size=16)

@@ -1,12 +1,12 @@
-"""A run whose disk is full, at whatever it writes, and the same command again when there is room.
+"""A run on a disk that fills up at any write, and the same command again with room.
 
-    python tests/disk_harness.py          # some sizes of the disk, about a minute
+    python tests/disk_harness.py          # some disk sizes, about a minute
     python tests/disk_harness.py --long   # every size, in pages of 4 KiB, from none to enough
 
 The disk holds the run's folder, or ftkit's cache, or that of `datasets`. Prints how many sizes were survived: the run
-ends with one message and exit code 2 and does not count as finished, or it ends well; and after the same command with
-room, the model, the metrics and the log are those of an undisturbed run, byte for byte (but for the seconds). The disk
-is a tmpfs; where none can be mounted, the size of files is limited instead.
+either succeeds, or ends with one message and exit code 2 and does not count as finished; and the same command with
+room gives the model, metrics and log of an undisturbed run, byte for byte (except the seconds). The disk is a tmpfs;
+if none can be mounted, file sizes are limited instead.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from fault_harness import OPTIONS, attempt, outcome
 from ftkit.config import DataArguments
 from ftkit.data.sources.load import load_data
 
-PAGE = 4096  # bytes, the least that a file takes
+PAGE = 4096  # bytes, the least a file takes
 PLENTY = 1 << 26  # bytes
 ONE_STAGE = [
     "--model", "mlp", "--model_args", '{"hidden_sizes": [64]}', "--max_train_samples", "160", "--disable_tqdm", "true",
@@ -46,7 +46,7 @@ def can_mount() -> bool:
 
 
 class Disk:
-    """A tmpfs of `size` bytes, mounted at `folder`; or, where that is not allowed, files of at most that size."""
+    """A tmpfs of `size` bytes, mounted at `folder`; or, if mounting is not allowed, a limit on file sizes."""
 
     def __init__(self, folder: Path, size: int, mount: bool):
         self.folder, self.size, self.mount = folder, size, mount
@@ -54,7 +54,7 @@ class Disk:
     def __enter__(self) -> "Disk":
         self.folder.mkdir()
         if self.mount:
-            size = f"size={self.size + PAGE}"  # a tmpfs of size 0 has no end
+            size = f"size={self.size + PAGE}"  # a tmpfs of size 0 is unlimited
             subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", self.folder], check=True)
             (self.folder / "ballast").write_bytes(bytes(PAGE))
         return self
@@ -70,13 +70,13 @@ class Disk:
             subprocess.run(["mount", "-o", f"remount,size={self.size}", self.folder], check=True)
 
     def limit(self) -> None:
-        """Set the limit, in the process that is to meet it."""
+        """Set the limit, in the process that will meet it."""
         if not self.mount:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
 
 class Place(NamedTuple):
-    """What lies on the disk: by which options, and what is done before."""
+    """The content of the disk: the options that put it there, and the preparation."""
 
     name: str
     options: Callable[[Disk], list[str]]
@@ -101,7 +101,7 @@ def places(root: Path) -> list[Place]:
 
 
 class Survival(NamedTuple):
-    """How a size of the disk was met: `wrong` is None where it was survived, `enough` where nothing was full."""
+    """The result for one disk size: `wrong` is None if the run survived, `enough` if the disk never filled up."""
 
     wrong: str | None
     told: str
@@ -140,7 +140,7 @@ def meet(place: Place, size: int, root: Path, expected: dict[str, Any], mount: b
 
 
 def undisturbed(place: Place, root: Path, mount: bool) -> tuple[dict[str, Any], int]:
-    """The outcome of a run with room for all, and how many pages it leaves on the disk, or in its largest file."""
+    """The outcome of a run with enough room, and the pages that it uses on disk, or in its largest file."""
     name = f"{place.name}-undisturbed"
     with Disk(root / name, PLENTY, mount) as disk:
         run = disk.folder if place.name == "output_dir" else root / f"{name}-run"
@@ -151,7 +151,7 @@ def undisturbed(place: Place, root: Path, mount: bool) -> tuple[dict[str, Any], 
 
 
 def main() -> int:
-    """Meet every size in every place; the exit code is 1 if one was not survived."""
+    """Try every size in every place; the exit code is 1 if a run did not survive."""
     long, mount, survived, met = "--long" in sys.argv, can_mount(), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

@@ -5,7 +5,7 @@
         subprocess.run([sys.executable, "-c", SCRIPT], env=hub_environment(hub, tmp_path))
         hub.repos["user/name"].files()
 
-It knows model repositories: create, branches, uploads (plain and by LFS), commits, listings and downloads. A new
+It supports model repositories: create, branches, uploads (plain and by LFS), commits, listings and downloads. A new
 repository holds a `.gitattributes`, as on the Hub. The one token may write to every namespace. There are no datasets,
 spaces, tags, pull requests, Xet storage or multipart uploads.
 """
@@ -39,7 +39,7 @@ LARGEST_PLAIN_FILE = 10_000_000  # bytes
 
 
 def hub_environment(hub: "HubServer", cache: Path) -> dict[str, str]:
-    """The environment of a subprocess whose Hub is `hub`, with all its caches in the folder `cache`."""
+    """The environment of a subprocess that uses `hub`, with all its caches in the folder `cache`."""
     theirs = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(theirs)} | {
         "HF_ENDPOINT": hub.url,
@@ -61,29 +61,29 @@ class StoredFile:
 
     @cached_property
     def sha256(self) -> str:
-        """The name of the content in the LFS storage."""
+        """The name of the content in LFS storage."""
         return hashlib.sha256(self.content).hexdigest()
 
     @property
     def pointer(self) -> bytes:
-        """What git itself keeps of an LFS file."""
+        """The content that git itself stores for an LFS file."""
         about = f"oid sha256:{self.sha256}\nsize {len(self.content)}\n"
         return f"version https://git-lfs.github.com/spec/v1\n{about}".encode()
 
     @cached_property
     def blob_id(self) -> str:
-        """git's name of the file, or of its pointer."""
+        """git's name for the file, or for its pointer."""
         blob = self.pointer if self.lfs else self.content
         return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
 
     @property
     def etag(self) -> str:
-        """What a client compares to see whether the content has changed."""
+        """The value by which a client sees whether the content has changed."""
         return self.sha256 if self.lfs else self.blob_id
 
 
 class Commit(NamedTuple):
-    """A commit: its name, its summary, and the branch that it was made on."""
+    """A commit: its name, its summary, and the branch it was made on."""
 
     sha: str
     message: str
@@ -126,7 +126,7 @@ class _Fault:
     times: int
     method: str | None
     path: str
-    status: int | None  # None: the connection is cut
+    status: int | None  # None cuts the connection
     headers: dict[str, str]
 
 
@@ -138,7 +138,7 @@ class _Request:
     body: bytes
     authorization: str | None
     signed_in: bool = False
-    names: dict[str, str] = field(default_factory=dict)  # what the route's pattern found in the path
+    names: dict[str, str] = field(default_factory=dict)  # the groups of the route's pattern
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -151,7 +151,7 @@ class _Answer(NamedTuple):
 
 
 class _Refusal(Exception):
-    """An answer that is an error. Clients raise by its `code`, and remember of a `commit` what it does not hold."""
+    """An error response. Clients raise by its `code`, and cache from `commit` that a file is missing."""
 
     def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None) -> None:
         super().__init__(message)
@@ -165,10 +165,10 @@ class HubServer:
 
     Attributes:
         url: "http://127.0.0.1:<port>".
-        user: whose `token` it is: a name without a namespace is theirs.
+        user: the owner of `token`, and the default namespace.
         token: the only one that is accepted.
         repos: the repositories by "namespace/name".
-        requests: (method, path without the query) of every request so far, as it was sent, faults included.
+        requests: (method, path without the query) of every request so far, as sent, including failed ones.
     """
 
     user = "user"
@@ -178,7 +178,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.requests: list[tuple[str, str]] = []
         self._faults: list[_Fault] = []
-        self._uploads: dict[str, tuple[Repo, str, int]] = {}  # by the secret in the address: where, SHA-256, size
+        self._uploads: dict[str, tuple[Repo, str, int]] = {}  # by the secret in the URL: repository, SHA-256, size
         self._lock = threading.Lock()
 
     def __enter__(self) -> "HubServer":
@@ -189,14 +189,14 @@ class HubServer:
         self.stop()
 
     def start(self) -> None:
-        """Listen, at an address that was not used before, and with all that the repositories held."""
+        """Listen at a new address, with the repositories kept."""
         self._server = _Server(self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Cut every connection, and refuse those that come."""
+        """Cut every connection, and refuse new ones."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -209,19 +209,19 @@ class HubServer:
         method: str | None = None,
         path: str = "",
     ) -> None:
-        """Answer the next `times` requests of this method whose path matches the regular expression with an error."""
+        """Answer the next `times` requests with an error, if method and path (a regular expression) match."""
         self._faults.append(_Fault(times, method, path, status, headers or {}))
 
     def heal(self) -> None:
-        """No fault that was planted is to come any more."""
+        """Cancel all planted faults."""
         self._faults.clear()
 
     def cut(self, times: int = 1, method: str | None = None, path: str = "") -> None:
-        """Close the connection of the next `times` such requests half through their body, without an answer."""
+        """Close the connection of the next `times` such requests halfway through their body, without an answer."""
         self._faults.append(_Fault(times, method, path, None, {}))
 
     def _record(self, method: str, path: str) -> _Fault | None:
-        """Note a request; returns the fault that was planted for it."""
+        """Record a request; returns the fault planted for it."""
         with self._lock:
             self.requests.append((method, path))
             for fault in self._faults:
@@ -247,7 +247,7 @@ class HubServer:
 
     def _repo(self, request: _Request, write: bool = False) -> Repo:
         repo = self.repos.get(request.names["repo"])
-        # Whoever may not see a repository is not told whether it exists.
+        # The answer does not reveal whether a private repository exists.
         if not request.signed_in and (repo is None or repo.private):
             raise _Refusal(401, "Invalid username or password.", "RepoNotFound")
         if repo is None:
@@ -312,7 +312,7 @@ class HubServer:
         return _json({"transfer": "basic", "objects": objects})
 
     def _lfs_upload(self, request: _Request) -> _Answer:
-        """Keep the body if it is what the address was made for; the secret in the address is the permission."""
+        """Store the body if it is the one that the URL was made for; the secret in the URL is the permission."""
         if request.names["key"] not in self._uploads:
             raise _Refusal(403, "Request has expired")
         repo, oid, size = self._uploads[request.names["key"]]
@@ -431,7 +431,7 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 def _revision(repo: Repo, revision: str) -> tuple[str, dict[str, StoredFile]]:
-    """The commit that a branch or commit stands for, and its files."""
+    """The commit that a branch or commit names, and its files."""
     try:
         return repo.branches.get(revision, revision), repo.tree(revision)
     except KeyError:
@@ -439,7 +439,7 @@ def _revision(repo: Repo, revision: str) -> tuple[str, dict[str, StoredFile]]:
 
 
 def _upload_mode(asked: dict, stored: StoredFile | None) -> dict:
-    """How a file is to be sent; where the path is taken, the client sees by `oid` whether the content has changed."""
+    """How to send a file; for an existing path, `oid` shows the client whether the content has changed."""
     name = PurePosixPath(asked["path"]).name
     by_lfs = asked["size"] > LARGEST_PLAIN_FILE or any(fnmatch(name, pattern) for pattern in LFS_PATTERNS)
     mode = {"path": asked["path"], "uploadMode": "lfs" if by_lfs else "regular", "shouldIgnore": False}
@@ -447,7 +447,7 @@ def _upload_mode(asked: dict, stored: StoredFile | None) -> dict:
 
 
 def _apply(repo: Repo, files: dict[str, StoredFile], key: str, value: dict) -> None:
-    """Do one line of a commit to `files`, which are nobody's yet."""
+    """Apply one line of a commit to `files`, which are not published yet."""
     path = value["path"]
     if key == "file":
         content = base64.b64decode(value["content"])
@@ -486,13 +486,13 @@ def _file_entry(path: str, file: StoredFile) -> dict:
 
 
 def _card_metadata(card: str) -> Any:
-    """What the YAML block at the top of a card holds; None if there is none, yaml.YAMLError if it is broken."""
+    """The YAML block at the top of a card; None without one, yaml.YAMLError if it is broken."""
     block = re.match(r"\s*---[\r\n]+(.*?)[\r\n]+---(?:\r?\n|$)", card, re.DOTALL)
     return yaml.safe_load(block[1]) if block else None
 
 
 def _card_problems(card: str) -> tuple[list[str], list[str]]:
-    """The errors and warnings of a model card: those of the Hub's that the card of a classifier can meet."""
+    """The errors and warnings for a model card: the Hub's, as far as a classifier's card can meet them."""
     try:
         metadata = _card_metadata(card)
     except yaml.YAMLError as error:
@@ -516,7 +516,7 @@ def _card_problems(card: str) -> tuple[list[str], list[str]]:
 
 
 def _result_errors(where: str, result: dict) -> list[str]:
-    """What is missing in one of the results of a card, whose name is `where`."""
+    """The missing fields in one of a card's results, named `where`."""
     if not isinstance(result.get("metrics"), list):
         return [f'"{where}.metrics" must be an array']
     needed = {
@@ -529,7 +529,7 @@ def _result_errors(where: str, result: dict) -> list[str]:
 
 
 class _Server(ThreadingHTTPServer):
-    """One thread for each connection; they end with the server, however long their clients would keep them."""
+    """One thread per connection; they end with the server, even if clients keep them open."""
 
     request_queue_size = 64  # a client opens up to eight connections at once
 
@@ -549,17 +549,17 @@ class _Server(ThreadingHTTPServer):
     def server_close(self) -> None:
         super().server_close()
         for connection in list(self._connections):
-            with contextlib.suppress(OSError):  # it has ended by itself
+            with contextlib.suppress(OSError):  # it has closed already
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request, client_address) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that went away is no news
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that disconnects is not an error
             super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else the body waits 40 ms for the acknowledgement of the headers
+    disable_nagle_algorithm = True  # otherwise the body waits 40 ms for the headers' acknowledgement
     server: _Server
 
     def do_GET(self) -> None:
@@ -573,7 +573,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(length // 2)
             self.close_connection = True
         elif len(body := self.rfile.read(length)) < length:
-            self.close_connection = True  # the client went away: what has come is dropped
+            self.close_connection = True  # the client disconnected: drop what has arrived
         elif fault is not None:
             error = {"error": f"{HTTPStatus(fault.status).phrase} (planted)"}
             self._send(_json(error, fault.status, fault.headers))
@@ -592,4 +592,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: `HubServer.requests` is the log."""
+        """Do nothing: `HubServer.requests` is the log."""

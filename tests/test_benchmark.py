@@ -125,7 +125,7 @@ def test_a_row_without_data_leaves_the_others(benchmark, tmp_path, capsys, refus
         (["--images", "-5"], ["--images: '-5' is not a whole number from 1 on"]),
     ],
 )
-def test_a_mistake_is_named(benchmark, refused, arguments, words):
+def test_a_mistake_in_the_benchmarks_options_is_named(benchmark, refused, arguments, words):
     with refused(*words):
         benchmark.parse_arguments(arguments)
 

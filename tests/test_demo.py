@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageDraw
-from support import REPO, finetune, load_recipe_script
+from support import REPO, finetune, load_recipe_script, real_data
 
 gr = pytest.importorskip("gradio")
 
@@ -32,20 +32,20 @@ from gradio_client.exceptions import AppError  # noqa: E402
 from ftkit.config import DataArguments  # noqa: E402
 from ftkit.data.pixels.images import encoded, to_mode  # noqa: E402
 from ftkit.data.sources.load import load_data  # noqa: E402
-from ftkit.demo import Demo, build_page, fit_drawing, serve, tell_apart  # noqa: E402
+from ftkit.demo.answers import Demo, trained_on  # noqa: E402
+from ftkit.demo.page import build_page, fit_drawing, serve, tell_apart  # noqa: E402
 from ftkit.evaluation.predictions import read_predictions  # noqa: E402
 from ftkit.models.classifier import Classifier  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-DATA = Path(os.environ.get("FTKIT_DATA_DIR", "/nowhere"))
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "unbroken" * 20, "熊猫 🐼🎋", "{{ 7 * 7 }}"]
 MNIST = partial(fit_drawing, size=(28, 28), share=20 / 28)
 demo = load_recipe_script("demo")
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
+def gradio_elsewhere(tmp_path, monkeypatch):
     """What gradio stores goes away with the test, and so does what the script writes into the environment."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -280,7 +280,7 @@ def test_which_models_can_be_drawn_for(digits_run, convnet, folder):
 def test_drawn_digits_are_recognised(digits_run):
     """Test images of the run, 256 pixels large and in black and white, as somebody would draw them."""
     shown = Demo(Classifier.load(str(digits_run)))
-    fit, hits = shown.fit(demo.trained_on(str(digits_run))), []
+    fit, hits = shown.fit(trained_on(str(digits_run))), []
     for row in load_data(DataArguments(dataset="digits"))["test"]:
         large = row["image"].convert("L").resize((256, 256), Image.Resampling.BICUBIC)
         answer = shown(fit(large.point([255] * 110 + [0] * 146)))
@@ -309,7 +309,8 @@ def test_the_pad_hands_over_what_is_drawn(tmp_path, start):
 
 @pytest.mark.slow
 def test_drawn_mnist_is_recognised_as_well_as_the_data(tmp_path):
-    run, data = mnist_run(tmp_path), load_data(DataArguments(data_dir=str(DATA / "mnist")))["test"].select(range(1000))
+    run = mnist_run(tmp_path)
+    data = load_data(DataArguments(data_dir=str(real_data("mnist"))))["test"].select(range(1000))
     shown, hits = Demo(Classifier.load(str(run))), {"plain": 0, "drawn": 0}
     for row in data:
         image = row["image"].convert("L")
@@ -321,10 +322,8 @@ def test_drawn_mnist_is_recognised_as_well_as_the_data(tmp_path):
 
 
 def mnist_run(folder: Path) -> Path:
-    if not (DATA / "mnist").is_dir():
-        pytest.skip("real data: FTKIT_DATA_DIR has no folder mnist")
-    recipe = REPO / "recipes" / "mnist" / "convnet.yaml"
-    return finetune(folder / "run", "--config", recipe, "--data_dir", DATA / "mnist", "--num_train_epochs", 2,
+    data, recipe = real_data("mnist"), REPO / "recipes" / "mnist" / "convnet.yaml"
+    return finetune(folder / "run", "--config", recipe, "--data_dir", data, "--num_train_epochs", 2,
                     "--max_train_samples", 10_000)  # fmt: skip
 
 
@@ -418,7 +417,7 @@ def test_a_space_holds_adapters_as_plain_weights(digits_run, tmp_path, refused):
 
 
 @pytest.fixture
-def hub(tmp_path):
+def put_on_hub(tmp_path):
     """`hub(folder, card)` puts a model into the local cache of the Hub, as `someone/pictures`."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -438,8 +437,8 @@ def hub(tmp_path):
 
 @pytest.mark.parametrize("folder", ["timm/test_resnet", "vit"], indirect=True)  # without code of their own
 @pytest.mark.parametrize("card", [None, "---\nlicense: mit\n---\n# Pictures\n", "# no metadata\n"])
-def test_a_space_for_a_model_of_the_hub_names_it(folder, hub, card, tmp_path):
-    name = hub(folder, card)
+def test_a_space_for_a_model_of_the_hub_names_it(folder, put_on_hub, card, tmp_path):
+    name = put_on_hub(folder, card)
     space = write_space(name, tmp_path / "space")
     assert not (space / "model").exists()
     told = metadata(space)
@@ -449,8 +448,8 @@ def test_a_space_for_a_model_of_the_hub_names_it(folder, hub, card, tmp_path):
     assert_answers_alike(space, Demo(Classifier.load(name)), all_kinds(tmp_path / "files"))
 
 
-def test_code_of_the_hub_runs_only_where_it_is_allowed(convnet, hub, tmp_path, refused):
-    name = hub(convnet)
+def test_code_of_the_hub_runs_only_where_it_is_allowed(convnet, put_on_hub, tmp_path, refused):
+    name = put_on_hub(convnet)
     with refused(name, "--trust_remote_code true"):
         write_space(name, tmp_path / "space")
     app = (write_space(name, tmp_path / "space", "--trust_remote_code", "true") / "app.py").read_text()

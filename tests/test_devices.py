@@ -12,18 +12,18 @@ import torch
 import transformers
 from PIL import Image
 from pretend_device import pretend_device
-from support import finetune, interrupt, load_recipe_script
+from support import KEEP_LAST, finetune, interrupt, load_recipe_script, losses, train, weights
 
 from ftkit.data.augmentation.augment import AUGMENTATIONS
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.hub.parity import check_parity
 from ftkit.models import flops
 from ftkit.models.classifier import Classifier
-from ftkit.training import trainer
+from ftkit.run import evaluate
 from ftkit.training.trainer import ImageTrainer
 
 # 64 training images: 4 steps an epoch.
-TINY = ["--classes", 0, 1, "--max_train_samples", 64, "--per_device_train_batch_size", 16, "--num_train_epochs", 2,
+BINARY = ["--classes", 0, 1, "--max_train_samples", 64, "--per_device_train_batch_size", 16, "--num_train_epochs", 2,
         "--learning_rate", 0.003]  # fmt: skip
 AUGMENT = [name for name in AUGMENTATIONS if name != "flip"]  # with which alternating_flip would be refused
 
@@ -36,13 +36,7 @@ def pretended():
 
 
 @pytest.fixture
-def no_report(monkeypatch):
-    """Plots take as long as all the rest of so small a run."""
-    monkeypatch.setattr("ftkit.run.write_report", lambda folder, record: None)
-
-
-@pytest.fixture
-def waits(pretended, no_report, monkeypatch):
+def waits(pretended, monkeypatch):
     """What the steps of training wait for, but for the first one, and for those that log, evaluate or save."""
     counted, before = Counter(), Counter()
     fetch, finish = ImageTrainer.get_batch_samples, ImageTrainer._maybe_log_save_evaluate
@@ -87,13 +81,12 @@ def waits(pretended, no_report, monkeypatch):
     ],
 )
 def test_training_waits_for_nothing(tmp_path, waits, options):
-    run = finetune(tmp_path / "run", *TINY, *options)
-    assert (run / "run.json").is_file()
+    assert train(tmp_path / "run", *BINARY, *options).stages
     assert waits == {}
 
 
 @pytest.mark.parametrize("optim", [[], ["--optim", "timm/momentum", "--optim_args", "momentum=0.9"]])
-def test_an_update_is_left_out_as_on_the_cpu(tmp_path, no_report, monkeypatch, optim):
+def test_an_update_is_left_out_as_on_the_cpu(tmp_path, monkeypatch, optim):
     """Weights, the optimizer's momentum and the log are those that the CPU gives, where the host sees the gradient."""
     original = ImageTrainer.compute_loss
 
@@ -102,20 +95,17 @@ def test_an_update_is_left_out_as_on_the_cpu(tmp_path, no_report, monkeypatch, o
         return loss * float("nan") if model.training and self.state.global_step + 1 in (1, 3, 6) else loss
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
-    options = [*TINY, *optim, "--on_nan", "skip", "--load_best_model_at_end", "false"]
-    finetune(tmp_path / "here", *options)
+    options = [*BINARY, *optim, *KEEP_LAST, "--on_nan", "skip"]
+    here = train(tmp_path / "here", *options)
     with pretend_device():
-        finetune(tmp_path / "there", *options)
-    here, there = ((tmp_path / place / "model" / "model.safetensors").read_bytes() for place in ("here", "there"))
-    assert here == there
-    for place in ("here", "there"):
-        record = json.loads((tmp_path / place / "run.json").read_text())
-        assert record["stages"][0]["updates_left_out"] == 3
-        log = json.loads((tmp_path / place / "stages/0-all/trainer_state.json").read_text())["log_history"]
-        assert all(math.isfinite(line["loss"]) for line in log if "loss" in line)
+        there = train(tmp_path / "there", *options)
+    assert weights(here.folder) == weights(there.folder)
+    for job in (here, there):
+        assert job.stages[0]["updates_left_out"] == 3
+        assert all(map(math.isfinite, losses(job.folder)))
 
 
-FINE_TUNING = [*TINY, "--max_train_samples", 32]
+FINE_TUNING = [*BINARY, "--max_train_samples", 32]
 
 
 @pytest.mark.parametrize(
@@ -132,14 +122,13 @@ FINE_TUNING = [*TINY, "--max_train_samples", 32]
     ],
 )
 def test_fine_tuning_waits_for_nothing(tmp_path, waits, convnet, options):
-    run = finetune(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options)
-    assert (run / "run.json").is_file()
+    assert train(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options).stages
     assert waits == {}
 
 
 # --- the other jobs
 
-AVERAGED = [*TINY, "--ema_decay", 0.9, "--augment", *AUGMENT, "--save_total_limit", 9]
+AVERAGED = [*BINARY, "--ema_decay", 0.9, "--augment", *AUGMENT, "--save_total_limit", 9]
 
 
 @pytest.fixture(scope="module")
@@ -166,33 +155,33 @@ def test_a_run_goes_on_on_another_device(tmp_path, request, first):
     """Checkpoints of the CPU on the pretended device, and the other way round."""
     run = tmp_path / "run"
     shutil.copytree(request.getfixturevalue(first), run)
-    expected = (run / "model" / "model.safetensors").read_bytes()
+    expected = weights(run)
     interrupt(run)
     with pretend_device() if first == "here" else nullcontext():
-        finetune(run, *AVERAGED)
-    assert (run / "model" / "model.safetensors").read_bytes() == expected
+        train(run, *AVERAGED)
+    assert weights(run) == expected
 
 
-def test_evaluate(pretended, there, tmp_path):
+def test_an_evaluation_gives_what_the_run_stored(pretended, there, tmp_path):
     options = ["--test_time_augmentation", "flip_and_shift", "--output_dir", str(tmp_path / "again")]
     load_recipe_script("eval").main(["--model", str(there), *options])
     stored, again = (read_predictions(folder) for folder in (there / "evaluation", tmp_path / "again"))
-    assert np.array_equal(again.logits, stored.logits)
+    np.testing.assert_allclose(again.logits, stored.logits, atol=1e-5)
 
 
-def test_predict(pretended, there, capsys):
+def test_predictions_are_one_row_an_image(pretended, there, capsys):
     samples = sorted(map(str, (there / "evaluation" / "samples").iterdir()))
     assert load_recipe_script("predict").main(["--model", str(there), "--format", "csv", *samples]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(samples)
 
 
-def test_export(pretended, there, tmp_path):
+def test_an_export_is_written(pretended, there, tmp_path):
     options = ["--format", "torch_export", "--max_images", "8", "--repeats", "1"]
     load_recipe_script("export").main(["--model", str(there), *options, "--output_dir", str(tmp_path / "out")])
     assert list((tmp_path / "out").glob("*.pt2"))
 
 
-def test_report_and_compare(pretended, here, there, tmp_path):
+def test_reports_and_comparisons_are_written(pretended, here, there, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(there, run)
     (run / "evaluation" / "report.html").unlink()
@@ -208,8 +197,8 @@ def test_the_gate_of_push(pretended, there):
     check_parity(there / "model", there / "evaluation", record)
 
 
-def test_demo(pretended, there):
-    demo = pytest.importorskip("ftkit.demo", exc_type=ImportError)
+def test_the_demo_answers(pretended, there):
+    demo = pytest.importorskip("ftkit.demo.answers", exc_type=ImportError)
     classifier = demo.Demo(Classifier.load(str(there)))
     assert sum(classifier(Image.new("L", (8, 8))).values()) == pytest.approx(1)
 
@@ -217,28 +206,30 @@ def test_demo(pretended, there):
 # --- what a GPU does not do, or should not be asked to
 
 
-def test_logits_do_not_gather_on_the_device(tmp_path, no_report, pretended, monkeypatch):
+def test_logits_do_not_gather_on_the_device(tmp_path, pretended):
     """Where there are many, an evaluation brings them to the host in between; the numbers are the same."""
     copies, scores = [], []
-    for limit in (1 << 24, 40):  # 40 logits are 20 images
-        monkeypatch.setattr(trainer, "_LOGITS", limit)
+    for often in ([], ["--eval_accumulation_steps", 2]):
         before = pretended.waits.copy()
-        run = finetune(tmp_path / str(limit), *TINY, "--per_device_eval_batch_size", 8, "--num_train_epochs", 1)
+        options = [*BINARY, "--per_device_eval_batch_size", 8, "--num_train_epochs", 1, *often]
+        job = train(tmp_path / str(len(copies)), *options)
+        evaluate(job)
+        assert job.config.training.eval_accumulation_steps == (2 if often else (1 << 24) // (8 * 2))  # two classes
         copied = {where: n for where, n in (pretended.waits - before).items() if "copy to the CPU" in where}
         copies.append(sum(copied.values()))
-        scores.append(json.loads((run / "stages/0-all/trainer_state.json").read_text())["best_metric"])
+        scores.append(job.stages[0]["best_metric"])
     assert copies[1] > copies[0] + 6  # 29 images for validation, 72 for test
     assert scores[1] == pytest.approx(scores[0], abs=1e-12)
 
 
-def test_one_of_several_gpus_is_used(tmp_path, no_report, pretended, monkeypatch, capsys):
+def test_one_of_several_gpus_is_used(tmp_path, pretended, monkeypatch, capsys):
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 4)
-    finetune(tmp_path / "run", *TINY, "--num_train_epochs", 1)
+    finetune(tmp_path / "run", *BINARY, "--num_train_epochs", 1)
     shown = capsys.readouterr().out
     assert "of 4 GPUs" in shown and "multi_gpu.yaml --num_processes 4" in shown
 
 
-def test_no_other_gpu_is_woken_up(tmp_path, no_report, convnet, monkeypatch):
+def test_no_other_gpu_is_woken_up(tmp_path, convnet, monkeypatch):
     """While something is tried, random numbers are put aside: those of one device, not of all that there are."""
     fork = torch.random.fork_rng
 
@@ -249,7 +240,7 @@ def test_no_other_gpu_is_woken_up(tmp_path, no_report, convnet, monkeypatch):
     monkeypatch.setattr(torch.random, "fork_rng", fork_named)
     with pretend_device():
         options = ["--method", "lora", "--adapter_args", '{"r": 2}', "--auto_find_batch_size", "true"]
-        finetune(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options)
+        train(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options)
 
 
 @pytest.fixture
@@ -260,9 +251,11 @@ def deterministic():
 
 
 @pytest.mark.parametrize("pooling", ["average", "max"])
-def test_full_determinism(tmp_path, no_report, pretended, deterministic, pooling):
+def test_full_determinism_trains_and_evaluates(tmp_path, pretended, deterministic, pooling):
     options = ["--augment", *AUGMENT, "--model_args", json.dumps({"pooling": pooling, "downsampling": "max_pool"})]
-    assert (finetune(tmp_path / "run", *TINY, *deterministic, *options) / "run.json").is_file()
+    job = train(tmp_path / "run", *BINARY, *deterministic, *options)
+    evaluate(job)
+    assert len(job.predicted["plain"]) == 72
 
 
 def test_what_has_no_deterministic_version_is_named(tmp_path, deterministic, monkeypatch, refused):
@@ -271,7 +264,7 @@ def test_what_has_no_deterministic_version_is_named(tmp_path, deterministic, mon
 
     monkeypatch.setattr(ImageTrainer, "_backward", backward)
     with refused("full_determinism", "adaptive_max_pool2d_backward_cuda does not have", "leave it out"):
-        finetune(tmp_path / "run", *TINY, *deterministic)
+        train(tmp_path / "run", *BINARY, *deterministic)
 
 
 def test_an_image_costs_the_same_wherever_the_model_is(pretended, mlp):

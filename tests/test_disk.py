@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, before a run and within it: one message, and what was saved is not lost."""
+"""Full, read-only or missing disks, before and during a run: one message, and nothing saved is lost."""
 
 import errno
 import os
@@ -9,25 +9,17 @@ import sys
 import pytest
 from disk_harness import can_mount
 from PIL import Image
-from support import REPO, finetune
+from support import FOUR_EPOCHS, MLP, REPO, finetune, train, weights
 from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
+from ftkit.run import evaluate
 from ftkit.training import saving
-
-OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
-           "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A run that nothing happened to."""
-    return finetune(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder, and a function that makes it, and the folders in it, writable or not, for root too."""
+    """A folder, and a function that makes it and its sub-folders writable or not, for root too."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid():
@@ -41,11 +33,11 @@ def disk(tmp_path):
         chmod(True)
         return
     if not can_mount():
-        pytest.skip("root may write everywhere, and no file system can be mounted here")
+        pytest.skip("root can write everywhere, and no file system can be mounted here")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], check=True)
 
     def cover(writable):
-        """With itself, read-only: a file that is open for writing forbids to make the whole disk so."""
+        """Bind the folder onto itself, read-only: a file open for writing prevents remounting the disk."""
         steps = ["umount"] if writable else [f"mount --bind {folder}", "mount -o remount,bind,ro"]
         for step in steps:
             subprocess.run([*step.split(), folder], check=True)
@@ -57,7 +49,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def after_the_first_checkpoint(monkeypatch):
-    """`after_the_first_checkpoint(act)` calls `act` when a run has written that."""
+    """`after_the_first_checkpoint(act)` calls `act` once a run has written its first checkpoint."""
 
     def plan(act):
         seal = saving.seal
@@ -73,8 +65,8 @@ def after_the_first_checkpoint(monkeypatch):
 
 
 @pytest.fixture
-def photos(tmp_path):
-    """Images of two classes as files."""
+def photo_files(tmp_path):
+    """Image files of two classes."""
     for number in range(80):
         path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,21 +74,17 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def model(run):
-    return (run / "model" / "model.safetensors").read_bytes()
-
-
 @pytest.mark.parametrize("last", ["ftkit.evaluation.report.write_pages", "ftkit.hub.card.render"])
-def test_a_run_counts_as_finished_when_all_is_written(whole, tmp_path, monkeypatch, refused, last):
+def test_a_run_counts_as_finished_only_when_everything_is_written(whole, tmp_path, monkeypatch, refused, last):
     with monkeypatch.context() as context, refused("output_dir", tmp_path / "run", "No space left on device"):
         context.setattr(last, lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
-        finetune(tmp_path / "run", *OPTIONS)
+        finetune(tmp_path / "run", *FOUR_EPOCHS)
     assert not (tmp_path / "run" / "run.json").exists()
-    finetune(tmp_path / "run", *OPTIONS)
-    assert model(tmp_path / "run") == model(whole) and (tmp_path / "run" / "model" / "README.md").is_file()
+    finetune(tmp_path / "run", *FOUR_EPOCHS)
+    assert weights(tmp_path / "run") == weights(whole) and (tmp_path / "run" / "model" / "README.md").is_file()
 
 
-def test_a_file_of_a_finished_run_is_replaced_whole_or_not_at_all(whole, tmp_path, monkeypatch):
+def test_a_file_of_a_finished_run_is_replaced_completely_or_not_at_all(whole, tmp_path, monkeypatch):
     from ftkit.evaluation import predictions
 
     run = tmp_path / "run"
@@ -113,13 +101,13 @@ def test_a_file_of_a_finished_run_is_replaced_whole_or_not_at_all(whole, tmp_pat
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder_where_nothing_may_be_written(disk, tmp_path, refused):
+def test_a_folder_that_is_not_writable(disk, tmp_path, refused):
     folder, set_writable = disk
     set_writable(False)
     with refused("output_dir", folder / "runs" / "one", "cannot be written"):
-        finetune(folder / "runs" / "one", *OPTIONS)
+        train(folder / "runs" / "one", *FOUR_EPOCHS)
     with refused("cache_dir", folder, "cannot be written", "or give another cache_dir"):
-        finetune(tmp_path / "run", *OPTIONS, "--cache_dir", folder)
+        train(tmp_path / "run", *FOUR_EPOCHS, "--cache_dir", folder)
     assert not (tmp_path / "run").exists()
 
 
@@ -127,19 +115,19 @@ def test_a_disk_that_becomes_read_only(whole, disk, after_the_first_checkpoint, 
     folder, set_writable = disk
     after_the_first_checkpoint(lambda: set_writable(False))
     with refused("output_dir", folder / "run", "be written"):
-        finetune(folder / "run", *OPTIONS)
+        finetune(folder / "run", *FOUR_EPOCHS)
     assert capsys.readouterr().out.count("could not be written, training goes on without it") == 3
     set_writable(True)
-    finetune(folder / "run", *OPTIONS)
-    assert "resumes from" in capsys.readouterr().out and model(folder / "run") == model(whole)
+    finetune(folder / "run", *FOUR_EPOCHS)
+    assert "resumes from" in capsys.readouterr().out and weights(folder / "run") == weights(whole)
 
 
 def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpoint):
     stages = '[{"train": "head", "num_train_epochs": 2}, {"train": "head"}, {"train": "all", "num_train_epochs": 1}]'
-    options = [*OPTIONS, "--stages", stages, "--cache_dir"]
-    undisturbed = finetune(tmp_path / "undisturbed", *options, tmp_path / "one")
+    options = [*FOUR_EPOCHS, "--stages", stages, "--cache_dir"]
+    undisturbed = train(tmp_path / "undisturbed", *options, tmp_path / "one").folder
     after_the_first_checkpoint(lambda: shutil.rmtree(tmp_path / "two"))
-    assert model(finetune(tmp_path / "run", *options, tmp_path / "two")) == model(undisturbed)
+    assert weights(train(tmp_path / "run", *options, tmp_path / "two").folder) == weights(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +140,24 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     ],
     ids=lambda engine: " ".join(map(str, engine[1:])),
 )
-def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoint, refused, engine):
-    options = [*OPTIONS[:4], "--num_train_epochs", 2, "--data_dir", photos, "--cache_dir", tmp_path / "cache", *engine]
-    after_the_first_checkpoint(lambda: photos.rename(tmp_path / "away"))
-    with refused(photos, "cannot be read any more", "bring it back"):
-        finetune(tmp_path / "run", *options)
-    (tmp_path / "away").rename(photos)
-    finetune(tmp_path / "run", *options)
-    assert (tmp_path / "run" / "run.json").is_file()
+def test_data_that_disappear_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
+    options = [
+        *MLP,
+        "--num_train_epochs",
+        2,
+        "--data_dir",
+        photo_files,
+        "--cache_dir",
+        tmp_path / "cache",
+        *engine,
+    ]
+    after_the_first_checkpoint(lambda: photo_files.rename(tmp_path / "away"))
+    with refused(photo_files, "cannot be read any more", "bring it back"):
+        train(tmp_path / "run", *options)
+    (tmp_path / "away").rename(photo_files)
+    job = train(tmp_path / "run", *options)
+    evaluate(job)
+    assert len(job.predicted["plain"]) == 16
 
 
 @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ def test_data_that_go_away_in_mid_run(photos, tmp_path, after_the_first_checkpoi
         (OSError(errno.EROFS, "Read-only", "/from", None, "/to"), "/to: Read-only file system: allow access"),
     ],
 )
-def test_wherever_a_disk_is_met_it_is_one_message(capsys, error, message):
+def test_any_disk_error_is_one_message(capsys, error, message):
     with pytest.raises(SystemExit) as ended, user_errors():
         raise error
     assert ended.value.code == 2 and capsys.readouterr().err == f"\nerror: {message}\n"
@@ -183,7 +181,7 @@ class Refusing:
         raise UserError("one\nmessage")
 
 
-def test_an_error_in_a_worker_is_the_same_message():
+def test_a_user_error_in_a_worker_keeps_its_message():
     with pytest.raises(UserError) as raised:
         next(iter(DataLoader(Refusing(), sampler=[0], num_workers=1)))
     assert str(raised.value) == "one\nmessage"
@@ -191,7 +189,7 @@ def test_an_error_in_a_worker_is_the_same_message():
 
 @pytest.mark.slow
 def test_a_run_survives_a_full_disk_at_every_stage():
-    """Some sizes of the disk; `python tests/disk_harness.py --long` tries all."""
+    """A few disk sizes; `python tests/disk_harness.py --long` tries all."""
     done = subprocess.run([sys.executable, REPO / "tests" / "disk_harness.py"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(REPO / "tests")}, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Exports: the same answers without ftkit, whatever the batch; what is wrong is refused and leaves nothing."""
+"""Exports: the same answers without ftkit for any batch size; a failed export leaves no files."""
 
 import copy
 import importlib.util
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from support import finetune, load_recipe_script
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
@@ -81,14 +82,15 @@ def test_a_run_is_exported_and_recorded(exported, digits_run):
         assert [sorted(times) for times in row["milliseconds"].values()] == [["median", "p95"]] * 2
         assert all(0 < times["median"] <= times["p95"] for times in row["milliseconds"].values())
         if name != "int8":
-            assert row["accuracy"] == pytest.approx(stored["accuracy"]) and row["same_predictions"] == 1
+            assert row["accuracy"] == pytest.approx(stored["accuracy"], abs=1.1 / 360)  # one may be a tie
+            assert row["same_predictions"] > 358 / 360
     assert rows["onnx"]["largest_difference"] < 1e-4
     assert rows["int8"]["accuracy"] > stored["accuracy"] - 0.02
     assert rows["int8"]["megabytes"] < rows["onnx"]["megabytes"] / 2
 
 
-def test_the_sidecar_is_enough_to_feed_it(exported, digits_run):
-    """By numpy and onnxruntime, as the file says, images give the logits that the run stored."""
+def test_the_sidecar_is_enough_to_feed_an_export(exported, digits_run):
+    """With numpy and onnxruntime, following the file, images give the logits that the run stored."""
     from ftkit.evaluation.predictions import read_predictions
 
     about, stored = (
@@ -107,7 +109,7 @@ def test_the_sidecar_is_enough_to_feed_it(exported, digits_run):
     assert np.mean(run_onnx(exported / "model_int8.onnx", values).argmax(1) == labels) > 0.9
 
 
-def test_the_image_processor_lies_beside_it(exported):
+def test_the_image_processor_is_exported_too(exported):
     from PIL import Image
     from transformers import AutoImageProcessor
 
@@ -120,6 +122,14 @@ def test_the_image_processor_lies_beside_it(exported):
     np.testing.assert_allclose(values, (pixels[:, None] / 255 - about["mean"][0]) / about["std"][0], atol=1e-5)
 
 
+ALSO_ELSEWHERE = ("mlp", "convnet")  # `exported` is a convnet
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ALSO_ELSEWHERE else []) for name in FAMILIES],
+    indirect=True,
+)
 def test_every_family_in_every_format(folder, tmp_path):
     check_all_formats(folder, tmp_path)
 
@@ -133,7 +143,7 @@ def test_a_recurrent_network_in_every_format(rnn, tmp_path, capfd):
 
 
 def noise_images(folder, names):
-    """A folder of train, validation and test images of noise, in colour, of more than one size."""
+    """A folder of train, validation and test images: colour noise of several sizes."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -147,7 +157,7 @@ def noise_images(folder, names):
 
 
 def check_all_formats(model_folder, tmp_path):
-    """Any batch gives PyTorch's logits, from the files alone."""
+    """Any batch size gives PyTorch's logits, from the files alone."""
     from ftkit.models.classifier import Classifier
 
     classifier = Classifier.load(str(model_folder))
@@ -178,7 +188,7 @@ def check_all_formats(model_folder, tmp_path):
         assert run_onnx(tmp_path / "out" / "model_int8.onnx", values).shape == (count, 2)
 
 
-def test_adapters_become_a_part_of_the_weights(convnet, tmp_path):
+def test_adapters_are_merged_into_the_weights(convnet, tmp_path):
     options = ["--method", "lora", "--num_train_epochs", 2, "--learning_rate", 0.01, "--max_train_samples", 100]
     run = finetune(tmp_path / "run", "--model", convnet, *DIGITS, *options)
     export("--model", run, "--format", "torch_export")
@@ -247,7 +257,7 @@ def test_a_pt2_file_holds_no_pickle(exported, monkeypatch):
     torch.export.load(exported / "model.pt2")
 
 
-def test_the_files_name_no_place_of_this_machine(exported):
+def test_the_files_contain_no_paths_of_this_machine(exported):
     for name in FILES.values():
         content = (exported / name).read_bytes()
         if name.endswith(".pt2"):
@@ -257,7 +267,7 @@ def test_the_files_name_no_place_of_this_machine(exported):
 
 
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
-def test_a_wrong_graph_is_refused_and_leaves_nothing(convnet, tmp_path, monkeypatch, refused, name):
+def test_a_wrong_graph_is_refused_and_leaves_no_files(convnet, tmp_path, monkeypatch, refused, name):
     from ftkit.export import formats
 
     capture = formats.capture
@@ -285,7 +295,7 @@ def test_a_fixed_batch_is_refused(mlp, tmp_path, monkeypatch, refused):
     assert left_in(tmp_path) == []
 
 
-def test_a_model_that_cannot_be_exported_is_told_in_one_message(mlp, tmp_path, monkeypatch, refused, capfd):
+def test_a_model_that_cannot_be_exported_is_one_message(mlp, tmp_path, monkeypatch, refused, capfd):
     from ftkit.models.modeling_mlp import MLPForImageClassification
 
     def forward(self, pixel_values, **kwargs):
@@ -299,7 +309,7 @@ def test_a_model_that_cannot_be_exported_is_told_in_one_message(mlp, tmp_path, m
     assert "Traceback" not in "".join(capfd.readouterr())
 
 
-def test_an_export_is_replaced_only_when_told(mlp, tmp_path, refused):
+def test_an_export_is_replaced_only_on_request(mlp, tmp_path, refused):
     words = ["--model", mlp, "--format", "torch_export", "--output_dir", tmp_path / "out", *DIGITS]
     export(*words)
     (tmp_path / "out" / "old").touch()
@@ -331,7 +341,7 @@ def test_another_folder_is_never_replaced(mlp, tmp_path, refused):
         (["--format", "onnx", "--dataset", "digits"], ["split test has classes that are not known", "'2'"]),
     ],
 )
-def test_a_mistake_is_named(mlp, refused, words, said):
+def test_an_invalid_argument_of_an_export_is_named(mlp, refused, words, said):
     with refused(*said):
         load_recipe_script("export").main(["--model", str(mlp), *words])
 

@@ -3,10 +3,10 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,18 +15,15 @@ import xxhash
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from support import REPO, finetune, interrupt, load_recipe_script
+from support import KEEP_ALL, REPO, TINY, finetune, interrupt, load_recipe_script, train, weights
 
 from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
+from ftkit.run import evaluate
 from ftkit.training import saving
 from ftkit.training.checkpoints import step_of, what_is_wrong
 
 QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
-
-
-def weights(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_run_leaves_all_it_promises(digits_run):
@@ -53,15 +50,15 @@ def test_a_run_leaves_all_it_promises(digits_run):
 
 
 def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path):
-    runs = [finetune(tmp_path / name, *QUICK, "--seed", seed) for name, seed in (("a", 7), ("b", 7), ("c", 8))]
+    runs = [train(tmp_path / name, *QUICK, "--seed", seed).folder for name, seed in (("a", 7), ("b", 7), ("c", 8))]
     assert weights(runs[0]) == weights(runs[1])
     assert weights(runs[0]) != weights(runs[2])
 
 
-def test_the_saved_configuration_repeats_the_run(tmp_path):
+def test_a_run_of_the_saved_configuration_has_the_same_weights(tmp_path):
     options = [*QUICK, "--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--classes", "1", "7", "3"]
-    first = finetune(tmp_path / "first", *options, "--label_smoothing_factor", "0.1")
-    again = finetune(tmp_path / "again", "--config", first / "config.yaml")
+    first = train(tmp_path / "first", *options, "--label_smoothing_factor", "0.1").folder
+    again = train(tmp_path / "again", "--config", first / "config.yaml").folder
     assert weights(first) == weights(again)
     saved = [yaml.safe_load((run / "config.yaml").read_text()) for run in (first, again)]
     assert all(config.pop("output_dir") for config in saved)
@@ -78,7 +75,7 @@ def test_weights_that_are_pieces_of_one_buffer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.RNNBase, "flatten_parameters", flatten)
     options = ["--model", "rnn", "--stages", '[{"train": "head"}, {"train": "all"}]', *QUICK]
-    assert (finetune(tmp_path / "run", *options) / "run.json").is_file()
+    assert weights(train(tmp_path / "run", *options).folder)
 
 
 def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
@@ -144,16 +141,16 @@ def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
     ids=lambda options: " ".join(options[:2]),
 )
 def test_training_options_work_by_their_own_names(tmp_path, options):
-    run = finetune(tmp_path / "run", *QUICK, *options)
-    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
-    assert metrics["n"] == 360
+    job = train(tmp_path / "run", *QUICK, *options)
+    evaluate(job)
+    assert len(job.predicted["plain"]) == 360
 
 
 def test_gradient_accumulation_is_one_big_batch(tmp_path):
     """Two micro-batches of 50 make the step of one batch of 100: the logged loss and the weights say so."""
     one, two = (
-        finetune(tmp_path / str(n), *QUICK, "--model", "mlp", "--per_device_train_batch_size", 100 // n,
-                 "--gradient_accumulation_steps", n, "--optim", "sgd", "--logging_steps", 1)
+        train(tmp_path / str(n), *QUICK, "--model", "mlp", "--per_device_train_batch_size", 100 // n,
+              "--gradient_accumulation_steps", n, "--optim", "sgd", "--logging_steps", 1).folder
         for n in (1, 2)
     )  # fmt: skip
     losses = [
@@ -174,8 +171,8 @@ def test_an_evaluation_is_one_line(tmp_path, capfd, terminal):
 
 
 def test_early_stopping_keeps_the_best(tmp_path):
-    run = finetune(tmp_path / "run", "--max_train_samples", "100", "--num_train_epochs", "50", "--learning_rate",
-                   "0.01", "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy")  # fmt: skip
+    run = train(tmp_path / "run", "--max_train_samples", "100", "--num_train_epochs", "50", "--learning_rate",
+                "0.01", "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy").folder  # fmt: skip
     state = json.loads((run / "stages/0-all/trainer_state.json").read_text())
     accuracies = [log["eval_accuracy"] for log in state["log_history"] if "eval_accuracy" in log]
     assert len(accuracies) < 50
@@ -187,7 +184,7 @@ def test_tensorboard_sees_the_losses(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = finetune(tmp_path / "run", *QUICK, "--report_to", "tensorboard")
+    run = train(tmp_path / "run", *QUICK, "--report_to", "tensorboard").folder
     events = next(run.rglob("events.out.tfevents*"))
     accumulator = EventAccumulator(str(events.parent))
     accumulator.Reload()
@@ -201,7 +198,7 @@ def test_fine_tuning_starts_from_the_saved_weights(digits_run, tmp_path):
     accuracy = [json.loads((r / "run.json").read_text())["test"]["accuracy"] for r in (digits_run, run)]
     # BatchNorm's running statistics follow the data even so, by a little.
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.03)
-    fewer = finetune(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1")
+    fewer = train(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1").folder
     config = json.loads((fewer / "model" / "config.json").read_text())
     assert list(config["id2label"].values()) == ["1", "4", "9"]
 
@@ -213,21 +210,20 @@ def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
     with pytest.raises(UserError, match="holds a finished run.*--overwrite true"):
         finetune(run, *QUICK, "--seed", "9")
     assert weights(run) == before
-    finetune(run, *QUICK, "--seed", "9", "--overwrite", "true")
+    train(run, *QUICK, "--seed", "9", "--overwrite", "true")
     assert weights(run) != before
     assert (run / "notes.txt").read_text() == "mine"
 
 
 def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(tmp_path):
-    options = ["--max_train_samples", "100", "--num_train_epochs", "30", "--learning_rate", "0.01",
-               "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy", "--save_total_limit",
-               "99"]  # fmt: skip
-    whole = finetune(tmp_path / "whole", *options)
-    steps = [len(list(run.glob("stages/0-all/checkpoint-*"))) for run in (whole,)]
-    for keep in (1, steps[0] - 1, steps[0]):  # the last: it was killed between its last checkpoint and its result
-        part = finetune(tmp_path / str(keep), *options)
+    options = [*TINY, *KEEP_ALL, "--num_train_epochs", "30", "--learning_rate", "0.01",
+               "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy"]  # fmt: skip
+    whole = train(tmp_path / "whole", *options).folder
+    steps = len(list(whole.glob("stages/0-all/checkpoint-*")))
+    for keep in (1, steps - 1, steps):  # the last: it was killed between its last checkpoint and its result
+        part = shutil.copytree(whole, tmp_path / str(keep))
         interrupt(part, keep)
-        finetune(part, *options, "--resume_from_checkpoint", "true")
+        train(part, *options, "--resume_from_checkpoint", "true")
         assert weights(part) == weights(whole)
 
 
@@ -257,26 +253,24 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
 )  # fmt: skip
 def test_options_of_training_that_do_not_fit_are_one_sentence(tmp_path, refused, options, words):
     with refused(*words):
-        finetune(tmp_path / "run", *QUICK, *options)
+        train(tmp_path / "run", *QUICK, *options)
 
 
 def test_resume_false_is_no_resume(tmp_path, refused):
-    run = finetune(tmp_path / "run", *QUICK, "--num_train_epochs", "2", "--save_total_limit", "9")
+    run = train(tmp_path / "run", *QUICK, "--num_train_epochs", "2", "--save_total_limit", "9").folder
     interrupt(run)
     with refused("unfinished run", "--overwrite true"):
-        finetune(
-            run, *QUICK, "--num_train_epochs", "2", "--save_total_limit", "9", "--resume_from_checkpoint", "false"
-        )
+        train(run, *QUICK, "--num_train_epochs", "2", "--save_total_limit", "9", "--resume_from_checkpoint", "false")
 
 
 def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
     options = ["--model", "mlp", "--max_train_samples", "200", "--num_train_epochs", "3"]
-    whole = finetune(tmp_path / "whole", *options, "--save_total_limit", "3")
-    part = finetune(tmp_path / "part", *options, "--save_total_limit", "3")
+    whole = train(tmp_path / "whole", *options, "--save_total_limit", "3").folder
+    part = train(tmp_path / "part", *options, "--save_total_limit", "3").folder
     interrupt(part, keep=1)
     with pytest.raises(UserError, match="another configuration: learning_rate: 0.003 there, 0.1 here"):
-        finetune(part, *options, "--save_total_limit", "3", "--learning_rate", "0.1")
-    finetune(part, *options, "--save_total_limit", "2")  # goes on by itself; how many are kept changes nothing
+        train(part, *options, "--save_total_limit", "3", "--learning_rate", "0.1")
+    train(part, *options, "--save_total_limit", "2")  # goes on by itself; how many are kept changes nothing
     assert weights(part) == weights(whole)
 
 
@@ -327,9 +321,9 @@ def test_full_determinism_reaches_torch_and_changes_nothing_on_a_processor(tmp_p
     for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
                  "FLASH_ATTENTION_DETERMINISTIC"):  # fmt: skip
         monkeypatch.setenv(name, "")  # put back afterwards
-    plain = finetune(tmp_path / "plain", *QUICK, "--augment", "translate")
+    plain = train(tmp_path / "plain", *QUICK, "--augment", "translate").folder
     try:
-        run = finetune(tmp_path / "run", *QUICK, "--augment", "translate", "--full_determinism", "true")
+        run = train(tmp_path / "run", *QUICK, "--augment", "translate", "--full_determinism", "true").folder
         assert torch.are_deterministic_algorithms_enabled() and weights(run) == weights(plain)
     finally:
         torch.use_deterministic_algorithms(False)
@@ -384,7 +378,7 @@ def test_labels_that_mean_harm_are_shown_and_not_obeyed(tmp_path, capsys):
 def test_a_run_leaves_no_process_behind(tmp_path):
     before = set(multiprocessing.active_children())
     stages = '[{"train": "head"}, {"train": "all"}]'
-    finetune(tmp_path / "run", *QUICK, "--data_engine", "stream", "--dataloader_num_workers", "1", "--stages", stages)
+    train(tmp_path / "run", *QUICK, "--data_engine", "stream", "--dataloader_num_workers", "1", "--stages", stages)
     assert set(multiprocessing.active_children()) <= before
 
 

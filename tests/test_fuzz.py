@@ -1,6 +1,6 @@
-"""Whatever stands in a file or on a command line: it is taken, or refused by a message, and nothing else happens.
+"""Fuzzing of files and command lines: any input is accepted, or refused with a message, and nothing else happens.
 
-The inputs are drawn alike each time. `FTKIT_FUZZ=2000 pytest tests/test_fuzz.py` tries 2,000 for each test; where an
+The inputs are the same each time. `FTKIT_FUZZ=2000 pytest tests/test_fuzz.py` tries 2,000 for each test; where an
 input kills the process, `-x --full-trace` and the last lines of `-s` show which.
 """
 
@@ -51,7 +51,7 @@ fuzz = settings(
 
 @contextmanager
 def taken_or_refused() -> Iterator[None]:
-    """A `UserError` that says something is one of the two; any other exception, or a hang, is none."""
+    """The only outcomes: success, or a `UserError` with a message; any other exception or a hang fails."""
     signal.alarm(HANGS)
     try:
         yield
@@ -63,7 +63,7 @@ def taken_or_refused() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def hangs_are_found():
-    """SIGALRM as an exception."""
+    """Turn SIGALRM into an exception."""
 
     def hang(*_):
         raise TimeoutError(f"nothing came back in {HANGS} s")
@@ -74,8 +74,8 @@ def hangs_are_found():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def elsewhere(tmp_path_factory):
-    """An empty working folder, and no data that lie about on this machine."""
+def empty_folder(tmp_path_factory):
+    """An empty working folder, without data of this machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.delenv("FTKIT_DATA_DIR", raising=False)
@@ -84,11 +84,11 @@ def elsewhere(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder that all inputs of a test are written into."""
+    """A folder for all inputs of a test."""
     return tmp_path_factory.mktemp("fuzz")
 
 
-# --- how whole files are damaged
+# --- damage to files
 
 ODD_BYTES = st.sampled_from(
     [b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0\0\0", b"\xff" * 4, b"\xff" * 8, b"\x7f" + b"\xff" * 3]
@@ -97,7 +97,7 @@ ODD_BYTES = st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn, *files: bytes) -> bytes:
-    """One of the files with bytes changed, cut, put in, repeated; its beginning is hit more often than the rest."""
+    """One of the files with bytes changed, cut, inserted or repeated; mostly near the beginning."""
     data = bytearray(draw(st.sampled_from(files)))
     for _ in range(draw(st.integers(0, 5))):
         place = draw(st.integers(0, min(len(data), draw(st.sampled_from([40, 200, len(data)])))))
@@ -293,7 +293,7 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def images() -> dict[str, bytes]:
-    """Files of the formats and modes that people have."""
+    """Files of common formats and modes."""
     gray = Image.fromarray(rng.integers(0, 256, (12, 17), np.uint8))
     color = Image.fromarray(rng.integers(0, 256, (12, 17, 3), np.uint8))
     alpha = Image.fromarray(rng.integers(0, 256, (12, 17, 4), np.uint8))
@@ -346,7 +346,7 @@ DECODERS = [ViTImageProcessor(size={"height": 4, "width": 6}), ViTImageProcessor
 
 
 def decode(data: bytes, channels: int, processor=DECODERS[0]) -> None:
-    """The image has pixels, or is bad for a reason."""
+    """The image has pixels, or is bad with a reason."""
     features = Features(image=ImageFeature(), index=Value("int64"))
     rows = Dataset.from_dict({"image": [{"bytes": data, "path": None}], "index": [7]}, features=features)
     describe_images(rows)
@@ -375,7 +375,7 @@ def test_an_image(data, channels, processor):
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
-    """A stage with two whole checkpoints."""
+    """A stage with two complete checkpoints."""
     stage = tmp_path_factory.mktemp("stage")
     for step in (1, 2):
         checkpoint = stage / f"checkpoint-{step}"

@@ -1,4 +1,4 @@
-"""The server that stands in for the Hub: the stock clients get from it what they would get from the Hub."""
+"""The test server in place of the Hub: stock clients get the same from it as from the Hub."""
 
 import hashlib
 import http.client
@@ -198,7 +198,7 @@ print(json.dumps(said, default=str))
 
 
 def run(script: str, hub: HubServer, folder: Path, *arguments: object) -> dict:
-    """What a client noted, in a process whose Hub is `hub` and whose folder is `folder`."""
+    """The results of a client in a process that uses `hub`, with files in `folder`."""
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
         env=hub_environment(hub, folder / "cache"),
@@ -212,14 +212,14 @@ def run(script: str, hub: HubServer, folder: Path, *arguments: object) -> dict:
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, without what the client keeps there for itself."""
+    """Every file of a folder, without the client's own."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return {path.as_posix(): (folder / path).read_bytes() for path in paths if path.parts[0] != ".cache"}
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory):
-    """What huggingface_hub noted; the server; the folder in which it ran."""
+    """The results of huggingface_hub; the server; the folder in which it ran."""
     folder = tmp_path_factory.mktemp("api")
     for path, content in FILES.items():
         (folder / "source" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def test_listings(api):
     assert api[0]["tree of nothing"]["error"] == "RemoteEntryNotFoundError"
 
 
-def test_what_is_there_is_not_sent_again(api):
+def test_existing_content_is_not_sent_again(api):
     said, hub, _ = api
     assert said["upload again"]["value"] == said["upload"]["value"]
     assert [message for _, message, _ in hub.repos["user/model"].commits].count("all") == 1
@@ -297,7 +297,7 @@ def test_commits_build_on_each_other(api):
     assert said["delete nothing"]["error"] == "RemoteEntryNotFoundError" and "kept.txt" not in files
 
 
-def test_the_cache_knows_files_by_their_content(api):
+def test_the_cache_identifies_files_by_their_content(api):
     _, hub, folder = api
     cache = folder / "cache" / "hub" / "models--user--model"
     plain = FILES["config.json"]
@@ -308,7 +308,7 @@ def test_the_cache_knows_files_by_their_content(api):
     assert missing.parent.name in [commit.sha for commit in hub.repos["user/model"].commits]
 
 
-def test_what_is_not_there(api):
+def test_missing_repositories_revisions_and_files(api):
     said, _, _ = api
     assert said["no entry"]["error"] == "RemoteEntryNotFoundError"
     assert said["no revision"]["error"] == "RevisionNotFoundError"
@@ -327,7 +327,7 @@ def test_a_private_repository_is_for_its_owner(api):
 
 
 @pytest.mark.parametrize("who", ["stranger", "impostor"])
-def test_nobody_writes_without_the_token(api, who):
+def test_no_write_without_the_token(api, who):
     said, hub, _ = api
     for what in ("creates", "uploads", "branches"):
         assert said[f"{who} {what}"]["status"] == 401
@@ -354,7 +354,7 @@ def test_cards_are_checked(api):
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory):
-    """What huggingface_hub noted of faults that were planted by the name of the repository; the server."""
+    """The results of huggingface_hub under faults, planted by repository name; the server."""
     with HubServer() as hub:
         create, batch, put = {"path": "/repos/create", "method": "POST"}, r"{}\.git.*/batch", "/lfs-uploads/user/{}/"
         hub.fail(status=401, **create)
@@ -389,7 +389,7 @@ def faults(tmp_path_factory):
         ("commit-500", 500, "Internal Server Error"),
     ],
 )
-def test_errors_that_the_client_does_not_repeat(faults, case, status, why):
+def test_errors_that_the_client_does_not_retry(faults, case, status, why):
     said, hub = faults
     assert (said[case]["error"], said[case]["status"], said[case]["waits"]) == ("HfHubHTTPError", status, [])
     assert f"{why} (planted)" in said[case]["message"]
@@ -399,22 +399,22 @@ def test_errors_that_the_client_does_not_repeat(faults, case, status, why):
 
 
 @pytest.mark.parametrize("case", ["create-cut", "commit-cut"])
-def test_a_cut_that_the_client_does_not_repeat(faults, case):
+def test_a_cut_that_the_client_does_not_retry(faults, case):
     said, hub = faults
     assert said[case]["error"] in ("RemoteProtocolError", "ReadError", "WriteError") and said[case]["waits"] == []
     assert "user/d" not in hub.repos and len(hub.repos["user/commit-cut"].commits) == 1
 
 
 @pytest.mark.parametrize("case, waits", [("upload-429", [4]), ("upload-500", [1, 1]), ("upload-cut", [1, 2])])
-def test_faults_that_the_client_gets_over(faults, case, waits):
-    """It waits a second longer than Retry-After, and the whole content arrives."""
+def test_faults_that_the_client_recovers_from(faults, case, waits):
+    """It waits a second longer than Retry-After, and all content arrives."""
     said, hub = faults
     assert said[case]["waits"] == waits
     assert hub.repos[f"user/{case}"].files(said[case]["value"])["x.bin"] == case.encode() * 100_000
 
 
 @pytest.mark.parametrize("case", ["always-500", "always-cut"])
-def test_the_client_gives_up_and_nothing_is_left(faults, case):
+def test_the_client_gives_up_and_leaves_nothing(faults, case):
     said, hub = faults
     assert said[case]["error"] == "RuntimeError" and "Error while uploading 'x.bin'" in said[case]["message"]
     assert said[case]["waits"] == [1.0, 2.0, 4.0, 8.0, 8.0]
@@ -431,7 +431,7 @@ def test_faults_of_downloads(faults):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, convnet):
-    """What transformers noted; the server."""
+    """The results of transformers; the server."""
     with HubServer() as hub:
         yield run(TRANSFORMERS, hub, tmp_path_factory.mktemp("models"), convnet), hub
 
@@ -462,7 +462,7 @@ def test_the_stock_trainer_pushes(models):
 
 
 def ask(connection, hub, method, path, *lines):
-    """A request with JSON lines as its body, on a connection that is kept: the status and the JSON of the answer."""
+    """Send JSON lines over a kept connection: the status and the JSON of the answer."""
     body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     connection.request(method, path, body, {"Authorization": f"Bearer {hub.token}"})
     response = connection.getresponse()
@@ -470,15 +470,16 @@ def ask(connection, hub, method, path, *lines):
 
 
 @pytest.fixture
-def hub():
-    with HubServer() as hub:
-        yield hub
+def server():
+    """A Hub of the test's own."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture
-def connection(hub):
-    connection = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=10)
-    assert ask(connection, hub, "POST", "/api/repos/create", {"name": "model", "organization": "user"})[0] == 200
+def connection(server):
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=10)
+    assert ask(connection, server, "POST", "/api/repos/create", {"name": "model", "organization": "user"})[0] == 200
     yield connection
     connection.close()
 
@@ -489,52 +490,52 @@ def upload_address(connection, hub, content):
     return urlsplit(answer["objects"][0]["actions"]["upload"]["href"]).path
 
 
-def test_one_connection_is_kept_over_errors(connection, hub):
+def test_errors_keep_the_connection(connection, server):
     before = connection.sock
     for status in (401, 404, 429, 500):
-        hub.fail(status=status, method="POST")
-        assert ask(connection, hub, "POST", "/api/models/user/model/commit/main", {"a": "body"})[0] == status
-    assert ask(connection, hub, "GET", "/api/models/user/nothing")[0] == 404
-    assert ask(connection, hub, "GET", "/api/whoami-v2")[1]["name"] == "user"
+        server.fail(status=status, method="POST")
+        assert ask(connection, server, "POST", "/api/models/user/model/commit/main", {"a": "body"})[0] == status
+    assert ask(connection, server, "GET", "/api/models/user/nothing")[0] == 404
+    assert ask(connection, server, "GET", "/api/whoami-v2")[1]["name"] == "user"
     assert connection.sock is before is not None
 
 
-def test_a_commit_is_made_whole_or_not_at_all(connection, hub):
+def test_a_commit_is_atomic(connection, server):
     header = {"key": "header", "value": {"summary": "half"}}
     plain = {"key": "file", "value": {"path": "plain.txt", "content": "eA==", "encoding": "base64"}}
     missing = {"key": "lfsFile", "value": {"path": "x.bin", "algo": "sha256", "oid": "0" * 64, "size": 3}}
-    commits = list(hub.repos["user/model"].commits)
-    status, answer = ask(connection, hub, "POST", "/api/models/user/model/commit/main", header, plain, missing)
+    commits = list(server.repos["user/model"].commits)
+    status, answer = ask(connection, server, "POST", "/api/models/user/model/commit/main", header, plain, missing)
     assert status == 422 and "x.bin" in answer["error"]
-    assert hub.repos["user/model"].commits == commits and "plain.txt" not in hub.repos["user/model"].files()
-    assert ask(connection, hub, "POST", "/api/models/user/model/commit/main", header, plain)[0] == 200
-    assert hub.repos["user/model"].files()["plain.txt"] == b"x"
+    assert server.repos["user/model"].commits == commits and "plain.txt" not in server.repos["user/model"].files()
+    assert ask(connection, server, "POST", "/api/models/user/model/commit/main", header, plain)[0] == 200
+    assert server.repos["user/model"].files()["plain.txt"] == b"x"
 
 
-def test_only_the_announced_content_is_kept(connection, hub):
-    address = upload_address(connection, hub, b"the content")
+def test_only_the_announced_content_is_kept(connection, server):
+    address = upload_address(connection, server, b"the content")
     for body, status in ((b"the kontent", 400), (b"the content, and more", 400), (b"the content", 200)):
-        assert hub.repos["user/model"].objects == {}
-        connection.request("PUT", address, body)  # the secret in the address is the permission
+        assert server.repos["user/model"].objects == {}
+        connection.request("PUT", address, body)  # the secret in the URL is the permission
         response = connection.getresponse()
         response.read()
         assert response.status == status
-    assert list(hub.repos["user/model"].objects.values()) == [b"the content"]
+    assert list(server.repos["user/model"].objects.values()) == [b"the content"]
     connection.request("PUT", address[:-1], b"the content")
     assert connection.getresponse().status == 403
 
 
-def test_a_torn_upload_is_dropped(connection, hub):
-    address = upload_address(connection, hub, b"the content")
+def test_a_torn_upload_is_dropped(connection, server):
+    address = upload_address(connection, server, b"the content")
     connection.putrequest("PUT", address)
     connection.putheader("Content-Length", "11")
     connection.endheaders(b"the con")
     connection.close()
-    assert ask(connection, hub, "GET", "/api/whoami-v2")[0] == 200  # on a new connection
-    assert hub.repos["user/model"].objects == {}
+    assert ask(connection, server, "GET", "/api/whoami-v2")[0] == 200  # on a new connection
+    assert server.repos["user/model"].objects == {}
 
 
-def test_it_ends_with_its_block(tmp_path):
+def test_the_server_ends_with_its_block(tmp_path):
     with HubServer() as hub:
         idle = http.client.HTTPConnection(urlsplit(hub.url).netloc, timeout=10)
         assert ask(idle, hub, "GET", "/api/whoami-v2")[0] == 200

@@ -46,7 +46,7 @@ def assert_same_weights(first, second):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def one_machine(tmp_path_factory):
     """A run of two processes on one machine."""
     folder = tmp_path_factory.mktemp("two")
     run([*command(folder, "multi_gpu"), "0", "--use_cpu", "true", "--output_dir", str(folder / "run")])
@@ -74,7 +74,7 @@ def machines():
         subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def test_two_machines(tmp_path, two, machines):
+def test_two_machines(tmp_path, one_machine, machines):
     """Each has a cache of its own, in which the images are decoded once."""
     prefixes, (address, variables) = machines
     with socket.socket() as probe:
@@ -90,7 +90,7 @@ def test_two_machines(tmp_path, two, machines):
                                         env=os.environ | variables))  # fmt: skip
     shown = [process.communicate(timeout=300)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in shown)
-    assert_same_weights(two, tmp_path / "run")
+    assert_same_weights(one_machine, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
     assert "accuracy" in shown[0] and "accuracy" not in shown[1]  # the first process reports, and no other
     first, second = (sorted(p.name for p in (tmp_path / f"cache-{rank}").iterdir() if p.is_dir()) for rank in (0, 1))
@@ -104,8 +104,8 @@ def sharded(tmp_path, config, folder, *options, **changes):
     return folder
 
 
-def test_fsdp(tmp_path, two):
-    assert_same_weights(two, sharded(tmp_path, "fsdp", tmp_path / "run", "0"))
+def test_fsdp(tmp_path, one_machine):
+    assert_same_weights(one_machine, sharded(tmp_path, "fsdp", tmp_path / "run", "0"))
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # torch refuses to load the state of one that has none
@@ -119,9 +119,9 @@ def test_fsdp_goes_on_where_it_was(tmp_path, optim):
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed(tmp_path, two, stage):
+def test_deepspeed(tmp_path, one_machine, stage):
     pytest.importorskip("deepspeed", exc_type=ImportError)
-    assert_same_weights(two, sharded(tmp_path, f"deepspeed_zero{stage}", tmp_path / "run", "0"))
+    assert_same_weights(one_machine, sharded(tmp_path, f"deepspeed_zero{stage}", tmp_path / "run", "0"))
 
 
 def logged_losses(run):
@@ -159,11 +159,11 @@ def test_bf16_of_the_launcher(tmp_path, config):
 
 
 @pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
-def test_pieces_by_a_key_of_the_recipe(tmp_path, two, key):
+def test_pieces_by_a_key_of_the_recipe(tmp_path, one_machine, key):
     """The launcher knows of several processes alone."""
     if key == "deepspeed":
         pytest.importorskip("deepspeed", exc_type=ImportError)
     sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")
     pieces = {"zero_optimization": {"stage": 2}} | dict.fromkeys(sizes, "auto")
     value = "true" if key == "fsdp" else json.dumps(pieces)
-    assert_same_weights(two, sharded(tmp_path, "multi_gpu", tmp_path / "run", "0", f"--{key}", value))
+    assert_same_weights(one_machine, sharded(tmp_path, "multi_gpu", tmp_path / "run", "0", f"--{key}", value))

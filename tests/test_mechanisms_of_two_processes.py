@@ -20,7 +20,7 @@ WHOLE = {"ema": "ema_decay: 0.5", "adalora": "method: adalora", "skip": "on_nan:
 
 
 @pytest.fixture(scope="module", params=["multi_gpu", "fsdp", "deepspeed_zero2"])
-def launched(request, mlp, tmp_path_factory):
+def outcomes(request, mlp, tmp_path_factory):
     """The launcher's configuration, and a folder with what became of each mechanism in each of two processes."""
     if "deepspeed" in request.param:
         pytest.importorskip("deepspeed", exc_type=ImportError)
@@ -42,8 +42,8 @@ def launched(request, mlp, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_it_works_in_both_or_is_refused(launched, mlp, tmp_path, name):
-    config, folder = launched
+def test_it_works_in_both_or_is_refused(outcomes, mlp, tmp_path, name):
+    config, folder = outcomes
     first, second = ((folder / f"{name}-{rank}").read_text() for rank in (0, 1))
     if config != "multi_gpu" and name in WHOLE:
         assert f"{WHOLE[name]} needs whole weights" in first and first == second

@@ -1,4 +1,4 @@
-"""One precision a run, whoever asks for it: recorded, part of every comparison, and gone from what is saved."""
+"""One precision per run, from any source: recorded, part of comparisons, and absent from saved weights."""
 
 import json
 import subprocess
@@ -9,7 +9,18 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support import REPO, assert_reloads, finetune, interrupt, load_recipe_script
+from support import (
+    KEEP_ALL,
+    REPO,
+    TINY,
+    assert_reloads,
+    assert_saved_is_trained,
+    finetune,
+    interrupt,
+    load_recipe_script,
+    train,
+    weights,
+)
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from ftkit.errors import ConfigError
@@ -19,19 +30,19 @@ from ftkit.hub.parity import check_parity
 from ftkit.owners import parse_config
 
 LAUNCHER = "ACCELERATE_MIXED_PRECISION"
-QUICK = ["--num_train_epochs", 2, "--max_train_samples", 300]
+QUICK = [*TINY, "--max_train_samples", 300]
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch, tmp_path):
-    """No launcher, and a folder of its own."""
+    """No launcher, and an empty working folder."""
     monkeypatch.delenv(LAUNCHER, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """A run whose launcher alone says bf16."""
+    """A run with bf16 set by the launcher alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(LAUNCHER, "bf16")
         return finetune(tmp_path_factory.mktemp("launched") / "run", *QUICK)
@@ -57,7 +68,7 @@ def parse(tmp_path, deepspeed=None, **values):
         (None, {"bf16": "false"}, "fp32"),
     ],
 )
-def test_who_may_say_it(tmp_path, monkeypatch, launcher, values, expected):
+def test_the_sources_of_the_precision(tmp_path, monkeypatch, launcher, values, expected):
     if launcher:
         monkeypatch.setenv(LAUNCHER, launcher)
     config = parse(tmp_path, **values)
@@ -88,7 +99,7 @@ def test_a_contradiction_names_both_sides(tmp_path, monkeypatch, launcher, value
     assert any(all(word in error for word in words) for error in caught.value.errors), caught.value.errors
 
 
-def test_what_the_launcher_says_is_recorded_and_repeated(launched, tmp_path, monkeypatch):
+def test_the_launchers_precision_is_recorded_and_repeated(launched, tmp_path, monkeypatch):
     assert read_record(launched)["precision"] == "bf16"
     repeated = parse_config(["--config", str(launched / "config.yaml")])
     assert repeated.training.mixed_precision == "bf16"
@@ -108,22 +119,22 @@ def test_runs_of_two_precisions_are_two_methods(launched, tmp_path):
 
 
 def test_a_resume_in_another_precision_is_refused(tmp_path, monkeypatch, refused):
-    whole = finetune(tmp_path / "whole", *QUICK, "--bf16", "true", "--save_total_limit", 9)
-    expected = (whole / "model" / "model.safetensors").read_bytes()
+    whole = train(tmp_path / "whole", *QUICK, "--bf16", "true", *KEEP_ALL).folder
+    expected = weights(whole)
     interrupt(whole)
     with refused("bf16", "another configuration"):
-        finetune(whole, *QUICK, "--save_total_limit", 9)
+        train(whole, *QUICK, *KEEP_ALL)
     monkeypatch.setenv(LAUNCHER, "bf16")  # the same precision, said by another
-    finetune(whole, *QUICK, "--save_total_limit", 9)
-    assert (whole / "model" / "model.safetensors").read_bytes() == expected
+    train(whole, *QUICK, *KEEP_ALL)
+    assert weights(whole) == expected
 
 
-def test_nothing_of_a_stages_autocast_stays(tmp_path, monkeypatch):
-    """Merging compares logits in float32, also after a stage under autocast and before another one."""
-    base = finetune(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK)
-    run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
-                   "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
-    assert check_parity(run / "model", run / "evaluation", read_record(run)) < 1e-4
+def test_autocast_is_removed_after_a_stage(tmp_path, monkeypatch):
+    """Merging compares logits in float32, even between two stages under autocast."""
+    base = train(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK).folder
+    job = train(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
+                "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
+    assert_saved_is_trained(job)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -132,13 +143,13 @@ def test_a_base_in_half_precision_trains_and_is_saved_in_float32(tmp_path, digit
     model = AutoModelForImageClassification.from_pretrained(digits_run / "model", dtype=dtype)
     model.save_pretrained(base)
     (base / "preprocessor_config.json").write_text((digits_run / "model/preprocessor_config.json").read_text())
-    run = finetune(tmp_path / "run", "--model", base, "--method", "full", "--learning_rate", 3e-5, *QUICK)
+    run = train(tmp_path / "run", "--model", base, "--method", "full", "--learning_rate", 3e-5, *QUICK).folder
     assert AutoConfig.from_pretrained(run / "model").dtype == torch.float32
     before, after = load_file(base / "model.safetensors"), load_file(run / "model" / "model.safetensors")
     assert {value.dtype for value in after.values() if value.is_floating_point()} == {torch.float32}
-    weights = [name for name in after if name.endswith("convolution.weight")]
-    moved = [(after[name] != before[name].float()).double().mean().item() for name in weights]
-    assert weights and min(moved) > 0.9  # in 16 bits two thirds stayed where they were
+    kernels = [name for name in after if name.endswith("convolution.weight")]
+    moved = [(after[name] != before[name].float()).double().mean().item() for name in kernels]
+    assert kernels and min(moved) > 0.9  # in 16 bits two thirds stayed where they were
 
 
 def test_evaluate_computes_in_float32_whatever_the_launcher_says(digits_run, tmp_path, monkeypatch):
@@ -150,14 +161,14 @@ def test_evaluate_computes_in_float32_whatever_the_launcher_says(digits_run, tmp
 
 
 def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
-    base = finetune(tmp_path / "base", "--model", "mlp", *QUICK)
-    run = finetune(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--bf16", "true", *QUICK)
+    base = train(tmp_path / "base", "--model", "mlp", *QUICK).folder
+    run = train(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--bf16", "true", *QUICK).folder
     with safe_open(run / "model" / "adapter_model.safetensors", "pt") as saved:
         assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float32}  # noqa: SIM118
 
 
-def test_exact_float32_leaves_no_switch_behind():
-    """What is read of one backend is what holds for it; to write that back would outlive a later `tf32: false`."""
+def test_exact_float32_restores_all_settings():
+    """A backend reports its inherited setting; writing that back would override a later `tf32: false`."""
     lines = ["import torch", "from ftkit.precision import exact_float32", "conv = torch.backends.cudnn.conv",
              "with exact_float32():", "    print(conv.fp32_precision)", "print(conv.fp32_precision)",
              "torch.backends.fp32_precision = 'ieee'", "print(conv.fp32_precision)"]  # fmt: skip
@@ -176,14 +187,14 @@ def test_every_stage_trains_in_the_precision_of_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.nn.Linear, "forward", watched)
     stages = '[{"train": "head"}, {"train": "all"}, {"train": "all"}]'
-    finetune(
+    train(
         tmp_path / "run", "--model", "mlp", "--stages", stages, "--cache_features", "false", "--bf16", "true", *QUICK
     )
     assert set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("key", ["optimizer", "scheduler"])
-def test_what_a_deepspeed_file_cannot_decide(tmp_path, monkeypatch, key):
+def test_keys_that_a_deepspeed_file_cannot_set(tmp_path, monkeypatch, key):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=f"ds.json: its {key} would be ignored: remove it there, and set"):
         parse(tmp_path, deepspeed={"zero_optimization": {"stage": 2}, key: {"type": "Adam"}})

@@ -1,30 +1,22 @@
 """The recipes on the real data sets, where `FTKIT_DATA_DIR` holds them."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import REPO, finetune
+from support import REPO, finetune, real_data
 
 from ftkit.config import DataArguments
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.data.pixels.normalize import channel_statistics
 from ftkit.data.sources.load import load_data
 
-DATA = Path(os.environ.get("FTKIT_DATA_DIR", "/nowhere"))
 pytestmark = pytest.mark.slow
 
 
-def data_dir(name: str) -> Path:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"real data: FTKIT_DATA_DIR has no folder {name}")
-    return DATA / name
-
-
 def test_mnist_mlp_learns():
-    data_dir("mnist")  # found through FTKIT_DATA_DIR, as a user's would be
+    real_data("mnist")  # found through FTKIT_DATA_DIR, as a user's would be
     recipe = REPO / "recipes" / "mnist" / "mlp.yaml"
     run = finetune(Path("mnist"), "--config", recipe, "--num_train_epochs", 1)
     assert json.loads((run / "run.json").read_text())["test"] == pytest.approx(
@@ -45,7 +37,7 @@ def test_the_published_statistics(name, shape, mean):
     """All of train, decoded, has the mean that is published."""
     from transformers import ViTImageProcessor
 
-    data = load_data(DataArguments(data_dir=str(data_dir(name))))
+    data = load_data(DataArguments(data_dir=str(real_data(name))))
     assert {split: len(rows) for split, rows in data.items()}["test"] == 10_000
     processor = ViTImageProcessor(size={"height": shape[0], "width": shape[1]})
     parts = [image_tensors(data[split], processor, len(mean)) for split in ("train", "validation")]
@@ -54,7 +46,7 @@ def test_the_published_statistics(name, shape, mean):
 
 
 def test_cifar10_resnet_takes_a_step():
-    folder = data_dir("cifar10")
+    folder = real_data("cifar10")
     recipe = REPO / "recipes" / "cifar10" / "resnet18_timm.yaml"
     run = finetune(Path("cifar"), "--config", recipe, "--data_dir", folder, "--max_train_samples", 256,
                    "--num_train_epochs", 1, "--model", "timm/test_resnet")  # fmt: skip

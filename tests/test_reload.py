@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.special import softmax
-from support import finetune
+from support import train
 
 from ftkit.config import DataArguments
 from ftkit.data.sources.load import load_data
-from ftkit.evaluation.predictions import read_predictions
+from ftkit.run import evaluate
 
 MODELS = {
     "mlp": ["--model", "mlp"],
@@ -45,7 +45,7 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photo_folder(tmp_path_factory):
     """Colour JPEG and PNG files of several sizes in class folders."""
     root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for split, count in (("train", 12), ("validation", 4), ("test", 8)):
@@ -69,21 +69,22 @@ def digit_files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory, photos, digit_files):
+def evaluated(tmp_path_factory, photo_folder, digit_files):
     """For each model and kind of data: the stored logits, the class names, and what a clean process says."""
     jobs, stored = [], {}
     for name, options in MODELS.items():
-        for kind, data in (("digits", ["--max_train_samples", 100]), ("photos", ["--data_dir", photos])):
-            run = finetune(tmp_path_factory.mktemp("run") / "run", *data, *options, "--num_train_epochs", 1)
-            predictions = read_predictions(run / "evaluation")
+        for kind, data in (("digits", ["--max_train_samples", 100]), ("photos", ["--data_dir", photo_folder])):
+            job = train(tmp_path_factory.mktemp("run") / "run", *data, *options, "--num_train_epochs", 1)
+            evaluate(job)
+            predictions = job.predicted["plain"]
             if kind == "digits":
                 files = [digit_files / f"{i}.png" for i in predictions.index[:40]]
             else:
-                test = load_data(DataArguments(data_dir=str(photos)))["test"]
+                test = load_data(DataArguments(data_dir=str(photo_folder)))["test"]
                 files = [row["path"] for row in test.cast_column("image", _undecoded())["image"]]
             stored[name, kind] = predictions.logits[: len(files)], predictions.task.names
             remote = not name.startswith("timm")
-            jobs.append({"model": str(run / "model"), "images": [str(f) for f in files], "remote": remote})
+            jobs.append({"model": str(job.folder / "model"), "images": [str(f) for f in files], "remote": remote})
     environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path_factory.mktemp("modules"))}
     done = subprocess.run(
         [sys.executable, "-c", CLEAN_PROCESS],

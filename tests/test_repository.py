@@ -63,6 +63,28 @@ def test_data_flows_one_way(path):
     assert taken <= set(allowed), f"{path.name} imports {taken - set(allowed)}, which stand after it on the road"
 
 
+# Of its image processors the data must know too how to resize without normalising; models come after it on the road.
+_KNOW_TIMMS_WRAPPER = {"ftkit/models/timm_models.py", "ftkit/data/pixels/normalize.py"}
+
+
+def test_one_module_knows_what_transformers_makes_of_timms_models():
+    found = {str(path.relative_to(REPO)) for path in MODULES if "TimmWrapper" in path.read_text(encoding="utf-8")}
+    assert found <= _KNOW_TIMMS_WRAPPER
+
+
+def test_weights_of_classifiers_are_loaded_in_one_place():
+    """So that whatever is checked of what was loaded is checked always; hub/ loads as those do who have no ftkit."""
+    calls = [
+        str(path.relative_to(REPO))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "AutoModelForImageClassification.from_pretrained"
+        and "hub" not in path.parts
+    ]
+    assert calls == ["ftkit/models/pretrained.py"]
+
+
 @pytest.mark.parametrize("path", sorted((REPO / "ftkit/models").glob("modeling_*.py")), ids=lambda path: path.name)
 def test_modeling_files_travel_alone(path):
     known = {"torch", "transformers", "difflib", "itertools", "math", "typing", ".channels"}

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from support import finetune, load_recipe_script
+from support import TINY, finetune, load_recipe_script
 from transformers import AutoModelForImageClassification
 
 from ftkit import run
 
-QUICK = ["--dataset", "digits", "--model", "mlp", "--max_train_samples", "100", "--num_train_epochs", "2"]
+QUICK = ["--dataset", "digits", "--model", "mlp", *map(str, TINY)]
 
 
 def test_a_notebook_runs_the_whole_job_as_the_script_does(tmp_path):

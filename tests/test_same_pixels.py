@@ -1,46 +1,42 @@
-"""A sample's pixels depend on (seed, stage, epoch, sample) only: not on workers, processes, engine or a resume."""
+"""A sample's pixels depend only on (seed, stage, epoch, sample): not on workers, processes, engine or a resume."""
 
-import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from support import REPO, finetune, interrupt
+from support import MLP, REPO, TINY, interrupt, losses, train, weights
+
+from ftkit.data.feeding.stream import StreamedImages
 
 SMALL = ("--model_args", '{"hidden_sizes": [8, 8], "depths": [0, 0]}', "--dropout", 0.1)
 CHANGING = ("--augment", "random_crop", "rotate", "brightness", "--mixup", 0.2)
 
 
-def weights(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """A run of 20 steps, a little under two epochs, with a checkpoint after each."""
+    """A run of 20 steps, a little less than two epochs, with a checkpoint after each step."""
     options = ("--max_steps", 20, "--per_device_train_batch_size", 128, "--eval_strategy", "no")
     saving = ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 30)
-    return finetune(tmp_path_factory.mktemp("reference") / "run", *SMALL, *CHANGING, *options, *saving)
+    return train(tmp_path_factory.mktemp("reference") / "run", *SMALL, *CHANGING, *options, *saving).folder
 
 
 @pytest.mark.parametrize("engine", ["tensor", "stream"])
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_neither_engine_nor_workers_change_a_bit(reference, tmp_path, engine, workers):
     changed = ("--data_engine", engine, "--dataloader_num_workers", workers, "--save_strategy", "no")
-    again = finetune(tmp_path / "run", "--config", reference / "config.yaml", *changed)
-    assert weights(again) == weights(reference)
-    assert json.loads((again / "run.json").read_text())["data_engine"] == engine
+    again = train(tmp_path / "run", "--config", reference / "config.yaml", *changed)
+    assert weights(again.folder) == weights(reference)
+    assert isinstance(again.images["train"], StreamedImages) == (engine == "stream")
 
 
-def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path):
-    """Neither mixup nor dropout sees whether a worker or the process itself transforms the images."""
+def test_image_transform_does_not_touch_global_generators(tmp_path):
+    """Mixup and dropout are the same whether a worker or the main process transforms the images."""
     options = (*SMALL, "--mixup", 0.2, "--max_steps", 4, "--eval_strategy", "no", "--save_strategy", "no")
     transform = ("--image_transform", '{"auto_augment": "rand-m9-mstd0.5"}')
-    runs = [finetune(tmp_path / str(n), *options, *transform, "--dataloader_num_workers", n) for n in (0, 1)]
+    runs = [train(tmp_path / str(n), *options, *transform, "--dataloader_num_workers", n).folder for n in (0, 1)]
     assert weights(runs[0]) == weights(runs[1])
 
 
@@ -56,33 +52,27 @@ def test_a_transform_of_single_images_draws_from_no_generator_of_others(tmp_path
     ],
     ids=["order", "augment", "image_transform", "mixup", "dropout", "data_seed"],
 )
-def test_each_stage_draws_anew(tmp_path, drawn, size):
-    """At a learning rate of 0 the losses show what a stage draws; the first draws what a run of one stage does."""
-    options = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--dropout", 0, "--max_train_samples", 60,
-               "--num_train_epochs", 2, "--per_device_train_batch_size", size, "--learning_rate", 0,
-               "--logging_steps", 1, *drawn]  # fmt: skip
-    two = finetune(tmp_path / "two", *options, "--stages", '[{"train": "all"}, {"train": "all"}]')
-    one = finetune(tmp_path / "one", *options)
-    first, second, alone = map(losses, (two / "stages/0-all", two / "stages/1-all", one / "stages/0-all"))
+def test_each_stage_draws_its_own_numbers(tmp_path, drawn, size):
+    """At a learning rate of 0 the losses reveal a stage's draws; the first stage draws as a single-stage run does."""
+    options = [*TINY, *MLP, "--dropout", 0, "--max_train_samples", 60, "--per_device_train_batch_size", size,
+               "--learning_rate", 0, "--logging_steps", 1, *drawn]  # fmt: skip
+    two = train(tmp_path / "two", *options, "--stages", '[{"train": "all"}, {"train": "all"}]').folder
+    one = train(tmp_path / "one", *options).folder
+    first, second, alone = losses(two, 0), losses(two, 1), losses(one)
     assert first == alone and len(first) == len(second) == 2 * 60 / size
     assert all(abs(a - b) > 1e-6 for a in first for b in second)
 
 
 @pytest.mark.parametrize("mixing", [["--mixup", 0.4], ["--cutmix", 1.0], ["--mixup", 0.2, "--cutmix", 1.0]], ids=str)
-def test_what_an_image_is_mixed_with_does_not_depend_on_the_batch(tmp_path, mixing):
-    """At a learning rate of 0 the losses of the epochs are the same, however the images are cut into batches."""
-    options = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--dropout", 0, "--max_train_samples", 61,
-               "--num_train_epochs", 2, "--learning_rate", 0, "--logging_steps", 1000,
+def test_mixing_partners_do_not_depend_on_the_batch_size(tmp_path, mixing):
+    """At a learning rate of 0 the epoch losses are the same for all batch sizes."""
+    options = [*TINY, *MLP, "--dropout", 0, "--max_train_samples", 61, "--learning_rate", 0, "--logging_steps", 1000,
                "--augment", "rotate", *mixing]  # fmt: skip
-    runs = [finetune(tmp_path / str(size), *options, "--per_device_train_batch_size", size) for size in (61, 20, 1)]
-    told = [losses(run / "stages/0-all") for run in runs]
+    sizes = (61, 20, 1)
+    runs = [train(tmp_path / str(size), *options, "--per_device_train_batch_size", size).folder for size in sizes]
+    told = [losses(run) for run in runs]
     np.testing.assert_allclose(told[1:], [told[0]] * 2, rtol=1e-5)
     assert abs(told[0][0] - told[0][1]) > 1e-5
-
-
-def losses(stage: Path) -> list[float]:
-    history = json.loads((stage / "trainer_state.json").read_text())["log_history"]
-    return [log["loss"] for log in history if "loss" in log]
 
 
 @pytest.mark.slow
@@ -90,7 +80,7 @@ def test_a_resume_after_any_step_changes_nothing(reference, tmp_path):
     for step in range(1, 20):
         run = shutil.copytree(reference, tmp_path / str(step))
         interrupt(run, keep=step)
-        finetune(run, "--config", reference / "config.yaml", "--resume_from_checkpoint", "true")
+        train(run, "--config", reference / "config.yaml", "--resume_from_checkpoint", "true")
         assert weights(run) == weights(reference), f"resumed after step {step}"
 
 
@@ -131,7 +121,7 @@ np.savez(f"{folder}/{args.process_index}-of-{args.world_size}.npz", *trainer.see
 
 
 @pytest.mark.slow
-def test_two_processes_see_what_one_sees(tmp_path):
+def test_two_processes_see_the_images_of_one(tmp_path):
     """Two gloo processes, and one with twice the batch: the same images at every step, byte for byte."""
     (tmp_path / "record.py").write_text(RECORD)
     launch = yaml.safe_load((REPO / "accelerate_configs" / "multi_gpu.yaml").read_text())

@@ -9,7 +9,13 @@ from support import REPO
 
 @pytest.mark.parametrize(
     ("script", "words"),
-    [("predict", "--modell x y"), ("predict", "--model mlp x"), ("demo", "--model x/ --port no"), ("push", "--run x")],
+    [
+        ("predict", "--modell x y"),
+        ("predict", "--model mlp x"),
+        ("predict", "--model me/x no.png"),
+        ("demo", "--model x/ --port no"),
+        ("push", "--run x"),
+    ],
 )
 def test_a_mistake_in_the_command_line_is_answered_before_torch_loads(script, words):
     code = f"""

@@ -1,4 +1,4 @@
-"""Several processes agree on what they were told, from host to host."""
+"""Signals: all processes act on one that a single process received."""
 
 import signal
 
@@ -10,8 +10,8 @@ from ftkit.signals import Signals
 
 
 @pytest.fixture
-def gpus(monkeypatch):
-    """Two processes that speak by NCCL; the other one has been told nothing. Returns the groups that are made."""
+def nccl_groups(monkeypatch):
+    """Pretend to be one of two NCCL processes; the other received no signal. Returns the groups created."""
     made = []
 
     class Work:
@@ -34,11 +34,11 @@ def gpus(monkeypatch):
     return made
 
 
-def test_processes_agree_without_their_gpus(gpus):
+def test_processes_agree_without_using_their_gpus(nccl_groups):
     signals = Signals()
     with signals.awaited():
         assert signals.agreed() == (False, 0)
         signals._remember(signal.SIGTERM, None)
-        assert signals.agreed() == (False, 0)  # goes around while the next step runs
+        assert signals.agreed() == (False, 0)  # exchanged while the next step runs
         assert signals.agreed() == (True, signal.SIGTERM)
-    assert gpus == ["gloo"]
+    assert nccl_groups == ["gloo"]

@@ -23,7 +23,7 @@ OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_tr
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def launch_two(tmp_path_factory):
     """`launch(folder, *options)` starts two processes and returns the launcher's.
 
     Instead of `OPTIONS` and recipes/finetune.py there may be a list `of` options and another `script`.
@@ -45,10 +45,10 @@ def launch(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(launch, tmp_path_factory):
+def two(launch_two, tmp_path_factory):
     """A finished run of two processes."""
     folder = tmp_path_factory.mktemp("runs") / "two"
-    shown, _ = (process := launch(folder, "--dropout", 0)).communicate(timeout=300)
+    shown, _ = (process := launch_two(folder, "--dropout", 0)).communicate(timeout=300)
     assert process.returncode == 0, shown[-3000:]
     return folder
 
@@ -82,11 +82,11 @@ SMALL = ["--model", "convnet", "--model_args", '{"hidden_sizes": [8, 8], "depths
     [[], ["--bf16", "true"], ["--gradient_accumulation_steps", 2], ["--ema_decay", 0.8], ["--eval_strategy", "no"]],
     ids=["plain", "bf16", "accumulated", "averaged", "last weights"],
 )
-def test_every_process_evaluates_the_same_model(launch, tmp_path, options):
+def test_every_process_evaluates_the_same_model(launch_two, tmp_path, options):
     """Running statistics of BatchNorm too, which each process moves with its own images."""
     (tmp_path / "watched").mkdir()
     script = (REPO / "tests" / "watched.py", tmp_path / "watched")
-    process = launch(tmp_path / "run", *SMALL, *options, of=NORMS, script=script)
+    process = launch_two(tmp_path / "run", *SMALL, *options, of=NORMS, script=script)
     shown, _ = process.communicate(timeout=300)
     assert process.returncode == 0, shown[-3000:]
     first, second = ((tmp_path / "watched" / f"{rank}.txt").read_text().split() for rank in range(2))
@@ -99,10 +99,10 @@ def test_every_process_evaluates_the_same_model(launch, tmp_path, options):
     ("method", "precision"),
     [(name, "fp32") for name in ("norm_tuning", "bitfit", "linear_probe", "surgical")] + [("norm_tuning", "bf16")],
 )
-def test_with_frozen_statistics_two_processes_train_as_one_does(launch, convnet, tmp_path, method, precision):
+def test_with_frozen_statistics_two_processes_train_as_one_does(launch_two, convnet, tmp_path, method, precision):
     options = ["--model", convnet, "--method", method, *(["--bf16", "true"] if precision == "bf16" else [])]
     options += ["--surgical_groups", "stem.convolution", "classifier"] if method == "surgical" else []
-    shown, _ = (process := launch(tmp_path / "two", *options, of=NORMS)).communicate(timeout=300)
+    shown, _ = (process := launch_two(tmp_path / "two", *options, of=NORMS)).communicate(timeout=300)
     assert process.returncode == 0, shown[-3000:]
     finetune(tmp_path / "one", *NORMS, *options, "--per_device_train_batch_size", 64)
     one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
@@ -111,9 +111,9 @@ def test_with_frozen_statistics_two_processes_train_as_one_does(launch, convnet,
 
 
 @pytest.mark.slow
-def test_the_learning_rate_follows_the_number_of_processes(launch, two, tmp_path):
+def test_the_learning_rate_follows_the_number_of_processes(launch_two, two, tmp_path):
     options = ["--dropout", 0, "--learning_rate", 0.05, "--scale_lr", "linear"]
-    shown, _ = (process := launch(tmp_path / "run", *options)).communicate(timeout=300)
+    shown, _ = (process := launch_two(tmp_path / "run", *options)).communicate(timeout=300)
     assert process.returncode == 0 and "a step takes 64 images, 2 × 32; learning rates × 2 (scale_lr: linear)" in shown
     models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
@@ -121,25 +121,25 @@ def test_the_learning_rate_follows_the_number_of_processes(launch, two, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
-def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch, two, tmp_path, signum, refused):
+def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch_two, two, tmp_path, signum, refused):
     """One of the two is told to end, or dies: the launcher ends, and the same command goes on, byte for byte."""
-    process = launch(tmp_path / "run", "--dropout", 0)
+    process = launch_two(tmp_path / "run", "--dropout", 0)
     started(process, tmp_path / "run")
     os.kill(children(process)[-1], signum)
     shown, _ = process.communicate(timeout=200)
     assert process.returncode != 0 and not (tmp_path / "run" / "run.json").exists(), shown[-2000:]
     with refused("was written by 2 processes, and this run has 1"):
         finetune(tmp_path / "run", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu", "true", "--dropout", 0)
-    shown, _ = (process := launch(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
+    shown, _ = (process := launch_two(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
     assert process.returncode == 0 and "resumes from" in shown, shown[-3000:]
     models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
 
 
 @pytest.mark.slow
-def test_a_warning_that_all_are_sent_costs_nothing(launch, tmp_path):
+def test_a_warning_that_all_are_sent_costs_nothing(launch_two, tmp_path):
     """SLURM sends it to the launcher too, which dies of it unless it ignores it, as in recipes/guides/scale.md."""
-    process = launch(tmp_path / "run", "--num_train_epochs", 80, "--save_total_limit", 200,
+    process = launch_two(tmp_path / "run", "--num_train_epochs", 80, "--save_total_limit", 200,
                      before=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))  # fmt: skip
     stage = started(process, tmp_path / "run")
     for pid in (process.pid, *children(process)):
@@ -153,9 +153,9 @@ def test_a_warning_that_all_are_sent_costs_nothing(launch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
-def test_a_launcher_that_is_told_to_end(launch, tmp_path, signum):
+def test_a_launcher_that_is_told_to_end(launch_two, tmp_path, signum):
     """It passes that on: the processes save, and the first says how to go on."""
-    process = launch(tmp_path / "run", "--num_train_epochs", 80)
+    process = launch_two(tmp_path / "run", "--num_train_epochs", 80)
     stage = started(process, tmp_path / "run")
     process.send_signal(signum)
     shown, _ = process.communicate(timeout=200)
@@ -179,16 +179,16 @@ def children(process):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
-def test_a_disk_that_is_full_for_both(launch, two, tmp_path, share):
+def test_a_disk_that_is_full_for_both(launch_two, two, tmp_path, share):
     """Neither waits for the other for ever; and with room the same command goes on to the same model."""
     needed = sum(path.stat().st_size for path in two.rglob("*") if path.is_file())
     with Disk(tmp_path / "disk", int(share * needed) // PAGE * PAGE, can_mount()) as disk:
         options = ["--dropout", 0, "--cache_dir", tmp_path / "cache"]
-        shown, _ = (process := launch(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=200)
+        shown, _ = (process := launch_two(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=200)
         assert process.returncode != 0 and not (disk.folder / "run" / "run.json").exists(), shown[-2000:]
         assert shown.count("\nerror: output_dir: ") == 1 and "make room there" in shown, shown[-3000:]
         disk.grow()
-        shown, _ = (process := launch(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=300)
+        shown, _ = (process := launch_two(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=300)
         assert process.returncode == 0, shown[-3000:]
         models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, disk.folder / "run")]
         assert models[0] == models[1]

@@ -11,7 +11,12 @@ _HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 
 def runs_on_cpu(values: dict[str, Any]) -> bool:
     """Whether the configuration (`use_cpu`) or the launcher asks for the CPU, or there is nothing else."""
-    return bool(values.get("use_cpu")) or _launched_for_cpu() or not torch.accelerator.is_available()
+    nothing_else = not torch.accelerator.is_available() and not _device_named()
+    return bool(values.get("use_cpu")) or _launched_for_cpu() or nothing_else
+
+
+def _device_named() -> bool:
+    return "ACCELERATE_TORCH_DEVICE" in os.environ
 
 
 def _launched_for_cpu() -> bool:
@@ -27,7 +32,7 @@ def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[st
     """
     if _launched_for_cpu() and values.get("use_cpu") is False:
         return ["use_cpu: false here, and true by the launcher: leave it out here, or launch with another file"]
-    if values.get("use_cpu") or _launched_for_cpu() or "ACCELERATE_TORCH_DEVICE" in os.environ:  # which names a device
+    if values.get("use_cpu") or _launched_for_cpu() or _device_named():
         return []
     count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     numbers = [] if named in _HIDDEN else named.split(",")

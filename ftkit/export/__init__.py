@@ -1,4 +1,4 @@
-"""A trained model as one file that runs without ftkit: ONNX, 8-bit ONNX, or a program of torch.export."""
+"""A trained model as a single file that runs without ftkit: ONNX, 8-bit ONNX, or a torch.export program."""
 
-# The formats by their names on the command line, and the file of each.
+# The formats by their command-line names, with the file of each.
 FORMATS = {"onnx": "model.onnx", "torch_export": "model.pt2", "int8": "model_int8.onnx"}

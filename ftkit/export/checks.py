@@ -1,4 +1,4 @@
-"""What can be wrong with an export before anything is loaded: the packages, and the folder."""
+"""Checks before an export loads anything: the packages, and the folder."""
 
 import importlib.util
 import re
@@ -10,12 +10,12 @@ RECORD = "export.json"
 
 
 def needed_packages(formats: list[str]) -> tuple[str, ...]:
-    """What of the extra `export` the formats need; torch.export needs nothing."""
+    """The packages that the formats need, from the extra `export`; torch.export needs none."""
     return ("onnx", "onnxruntime", "onnxscript") if {"onnx", "int8"} & set(formats) else ()
 
 
 def check_packages(formats: list[str]) -> None:
-    """Check that what the formats need is installed.
+    """Check that the packages for the formats are installed.
 
     Raises:
         UserError: a package is missing.
@@ -25,7 +25,7 @@ def check_packages(formats: list[str]) -> None:
 
 
 def default_folder(model: str) -> Path:
-    """`export/` of the run that `model` lies in, or of the model's own folder; for the Hub's, one in `runs/`."""
+    """`export/` in the folder of the model's run, or in the model's own; for a Hub model, a folder in `runs/`."""
     path = Path(model).expanduser()
     if not path.is_dir():
         return Path("runs") / f"{re.sub(r'[^a-zA-Z0-9_.]+', '-', model)}-export"
@@ -33,14 +33,14 @@ def default_folder(model: str) -> Path:
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Check that `folder` is free, or holds an export that is to be replaced.
+    """Check that `folder` is free, or holds an export to replace.
 
     Raises:
-        UserError: it holds something else, or an export that is to be kept.
+        UserError: it holds something else, or an export and `overwrite` is false.
     """
     if folder.exists() and not (folder / RECORD).is_file():
-        raise UserError(f"output_dir: {folder} exists and holds no export: give the name of a new folder")
+        raise UserError(f"output_dir: {folder} exists and holds no export: set --output_dir to a new folder")
     if folder.exists() and not overwrite:
         raise UserError(
-            f"output_dir: {folder} holds an export: give another --output_dir, or --overwrite true to replace it"
+            f"output_dir: {folder} holds an export: set another --output_dir, or --overwrite true to replace it"
         )

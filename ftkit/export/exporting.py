@@ -1,11 +1,11 @@
-"""A classifier written in other formats, each compared with PyTorch on the same images, and the record of it."""
+"""An export: a classifier in other formats, each compared with PyTorch on the same images, and the record."""
 
 import contextlib
+import functools
 import json
 import os
 import tempfile
 from collections.abc import Iterator
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,19 +30,19 @@ from ftkit.models.classifier import Classifier
 from ftkit.tasks import Task
 from ftkit.training.provenance import environment
 
-_CALIBRATION_IMAGES = 256  # of train; their extremes are the ranges, which more of them widen
-_TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its score
+_CALIBRATION_IMAGES = 256  # of train; more images would widen the ranges
+_TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its score instead
 PYTORCH = "pytorch"  # the row of the model itself
 
 
 def read_images(
     config: Evaluation, classifier: Classifier, names: list[str], max_images: int | None
 ) -> dict[str, Images]:
-    """The images that are `measured`, labelled as the model's classes are, and those for `calibration` of int8.
+    """The images to measure on (`measured`), with the model's labels, and those for the `calibration` of int8.
 
     Args:
         names: of the formats.
-        max_images: how many to measure, drawn at random and the same every time; all where it is None.
+        max_images: how many to measure, a fixed random subset; all if None.
     """
     splits, split = load_data(config.data), config.evaluation.split
     labelled = classifier.task.relabel(splits[split], f"split {split}")
@@ -50,7 +50,7 @@ def read_images(
     if "int8" in names:
         chosen["calibration"] = _some(splits["train"], _CALIBRATION_IMAGES)
     channels = classifier.channels_of(describe_images(chosen["measured"]))
-    config.data.image_transform = None  # is for training
+    config.data.image_transform = None  # for training only
     return load_images(DatasetDict(chosen), classifier.processor, channels, config.data, seed=0)
 
 
@@ -61,11 +61,11 @@ def _some(dataset: Dataset, count: int | None) -> Dataset:
 
 
 class Export:
-    """A classifier, the formats that it was written in, and what was measured of each.
+    """A classifier, its exported formats, and the measurements of each.
 
     Args:
         images: from `read_images`.
-        batch_size: of the images to measure.
+        batch_size: for measuring.
 
     Attributes:
         rows: by format, `pytorch` first: size, file, largest difference of a logit, score, times.
@@ -76,14 +76,14 @@ class Export:
         measured = images["measured"]
         self.sample = classifier.normalize(measured.sample(32))
         model = formats.plain_model(classifier.model, self.sample)
-        batches = self._batches
-        self.reference = Reference(model, self.sample, lambda: batches("measured"), measured.labels, measured.task)
+        make_batches = functools.partial(self._batches, "measured")
+        self.reference = Reference(model, self.sample, make_batches, measured.labels, measured.task)
         size = sum(tensor.nbytes for tensor in model.state_dict().values()) / 1e6
         self.runners: dict[str, formats.Predict] = {PYTORCH: model}
         self.rows: dict[str, dict[str, Any]] = {PYTORCH: {"megabytes": size}}
 
     def write(self, name: str, folder: Path) -> float:
-        """Write the format of that name, load it again, and compare it; gives the largest difference of a logit.
+        """Write a format, load it again, and compare it; return the largest difference of a logit.
 
         Raises:
             UserError: it cannot be exported, or its logits are not PyTorch's.
@@ -96,12 +96,12 @@ class Export:
         return difference
 
     def measure(self, name: str, repeats: int) -> dict[str, Any]:
-        """Measure the score and the times of what was written; gives its row."""
+        """Measure score and times of an exported format; return its row."""
         self.rows[name] |= self.reference.measure(self.runners[name], repeats)
         return self.rows[name]
 
     def save(self, folder: Path, config: Evaluation, repeats: int) -> dict[str, Any]:
-        """Write `preprocessing.json` and `export.json`, which says what was measured, on what and where."""
+        """Write `preprocessing.json` and `export.json`, the measurements and how they were made."""
         record = {
             "command": describe_command(),
             "model": config.evaluation.model,
@@ -119,7 +119,7 @@ class Export:
         (folder / RECORD).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return record
 
-    @cached_property
+    @functools.cached_property
     def _program(self) -> ExportedProgram:
         return formats.capture(self.reference.model, take(self.sample, 2))
 
@@ -131,10 +131,10 @@ class Export:
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` if all goes well, and is deleted otherwise.
+    """Yield an empty folder, which replaces `folder` if the block succeeds, and is deleted otherwise.
 
     Raises:
-        UserError: nothing can be written there.
+        UserError: it cannot be created.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
 
 
 def as_table(record: dict[str, Any], task: Task) -> str:
-    """What `export.json` says, as lines for a terminal."""
+    """`export.json` as lines for a terminal."""
     repeats, threads, n, title = record["repeats"], record["threads"], record["n"], task.score_metric.title
     lines = [
         f"  milliseconds on the CPU with {threads} thread{'s' * (threads > 1)}, over {repeats} repeats; {title} on "

@@ -1,4 +1,4 @@
-"""Writing a classifier in other formats, and loading what was written as a function from images to logits."""
+"""Writing a classifier in other formats, and loading the file as a function from images to logits."""
 
 import contextlib
 import copy
@@ -23,12 +23,12 @@ from ftkit.methods.adapters import merged
 # From float32 (N, C, H, W) to logits (N, classes).
 Predict = Callable[[torch.Tensor], torch.Tensor]
 INPUT, OUTPUT = "pixel_values", "logits"
-# These do nearly all the work. What lies between them stays exact: softmax, GELU, normalisation over features.
+# These do nearly all the work. The operations in between stay exact: softmax, GELU, layer normalisation.
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 
 
 class LogitsOnly(nn.Module):
-    """`model` with logits for an output, instead of a mapping that they are a part of."""
+    """`model` with the logits as its only output."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -40,10 +40,10 @@ class LogitsOnly(nn.Module):
 
 
 def plain_model(model: PreTrainedModel | PeftModel, pixel_values: torch.Tensor) -> LogitsOnly:
-    """A copy for inference: in float32, with the adapters, if there are any, in its weights.
+    """A float32 copy for inference, with any adapters merged into its weights.
 
     Args:
-        pixel_values: float32 (B, C, H, W), images on which the logits are compared before and after merging.
+        pixel_values: float32 (B, C, H, W), images to compare logits on before and after merging.
 
     Raises:
         UserError: the adapters cannot be merged.
@@ -53,36 +53,37 @@ def plain_model(model: PreTrainedModel | PeftModel, pixel_values: torch.Tensor) 
         try:
             model = merged(model, pixel_values).eval()
         except UserError as error:
-            raise UserError(f"model: its adapters must become a part of its weights to be exported. {error}") from None
+            raise UserError(f"model: its adapters must be merged into its weights for an export. {error}") from None
     return LogitsOnly(model)
 
 
 def capture(model: LogitsOnly, pixel_values: torch.Tensor) -> ExportedProgram:
-    """The computation of `model` as a graph that takes any number of images.
+    """The computation of `model` as a graph for any number of images.
 
     Args:
-        pixel_values: float32 (B, C, H, W), at least two images: a single one could become a fixed size.
+        pixel_values: float32 (B, C, H, W), at least two images, because a batch of one may become a fixed size.
 
     Raises:
-        UserError: torch.export cannot take the model.
+        UserError: torch.export does not support the model.
     """
     with _exporting("torch.export"), torch.no_grad():
         program = torch.export.export(model, (pixel_values,), dynamic_shapes={INPUT: {0: Dim("batch")}})
-        program.example_inputs = None  # they would be the only pickle in a .pt2 file
-        for node in program.graph.nodes:  # names files of this machine, for every operation
+        program.example_inputs = None  # the only pickle in a .pt2 file
+        for node in program.graph.nodes:  # it names files of this machine
             node.meta.pop("stack_trace", None)
     return program
 
 
 def write(name: str, program: ExportedProgram, path: Path, calibration: Iterable[torch.Tensor]) -> None:
-    """Write the format of that name to a file.
+    """Write one format to a file.
 
     Args:
+        name: of the format.
         program: from `capture`.
         calibration: for int8, batches of images, float32 (B, C, H, W).
 
     Raises:
-        UserError: the exporter cannot take the model.
+        UserError: the exporter does not support the model.
     """
     if name == "torch_export":
         with _exporting("torch.export"):
@@ -94,9 +95,9 @@ def write(name: str, program: ExportedProgram, path: Path, calibration: Iterable
 
 
 def load(path: Path) -> Predict:
-    """The function of a file that was written here, on the CPU; it takes as many threads as torch has.
+    """The function in a file written here, on the CPU, with as many threads as torch uses.
 
-    A .pt2 file from elsewhere may hold code, which loading it would run.
+    Do not load a .pt2 file from elsewhere: it may hold code that would run.
     """
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
@@ -111,7 +112,7 @@ def load(path: Path) -> Predict:
 
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:
-    """An ONNX file with the weights in it (beside it, from 2 GB on)."""
+    """Write an ONNX file that holds its weights (beside it, from 2 GB on)."""
     shapes = {INPUT: {0: "batch"}}
     with _exporting("torch.onnx"):
         torch.onnx.export(
@@ -126,11 +127,11 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def _write_int8(program: ExportedProgram, path: Path, calibration: Iterable[torch.Tensor]) -> None:
-    """Write an ONNX file quantised to 8 bits: weights by output channel, activations by the range that they take.
+    """Write an ONNX file quantised to 8 bits: weights by output channel, activations by their range.
 
-    The ranges are minimum and maximum over the calibration images. Percentiles (99.99, 99.999) and entropy agreed with
-    PyTorch's predictions as often, to 0.15 points in either direction (two convnets and a ViT, on MNIST and CIFAR-10,
-    256 calibration images), and hold all activations in memory.
+    The range is minimum to maximum over the calibration images. Percentiles (99.99, 99.999) and entropy agreed with
+    PyTorch's predictions as often, within 0.15 points (two convnets and a ViT, on MNIST and CIFAR-10, 256 calibration
+    images), and keep all activations in memory.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -145,11 +146,11 @@ def _write_int8(program: ExportedProgram, path: Path, calibration: Iterable[torc
 
     with tempfile.TemporaryDirectory() as scratch:
         exact, prepared = path.with_name(FORMATS["onnx"]), Path(scratch) / "prepared.onnx"
-        if not exact.is_file():  # it was not asked for
+        if not exact.is_file():  # ONNX was not requested
             exact = Path(scratch) / exact.name
             _write_onnx(program, exact)
         with _exporting("onnxruntime"):
-            # The exporter has written the shapes; onnxruntime's inference of symbols fails at a global maximum.
+            # The exporter wrote the shapes already; onnxruntime's symbolic inference fails on a global maximum.
             quant_pre_process(exact, prepared, skip_symbolic_shape=True)
             quantize_static(
                 prepared,
@@ -160,29 +161,29 @@ def _write_int8(program: ExportedProgram, path: Path, calibration: Iterable[torc
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
-                reduce_range=True,  # 7 bits for weights: with 8, sums overflow on x86 processors without VNNI
-                # So that logits are not cut off at the range that those of the calibration images have.
+                reduce_range=True,  # 7-bit weights: with 8 bits, sums overflow on x86 processors without VNNI
+                # Logits must not be clipped to the range of those of the calibration images.
                 extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
             )
 
 
 @contextlib.contextmanager
 def _exporting(library: str) -> Iterator[None]:
-    """Keep from the screen what an exporter prints, warns of and logs; its failure becomes one message."""
+    """Silence what an exporter prints, warns and logs; turn its failure into one message."""
     disabled, said = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:  # whatever the model's own code, or the exporter's, raises
+    except Exception as error:  # anything raised by the model's or the exporter's code
         raise UserError(f"model: {library} cannot export it: {first_lines(error)}") from error
     finally:
         logging.disable(disabled)
 
 
 def first_lines(error: BaseException) -> str:
-    """What the first of a chain of errors says, in a line or two."""
+    """The message of the first in a chain of errors, shortened to a line or two."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""What an exported model is worth against PyTorch's own: the same logits, how fast, how right."""
+"""Exported models compared with PyTorch: logits, score, speed."""
 
 import math
 import time
@@ -19,12 +19,12 @@ _TIMED = (1, 32)
 
 
 class Reference:
-    """A model as PyTorch runs it, and its answers on labelled images, which the exported ones are compared with.
+    """The PyTorch model, and its answers on labelled images, as the reference for exported models.
 
     Args:
         model: in evaluation mode, on the CPU.
         sample: float32 (N, C, H, W), images to compare logits on and to time.
-        batches: makes the batches to measure the score on, float32 (B, C, H, W).
+        batches: makes the batches to score on, float32 (B, C, H, W).
         labels: their targets, (N, …).
         task: of the model.
     """
@@ -41,7 +41,7 @@ class Reference:
 
     @cached_property
     def predicted(self) -> torch.Tensor:
-        """What the model says of every image of `batches`, see `Task.decide`."""
+        """The model's decision for every image of `batches`, see `Task.decide`."""
         return self._predict(self.model)
 
     @torch.inference_mode()
@@ -50,13 +50,13 @@ class Reference:
 
         Args:
             name: of the format.
-            tolerance: what may differ, as a share of the largest logit, or of 1 where that is smaller.
+            tolerance: the largest difference allowed, as a share of the largest logit, or of 1 if that is larger.
 
         Returns:
             The largest difference.
 
         Raises:
-            UserError: it is more than that, or a batch is not taken.
+            UserError: the difference is larger, or a batch fails.
         """
         differences = []
         for size in _CHECKED:
@@ -64,19 +64,17 @@ class Reference:
             expected = self.model(batch)
             try:
                 found = predict(batch)
-            except Exception as error:  # each runtime has errors of its own
-                raise UserError(
-                    f"{name}: what was exported fails on a batch of {size}: {first_lines(error)}"
-                ) from error
+            except Exception as error:  # each runtime has its own errors
+                raise UserError(f"{name}: the export fails on a batch of {size}: {first_lines(error)}") from error
             if found.shape != expected.shape:
                 shapes = f"{tuple(found.shape)}, not {tuple(expected.shape)}"
-                raise UserError(f"{name}: what was exported gives logits of shape {shapes}: nothing was kept")
+                raise UserError(f"{name}: the export gives logits of shape {shapes}: nothing was kept")
             allowed = tolerance * max(1.0, expected.abs().max().item())
             differences.append((found - expected).abs().max().item())
             if not (math.isfinite(differences[-1]) and differences[-1] <= allowed):
                 raise UserError(
-                    f"{name}: what was exported gives other logits than PyTorch, by {differences[-1]:.2g} on a batch "
-                    f"of {size}, where {allowed:.2g} are allowed: nothing was kept"
+                    f"{name}: the export gives other logits than PyTorch, by {differences[-1]:.2g} on a batch "
+                    f"of {size} ({allowed:.2g} is allowed): nothing was kept"
                 )
         return max(differences)
 
@@ -84,7 +82,7 @@ class Reference:
     def measure(self, predict: Predict, repeats: int) -> dict[str, Any]:
         """The score, the share of predictions that equal the model's, and `milliseconds` by batch size.
 
-        These are median and 95th percentile over `repeats`, after one that does not count.
+        The times are median and 95th percentile over `repeats`, after a warm-up.
         """
         predicted = self.predicted if predict is self.model else self._predict(predict)
         return {
@@ -99,12 +97,12 @@ class Reference:
 
 
 def take(images: torch.Tensor, count: int) -> torch.Tensor:
-    """The first `count` images (N, C, H, W), over again where there are fewer."""
+    """The first `count` images (N, C, H, W), repeated if there are fewer."""
     return images[torch.arange(count) % len(images)]
 
 
 def megabytes(path: Path) -> float:
-    """The size of a file and of what lies beside it for it, in MB (10^6 bytes)."""
+    """The size of a file and its companion files in MB (10^6 bytes)."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")) / 1e6
 
 

@@ -1,4 +1,4 @@
-"""What must be done to an image before an exported model, told to those who have neither the run nor ftkit."""
+"""How to preprocess images for an exported model, for users without the run or ftkit."""
 
 import json
 from pathlib import Path
@@ -12,24 +12,24 @@ from ftkit.models.classifier import Classifier
 
 _FILE = "preprocessing.json"
 _HOW = (
-    "Decode an image to 8-bit {mode} as a viewer shows it: turned as its EXIF orientation says, what is transparent "
-    "on white. Resize it to {height} x {width} pixels (height x width) as image_processor says; divide by 255, take "
-    "mean away and divide by std, channel by channel; put channels first, and stack images to float32 of the shape "
-    "of input. transformers' AutoImageProcessor.from_pretrained(<this folder>) does all that follows the decoding: "
+    "Decode an image to 8-bit {mode} as a viewer shows it: apply its EXIF orientation, and lay transparency on white. "
+    "Resize it to {height} x {width} pixels (height x width) as image_processor says; divide by 255, subtract mean "
+    "and divide by std, by channel; put channels first, and stack images to float32 with the shape of input. "
+    "transformers' AutoImageProcessor.from_pretrained(<this folder>) does everything after decoding: "
     'processor(images, return_tensors="pt")["pixel_values"]{rest}. {meaning}'
 )
 
 
 def describe_preprocessing(classifier: Classifier, pixel_values: torch.Tensor) -> dict[str, Any]:
-    """How to feed an exported `classifier`; all of it can be written as JSON.
+    """How to feed an exported `classifier`, as values that JSON can hold.
 
     Args:
-        pixel_values: float32 (N, C, H, W), what the model is fed.
+        pixel_values: float32 (N, C, H, W), an input of the model.
     """
     channels, (height, width) = classifier.channels, pixel_values.shape[2:]
     normalize, grey = classifier.normalize, channels == 1
     scale, offset = (values.flatten().double() for values in (normalize.scale, normalize.offset))
-    rest = ", of whose three equal channels the first is taken ([:, :1])" if grey else ""
+    rest = ", then keep the first of three equal channels ([:, :1])" if grey else ""
     return {
         "how_to_feed": _HOW.format(
             mode="grey (PIL's mode L)" if grey else "RGB",
@@ -49,7 +49,7 @@ def describe_preprocessing(classifier: Classifier, pixel_values: torch.Tensor) -
 
 
 def write_preprocessing(folder: Path, classifier: Classifier, pixel_values: torch.Tensor) -> None:
-    """Write `preprocessing.json`, and beside it the file that the image processor is loaded from."""
+    """Write `preprocessing.json` and the image processor's own file to `folder`."""
     described = describe_preprocessing(classifier, pixel_values)
     (folder / _FILE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     classifier.save_processor(folder)

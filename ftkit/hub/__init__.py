@@ -1,1 +1,1 @@
-"""To the Hub: the model card, the check of what leaves, and the push."""
+"""To the Hub: the model card, the check before a push, and the push."""

@@ -1,4 +1,4 @@
-"""The model card: whatever it says of the model's quality is computed from the stored predictions."""
+"""The model card; everything it says about quality is computed from the stored predictions."""
 
 import json
 from pathlib import Path
@@ -14,28 +14,11 @@ from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.files import atomic_write
 from ftkit.tasks import Metric, Task
 
-_ROUNDING = 1e-9  # the last digits of logarithms and exponentials differ between processors
-_HYPERPARAMETERS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "optim",
-    "optim_args",
-    "weight_decay",
-    "label_smoothing_factor",
-    "loss",
-    "dropout",
-    "mixup",
-    "cutmix",
-    "ema_decay",
-    "adapter_args",
-    "bf16",
-    "fp16",
-)
+_ROUNDING = 1e-9  # logarithms and exponentials differ in their last digits between processors
+_HYPERPARAMETERS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
+                    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "optim_args", "weight_decay",
+                    "label_smoothing_factor", "loss", "dropout", "mixup", "cutmix", "ema_decay", "adapter_args",
+                    "bf16", "fp16")  # fmt: skip
 
 
 def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | None = None) -> Path:
@@ -43,8 +26,8 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
 
     Args:
         run: its folder.
-        repo_id: the name on the Hub, for the lines that show how to use it.
-        record: what its `run.json` says, where that is not written yet.
+        repo_id: the name on the Hub, for the code example.
+        record: the content of `run.json`, if that is not written yet.
 
     Raises:
         UserError: the run is not finished.
@@ -83,13 +66,13 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{run} is not the folder of a run: {error}") from None
+        raise UserError(f"{run} is not a run's folder: {error}") from None
 
 
 def _metadata(
     record: dict, config: dict, task: Task, metrics: dict, adapters: bool, repo_id: str | None
 ) -> ModelCardData:
-    """What the Hub reads: every metric of the report is in the `model-index`."""
+    """The metadata for the Hub; the `model-index` lists every metric of the report."""
     results = [
         EvalResult(
             task_type=task.hub_task,
@@ -116,26 +99,21 @@ def _metadata(
 
 
 def _results(task: Task, metrics: dict) -> dict[str, Metric]:
-    """The metrics that the `model-index` holds."""
+    """The metrics listed in the `model-index`."""
     return {key: metric for key, metric in task.metrics.items() if key in metrics and metric.hub_type}
 
 
 def verify_card(run: Path, card: ModelCard) -> list[str]:
-    """What in a card is not what the run's predictions give, one sentence each; none where all is."""
+    """Every difference between a card and the run's predictions, one sentence each."""
     evaluation = evaluation_folder(run)
     task, metrics = read_predictions(evaluation).task, compute_metrics(evaluation)
     data: Any = card.data  # of a model: `ModelCardData`
-    told = {result.metric_name: result.metric_value for result in data.eval_results or []}
+    claimed = {result.metric_name: result.metric_value for result in data.eval_results or []}
     wrong = []
     for key, metric in _results(task, metrics).items():
-        if not _same(told.get(metric.title), metrics[key]):
-            wrong.append(
-                f"{metric.title}: the card says {told.get(metric.title)}, the predictions give {metrics[key]}"
-            )
+        said = claimed.get(metric.title)
+        if not (isinstance(said, int | float) and abs(said - metrics[key]) <= _ROUNDING):
+            wrong.append(f"{metric.title}: the card says {said}, the predictions give {metrics[key]}")
     rows = [f"| {name} | {value:.4f} |" for name, value, *_ in task.headline(metrics)]
-    wrong += [f"the text has no line {row!r}" for row in rows if row not in card.text]
+    wrong += [f"the text lacks the line {row!r}" for row in rows if row not in card.text]
     return wrong
-
-
-def _same(told: Any, computed: float) -> bool:
-    return isinstance(told, int | float) and abs(told - computed) <= _ROUNDING

@@ -1,15 +1,15 @@
-"""Run as a script, in a process of its own: load a model as somebody would who has no ftkit, and classify files.
+"""Run as a script in its own process: load a model as a user without ftkit would, and classify files.
 
 Reads a JSON object from standard input: `folder`, `files`, `trust_remote_code`. Writes one to standard output:
-`labels`; `logits`, a row for each file, in the order of `labels`; `missing`, parameters and buffers that the files do
-not hold.
+`labels`; `logits`, a row for each file, in the order of `labels`; and `missing`, the parameters and buffers that the
+files lack.
 """
 
 import json
 import sys
 from pathlib import Path
 
-# Whatever is installed here: from now on `import ftkit` fails, as Python documents and its stubs do not know.
+# Makes `import ftkit` fail, even if it is installed; Python documents it, and its stubs do not know.
 sys.modules["ftkit"] = None  # type: ignore[assignment]
 
 

@@ -1,4 +1,4 @@
-"""The gate: what leaves is loaded as others will load it, and must give the logits that the evaluation saw."""
+"""The gate before a push: loaded without ftkit, the model must give the logits of the evaluation."""
 
 import json
 import os
@@ -16,40 +16,40 @@ from ftkit.evaluation.predictions import read_predictions
 from ftkit.training.provenance import file_hashes
 
 _CLEAN_LOAD = Path(__file__).with_name("clean_load.py")
-_TOLERANCE = 1e-3  # of the spread of the logits: what other kernels and another order of summation may change
+_TOLERANCE = 1e-3  # of the logits' standard deviation: room for other kernels and orders of summation
 
 
 def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float:
-    """That a clean process, without ftkit and offline, gives the evaluation's logits for the images that were kept.
+    """Check that a clean process, without ftkit and offline, gives the evaluation's logits for the stored samples.
 
     Args:
-        model: the folder that is to leave.
+        model: the folder to push.
         evaluation: the folder with the stored predictions and samples.
-        record: `run.json`, which says what the files of the model were.
+        record: `run.json`, which lists the model's files and their hashes.
 
     Returns:
         The largest difference of a logit.
 
     Raises:
-        UserError: the model does not load, weights are missing, other labels, or other logits, with what differs.
+        UserError: the model does not load, lacks weights, or has other labels or logits; the message says which.
     """
     predictions = read_predictions(evaluation)
     samples = sample_files(evaluation, predictions)
     if missing := [path for path in samples.values() if not path.is_file()]:
-        raise UserError(f"{missing[0]}: is missing: run recipes/eval.py anew, or take a run that is whole")
+        raise UserError(f"{missing[0]} is missing: run recipes/eval.py again, or push a complete run")
     remote = any(model.glob("modeling_*.py"))
     answer = _load_elsewhere(model, list(samples.values()), remote)
     if answer["missing"]:
         listed = ", ".join(answer["missing"][:5]) + (", …" if len(answer["missing"]) > 5 else "")
         raise UserError(
-            f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files, and would be "
+            f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files and would be "
             f"drawn at random: {listed}{_changed(model, record)}"
         )
     if answer["labels"] != predictions.task.names:
         there, here = answer["labels"], predictions.task.names
         wrong = next((pair for pair in zip(here, there, strict=False) if pair[0] != pair[1]), (len(here), len(there)))
         raise UserError(
-            f"{model} must not be pushed: its labels are not those of the evaluation: {wrong[1]!r} in the place of "
+            f"{model} must not be pushed: its labels are not those of the evaluation: {wrong[1]!r} instead of "
             f"{wrong[0]!r}{_changed(model, record)}"
         )
     expected, given = predictions.logits[list(samples)], np.array(answer["logits"])
@@ -60,8 +60,8 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
         raise UserError(
             f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
             f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {worst:.3g} "
-            f"({file}; {allowed:.2g} is allowed): its pixels are resized or normalised "
-            f"otherwise, or its weights are others{_changed(model, record)}"
+            f"({file}; {allowed:.2g} is allowed): its weights, or how it resizes or normalises "
+            f"pixels, are different{_changed(model, record)}"
         )
     return float(differences.max())
 
@@ -71,7 +71,7 @@ def _load_elsewhere(model: Path, files: list[Path], trust_remote_code: bool) -> 
     with tempfile.TemporaryDirectory() as empty:
         hidden = {"PYTHONPATH", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
         environment = {key: value for key, value in os.environ.items() if key not in hidden}
-        # Code that was copied from the model's folder before must not hide what is there now.
+        # A fresh cache: code copied earlier from the model's folder must not hide the current code.
         environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": empty, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         done = subprocess.run(
             [sys.executable, "-I", str(_CLEAN_LOAD)],
@@ -83,12 +83,12 @@ def _load_elsewhere(model: Path, files: list[Path], trust_remote_code: bool) -> 
         )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{model} must not be pushed: it does not load where ftkit is not installed: {last}")
+        raise UserError(f"{model} must not be pushed: it does not load without ftkit: {last}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _changed(model: Path, record: dict[str, Any]) -> str:
-    """Which files are not what the run wrote; an empty string where all are."""
+    """The files that changed since the run wrote them, as the end of a message; empty if none did."""
     written, found = record.get("model_files", {}), file_hashes(model)
     changed = [name for name, digest in written.items() if found.get(name) != digest]
     return f"; changed since the run: {', '.join(changed)}" if changed else ""

@@ -1,4 +1,4 @@
-"""A run's model on the Hub: one commit, made when all is uploaded, and repeated as often as need be."""
+"""Push a run's model to the Hub: one commit after all uploads; can be repeated at any time."""
 
 import logging
 import time
@@ -21,58 +21,57 @@ from ftkit.tasks import Drawing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _ATTEMPTS = 5
-_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # that may be gone a moment later
+_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP codes of errors that may pass
 _LONGEST_WAIT_S = 60.0
 _REASONS = {
     401: "the token is not valid: log in with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there: take one with write access to that namespace",
-    404: "there is no such repository or revision, or the token may not see it",
+    403: "the token may not write there: use one with write access to that namespace",
+    404: "the repository or revision does not exist, or the token may not read it",
 }
 
 
 def check_login() -> str:
-    """The name that the Hub knows the user by.
+    """The user's name on the Hub.
 
     Raises:
         UserError: there is no token, it is not valid, or the Hub is out of reach.
     """
     if get_token() is None:
-        raise UserError("push_to_hub: there is no token: log in with `hf auth login`, or set HF_TOKEN")
+        raise UserError("push_to_hub: no token found: log in with `hf auth login`, or set HF_TOKEN")
     return _persistently(lambda: HfApi().whoami()["name"], "asking the Hub who is logged in", attempts=2)
 
 
 def push(run: Path, repo_id: str, private: bool | None = None, revision: str | None = None) -> str:
-    """Check the model of a finished run, and push it with its card and its report.
+    """Check the model of a finished run, and push it with its card and report.
 
-    It can be repeated at any time: what is uploaded already is not uploaded again, and the Hub shows the files of
-    either the old commit or the new one. Nothing in the run's folder is changed but the card and the metrics, which
-    are computed anew.
+    A push can be repeated at any time: nothing is uploaded twice, and the Hub shows either the old commit or the new
+    one. In the run's folder only the card and the metrics are rewritten.
 
     Args:
         run: its folder.
         repo_id: `<user>/<name>`, or a name in the user's own namespace.
-        private: of a repository that is made now; the namespace's default where it is None.
-        revision: a branch, made where it is missing; `main` where it is None.
+        private: whether a new repository is private; the namespace's default if None.
+        revision: a branch, created if missing; `main` if None.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: the model is not what the evaluation saw, or the Hub refuses or is away.
+        UserError: the model differs from the evaluated one, or the Hub refuses or is out of reach.
     """
     model, evaluation, record, config = run / "model", evaluation_folder(run), read_record(run), read_config(run)
     if not (model / "config.json").is_file():
-        raise UserError(f"{run} holds no model: give the folder of a finished run of recipes/finetune.py")
+        raise UserError(f"{run} holds no model: pass the folder of a finished run of recipes/finetune.py")
     if (model / "adapter_config.json").is_file() and not record.get("base_model"):
         raise UserError(
-            f"{model} holds adapters of a model that is not on the Hub ({config['model']}): push that one first and "
-            "train from its name there, or train with --merge_adapters true"
+            f"{model} holds adapters of a model that is not on the Hub ({config['model']}): push that model first and "
+            "train from its Hub name, or train with --merge_adapters true"
         )
     difference = check_parity(model, evaluation, record)
     logger.info("  %-12s without ftkit the logits are the same to %.1g", "checked", difference)
     task, metrics = read_predictions(evaluation).task, write_metrics(evaluation)
     api = HfApi()
-    url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"making {repo_id}")
+    url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
     write_card(run, url.repo_id)
     if revision is not None:
         _persistently(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True), f"branch {revision}")
@@ -91,7 +90,7 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
 
 
 def _files(run: Path, evaluation: Path, figure: Drawing) -> dict[str, Path | bytes]:
-    """What is pushed, by its place in the repository."""
+    """The files to push, by their path in the repository."""
     files: dict[str, Any] = {path.name: path for path in sorted((run / "model").iterdir()) if path.is_file()}
     for name in ("metrics.json", "report.html", "report.md"):
         files[f"evaluation/{name}"] = evaluation / name
@@ -100,22 +99,22 @@ def _files(run: Path, evaluation: Path, figure: Drawing) -> dict[str, Path | byt
 
 
 def _is_stale(path: str, files: dict[str, Any]) -> bool:
-    """Whether a file at the repository's top would be taken for a part of the model that is pushed now."""
+    """Whether a file at the top of the repository would be mistaken for part of the new model."""
     weights = path.endswith((".safetensors", ".safetensors.index.json", "adapter_config.json", ".bin"))
     return "/" not in path and path not in files and (weights or path.startswith(("modeling_", "configuration_")))
 
 
 def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -> T:
-    """`call`, again and again where it fails for a reason that may pass.
+    """The result of `call`, which is repeated after errors that may pass.
 
     Raises:
-        UserError: it was refused, or did not succeed.
+        UserError: it is refused, or all attempts fail.
     """
     for attempt in range(1, attempts + 1):
         try:
             return call()
         except (HfHubHTTPError, httpx.TransportError, RuntimeError, OSError) as error:
-            cause = error.__cause__ if isinstance(error, RuntimeError) else error  # an upload's error is wrapped
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error  # uploads wrap their errors
             found = _reason(cause)
             if found is None or cause is None:
                 raise
@@ -130,7 +129,7 @@ def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -
 
 
 def _reason(error: BaseException | None) -> tuple[str, bool] | None:
-    """What went wrong, and whether it may be gone a moment later; None for what has nothing to do with the Hub."""
+    """The reason of an error, and whether it may pass; None if the error has nothing to do with the Hub."""
     if isinstance(error, HfHubHTTPError):
         status, told = error.response.status_code, error.server_message or ""
         return _REASONS.get(status, f"the Hub answers {status} {told}".strip()), status in _PASSING
@@ -142,6 +141,6 @@ def _reason(error: BaseException | None) -> tuple[str, bool] | None:
 
 
 def _wait(error: BaseException, attempt: int) -> float:
-    """Seconds until the next attempt: as many as the server asks for, or else twice as many each time."""
+    """Seconds until the next attempt: as the server asks, or else doubled each time."""
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return min(float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1), _LONGEST_WAIT_S)

@@ -91,7 +91,7 @@ def plain_name(name: str) -> str:
 def regroup(groups: dict[str, list[str]], model: nn.Module) -> dict[str, list[str]]:
     """`groups` of a model, for the same model after modules in it were wrapped, as PEFT does.
 
-    Each parameter joins the group of the original module that it is now inside of.
+    Each parameter joins the group of the original module that now contains it.
     """
     places = {name.rpartition(".")[0]: place for place, names in groups.items() for name in names}
     regrouped: dict[str, list[str]] = {place: [] for place in groups}

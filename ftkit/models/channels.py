@@ -17,7 +17,7 @@ def match_channels(pixel_values: torch.Tensor, num_channels: int) -> torch.Tenso
         float (N, C', H, W); the input itself if C == C'.
 
     Raises:
-        ValueError: if (C, C') is neither equal nor (3, 1) or (1, 3).
+        ValueError: if C != C', except for 3 to 1 and 1 to 3.
     """
     given = pixel_values.shape[1]
     if given == num_channels:
@@ -29,5 +29,5 @@ def match_channels(pixel_values: torch.Tensor, num_channels: int) -> torch.Tenso
         return pixel_values.expand(-1, 3, -1, -1)
     raise ValueError(
         f"pixel_values have {given} channels, but the model takes num_channels={num_channels}. Only RGB to grey and "
-        f"grey to RGB is automatic: convert the images, or build the model with num_channels={given}."
+        f"grey to RGB are automatic: convert the images, or build the model with num_channels={given}."
     )

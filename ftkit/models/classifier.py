@@ -32,16 +32,16 @@ class Classifier:
     """A model with its image processor, on the CPU as it is made.
 
     Attributes:
-        model: its config holds the classes. While a run trains adapters, the model around them.
-        processor: does to images what the model expects of them.
-        takes_statistics: whether the mean and standard deviation of the training images are still to be put in.
-        takes_first_layer: whether a first layer may still be fitted to the training images.
+        model: its config holds the task; with adapters, PEFT's model around it.
+        processor: turns images into what the model takes.
+        needs_statistics: whether `fit` has still to measure the mean and standard deviation of the training images.
+        needs_first_layer: whether `fit` may still fit the first layer.
     """
 
     model: PreTrainedModel | PeftModel
     processor: Any
-    takes_statistics: bool = False
-    takes_first_layer: bool = False
+    needs_statistics: bool = False
+    needs_first_layer: bool = False
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
@@ -66,11 +66,11 @@ class Classifier:
             named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
             load_weights(model, file)
-        classifier = cls(model, processor, takes_first_layer=not pretrained)
+        classifier = cls(model, processor, needs_first_layer=not pretrained)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:
-            classifier.takes_statistics = not pretrained or file is not None
+            classifier.needs_statistics = not pretrained or file is not None
         return classifier
 
     @classmethod
@@ -90,11 +90,11 @@ class Classifier:
         That is the normalisation, where neither says what to take, and the first layer of a new `convnet`, from 5,000
         images at most.
         """
-        if self.takes_statistics:
+        if self.needs_statistics:
             self._set_normalization(*channel_statistics(train.histogram()))
-            self.takes_statistics = False
-        if self.takes_first_layer:
-            self.takes_first_layer = False
+            self.needs_statistics = False
+        if self.needs_first_layer:
+            self.needs_first_layer = False
             if isinstance(self.model, ConvNetForImageClassification):
                 self.model.fit_first_layer(self.normalize(train.sample(5000)))
 
@@ -106,7 +106,7 @@ class Classifier:
             RuntimeError: it is to be measured on the training images, and `fit` has not been called.
             UserError: the processor does more than a scale and an offset by channel.
         """
-        if self.takes_statistics or self.takes_first_layer:
+        if self.needs_statistics or self.needs_first_layer:
             raise RuntimeError("this classifier is not ready: call fit(<the training images>) first")
         return normalizer(self.processor, self.channels)
 

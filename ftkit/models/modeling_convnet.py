@@ -30,20 +30,20 @@ class ConvNetConfig(PreTrainedConfig):
         hidden_sizes: channels of each stage, from input to output; every stage halves the image.
         depths: residual blocks of each stage, as many numbers as `hidden_sizes`; 0 leaves only the convolution that
             begins a stage.
-        residual: a block is two convolutions beside a shortcut; without it, one convolution.
+        residual: whether a block is two convolutions with a shortcut, or a single convolution.
         first_layer: `convolution`, or `whitening`: see [`Whitening`].
         downsampling: what halves the image: a `stride` of 2, or a `max_pool` between convolution and normalisation.
-        pooling: of what the last stage gives: `average` or `max`.
+        pooling: of the last stage's output: `average` or `max`.
         activation: any name in `transformers.activations.ACT2FN`.
         dropout: probability of dropping a pooled feature before the classifier, in [0, 1).
-        norm_momentum: the share that a batch has in BatchNorm's running statistics.
-        norm_scale: whether BatchNorm scales its outputs, beside shifting them.
-        identity_init: convolutions begin by handing their input on, as far as they have outputs for it
+        norm_momentum: the weight of a batch in BatchNorm's running statistics.
+        norm_scale: whether BatchNorm has a trainable scale besides its shift.
+        identity_init: convolutions start as the identity, as far as they have output channels
             (Zagoruyko & Komodakis 2017, arXiv:1706.00388).
         logit_scale: a constant factor on the logits.
 
     Raises:
-        ValueError: if a value is not one of these.
+        ValueError: if a value is invalid.
     """
 
     model_type = "ftkit_convnet"
@@ -61,7 +61,7 @@ class ConvNetConfig(PreTrainedConfig):
     norm_scale: bool = True
     identity_init: bool = False
     logit_scale: float = 1.0
-    # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
+    # Set here, because the loss would set it at the first labelled batch and so change the config.
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
         "single_label_classification"
     )
@@ -95,11 +95,10 @@ class ConvNetConfig(PreTrainedConfig):
 
 
 class Whitening(nn.Module):
-    """
-    A fixed convolution whose outputs are uncorrelated and of variance 1 on the data it was fitted to, with both signs
-    of each; only its bias is trained: (N, C, H, W) -> (N, 8 C, H - 1, W - 1).
+    """A fixed convolution whose outputs are uncorrelated with variance 1 on the data it was fitted to; each output
+    comes with both signs, and only the bias is trained: (N, C, H, W) -> (N, 8 C, H - 1, W - 1).
 
-    Its 2x2 filters are the eigenvectors of the covariance of the images' patches, divided by the square root of the
+    Its 2x2 filters are the eigenvectors of the covariance of image patches, divided by the square root of the
     eigenvalues (as in Page, "How to train your ResNet 8: bag of tricks", 2019).
     """
 
@@ -124,13 +123,13 @@ class Whitening(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """3x3 convolution, batch normalisation, activation; halving, (N, C, H, W) -> (N, C', H / 2, W / 2)."""
+    """3x3 convolution, batch normalisation, activation: (N, C, H, W) -> (N, C', H, W); halves H and W if `halving`."""
 
     def __init__(self, in_channels: int, out_channels: int, config: ConvNetConfig, halving: bool = False):
         super().__init__()
         self.pools = halving and config.downsampling == "max_pool"
         stride = 2 if halving and not self.pools else 1
-        # The normalisation takes the mean away, so a bias would do nothing.
+        # The normalisation removes the mean, so a bias would have no effect.
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.normalization = nn.BatchNorm2d(out_channels, momentum=config.norm_momentum)
         if not config.norm_scale:
@@ -145,7 +144,7 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolution blocks beside a shortcut: (N, C, H, W) -> the same."""
+    """Two convolution blocks with a shortcut: (N, C, H, W) -> the same."""
 
     def __init__(self, channels: int, config: ConvNetConfig):
         super().__init__()
@@ -156,17 +155,14 @@ class ResidualBlock(nn.Module):
 
 
 class GlobalMaxPool(nn.Module):
-    """
-    (N, C, H, W) -> (N, C, 1, 1), as `nn.AdaptiveMaxPool2d(1)` does, whose gradient has no deterministic version for
-    CUDA.
-    """
+    """(N, C, H, W) -> (N, C, 1, 1), like `nn.AdaptiveMaxPool2d(1)`, whose gradient is not deterministic on CUDA."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return nn.functional.max_pool2d(hidden, hidden.shape[2:])
 
 
 class ConvNetForImageClassification(PreTrainedModel):
-    """A stem, stages of residual blocks that each halve the image, global pooling, linear `classifier`."""
+    """A stem, stages of residual blocks that each halve the image, global pooling, a linear `classifier`."""
 
     config_class = ConvNetConfig
     main_input_name = "pixel_values"
@@ -195,7 +191,7 @@ class ConvNetForImageClassification(PreTrainedModel):
         self.post_init()
 
     def fit_first_layer(self, pixel_values: torch.Tensor) -> None:
-        """Fit a first layer that takes its weights from the data: images float (N, C, H, W), normalised."""
+        """Fit a data-dependent first layer to images float (N, C, H, W), normalised."""
         first = next(self.stem.children())
         if isinstance(first, Whitening):
             first.fit(match_channels(pixel_values, self.num_channels))
@@ -207,7 +203,7 @@ class ConvNetForImageClassification(PreTrainedModel):
             if self.config.identity_init and isinstance(module, nn.Conv2d):
                 nn.init.dirac_(module.weight[: module.in_channels])
         elif isinstance(module, nn.BatchNorm2d):
-            # The same values as torch's, without overwriting statistics that a checkpoint has just filled in.
+            # torch's values too, but without overwriting statistics just loaded from a checkpoint.
             super()._init_weights(module)
 
     def forward(

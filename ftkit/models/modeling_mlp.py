@@ -1,4 +1,4 @@
-"""A multilayer perceptron for images; without hidden layers it is softmax regression."""
+"""A multilayer perceptron for images; softmax regression without hidden layers."""
 
 import difflib
 from itertools import pairwise
@@ -27,7 +27,7 @@ class MLPConfig(PreTrainedConfig):
         initialization: "torch" (Kaiming uniform with a = √5, random biases) or "keras" (Glorot uniform, zero biases).
 
     Raises:
-        ValueError: if a value is not one of these.
+        ValueError: if a value is invalid.
     """
 
     model_type = "ftkit_mlp"
@@ -38,7 +38,7 @@ class MLPConfig(PreTrainedConfig):
     activation: str = "relu"
     dropout: float = 0.0
     initialization: str = "torch"
-    # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
+    # Set here, because the loss would set it at the first labelled batch and so change the config.
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
         "single_label_classification"
     )
@@ -87,7 +87,7 @@ class MLPForImageClassification(PreTrainedModel):
 
     def __init__(self, config: MLPConfig):
         super().__init__(config)
-        # Kept here because reading an attribute of a config takes microseconds, at every step.
+        # Kept here: reading an attribute of a config takes microseconds at every step.
         self.num_channels = config.num_channels
         self.height_width = config.height_width
         sizes = [config.num_channels * self.height_width[0] * self.height_width[1], *config.hidden_sizes]

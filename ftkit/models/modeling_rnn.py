@@ -22,12 +22,12 @@ class RNNConfig(PreTrainedConfig):
         num_channels: 1 (grey) or 3 (RGB).
         cell: "rnn" (Elman, tanh), "lstm" or "gru".
         hidden_size: features of the state, in each direction.
-        num_layers: recurrent layers on top of each other.
+        num_layers: stacked recurrent layers.
         bidirectional: read the rows upwards too, and classify from the end states of both directions.
         dropout: probability of dropping a feature between the layers and before the classifier, in [0, 1).
 
     Raises:
-        ValueError: if a value is not one of these.
+        ValueError: if a value is invalid.
     """
 
     model_type = "ftkit_rnn"
@@ -39,7 +39,7 @@ class RNNConfig(PreTrainedConfig):
     num_layers: int = 1
     bidirectional: bool = False
     dropout: float = 0.0
-    # Set up front: the loss would otherwise write it at the first labelled batch, and change the config.
+    # Set here, because the loss would set it at the first labelled batch and so change the config.
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
         "single_label_classification"
     )
@@ -84,7 +84,7 @@ class RNNForImageClassification(PreTrainedModel):
 
     def __init__(self, config: RNNConfig):
         super().__init__(config)
-        # Kept here because reading an attribute of a config takes microseconds, at every step.
+        # Kept here: reading an attribute of a config takes microseconds at every step.
         self.num_channels = config.num_channels
         self.height_width = config.height_width
         self.rnn = CELLS[config.cell](
@@ -92,7 +92,7 @@ class RNNForImageClassification(PreTrainedModel):
             hidden_size=config.hidden_size,
             num_layers=config.num_layers,
             bidirectional=config.bidirectional,
-            # torch drops between layers only, and warns if there is nothing between.
+            # torch applies dropout between layers only, and warns if there is just one.
             dropout=config.dropout if config.num_layers > 1 else 0.0,
             batch_first=True,
         )

@@ -1,7 +1,7 @@
-"""Everything that is special about timm's models in transformers; of any other model the functions say so.
+"""timm's models as transformers wraps them: all that differs from other models.
 
-timm keeps classes, channels, size and normalisation in places of its own: most of it in the model's config, where its
-image processor reads it again.
+Their classes, channels, size and normalisation have places of their own, most of them in the model's config, which the
+image processor is a part of. The functions take any model, and say what they give for one that is not timm's.
 """
 
 from typing import Any
@@ -96,14 +96,14 @@ def with_dropout(model_args: dict[str, Any] | None, dropout: float | None) -> di
 
 
 def overrides(config: PreTrainedConfig, model_args: dict[str, Any]) -> dict[str, Any] | None:
-    """What to change in a timm model's config so that it is built with `model_args`; None for another's config."""
+    """What `model_args` change in the config of a timm model; None for the config of another model."""
     if not isinstance(config, TimmWrapperConfig):
         return None
     return {"model_args": {**(config.model_args or {}), **model_args}} if model_args else {}
 
 
 def name_classes(model: PreTrainedModel) -> None:
-    """Bring the second list of class names, which the config of a timm model has, into line with the first."""
+    """Update the second list of class names, which only the config of a timm model has."""
     if isinstance(model.config, TimmWrapperConfig):
         names: dict[Any, str] = dict(model.config.id2label or {})
         model.config.label_names = [names[i] for i in range(len(names))]
@@ -115,17 +115,17 @@ def is_config(config: PreTrainedConfig) -> bool:
 
 
 def channels(config: PreTrainedConfig) -> int | None:
-    """The channels of a timm model's images; None for another's config."""
+    """The number of channels that a timm model takes; None for the config of another model."""
     return (config.model_args or {}).get("in_chans", 3) if isinstance(config, TimmWrapperConfig) else None
 
 
 def lives_in_config(processor: Any) -> bool:
-    """Whether an image processor is a part of its model's config, and has no file of its own."""
+    """Whether an image processor is a part of its model's config, without a file of its own."""
     return isinstance(processor, TimmWrapperImageProcessor)
 
 
 def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
-    """A timm model's image processor with another normalisation, which goes into the model's `config` as well."""
+    """The image processor of a timm model with another normalisation, which is set in its `config` too."""
     config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 

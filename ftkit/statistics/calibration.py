@@ -1,4 +1,4 @@
-"""Whether predictions made with probability 0.8 are right in 80 of 100 cases, and the temperature that fixes it."""
+"""Calibration: whether predictions with confidence 0.8 are right 80% of the time; the temperature that fixes it."""
 
 import math
 

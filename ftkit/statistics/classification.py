@@ -1,4 +1,4 @@
-"""Counts and scores by class, as `evaluate` modules defined here, so that nothing is downloaded."""
+"""Counts and scores by class; the `evaluate` module is defined here, so that nothing is downloaded."""
 
 from typing import Any
 
@@ -9,26 +9,18 @@ import numpy as np
 from ftkit.statistics.intervals import f1_interval, wilson
 
 
-class _ClassMetric(evaluate.Metric):
-    """A metric of predicted against true class indices, both int64 (N,)."""
-
-    description = ""
+class ConfusionMatrix(evaluate.Metric):
+    """Counts by true class (rows) and predicted class (columns), from class indices int64 (N,)."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=self.description,
+            description="counts by true and predicted class",
             citation="",
             inputs_description="predictions and references: class indices",
             features=datasets.Features(
                 {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
             ),
         )
-
-
-class ConfusionMatrix(_ClassMetric):
-    """Counts by true class (rows) and predicted class (columns)."""
-
-    description = "counts by true and predicted class"
 
     def _compute(self, predictions: Any, references: Any, num_classes: int) -> dict[str, np.ndarray]:
         pairs = np.asarray(references) * num_classes + np.asarray(predictions)

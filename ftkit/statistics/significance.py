@@ -15,8 +15,8 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     Wald interval of Agresti & Min (2005). Several runs: the test asks which method is better, for other seeds and
     images. The variance of the difference is the sum of three parts, estimated separately: that of the images, and
     that of the seeds of either side. With few seeds the sum is uncertain, so the quantiles are Student's, with
-    Satterthwaite's degrees of freedom (1946). A bootstrap over three seeds finds two thirds of their variance, and
-    false winners.
+    Satterthwaite's degrees of freedom (1946). A bootstrap over three seeds would find two thirds of their
+    variance, and false winners.
 
     Args:
         first: bool (S, N), whether each of S runs is right on each of N images.
@@ -54,20 +54,16 @@ def _crossed(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     for accuracies in sides:
         several = len(accuracies) > 1
         parts.append((accuracies.var(ddof=1) if several else variances[0]) / len(accuracies))
-        freedom.append(max(map(len, sides)) - 1 if not several else len(accuracies) - 1)
+        freedom.append((len(accuracies) if several else max(map(len, sides))) - 1)
     variance = float(sum(parts))
-    if variance == 0:
-        return {"test": "images and seeds", "difference": difference, "interval": [difference] * 2,
-                "p": float(difference == 0)}  # fmt: skip
-    degrees = variance**2 / sum(part**2 / free for part, free in zip(parts, freedom, strict=True))
-    error = np.sqrt(variance)
-    spread = scipy.stats.t.isf(ALPHA / 2, degrees) * error
-    return {
-        "test": "images and seeds",
-        "difference": difference,
-        "interval": [float(difference - spread), float(difference + spread)],
-        "p": float(2 * scipy.stats.t.sf(abs(difference) / error, degrees)),
-    }
+    spread, p = 0.0, float(difference == 0)
+    if variance != 0:
+        degrees = variance**2 / sum(part**2 / free for part, free in zip(parts, freedom, strict=True))
+        error = np.sqrt(variance)
+        spread = scipy.stats.t.isf(ALPHA / 2, degrees) * error
+        p = float(2 * scipy.stats.t.sf(abs(difference) / error, degrees))
+    interval = [float(difference - spread), float(difference + spread)]
+    return {"test": "images and seeds", "difference": difference, "interval": interval, "p": p}
 
 
 def holm(p_values: list[float]) -> list[float]:

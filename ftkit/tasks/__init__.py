@@ -41,5 +41,12 @@ def task_of(features: Features) -> Task:
 
 
 def task_of_config(config: PreTrainedConfig) -> Task:
-    """The task of a model, by its config."""
-    return SingleLabel.of_config(config)
+    """The task of a model, by its config.
+
+    Raises:
+        ValueError: no task has such a config.
+    """
+    for kind in TASKS:
+        if (task := kind.of_config(config)) is not None:
+            return task
+    raise ValueError(f"no task has a model of the type {config.model_type}")

@@ -119,7 +119,9 @@ class Fingerprint:
         if f"{split}/hashes" not in table:
             return "other images"
         hashes = [there_and_here[f"{split}/hashes"].tolist() for there_and_here in (table, self.table)]
-        labels = [there_and_here[f"{split}/labels"].tolist() for there_and_here in (table, self.table)]
+        labels = [
+            [one.tobytes() for one in there_and_here[f"{split}/labels"]] for there_and_here in (table, self.table)
+        ]
         missing, new = _surplus(*hashes)
         if missing or new:
             kinds = [f"{new:,} image{'s are' if new > 1 else ' is'} new"] if new else []

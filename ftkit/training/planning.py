@@ -4,24 +4,22 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from peft import PeftModel
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
 
 from ftkit.config.configuration import Config
 from ftkit.config.training import TrainingArguments
 from ftkit.data.feeding.tensors import Images
-from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.errors import UserError
 from ftkit.methods.adapters import add_adapters
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups, regroup
+from ftkit.models.classifier import Classifier
 from ftkit.training.optimizers import make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
@@ -53,8 +51,7 @@ class Plan:
 
     Attributes:
         config: of the run.
-        model: with adapters where the method has them.
-        normalize: from uint8 to what the model takes.
+        classifier: with adapters in its model where the method has them.
         images: by split; `train` is trained on, `validation` chooses the checkpoint.
         groups: parameter names by layer group, from input to output, the head last.
         stages: in their order.
@@ -62,8 +59,7 @@ class Plan:
     """
 
     config: Config
-    model: PreTrainedModel | PeftModel
-    normalize: Normalize8Bit
+    classifier: Classifier
     images: dict[str, Images]
     groups: dict[str, list[str]]
     stages: list[PreparedStage]
@@ -75,27 +71,26 @@ class Plan:
         return list(self.groups)[-1]
 
 
-def prepare_plan(
-    config: Config, model: PreTrainedModel | PeftModel, normalize: Normalize8Bit, images: dict[str, Images]
-) -> Plan:
-    """The plan of the run's method for this model.
+def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Images]) -> Plan:
+    """The plan of the run's method for this classifier.
 
     Args:
         config: of the run.
-        model: on the CPU; gets the adapters of the method.
-        normalize: from uint8 to what the model takes.
+        classifier: on the CPU; its model gets the adapters of the method.
         images: by split; see `Plan`.
 
     Raises:
         UserError: a stage names what the model does not have, its training arguments contradict each other, or no
             layer takes the adapters.
     """
-    groups, length = layer_groups(model), len(images["train"])
+    groups, length = layer_groups(classifier.model), len(images["train"])
     drafts = _draft(config, len(groups), length)
     planned = [_steps(args, length) if stage.kind.needs_adapters else 0 for stage, _, args in drafts]
     if is_adapter(config.method.method):
-        model = add_adapters(config.method, model, normalize(images["train"].sample(2)), sum(planned))
-        groups = regroup(groups, model)
+        pixels = classifier.normalize(images["train"].sample(2))
+        classifier.model = add_adapters(config.method, classifier.model, pixels, sum(planned))
+        groups = regroup(groups, classifier.model)
+    model = classifier.model
     stages = [
         PreparedStage(
             stage,
@@ -110,7 +105,7 @@ def prepare_plan(
     for number, stage in enumerate(stages):
         _try_out(_where(config, number), stage, model, _steps(stage.args, length))
     trained = size(model, set().union(*(stage.trained for stage in stages)))
-    plan = Plan(config, model, normalize, images, groups, stages, trained)
+    plan = Plan(config, classifier, images, groups, stages, trained)
     _warn_about_the_head(plan)
     return plan
 
@@ -202,7 +197,7 @@ def _check_length(where: str, args: TrainingArguments, images: int) -> None:
         )
 
 
-def _try_out(where: str, stage: PreparedStage, model: PreTrainedModel | PeftModel, steps: int) -> None:
+def _try_out(where: str, stage: PreparedStage, model: Any, steps: int) -> None:
     """Make the optimizer and the schedule of a stage once, to find wrong arguments before anything starts.
 
     Raises:

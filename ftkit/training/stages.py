@@ -7,7 +7,6 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import merged
@@ -24,40 +23,41 @@ from ftkit.training.trainer import ImageTrainer
 logger = logging.getLogger(__name__)
 
 
-def run_plan(plan: Plan, resumption: Resumption) -> tuple[PreTrainedModel | PeftModel, list[dict[str, Any]]]:
-    """Carry out a plan, stage by stage.
+def run_plan(plan: Plan, resumption: Resumption) -> list[dict[str, Any]]:
+    """Carry out a plan, stage by stage, on the model of its classifier.
 
     Each stage has its own optimizer, schedule and seeds, and its checkpoints in `stages/<number>-<name>`. It starts
     from the weights that validation chose in the stage before, and only what it declares moves. A run that resumes
     skips the stages that are finished, and continues inside the one that is not. Where the head alone trains on pixels
-    that do not change, it trains on features that are computed once.
+    that do not change, it trains on features that are computed once. In the end the model is the one that validation
+    chose in the last stage, its adapters merged if they are to be.
 
     Returns:
-        The model that validation chose in the last stage, its adapters merged if they are to be, and for each stage
-        its name, parameters trained, seconds, steps, images per second, and the value and step that validation chose
-        (None where the last weights were kept).
+        For each stage its name, parameters trained, seconds, steps, images per second, and the value and step that
+        validation chose (None where the last weights were kept).
 
     Raises:
         UserError: the loss is not finite, something frozen has moved, or merging adapters changes the logits.
     """
-    model, results = plan.model, []
+    classifier, results = plan.classifier, []
     for number, (prepared, found) in enumerate(zip(plan.stages, resumption.standing, strict=True)):
         if isinstance(found, dict):
-            restore_weights(prepared.folder, model)
+            restore_weights(prepared.folder, classifier.model)
             logger.info("  stage %d, %s: already finished", number, prepared.stage.name)
             results.append(found)
         else:
             _log_what_trains(number, plan)
             results.append(_run_stage(plan, prepared, resumption, found))
-    hooks_of(model).finish(model)
-    if plan.config.method.merge_adapters and isinstance(model, PeftModel):
-        model = merged(model, plan.normalize(plan.images["validation"].sample(64)))
-    return model, results
+    hooks_of(classifier.model).finish(classifier.model)
+    if plan.config.method.merge_adapters and isinstance(classifier.model, PeftModel):
+        pixels = classifier.normalize(plan.images["validation"].sample(64))
+        classifier.model = merged(classifier.model, pixels)
+    return results
 
 
 def _run_stage(plan: Plan, prepared: PreparedStage, resumption: Resumption, checkpoint: Path | None) -> dict[str, Any]:
     """Train one stage, from a checkpoint if there is one, and keep its result."""
-    args, model = prepared.args, plan.model
+    args, model = prepared.args, plan.classifier.model
     plan.images["train"].seed = args.seed
     statistics = plan.config.method.train_batchnorm_stats
     with only_training(model, prepared.trained, prepared.stage.train, statistics):
@@ -81,7 +81,8 @@ def _run_stage(plan: Plan, prepared: PreparedStage, resumption: Resumption, chec
 
 def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
     """The trainer of a stage: of the head on cached features where that gives the same, else of the whole model."""
-    config, args, model, head = plan.config, prepared.args, plan.model, plan.head
+    config, args, head = plan.config, prepared.args, plan.head
+    model, normalize = plan.classifier.model, plan.classifier.normalize
     train, validation = plan.images["train"], plan.images["validation"]
     objective = Objective(
         config.loss,
@@ -93,7 +94,7 @@ def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
     pixels = objective.augment or config.data.image_transform or config.loss.mixup or config.loss.cutmix
     changing = pixels or config.method.train_batchnorm_stats
     if prepared.stage.kind.head_alone and config.method.cache_features and not changing:
-        features = FeatureExtractor(model, head, args, plan.normalize, config.data.cache_dir)
+        features = FeatureExtractor(model, head, args, normalize, config.data.cache_dir)
         reason = features.why_not(train)
         if reason is None:
             inside = {plain_name(name): setting for name, setting in objective.settings.items()}
@@ -105,13 +106,13 @@ def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
             args.dataloader_pin_memory = config.if_given("dataloader_pin_memory") is not False and not args.use_cpu
             return ImageTrainer(alone, args, nn.Identity(), objective, features(train), features(validation))
         logger.info("  every step goes through the frozen body: %s", reason)
-    return ImageTrainer(model, args, plan.normalize, objective, train, validation)
+    return ImageTrainer(model, args, normalize, objective, train, validation)
 
 
 def _log_what_trains(number: int, plan: Plan) -> None:
     """Log a table at the start of a stage: layer group, parameters, of which trained, learning rate, weight decay."""
     stage, _, args, trained, settings, _ = plan.stages[number]
-    sizes = {name: parameter.numel() for name, parameter in plan.model.named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in plan.classifier.model.named_parameters()}
     logger.info(
         "  stage %d, %s: %s of %s parameters train",
         number,

@@ -17,14 +17,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import send_to_device
 from PIL import Image as PILImage
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, ToTensor
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_callback import PrinterCallback
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from benchmarks.data import HIDDEN, LEARNING_RATE, MOMENTUM, TRAINING, Setup, as_png
 from benchmarks.timing import Side, clock
@@ -33,7 +33,8 @@ from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.data.pixels.normalize import channel_statistics
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
-from ftkit.training.trainer import ImageTrainer, Objective
+from ftkit.training.objective import Objective
+from ftkit.training.trainer import ImageTrainer
 
 WARM_UP_BATCHES = 4
 SAMPLE = 2000  # images of train on which loss and accuracy are taken, before and after
@@ -182,9 +183,10 @@ def load(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, f
     """Time a pass over all batches as the model gets them: ftkit augments, normalises and lays out only then."""
     set_seed(number)
     trainer = side(setup)
-    trainer.model.train()  # augmentation is for training
     loader = trainer.get_train_dataloader()
-    return clock(lambda: deque(map(trainer._prepare_inputs, loader), maxlen=0), len(setup.images), len(loader))
+    to_device = partial(send_to_device, device=trainer.args.device)  # all that the stock `Trainer` does
+    prepare = trainer.prepare if isinstance(trainer, ImageTrainer) else to_device
+    return clock(lambda: deque(map(prepare, loader), maxlen=0), len(setup.images), len(loader))
 
 
 def warmed(run: Callable[..., dict[str, float]], setup: Setup, *sides: Callable) -> dict[str, Side]:

@@ -20,7 +20,7 @@ RECIPES = REPO / "recipes"
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch, tmp_path):
+def no_data_at_hand(monkeypatch, tmp_path):
     """An empty working folder, and no datasets that lie about on this machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FTKIT_DATA_DIR", raising=False)
@@ -494,7 +494,7 @@ def _contents(config: Config) -> dict:
 
 
 @pytest.mark.parametrize("values", ROUND_TRIPS, ids=lambda values: " ".join(values))
-def test_the_saved_configuration_repeats_the_run(recipe, tmp_path, monkeypatch, values):
+def test_the_saved_configuration_is_read_as_it_was(recipe, tmp_path, monkeypatch, values):
     config = recipe(yaml.safe_dump(values))
     saved = tmp_path / "saved.yaml"
     saved.write_text(config.to_yaml(), encoding="utf-8")

@@ -372,7 +372,7 @@ class Notes(TrainerCallback):
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
+def train_recipe(tmp_path, monkeypatch):
     """`train(key=value, …)` trains by a recipe of these keys; what each of its stages leaves."""
     stages, counts, options = [], {}, {}
     original, compile_model = ImageTrainer.train, torch.compile
@@ -435,7 +435,7 @@ def train(tmp_path, monkeypatch):
         images = load_images(dataset, classifier.processor, classifier.channels_of(info), config.data, 0)
         set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
         classifier.fit(images["train"])
-        plan = prepare_plan(config, classifier.model, classifier.normalize, images)
+        plan = prepare_plan(config, classifier, images)
         run_plan(plan, prepare_resumption(plan, take_fingerprint(config.training, images, None)))
         return list(stages)
 
@@ -474,26 +474,26 @@ def marked(names):
 
 
 @pytest.mark.parametrize("name", marked(WORKS))
-def test_what_works_in_a_run(train, environment, tmp_path, name):
+def test_what_works_in_a_run(train_recipe, environment, tmp_path, name):
     row = WORKS[name]
-    (stage,) = train(**row.beside | {name: row.value})
+    (stage,) = train_recipe(**row.beside | {name: row.value})
     assert row.see(stage) == row.expected
     if name in OF_THE_RUN:
-        (stage,) = train(**row.beside, output_dir=str(tmp_path / "without"))
+        (stage,) = train_recipe(**row.beside, output_dir=str(tmp_path / "without"))
         assert row.see(stage) != row.expected
 
 
 @pytest.mark.parametrize("name", marked(sorted(WORKS.keys() - OF_THE_RUN)))
-def test_what_works_in_a_stage(train, name):
+def test_what_works_in_a_stage(train_recipe, name):
     row = WORKS[name]
     stages = [{"train": "all", name: row.value}, {"train": "all", **row.without}]
-    first, second = train(**row.beside | {"stages": stages})
+    first, second = train_recipe(**row.beside | {"stages": stages})
     assert row.see(first) == row.expected
     assert row.see(second) != row.expected
 
 
-def test_memory_is_pinned_where_it_is_asked_for(train):
-    (stage,) = train()
+def test_memory_is_pinned_where_it_is_asked_for(train_recipe):
+    (stage,) = train_recipe()
     for wanted in (True, False):
         stage.trainer.args.dataloader_pin_memory = wanted
         assert stage.trainer.get_train_dataloader().pin_memory == wanted
@@ -540,7 +540,7 @@ def written(value):
 
 
 @pytest.mark.parametrize("name", [*REFUSALS, *ELSEWHERE])
-def test_what_is_refused(refused, name):
+def test_a_field_that_has_no_effect_here_is_refused(refused, name):
     value, words = (REFUSALS | ELSEWHERE)[name]
     with refused(f"{name}", words):
         parse(**{name: value})

@@ -3,12 +3,11 @@
 import json
 
 import pytest
-from support import finetune
+from support import MLP, finetune, stage_results, train
 
 from ftkit.owners import parse_config
 
-SMALL = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--max_train_samples", 64,
-         "--per_device_train_batch_size", 32, "--learning_rate", 0.05]  # fmt: skip
+SMALL = [*MLP, "--max_train_samples", 64, "--per_device_train_batch_size", 32, "--learning_rate", 0.05]
 
 
 def logged(stage, key):
@@ -24,7 +23,7 @@ def best(stage):
 def test_a_stage_chooses_by_its_own_metric(tmp_path):
     stages = [{"train": "all", "name": "a"}, {"train": "all", "name": "b", "metric_for_best_model": "loss"}]
     options = [*SMALL, "--num_train_epochs", 3, "--metric_for_best_model", "accuracy"]
-    run = finetune(tmp_path / "run", *options, "--stages", json.dumps(stages))
+    run = train(tmp_path / "run", *options, "--stages", json.dumps(stages)).folder
     accuracies, losses = logged(run / "stages/0-a", "eval_accuracy"), logged(run / "stages/1-b", "eval_loss")
     assert best(run / "stages/0-a") == max(accuracies, key=accuracies.get)
     assert len(losses) == 3 and best(run / "stages/1-b") == min(losses, key=losses.get)
@@ -34,8 +33,8 @@ def test_a_stage_chooses_by_its_own_metric(tmp_path):
 def test_what_is_evaluated_each_steps_is_saved(tmp_path, stages):
     """Without `eval_steps` it is each `logging_steps`, as transformers documents it."""
     options = ["--stages", json.dumps(stages)] if stages else ["--eval_strategy", "steps"]
-    run = finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, *options, "--logging_steps", 2,
-                   "--save_total_limit", 9)  # fmt: skip
+    run = train(tmp_path / "run", *SMALL, "--num_train_epochs", 3, *options, "--logging_steps", 2,
+                "--save_total_limit", 9).folder  # fmt: skip
     stage = max((run / "stages").iterdir())
     losses = logged(stage, "eval_loss")
     assert sorted(losses) == [2, 4, 6]
@@ -44,8 +43,8 @@ def test_what_is_evaluated_each_steps_is_saved(tmp_path, stages):
 
 def test_steps_after_which_nothing_is_chosen(tmp_path, refused):
     with refused("eval_steps: 50 is more than the 6 steps", "set it to 6 or less"):
-        finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps")
-    finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps", "--eval_steps", 6)
+        train(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps")
+    train(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps", "--eval_steps", 6)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +64,8 @@ def test_what_training_is_too_short_or_not_made_for(tmp_path, refused, options, 
 
 def test_the_epochs_of_a_stage_win_over_the_steps_of_the_run(tmp_path):
     stages = json.dumps([{"train": "head", "num_train_epochs": 3}, {"train": "all"}])
-    run = finetune(tmp_path / "run", *SMALL, "--max_steps", 1, "--stages", stages)
-    assert [stage["steps"] for stage in json.loads((run / "run.json").read_text())["stages"]] == [6, 1]
+    run = train(tmp_path / "run", *SMALL, "--max_steps", 1, "--stages", stages).folder
+    assert [stage["steps"] for stage in stage_results(run)] == [6, 1]
 
 
 @pytest.mark.parametrize(

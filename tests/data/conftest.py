@@ -1,4 +1,4 @@
-"""Small generated data: a picture of one grey value is told from the others by that value."""
+"""Small generated data: each picture has a single grey value, which identifies it."""
 
 from pathlib import Path
 
@@ -19,13 +19,13 @@ def _picture(value: int, size=(4, 6)) -> PILImage.Image:
 
 @pytest.fixture
 def picture():
-    """A grey image (height 4, width 6) of one value."""
+    """A grey image (height 4, width 6) of a single value."""
     return _picture
 
 
 @pytest.fixture
 def load():
-    """`load_data` of a folder or file with further `DataArguments`."""
+    """`load_data` of a folder or file, with more `DataArguments`."""
 
     def load(path: Path | None = None, **options) -> DatasetDict:
         return load_data(DataArguments(data_dir=str(path) if path else None, **options))
@@ -34,8 +34,8 @@ def load():
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Write `{"train/cat": 3, …}`, images by folder, and return the root. All have values of their own, from 0."""
+def picture_folder(tmp_path):
+    """Write images by folder, `{"train/cat": 3, …}`, and return the root. Each has its own value, from 0."""
 
     def write(counts: dict[str, int], root: str = "pictures") -> Path:
         value = 0
@@ -52,7 +52,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def labelled():
-    """A `Dataset` of grey images 0, 1, 2, … with the labels of a feature type, under any column names."""
+    """A `Dataset` of grey images 0, 1, 2, … with labels of any feature type and any column names."""
 
     def make(labels: list, feature=None, image="image", label="label", **more) -> Dataset:
         feature = feature or ClassLabel(names=["a", "b"])

@@ -1,10 +1,12 @@
-"""Augmentation of a batch, against torchvision's for the same parameters; its numbers depend on nothing else."""
+"""Augmentation of a batch, compared with torchvision for the same parameters; its random numbers are reproducible."""
+
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from pretend_device import pretend_device
-from support import finetune, interrupt
+from support import finetune, interrupt, train, weights
 from torch.nn import functional as F
 from torchvision.transforms.v2 import InterpolationMode, TrivialAugmentWide
 from torchvision.transforms.v2 import functional as TV
@@ -25,7 +27,7 @@ def images(request):
 
 
 def check(name, images, reference, tolerance=0, **options):
-    """The batch's operation against `reference(image, uniform numbers of that image)`, image by image."""
+    """Compare an operation on the batch with `reference(image, uniform numbers of that image)`, image by image."""
     bits = A.random_bits(1, 2, ROWS, name, 8)
     before, done = images.clone(), getattr(A, name)(images, bits, **options)
     expected = torch.stack([reference(image, u) for image, u in zip(images, (bits / 2**32).tolist(), strict=True)])
@@ -70,7 +72,7 @@ def test_cutout(images):
 
 
 def sides(image, u, scale, ratio):
-    """Height and width of a share of the area and a ratio of the sides, as torchvision draws them."""
+    """Height and width as torchvision draws them from an area and an aspect ratio."""
     height, width = image.shape[1:]
     area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
     aspect = np.exp(np.log(ratio[0]) + u[1] * (np.log(ratio[1]) - np.log(ratio[0])))
@@ -124,7 +126,7 @@ def test_alternating_flip(images):
 
 @pytest.mark.parametrize("name", T.SPACE)
 def test_trivial_augment_has_the_operations_of_torchvision(images, name):
-    """With all magnitudes of all of them."""
+    """Every operation with every magnitude."""
     theirs = TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR)
     their_name = next(n for n in theirs._AUGMENTATION_SPACE if n.lower() == name.replace("_", ""))
     bins, signed = theirs._AUGMENTATION_SPACE[their_name]
@@ -152,7 +154,7 @@ def test_trivial_augment_draws_each_operation_and_magnitude_equally_often():
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 28), (1, 8, 8), (3, 2, 5), (1, 1, 1)], ids=str)
-def test_trivial_augment_does_to_each_image_what_it_drew(shape):
+def test_trivial_augment_applies_to_each_image_what_it_drew(shape):
     images = torch.randint(0, 256, (40, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     bits = A.random_bits(1, 2, ROWS, "trivial_augment", 8)
     before, done = images.clone(), T.trivial_augment(images, bits)
@@ -163,7 +165,7 @@ def test_trivial_augment_does_to_each_image_what_it_drew(shape):
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_an_image_gets_the_same_in_any_batch(images, name):
+def test_the_result_does_not_depend_on_the_batch(images, name):
     steps = [{name: options(name)}]
     whole = A.augment(images, ROWS, steps, seed=5, epoch=3)
     assert torch.equal(whole, A.augment(images, ROWS, [name], seed=5, epoch=3))
@@ -175,7 +177,7 @@ def test_an_image_gets_the_same_in_any_batch(images, name):
         assert not torch.equal(whole, A.augment(images, ROWS, steps, seed=6, epoch=3))
 
 
-def test_the_numbers_stay():
+def test_the_random_numbers_do_not_change_between_versions():
     """A run of an older version can be repeated."""
     numbers = A.random_bits(1, 2, torch.tensor([0, 7]), "flip", 2)
     assert numbers.tolist() == [[1496946126, 145323901], [2745226516, 1166999434]]
@@ -183,12 +185,12 @@ def test_the_numbers_stay():
 
 
 @pytest.mark.parametrize("one", ["random_crop", "andom_crop", "x_andom_crop", "crop_random"])
-def test_the_whole_name_of_an_operation_counts(one):
+def test_random_numbers_depend_on_the_whole_name_of_an_operation(one):
     other = A.random_bits(1, 2, ROWS, f"a_{one}", 2)
     assert not torch.equal(A.random_bits(1, 2, ROWS, one, 2), other)
 
 
-def test_no_two_operations_share_their_numbers():
+def test_no_two_operations_share_random_numbers():
     drawn = [tuple(A.random_bits(1, 2, ROWS, name, 1).flatten().tolist()) for name in [*AUGMENTATIONS, "mixing",
                                                                                      "transform"]]  # fmt: skip
     assert len(set(drawn)) == len(drawn)
@@ -215,39 +217,40 @@ def test_a_run_with_augmentation_repeats_and_resumes(tmp_path):
         "dataset: digits\nmodel: convnet\nmax_train_samples: 96\nnum_train_epochs: 3\nsave_total_limit: 9\n"
         "augment: [{random_crop: {padding: 1, mode: reflect}}, flip, cutout: {size: 2}]\n"
     )
-    whole, part = (finetune(tmp_path / name, "--config", recipe) for name in ("whole", "part"))
-    plain = finetune(tmp_path / "plain", "--config", recipe, "--augment", "translate")
-    again = finetune(tmp_path / "again", "--config", whole / "config.yaml")
+    whole = train(tmp_path / "whole", "--config", recipe).folder
+    plain = train(tmp_path / "plain", "--config", recipe, "--augment", "translate").folder
+    again = train(tmp_path / "again", "--config", whole / "config.yaml").folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part)
-    finetune(part, "--config", recipe, "--resume_from_checkpoint", "true")
-    files = [(run / "model" / "model.safetensors").read_bytes() for run in (whole, part, again, plain)]
+    train(part, "--config", recipe, "--resume_from_checkpoint", "true")
+    files = [weights(run) for run in (whole, part, again, plain)]
     assert files[0] == files[1] == files[2] != files[3]
 
 
 @pytest.mark.parametrize(
     ("augment", "words"),
     [
-        (["flipp"], ["'flipp' is none of flip, alternating_flip", "did you mean 'flip'"]),
-        (["flip", "flip"], ["flip stands twice"]),
+        (["flipp"], ["'flipp' is not one of flip, alternating_flip", "did you mean 'flip'"]),
+        (["flip", "flip"], ["flip is listed twice"]),
         (["flip", "alternating_flip"], ["flip and alternating_flip would undo each other"]),
         (['[{"random_crop": {"paddin": 2}}]'], ["random_crop has no option 'paddin' (did you mean 'padding'?)"]),
-        (['[{"random_crop": {"padding": 2.5}}]'], ["padding: 2.5 is not a whole number"]),
-        (['[{"random_crop": {"mode": "wrap"}}]'], ["mode: 'wrap' is not zeros or reflect"]),
+        (['[{"random_crop": {"padding": 2.5}}]'], ["padding: 2.5 must be a whole number"]),
+        (['[{"random_crop": {"mode": "wrap"}}]'], ["mode: 'wrap' must be zeros or reflect"]),
         (['[{"random_crop": 4}]'], ["random_crop: 4 is not a mapping of padding, mode"]),
-        (['[{"affine": {"scale": 2}}]'], ["scale: 2 is not two numbers"]),
+        (['[{"affine": {"scale": 2}}]'], ["scale: 2 must be two numbers"]),
         (['[{"affine": {"scale": [2, 1]}}]'], ["the larger one last"]),
-        (['[{"rotate": {"degrees": "ten"}}]'], ["degrees: 'ten' is not a number"]),
-        (['[["flip"]]'], ["is none of"]),
+        (['[{"rotate": {"degrees": "ten"}}]'], ["degrees: 'ten' must be a number"]),
+        (['[["flip"]]'], ["is not one of"]),
         (['[{"flip": {"p": 1}}]'], ["flip has no option 'p'"]),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_named(refused, augment, words):
+def test_an_invalid_augmentation_is_named(refused, augment, words):
     with refused(*words):
         parse_config(["--dataset", "digits", "--augment", *augment])
 
 
-def test_a_reflection_needs_an_image_that_is_large_enough(tmp_path, refused):
+def test_reflect_padding_needs_a_large_enough_image(tmp_path, refused):
     with refused("padding 8 must be less than the side"):
         finetune(tmp_path / "run", "--max_train_samples", 64, "--num_train_epochs", 1, "--augment",
                  '[{"random_crop": {"padding": 8, "mode": "reflect"}}]')  # fmt: skip
@@ -255,7 +258,7 @@ def test_a_reflection_needs_an_image_that_is_large_enough(tmp_path, refused):
 
 @pytest.mark.parametrize("name", sorted(AUGMENTATIONS))
 def test_a_device_without_float64_gives_almost_the_same(name, monkeypatch):
-    """Apple's GPUs have none. What is drawn is the same, but for the last of its bits."""
+    """As on Apple's GPUs. The same numbers are drawn, up to their last bits."""
     images = torch.randint(0, 256, (64, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = A.augment(images, torch.arange(64), [name], seed=1, epoch=1)
     monkeypatch.setattr("ftkit.data.augmentation.pixel_ops._WITHOUT_FLOAT64", ("lazy",))

@@ -1,4 +1,4 @@
-"""One tensor or a stream: chosen by size, and the same pixels."""
+"""Tensor or stream: chosen by size, with the same pixels."""
 
 import logging
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ SIDE = ViTImageProcessor(size={"height": 8, "width": 8})
 
 
 @pytest.fixture
-def photos(tmp_path, load):
+def photo_splits(tmp_path, load):
     """Twelve colour images of several sizes in two classes, a third of them JPEG files."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
@@ -33,7 +33,7 @@ def photos(tmp_path, load):
 
 @pytest.fixture
 def by(tmp_path):
-    """`load_images` with further `DataArguments`."""
+    """`load_images` with more `DataArguments`."""
 
     def by(splits: DatasetDict, channels=3, processor=SIDE, seed=0, **options):
         args = DataArguments(dataset="digits", cache_dir=str(tmp_path / "cache"), **options)
@@ -48,22 +48,22 @@ def by(tmp_path):
     [
         ({}, ImageTensors, "tensor: 0.0 MB decoded is within tensor_cache_gb, 8"),
         ({"tensor_cache_gb": 1e-6}, StreamedImages, "stream: 0.0 MB decoded is more than tensor_cache_gb, 1e-06"),
-        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as asked for"),
-        ({"data_engine": "stream"}, StreamedImages, "stream: as asked for"),
+        ({"tensor_cache_gb": 1e-6, "data_engine": "tensor"}, ImageTensors, "tensor: as configured"),
+        ({"data_engine": "stream"}, StreamedImages, "stream: as configured"),
         ({"image_transform": {"hflip": 0.5}}, StreamedImages, "stream: image_transform changes single images"),
     ],
 )
-def test_the_engine_is_chosen_by_size_and_says_why(photos, by, caplog, options, kind, reason):
+def test_the_engine_is_chosen_by_size_and_the_reason_is_logged(photo_splits, by, caplog, options, kind, reason):
     with caplog.at_level(logging.INFO, logger="ftkit"):
-        images = by(photos, **options)
+        images = by(photo_splits, **options)
     assert [type(split) for split in images.values()] == [kind] * 3
     assert reason in caplog.text
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_both_engines_give_the_same(photos, by, channels):
+def test_both_engines_give_the_same_batches(photo_splits, by, channels):
     rows = torch.tensor([5, 0, 11, 3])
-    tensor, stream = (by(photos, channels, data_engine=engine)["train"] for engine in ("tensor", "stream"))
+    tensor, stream = (by(photo_splits, channels, data_engine=engine)["train"] for engine in ("tensor", "stream"))
     assert tensor.shape == stream.shape == (channels, 8, 8)
     assert len(tensor) == len(stream) == 12
     for batch in (Batch(rows, 3), rows.tolist()):
@@ -74,32 +74,34 @@ def test_both_engines_give_the_same(photos, by, channels):
     assert torch.equal(tensor.sample(5), stream.sample(5))
 
 
-def test_a_stream_outlives_a_change_of_the_processor(photos, tmp_path):
+def test_a_stream_keeps_its_own_copy_of_the_processor(photo_splits, tmp_path):
     processor = ViTImageProcessor(size={"height": 8, "width": 8})
     cache = {"cache_dir": str(tmp_path / "cache")}
-    for _ in range(2):  # the first look, and from the cache
-        stream = StreamedImages(photos["train"], processor, 3, **cache)
+    for _ in range(2):  # built, and from the cache
+        stream = StreamedImages(photo_splits["train"], processor, 3, **cache)
         processor.image_mean, processor.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
-        assert torch.equal(stream.sample(12), image_tensors(photos["train"], SIDE, 3, **cache).images)
+        assert torch.equal(stream.sample(12), image_tensors(photo_splits["train"], SIDE, 3, **cache).images)
 
 
-def test_a_stream_finds_bad_images_before_training(photos, by, refused):
-    rows = photos["train"]
+def test_a_stream_finds_bad_images_before_training(photo_splits, by, refused):
+    rows = photo_splits["train"]
     path = rows.cast_column("image", rows.features["image"].__class__(decode=False))[4]["image"]["path"]
     with open(path, "wb") as file:
         file.write(b"broken")
     with refused("1 of 12", path, "--on_bad_image skip"):
-        by(photos, data_engine="stream")
-    tensor, stream = (by(photos, data_engine=engine, on_bad_image="skip")["train"] for engine in ("tensor", "stream"))
+        by(photo_splits, data_engine="stream")
+    tensor, stream = (
+        by(photo_splits, data_engine=engine, on_bad_image="skip")["train"] for engine in ("tensor", "stream")
+    )
     assert stream.index.tolist() == tensor.index.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
     assert torch.equal(stream.sample(11), tensor.images)
     assert stream.skipped == tensor.skipped
 
 
-def test_a_transform_of_timm_depends_on_seed_epoch_and_image_alone(photos, by, monkeypatch):
+def test_a_timm_transform_depends_only_on_seed_epoch_and_image(photo_splits, by, monkeypatch):
     options = {"auto_augment": "rand-m9-mstd0.5", "scale": [0.5, 1.0]}
-    images = by(photos, image_transform=options)["train"]
-    plain = by(photos)["train"]
+    images = by(photo_splits, image_transform=options)["train"]
+    plain = by(photo_splits)["train"]
     rows = torch.arange(12)
     whole = images.pixels(rows, epoch=1)
     assert (whole.shape, whole.dtype) == (plain.images.shape, torch.uint8)
@@ -108,30 +110,30 @@ def test_a_transform_of_timm_depends_on_seed_epoch_and_image_alone(photos, by, m
         patch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's generator has been seeded"))
         assert torch.equal(images.pixels(rows[[7, 2]], epoch=1), whole[[7, 2]])
     assert not torch.equal(images.pixels(rows, epoch=2), whole)
-    assert not torch.equal(by(photos, image_transform=options, seed=1)["train"].pixels(rows, epoch=1), whole)
-    validation = by(photos, image_transform=options)["validation"]
-    assert torch.equal(validation.sample(12), by(photos)["validation"].images)
+    assert not torch.equal(by(photo_splits, image_transform=options, seed=1)["train"].pixels(rows, epoch=1), whole)
+    validation = by(photo_splits, image_transform=options)["validation"]
+    assert torch.equal(validation.sample(12), by(photo_splits)["validation"].images)
 
 
-def test_a_transform_that_timm_refuses_is_one_sentence(photos, by, refused):
+def test_a_transform_that_timm_rejects_is_one_message(photo_splits, by, refused):
     with refused("image_transform", "no_such_augmentation", "timm says"):
-        by(photos, image_transform={"auto_augment": "no_such_augmentation"})
+        by(photo_splits, image_transform={"auto_augment": "no_such_augmentation"})
 
 
 @pytest.mark.parametrize(("asked", "workers"), [(None, 2), (3, 3), (0, 0)])
-def test_a_stream_gets_a_worker_for_each_core(photos, by, monkeypatch, asked, workers):
+def test_a_stream_gets_a_worker_for_each_core(photo_splits, by, monkeypatch, asked, workers):
     monkeypatch.setattr("ftkit.data.feeding.engine.cores", lambda: 4)
     args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
-    set_up_loading(args, by(photos, data_engine="stream"), asked)
+    set_up_loading(args, by(photo_splits, data_engine="stream"), asked)
     assert (args.dataloader_num_workers, args.dataloader_persistent_workers) == (workers, workers > 0)
 
 
 @pytest.mark.parametrize(("free", "workers", "moves"), [(2, None, True), (1.9, None, False), (2, 1, False)])
-def test_tensors_move_to_a_device_with_room_for_them(photos, by, monkeypatch, free, workers, moves):
-    images = by(photos)
+def test_tensors_move_to_a_device_with_room_for_them(photo_splits, by, monkeypatch, free, workers, moves):
+    images = by(photo_splits)
     size = 3 * 12 * 3 * 8 * 8
     monkeypatch.setattr("torch.accelerator.get_memory_info", lambda device: (free * size, 10 * size))
-    # "meta" stands for an accelerator: it takes tensors, and shows what lies where.
+    # "meta" plays the accelerator: it takes tensors, and shows which have moved.
     args = SimpleNamespace(world_size=1, device=torch.device("meta"), dataloader_pin_memory=True)
     set_up_loading(args, images, workers)
     batch = images["test"].__getitems__([3, 1])

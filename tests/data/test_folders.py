@@ -12,8 +12,8 @@ def sizes(data) -> dict[str, int]:
 # --- class folders
 
 
-def test_class_folders_without_splits(folder, load, labels_of, values_of):
-    data = load(folder({"cat": 20, "dog/young": 10, "dog/old": 10}))
+def test_class_folders_without_splits(picture_folder, load, labels_of, values_of):
+    data = load(picture_folder({"cat": 20, "dog/young": 10, "dog/old": 10}))
     assert sizes(data) == {"train": 28, "validation": 4, "test": 8}
     for rows in data.values():
         assert labels_of(rows) == ["cat" if value < 20 else "dog" for value in values_of(rows)]
@@ -28,23 +28,25 @@ def test_class_folders_without_splits(folder, load, labels_of, values_of):
         ("train", "dev", "test"),
     ],
 )
-def test_class_folders_with_splits(folder, load, labels_of, names):
+def test_class_folders_with_splits(picture_folder, load, labels_of, names):
     train, validation, test = names
-    data = load(folder({f"{train}/a": 3, f"{train}/b": 3, f"{validation}/a": 2, f"{test}/a": 1, f"{test}/b": 4}))
+    data = load(
+        picture_folder({f"{train}/a": 3, f"{train}/b": 3, f"{validation}/a": 2, f"{test}/a": 1, f"{test}/b": 4})
+    )
     assert sizes(data) == {"train": 6, "validation": 2, "test": 5}
     assert labels_of(data["test"]) == list("abbbb")
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
-def test_a_missing_split_is_carved_out_of_train(folder, load, missing):
+def test_a_missing_split_is_carved_out_of_train(picture_folder, load, missing):
     counts = {f"{split}/{name}": 20 for split in ("train", "val", "test") for name in "ab" if split != missing}
-    left = sizes(load(folder(counts)))
+    left = sizes(load(picture_folder(counts)))
     assert left["train"] + left["validation" if missing == "val" else "test"] == 40
 
 
-def test_class_names_keep_their_meaning_and_order(folder, load, labels_of, values_of):
-    """`1, 2, 10` in numeric order, and a class that is missing from test moves nothing."""
-    data = load(folder({f"train/{name}": 3 for name in ("10", "2", "1")} | {"val/2": 2, "test/10": 2}))
+def test_class_names_keep_their_meaning_and_order(picture_folder, load, labels_of, values_of):
+    """`1, 2, 10` in numeric order; a class missing from test does not shift the labels."""
+    data = load(picture_folder({f"train/{name}": 3 for name in ("10", "2", "1")} | {"val/2": 2, "test/10": 2}))
     assert {tuple(rows.features["label"].names) for rows in data.values()} == {("1", "2", "10")}
     assert labels_of(data["validation"]) == ["2", "2"]
     assert labels_of(data["test"]) == ["10", "10"]
@@ -52,8 +54,8 @@ def test_class_names_keep_their_meaning_and_order(folder, load, labels_of, value
     assert by_value == dict(enumerate(["10"] * 3 + ["2"] * 3 + ["1"] * 3))
 
 
-def test_what_is_no_image_is_left_alone(folder, load, picture):
-    root = folder({"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 1, "__MACOSX/a": 1, "train/.cache": 2})
+def test_other_files_are_ignored(picture_folder, load, picture):
+    root = picture_folder({"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 1, "__MACOSX/a": 1, "train/.cache": 2})
     (root / "train" / "a" / "notes.txt").write_text("x")
     (root / "train" / "a" / "Thumbs.db").write_text("x")
     picture(0).save(root / "train" / "b" / "._0.png")
@@ -62,8 +64,8 @@ def test_what_is_no_image_is_left_alone(folder, load, picture):
     assert sizes(load(root)) == {"train": 7, "validation": 1, "test": 1}
 
 
-def test_hidden_folders_inside_a_class_are_left_alone(folder, load):
-    root = folder({"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 1, "train/a/.ipynb_checkpoints": 2})
+def test_hidden_folders_inside_a_class_are_ignored(picture_folder, load):
+    root = picture_folder({"train/a": 3, "train/b": 3, "val/a": 1, "test/b": 1, "train/a/.ipynb_checkpoints": 2})
     assert len(load(root)["train"]) == 6
 
 
@@ -81,27 +83,27 @@ def test_hidden_folders_inside_a_class_are_left_alone(folder, load):
         ({"a": 3, "b": 3}, ["too few"]),
     ],
 )
-def test_folders_that_cannot_be_used(folder, load, refused, counts, words):
-    root = folder(counts)
+def test_folders_that_cannot_be_used(picture_folder, load, refused, counts, words):
+    root = picture_folder(counts)
     with refused("too few" if "too few" in words else root, *words):
         load(root)
 
 
-def test_a_test_folder_without_labels_is_not_passed_over(folder, load, refused):
-    """Its images would be dropped, and a test split carved out of train in its place."""
-    root = folder({"train/a": 20, "train/b": 20, "test": 5})
+def test_a_test_folder_without_labels_is_an_error(picture_folder, load, refused):
+    """Otherwise its images would be dropped, and a test split carved out of train instead."""
+    root = picture_folder({"train/a": 20, "train/b": 20, "test": 5})
     with refused(root / "test"):
         load(root)
 
 
-def test_two_folders_for_one_split_are_not_merged_silently(folder, load, refused):
-    root = folder({"train/a": 20, "train/b": 20, "val/a": 5, "valid/b": 5})
+def test_two_folders_for_one_split_are_not_merged_silently(picture_folder, load, refused):
+    root = picture_folder({"train/a": 20, "train/b": 20, "val/a": 5, "valid/b": 5})
     with refused("val", "valid"):
         load(root)
 
 
-def test_a_missing_folder_and_its_neighbours(folder, load, refused):
-    root = folder({"a": 1})
+def test_a_missing_folder_suggests_its_siblings(picture_folder, load, refused):
+    root = picture_folder({"a": 1})
     with refused(root.parent / "pictrues", "does not exist", "pictures"):
         load(root.parent / "pictrues")
     with refused(root / "x" / "y", "does not exist"):
@@ -121,9 +123,9 @@ def write_table(path, rows: list[dict]) -> None:
 
 
 @pytest.fixture
-def table(folder, tmp_path):
+def table(picture_folder, tmp_path):
     """Write a table of 40 images in `pictures/x`; `labels` repeat. Returns its path."""
-    folder({"x": 40})
+    picture_folder({"x": 40})
 
     def write(name="data.csv", labels=("cat", "dog"), image="image", label="label", **columns):
         rows = [
@@ -181,7 +183,7 @@ def test_tables_with_splits(table, load, values_of, where):
         (("2024-01-01", "nan"), ["2024-01-01", "nan"]),
     ],
 )
-def test_labels_stay_the_text_that_stands_there(table, load, labels_of, values_of, name, labels, names):
+def test_labels_stay_the_text_of_the_table(table, load, labels_of, values_of, name, labels, names):
     data = load(table(name, labels))
     assert data["train"].features["label"].names == names
     assert labels_of(data["train"]) == [labels[value % len(labels)] for value in values_of(data["train"])]
@@ -215,15 +217,15 @@ def test_tables_that_cannot_be_used(table, load, refused, name, options, words):
 @pytest.mark.parametrize(
     "row", [{"label": None}, {"image": None}, {"split": None}, {"label": ["a", "b"]}, {"image": 7}]
 )
-def test_json_values_that_are_no_text(tmp_path, folder, load, refused, row):
-    folder({"x": 1})
+def test_json_values_that_are_not_text(tmp_path, picture_folder, load, refused, row):
+    picture_folder({"x": 1})
     path = tmp_path / "data.jsonl"
     write_table(path, [{"image": "pictures/x/0.png", "label": label, "split": "train"} | row for label in "ab"])
     with refused(path):
         load(path)
 
 
-def test_images_that_do_not_exist_are_counted_and_named(table, load, refused):
+def test_missing_images_are_counted_and_named(table, load, refused):
     path = table()
     for i in (7, 9):
         (path.parent / "pictures" / "x" / f"{i}.png").unlink()
@@ -246,12 +248,12 @@ def test_images_that_do_not_exist_are_counted_and_named(table, load, refused):
         ("data.txt", b"image label\n"),
     ],
 )
-def test_files_that_are_no_tables(tmp_path, load, refused, name, content):
+def test_files_that_are_not_tables(tmp_path, load, refused, name, content):
     (tmp_path / name).write_bytes(content)
     with refused(tmp_path / name):
         load(tmp_path / name)
 
 
-def test_a_column_that_was_named_wrongly(table, load, refused):
+def test_a_misspelt_column(table, load, refused):
     with refused("label_column", "'lable' is not a column", "did you mean 'label'"):
         load(table(), label_column="lable")

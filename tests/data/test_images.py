@@ -1,4 +1,4 @@
-"""Images of any mode load as what a viewer shows. The expectations are made with numpy from the values written."""
+"""Images of any mode load as a viewer shows them; numpy computes the expected pixels from the written values."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ CMYK_IMAGE, RGBA_IMAGE = PILImage.fromarray(CMYK, "CMYK"), PILImage.fromarray(np
 SHOWN = PALETTE[INDEX]
 THIRD_ON_WHITE = np.where((INDEX == 3)[..., None], 255, SHOWN)
 THIRD_GRAY = gray(np.where(INDEX == 3, 255, INDEX))
-ALPHAS = bytes(range(0, 256, 32))  # by entry of the palette
+ALPHAS = bytes(range(0, 256, 32))  # by palette entry
 # What is written (image, file ending, how to save it), and what a viewer shows of it as RGB in 0..255.
 FILES = {
     "gray": (PILImage.fromarray(GRAY), "png", {}, gray(GRAY)),
@@ -94,7 +94,7 @@ TURNS = {
 
 @pytest.fixture
 def decoded(tmp_path):
-    """The pixels (H, W, channels) that training gets of a file, and what `describe_images` says of it."""
+    """The pixels (H, W, channels) that training gets from a file, and its `describe_images`."""
 
     def decode(path, channels):
         features = Features(image=Image(), label=ClassLabel(names=["a", "b"]), index=Value("int64"))
@@ -116,7 +116,7 @@ def assert_shows(pixels, expected, channels, tolerance):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", FILES)
-def test_images_load_as_what_they_show(tmp_path, decoded, kind, channels):
+def test_images_load_as_a_viewer_shows_them(tmp_path, decoded, kind, channels):
     image, ending, options, shown = FILES[kind]
     image.save(tmp_path / f"file.{ending}", **options)
     pixels, info = decoded(tmp_path / f"file.{ending}", channels)
@@ -128,7 +128,7 @@ def test_images_load_as_what_they_show(tmp_path, decoded, kind, channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("source, ending", [(COLOR, "jpg"), (COLOR, "png"), (GRAY, "jpg")])
-def test_images_are_turned_as_exif_says(tmp_path, decoded, source, ending, orientation, channels):
+def test_the_exif_orientation_is_applied(tmp_path, decoded, source, ending, orientation, channels):
     exif = PILImage.Exif()
     exif[EXIF_ORIENTATION] = orientation
     path = tmp_path / f"file.{ending}"
@@ -141,7 +141,7 @@ def test_images_are_turned_as_exif_says(tmp_path, decoded, source, ending, orien
 
 @pytest.fixture
 def describe(tmp_path, picture):
-    """`describe_images` of files with the given bytes, or images to be saved."""
+    """`describe_images` of files with the given bytes or images."""
 
     def describe(*images):
         paths = []
@@ -162,5 +162,5 @@ def test_describe_images(describe, picture):
     assert describe(picture(0), picture(1).convert("RGB")) == ((4, 6), 3)
     assert describe(picture(0), b"broken", b"") == ((4, 6), 1)
     assert describe(b"broken").size is None
-    # More images than are looked at: the last one is among them.
+    # More images than are sampled; the last one is in the sample.
     assert describe(*[picture(0)] * 300, picture(0).convert("RGB")).channels == 3

@@ -1,4 +1,4 @@
-"""The order of training's batches: each image once an epoch, whatever the number of processes."""
+"""The order of training batches: each image once per epoch, for any number of processes."""
 
 import itertools
 
@@ -16,7 +16,7 @@ def rows(batches: EpochBatches, epoch: int = 0) -> list[list[int]]:
     return [batch.rows.tolist() for batch in taken]
 
 
-def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
+def test_every_epoch_has_each_row_once_in_a_new_order():
     batches = EpochBatches(50, 8, seed=3)
     first, second, other = rows(batches), rows(batches, 1), rows(EpochBatches(50, 8, seed=4))
     assert [len(batch) for batch in first] == [8, 8, 8, 8, 8, 8, 2]
@@ -28,7 +28,7 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
 
 @pytest.mark.parametrize("count", [48, 50, 53])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_the_batches_of_one(count, processes):
+def test_processes_split_the_batches_of_a_single_process(count, processes):
     alone = rows(EpochBatches(count, 4 * processes, seed=0))
     shared = [rows(EpochBatches(count, 4, 0, process, processes)) for process in range(processes)]
     together = [list(itertools.chain(*parts)) for parts in zip(*shared, strict=True)]
@@ -42,12 +42,12 @@ def test_no_process_is_left_without_rows():
     assert {tuple(part[-1]) for part in shared} == {tuple(shared[0][-1])}
 
 
-def test_drop_last_leaves_out_what_is_not_full():
+def test_drop_last_skips_a_batch_that_is_not_full():
     assert [len(batch) for batch in rows(EpochBatches(50, 8, 0, drop_last=True))] == [8] * 6
     assert rows(EpochBatches(5, 8, 0, drop_last=True)) == []
 
 
-def test_the_order_does_not_touch_the_generator_of_all():
+def test_the_order_does_not_touch_the_global_generator():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     rows(EpochBatches(50, 8, 0))

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: what comes out of an image, and that it depends on nothing but what it should."""
+"""Mixup and cutmix: the mixed images and labels, which depend on neither batch nor process."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ BOTH = [(0.2, 0), (0, 1.0), (0.4, 1.0)]
 
 
 @pytest.mark.parametrize("alphas", BOTH)
-def test_an_image_is_mixed_in_the_same_way_in_any_batch(alphas):
+def test_mixing_does_not_depend_on_the_batch(alphas):
     images, shares = Mixing(*alphas)(IMAGES, SHARES, ROWS, 5, 3)
     assert images.shape == (64, 3, 12, 10) and shares.shape == (64, 7)
     assert not torch.equal(images, IMAGES[:-1])
@@ -31,7 +31,7 @@ def test_an_image_is_mixed_in_the_same_way_in_any_batch(alphas):
         assert not torch.equal(Mixing(*alphas)(IMAGES, SHARES, ROWS, *key)[0], images)
 
 
-def test_neither_global_generators_nor_a_wait_for_the_device():
+def test_mixing_uses_no_global_generator_and_never_waits_for_the_device():
     states = np.random.get_state()[1].copy(), torch.get_rng_state()
     images, shares = Mixing(0.2, 1.0)(*(x.to("meta") for x in (IMAGES, SHARES, ROWS)), 5, 3)  # it has no values
     Mixing(0.2, 1.0)(IMAGES, SHARES, ROWS, 5, 3)
@@ -40,7 +40,7 @@ def test_neither_global_generators_nor_a_wait_for_the_device():
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 1.0, 8.0])
-def test_mixup_averages_by_a_share_that_is_distributed_as_beta(alpha):
+def test_mixup_shares_are_beta_distributed(alpha):
     rows = torch.arange(20_001)
     images = torch.stack([torch.zeros(20_001), torch.ones(20_001)])[rows % 2, rows].view(-1, 1, 1, 1)
     shares = F.one_hot(rows % 2, 2).float()
@@ -66,7 +66,7 @@ def test_cutmix_pastes_a_box_whose_area_is_its_share():
     assert len(set(areas)) > 20 and min(areas) < 10 and max(areas) > 60
 
 
-def test_the_box_lies_anywhere_and_is_as_large_as_it_should():
+def test_the_box_lies_anywhere_and_has_the_right_size():
     """A box around a random pixel is cut off at the edge, so less than half of the area is pasted on average."""
     rows = torch.arange(20_001)
     zeros_and_ones = (rows % 2).float().view(-1, 1, 1, 1).expand(-1, 1, 9, 9)
@@ -86,8 +86,8 @@ def test_each_image_draws_one_of_the_two():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_what_follows_an_image_does_not_depend_on_the_batch(processes):
-    """50 rows: nor on the number of processes, nor on whether the last batch, which is not full, is taken."""
+def test_the_following_image_does_not_depend_on_the_batch(processes):
+    """Nor on the number of processes, nor on whether the last batch, which is not full, is used."""
     (whole,) = EpochBatches(50, 50, 7, following=True)
     after = dict(zip(whole.rows.tolist(), [*whole.rows.tolist()[1:], whole.following.item()], strict=True))
     assert whole.following == whole.rows[0]

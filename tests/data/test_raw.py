@@ -1,4 +1,4 @@
-"""IDX files and CIFAR batches: the right values, or one sentence about the file that is wrong."""
+"""IDX files and CIFAR batches: the right values, or one message about the broken file."""
 
 import gzip
 import os
@@ -26,7 +26,7 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 @pytest.fixture(params=["plain", "gz"])
 def idx_folder(request, tmp_path):
-    """The four files of MNIST's layout."""
+    """The four files of MNIST."""
     for split, images in IMAGES.items():
         for name, array in ((f"{split}-images-idx3-ubyte", images), (f"{split}-labels-idx1-ubyte", LABELS[split])):
             data = idx_bytes(array)
@@ -35,7 +35,7 @@ def idx_folder(request, tmp_path):
     return tmp_path
 
 
-def test_idx_files_give_back_what_was_written(idx_folder, load, labels_of):
+def test_idx_files_round_trip(idx_folder, load, labels_of):
     data = load(idx_folder, dataset="mnist")
     for split, name in (("train", "train"), ("validation", "train"), ("test", "t10k")):
         rows = data[split]["index"][:]
@@ -78,7 +78,7 @@ BROKEN = {
     "gzip, cut in its header": gzip.compress(VALID)[:6],
     "gzip, header alone": gzip.compress(VALID)[:2],
     "gzip, flipped": gzip.compress(VALID)[:100] + b"\xff\xff\xff" + gzip.compress(VALID)[103:],
-    "gzip, with rubbish behind": gzip.compress(VALID) + b"rubbish",
+    "gzip, followed by rubbish": gzip.compress(VALID) + b"rubbish",
     "gzip of something else": gzip.compress(b"hello"),
     "gzip of a cut file": gzip.compress(VALID[:-5]),
 }
@@ -94,7 +94,7 @@ def test_a_broken_idx_file_is_named(idx_folder, load, refused, data):
 
 @pytest.mark.parametrize("announced", [(40, 5, 7), (1 << 20, 64, 64), (0xFFFFFFFF,) * 3])
 def test_a_gzip_bomb_is_not_unpacked(tmp_path, announced):
-    """256 MiB of zeros in 256 kB, whatever the header says of them: no more than a chunk is ever held."""
+    """256 MiB of zeros in 256 kB, with any header: never more than a chunk is held."""
     packer = zlib.compressobj(9, wbits=31)
     packed = packer.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *announced))
     for _ in range(16):
@@ -138,7 +138,7 @@ def test_idx_files_without_images(idx_folder, load, refused, split, name):
         load(idx_folder)
 
 
-def test_a_damaged_idx_file_is_refused_or_read_as_it_stands(tmp_path):
+def test_a_damaged_idx_file_is_refused_or_read_literally(tmp_path):
     """Never another exception, and never values that are not in the file."""
     random.seed(0)
     path = tmp_path / "file"
@@ -167,7 +167,7 @@ def test_a_damaged_idx_file_is_refused_or_read_as_it_stands(tmp_path):
 
 
 def cifar(folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Write the original layout with two classes in turn; returns images (N, 32, 32, 3) by split."""
+    """Write the original layout with two alternating classes; returns images (N, 32, 32, 3) by split."""
     images = {split: rng.integers(0, 256, (n, 32, 32, 3), np.uint8) for split, n in (("train", 40), ("test", 6))}
     rows = {split: array.transpose(0, 3, 1, 2).reshape(-1, 3072) for split, array in images.items()}
     names = [b"cat", b"dog"]
@@ -190,7 +190,7 @@ def dump(path: Path, content) -> None:
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 @pytest.mark.parametrize("named", [True, False])
-def test_cifar_batches_give_back_what_was_written(tmp_path, load, labels_of, name, named):
+def test_cifar_batches_round_trip(tmp_path, load, labels_of, name, named):
     images = cifar(tmp_path, name)
     data = load(tmp_path, dataset=name if named else None)
     for split, source in (("train", "train"), ("validation", "train"), ("test", "test")):

@@ -1,4 +1,4 @@
-"""Parquet and webdataset files, save_to_disk folders, the embedded digits, and the Hub out of reach."""
+"""Parquet and webdataset files, save_to_disk folders, the embedded digits, and an unreachable Hub."""
 
 import errno
 import io
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
+from hub_server import HubServer
 from PIL import Image as PILImage
 
 from ftkit.data.sources import load as sources
-from ftkit.data.sources import remote
 
 ABC = ClassLabel(names=["c", "a", "b"])  # not in alphabetical order, and it stays so
 
 
 @pytest.fixture
 def parquet(tmp_path, labelled):
-    """Write parquet files of 30 images each under the given names below a folder."""
+    """Write parquet files of 30 images each, under the given names."""
 
     def write(*names: str, root: str = "data"):
         for name in names:
@@ -87,7 +87,7 @@ def test_save_to_disk_folders(tmp_path, labelled, saved, load, values_of, labels
 
 @pytest.mark.parametrize("feature", [Value("int64"), ClassLabel(names=["0", "1"])])
 @pytest.mark.parametrize("format", [{"type": "torch"}, {"type": "numpy", "columns": ["label"]}])
-def test_a_saved_output_format_changes_nothing(labelled, saved, load, labels_of, feature, format):
+def test_a_saved_output_format_is_ignored(labelled, saved, load, labels_of, feature, format):
     splits = {
         "train": labelled([0, 1] * 10, feature),
         "val": labelled([0], feature),
@@ -99,7 +99,7 @@ def test_a_saved_output_format_changes_nothing(labelled, saved, load, labels_of,
 
 @pytest.mark.parametrize("pattern", ["train/*.arrow", "train/state.json", "dataset_dict.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{"])
-def test_a_save_to_disk_folder_that_is_not_whole(labelled, saved, load, refused, pattern, content):
+def test_an_incomplete_save_to_disk_folder(labelled, saved, load, refused, pattern, content):
     root = saved(train=labelled([0, 1] * 20))
     path = next(root.glob(pattern))
     if content is None:
@@ -133,7 +133,7 @@ def test_a_file_of_another_kind(tmp_path, load, refused, name):
 
 @pytest.fixture(params=["out of reach", "switched off"])
 def no_hub(request, monkeypatch):
-    """An address where nobody answers, or the libraries' offline mode."""
+    """An address where nothing answers, or the libraries' offline mode."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
     for module in (huggingface_hub.constants, datasets.config):
@@ -141,16 +141,17 @@ def no_hub(request, monkeypatch):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_no_room_for_what_comes_from_the_hub(load, refused, monkeypatch, wrapped):
+def test_no_room_for_a_download_from_the_hub(load, refused, monkeypatch, wrapped):
     def fetch(*args, **options):
         full = OSError(errno.ENOSPC, "No space left on device", "/cache/file")
         if wrapped:
             raise DatasetGenerationError("An error occurred") from full
         raise full
 
-    monkeypatch.setattr(remote, "_reachable", lambda: True)
     monkeypatch.setattr(sources, "load_dataset", fetch)
-    with refused("HF_HOME", "/cache/file", "No space left on device", "make room there"):
+    with HubServer() as hub, refused("HF_HOME", "/cache/file", "No space left on device", "make room there"):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         load(dataset="owner/name")
 
 
@@ -164,13 +165,13 @@ def test_no_room_for_what_comes_from_the_hub(load, refused, monkeypatch, wrapped
         ("owner/name", ["owner/name", "class folders"]),
     ],
 )
-def test_the_hub_out_of_reach_is_one_sentence(no_hub, load, refused, dataset, words):
+def test_an_unreachable_hub_is_one_message(no_hub, load, refused, dataset, words):
     with refused("--data_dir", "Hub", *words):
         load(dataset=dataset)
 
 
 @pytest.mark.parametrize("name, near", [("mnits", "'mnist'"), ("cifar-10", "'cifar10'"), ("digit", "'digits'")])
-def test_a_misspelt_short_name_asks_nobody(load, refused, monkeypatch, name, near):
+def test_a_misspelt_short_name_never_reaches_the_hub(load, refused, monkeypatch, name, near):
     def ask(*arguments, **options):
         raise AssertionError("the Hub was asked")
 
@@ -211,8 +212,8 @@ def test_webdataset_shards_by_split(tars, load, labels_of, values_of):
     assert sum(map(len, single.values())) == 20
 
 
-def test_an_archive_beside_class_folders_is_left_alone(folder, tars, load):
-    root = folder({"a": 20, "b": 20})
+def test_an_archive_next_to_class_folders_is_ignored(picture_folder, tars, load):
+    root = picture_folder({"a": 20, "b": 20})
     (tars({"photos.tar": 9}) / "photos.tar").rename(root / "photos.tar")
     assert load(root)["train"].features["label"].names == ["a", "b"]
 

@@ -13,7 +13,7 @@ AB = ClassLabel(names=["a", "b"])
 
 @pytest.fixture
 def read(saved, load):
-    """Load three splits that were saved as they stand, `train` from `labelled` and the others given or alike."""
+    """Save and load three splits: `train` from `labelled`, the others given or like it."""
 
     def read(train, test=None, validation=None, **options):
         test = train if test is None else test
@@ -128,7 +128,7 @@ def test_labels_become_class_labels_in_natural_order(labelled, read, labels_of, 
         (["1", "01"], ["01", "1"]),
     ],
 )
-def test_labels_go_by_name_where_the_splits_number_them_differently(labelled, read, labels_of, train, test):
+def test_labels_go_by_name_if_splits_number_them_differently(labelled, read, labels_of, train, test):
     n = len(train)
     data = read(labelled(range(n), ClassLabel(names=train)), labelled(range(n), ClassLabel(names=test)))
     assert {tuple(rows.features["label"].names) for rows in data.values()} == {tuple(train)}
@@ -154,7 +154,7 @@ def test_labels_go_by_name_where_the_splits_number_them_differently(labelled, re
         (Value("string"), Value("string"), [], ["test"]),
     ],
 )
-def test_labels_that_train_does_not_know(labelled, read, refused, train, test, values, words):
+def test_labels_that_train_lacks(labelled, read, refused, train, test, values, words):
     known = {"int64": [0, 1], "string": ["a", "b"]}.get(getattr(train, "dtype", ""), [0, 1])
     with refused(*words):
         read(labelled(known if train is not AB else [0, 1], train), labelled(values, test))
@@ -174,7 +174,7 @@ def rows_of(data) -> dict[str, list[int]]:
     return {split: rows["index"][:] for split, rows in data.items()}
 
 
-def test_carved_splits_are_stratified_disjoint_and_whole(labelled, load, saved):
+def test_carved_splits_are_stratified_disjoint_and_complete(labelled, load, saved):
     labels = [0] * 60 + [1] * 30 + [2] * 10
     train = labelled(labels, ClassLabel(names=["a", "b", "c"]))
     data = load(saved(train=train), validation_size=0.25, test_size=0.2)
@@ -188,7 +188,7 @@ def test_carved_splits_are_stratified_disjoint_and_whole(labelled, load, saved):
     assert all(values == sorted(values) for values in rows.values())
 
 
-def test_splits_depend_on_the_split_seed_alone(tmp_path):
+def test_splits_depend_only_on_the_split_seed(tmp_path):
     def rows(*arguments):
         config = parse_config(["--dataset", "digits", "--output_dir", str(tmp_path), *arguments])
         return rows_of(load_data(config.data))
@@ -199,7 +199,7 @@ def test_splits_depend_on_the_split_seed_alone(tmp_path):
     assert all(other[split] != first[split] for split in SPLITS)
 
 
-def test_a_test_split_that_is_there_stays_whole(labelled, saved, load, values_of):
+def test_an_existing_test_split_stays_complete(labelled, saved, load, values_of):
     data = load(saved(train=labelled([0, 1] * 20), test=labelled([0, 1] * 5)))
     assert values_of(data["test"]) == list(range(10))
     assert [len(data[split]) for split in SPLITS] == [36, 4, 10]
@@ -236,12 +236,12 @@ def test_fewer_images_of_train(load):
     assert rows_of(load(dataset="digits", max_train_samples=10**6)) == whole
 
 
-def test_more_images_than_there_are(labelled, read, refused):
+def test_more_samples_per_class_than_there_are(labelled, read, refused):
     with refused("samples_per_class: 3", "'b' (2)"):
         read(labelled([0, 0, 0, 1, 1]), samples_per_class=3)
 
 
-def test_only_some_classes(load, labels_of):
+def test_a_subset_of_the_classes(load, labels_of):
     from sklearn.datasets import load_digits
 
     data, digits = load(dataset="digits", classes=["7", "3"]), load_digits()
@@ -253,7 +253,7 @@ def test_only_some_classes(load, labels_of):
     assert sum(map(len, data.values())) == np.isin(digits.target, (3, 7)).sum()
 
 
-def test_classes_that_are_not_there(labelled, read, refused):
+def test_unknown_classes(labelled, read, refused):
     with refused("classes", "'cat'", "a, b"):
         read(labelled([0, 1]), classes=["a", "cat"])
     with refused("classes", "test has no image"):

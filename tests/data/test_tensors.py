@@ -1,4 +1,4 @@
-"""Decode once: the pixels that inference will see, from a cache that is whole or not there."""
+"""Decode once: the pixels that inference will see, from a cache that is complete or missing."""
 
 import errno
 import logging
@@ -48,7 +48,7 @@ def timm_processor(height, width, **options):
 
 @pytest.fixture
 def split_of(tmp_path):
-    """A split of image files, 0.png, 1.png, …, with labels in turn and `index` from 100. None leaves a broken file."""
+    """A split of image files, 0.png, 1.png, …, with alternating labels and `index` from 100. None is a broken file."""
 
     def write(images: list) -> Dataset:
         folder = tmp_path / "images"
@@ -74,7 +74,7 @@ def grays(split_of, picture):
 
 @pytest.fixture
 def tensors(tmp_path):
-    """`image_tensors` with a cache folder of the test's own."""
+    """`image_tensors` with a temporary cache folder."""
 
     def make(split, processor=AS_IT_IS, channels=1, on_bad_image="error"):
         return image_tensors(split, processor, channels, on_bad_image, str(tmp_path / "cache"))
@@ -84,7 +84,7 @@ def tensors(tmp_path):
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """After this is called, decoding an image fails the test."""
+    """Once called, decoding an image fails the test."""
 
     def fail(*arguments):
         raise AssertionError("an image was decoded again")
@@ -151,7 +151,7 @@ def test_pixels_are_those_of_the_saved_processor(split_of, tensors, name, channe
     assert (got - torch.stack(expected)).abs().max() < 3e-6
 
 
-def test_one_channel_is_normalised_by_its_own_statistics(grays, tensors):
+def test_a_single_channel_is_normalised_by_its_own_statistics(grays, tensors):
     processor = ViTImageProcessor(
         size={"height": 4, "width": 6}, image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.6, 0.7]
     )
@@ -163,11 +163,11 @@ def test_one_channel_is_normalised_by_its_own_statistics(grays, tensors):
 # --- the cache
 
 
-def test_the_second_time_nothing_is_decoded(grays, tensors, no_decoding):
+def test_nothing_is_decoded_twice(grays, tensors, no_decoding):
     first = tensors(grays)
     no_decoding()
     assert torch.equal(tensors(grays).images, first.images)
-    # The normalisation is no part of the pixels that are kept.
+    # The cached pixels do not include the normalisation.
     other = ViTImageProcessor(size={"height": 4, "width": 6}, image_mean=[0.1] * 3, image_std=[0.2] * 3)
     assert torch.equal(tensors(grays, other).images, first.images)
     with pytest.raises(AssertionError, match="decoded again"):
@@ -180,7 +180,7 @@ def test_the_second_time_nothing_is_decoded(grays, tensors, no_decoding):
 
 @pytest.mark.parametrize("package", ["PIL", "numpy", "torch", "torchvision", "transformers", "timm"])
 @pytest.mark.parametrize("engine", [image_tensors, StreamedImages])
-def test_what_another_version_decoded_is_decoded_again(grays, tmp_path, no_decoding, monkeypatch, package, engine):
+def test_the_cache_of_another_version_is_not_used(grays, tmp_path, no_decoding, monkeypatch, package, engine):
     images = engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
     no_decoding()
     assert np.array_equal(engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache")).hashes, images.hashes)
@@ -189,8 +189,8 @@ def test_what_another_version_decoded_is_decoded_again(grays, tmp_path, no_decod
         engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
 
 
-def test_a_folder_that_is_read_again_is_not_decoded_again(folder, load, tensors, no_decoding, values_of):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_folder_that_is_read_again_is_not_decoded_again(picture_folder, load, tensors, no_decoding, values_of):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     first = tensors(load(root)["train"])
     no_decoding()
     again = tensors(load(root)["train"])
@@ -198,22 +198,22 @@ def test_a_folder_that_is_read_again_is_not_decoded_again(folder, load, tensors,
     assert again.images[:, 0, 0, 0].tolist() == values_of(load(root)["train"])
 
 
-def test_a_changed_file_is_decoded_again(folder, load, tensors, picture):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_changed_file_is_decoded_again(picture_folder, load, tensors, picture):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     tensors(load(root)["train"])
     picture(200).save(root / "train" / "b" / "2.png")
     assert tensors(load(root)["train"]).images[6].unique().tolist() == [200]
 
 
 def keeping_times(path, change):
-    """Change a file as a copy that keeps times does, or an archive."""
+    """Change a file but keep its times, as some copies and archives do."""
     before = path.stat()
     change(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def in_table(values):
-    """Images of one value each, inside a table."""
+    """Images of a single value each, inside a table."""
     files = []
     for value in values:
         PILImage.fromarray(np.full((4, 6), value, np.uint8)).save(file := BytesIO(), "BMP")
@@ -222,8 +222,8 @@ def in_table(values):
     return Dataset.from_dict({"image": files, "label": [i % 2 for i in range(len(files))]}, features=features)
 
 
-def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(folder, load, tensors, picture):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_changed_file_of_the_same_size_and_time_is_decoded_again(picture_folder, load, tensors, picture):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     picture(100).save(path := root / "train" / "b" / "2.bmp")
     tensors(load(root)["train"])
     keeping_times(path, picture(200).save)
@@ -239,8 +239,8 @@ def test_a_changed_parquet_file_of_the_same_time_is_read_again(load, tensors, tm
     assert tensors(load(path.parent)["train"]).images.min() >= 100
 
 
-def test_tables_that_claim_to_be_the_same_are_decoded_again(load, tensors, tmp_path):
-    """`Dataset.from_generator` gives data the same fingerprint whatever file its generator reads."""
+def test_different_tables_with_the_same_fingerprint_are_decoded_again(load, tensors, tmp_path):
+    """A fingerprint from `Dataset.from_generator` does not cover the files that its generator reads."""
     for value in (0, 100):
         dataset = in_table([value] * 40)
         dataset._fingerprint = "the-same"
@@ -249,7 +249,7 @@ def test_tables_that_claim_to_be_the_same_are_decoded_again(load, tensors, tmp_p
         assert tensors(load(tmp_path / "data")["train"]).images.min() == value
 
 
-def test_images_that_a_parquet_file_names_are_decoded_again(load, tensors, tmp_path, picture):
+def test_changed_images_that_a_parquet_file_names_are_decoded_again(load, tensors, tmp_path, picture):
     (tmp_path / "data").mkdir()
     files = [tmp_path / "data" / f"{number}.bmp" for number in range(40)]
     for file in files:
@@ -264,7 +264,7 @@ def test_images_that_a_parquet_file_names_are_decoded_again(load, tensors, tmp_p
     assert tensors(load(tmp_path / "data")["train"]).images.min() == 200
 
 
-def test_labels_are_those_of_now(grays, tensors):
+def test_labels_are_never_taken_from_the_cache(grays, tensors):
     tensors(grays)
     relabelled = grays.remove_columns("label").add_column("label", [2] * 10, feature=grays.features["label"])
     assert tensors(relabelled).labels.tolist() == [2] * 10
@@ -284,14 +284,14 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, grays, tensors, monkeypat
     monkeypatch.setattr(ftkit.data.pixels.decoding, "PixelGeometry", interrupted)
     with pytest.raises(Exception if error is not KeyboardInterrupt else KeyboardInterrupt):
         tensors(grays)
-    assert calls == [2]  # something had been begun, under a lock
+    assert calls == [2]  # the build had started, under a lock
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.setattr(ftkit.data.pixels.decoding, "PixelGeometry", whole)
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
 
 
 @pytest.mark.parametrize("damage", ["cut", "no images", "no facts", "torn facts"])
-def test_a_damaged_cache_is_made_again(tmp_path, grays, tensors, damage):
+def test_a_damaged_cache_is_rebuilt(tmp_path, grays, tensors, damage):
     tensors(grays)
     (folder,) = (tmp_path / "cache").iterdir()
     name = "images" if damage in ("cut", "no images") else "about.json"
@@ -303,7 +303,7 @@ def test_a_damaged_cache_is_made_again(tmp_path, grays, tensors, damage):
 
 
 @pytest.mark.slow
-def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
+def test_two_processes_can_build_the_same_cache_at_once(tmp_path):
     script = """if True:
         import sys
         from datasets import disable_progress_bars
@@ -312,7 +312,7 @@ def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
         from ftkit.data.sources.load import load_data
         from ftkit.data.feeding.tensors import image_tensors
         rows = load_data(DataArguments(dataset="digits"))["train"]
-        sys.stdin.read(1)  # until the other is here as well
+        sys.stdin.read(1)  # until the other process is here too
         images = image_tensors(rows, ViTImageProcessor(size={"height": 24, "width": 24}), 3, cache_dir=sys.argv[1])
         print(images.shape, int(images.images.sum()))
     """
@@ -327,8 +327,8 @@ def test_two_processes_that_build_the_same_do_not_collide(tmp_path):
     assert [path.name[0] != "." for path in (tmp_path / "cache").iterdir()] == [True]
 
 
-def test_who_asks_for_a_cache_that_is_being_made_waits_for_it(tmp_path, caplog):
-    """However long it takes: a collective of several processes would give up after `ddp_timeout`."""
+def test_a_cache_being_built_is_waited_for(tmp_path, caplog):
+    """However long it takes; a collective would give up after `ddp_timeout`."""
     begun, go_on, made, found = threading.Event(), threading.Event(), [], []
 
     def write(folder):
@@ -355,7 +355,7 @@ def test_who_asks_for_a_cache_that_is_being_made_waits_for_it(tmp_path, caplog):
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors, monkeypatch, refused):
+def test_a_full_disk_is_one_message_and_leaves_no_files(tmp_path, grays, tensors, monkeypatch, refused):
     def full(decoded, count, shape):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -367,13 +367,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, grays, tensors
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_is_made_draws_nothing(grays, tensors):
+def test_building_a_cache_draws_no_random_numbers(grays, tensors):
     before = torch.get_rng_state()
     tensors(grays)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_cache_is_private_to_each_user_of_it(grays, tensors):
+def test_changes_to_the_tensor_do_not_reach_the_cache(grays, tensors):
     first = tensors(grays)
     first.images[:] = 255
     assert tensors(grays).images[:, 0, 0, 0].tolist() == list(range(10))
@@ -405,7 +405,7 @@ def test_bad_images_are_named(split_of, picture, tensors, refused):
         tensors(broken_split(split_of, picture))
 
 
-def test_bad_images_can_be_left_out(split_of, picture, tensors):
+def test_bad_images_can_be_skipped(split_of, picture, tensors):
     for _ in range(2):  # built, and from the cache
         data = tensors(broken_split(split_of, picture), on_bad_image="skip")
         assert data.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4, 6, 7]
@@ -418,8 +418,8 @@ def test_bad_images_can_be_left_out(split_of, picture, tensors):
         assert all(bad["reason"] for bad in data.skipped)
 
 
-def test_a_mended_image_is_taken(folder, load, tensors, picture, refused):
-    root = folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
+def test_a_repaired_image_is_used(picture_folder, load, tensors, picture, refused):
+    root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     (root / "train" / "a" / "1.png").write_bytes(b"broken")
     with refused("a/1.png"):
         tensors(load(root)["train"])
@@ -428,7 +428,7 @@ def test_a_mended_image_is_taken(folder, load, tensors, picture, refused):
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
-def test_nothing_but_bad_images(split_of, picture, tensors, refused, on_bad_image):
+def test_only_bad_images(split_of, picture, tensors, refused, on_bad_image):
     with refused("8", "0.png"):
         tensors(broken_split(split_of, picture, bad=range(8)), on_bad_image=on_bad_image)
 
@@ -487,4 +487,4 @@ def test_channel_statistics_are_exact():
     assert mean == [round(float(value), 4) for value in exact.mean(1)]
     assert std == [max(round(float(value), 4), 1e-4) for value in exact.std(1, correction=0)]
     assert mean[1] == 0.2
-    assert std[1] > 0  # nothing is divided by zero
+    assert std[1] > 0  # no division by zero

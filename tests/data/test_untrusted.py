@@ -1,4 +1,4 @@
-"""Data that somebody else made: they open no file outside of their folder, and write none."""
+"""Untrusted data: they open no file outside of their folder, and write none."""
 
 import io
 import os
@@ -24,7 +24,7 @@ def png(value: int) -> bytes:
 
 
 def rows_with(file: dict | None, at: int = 7) -> Dataset:
-    """20 images, of which one is this."""
+    """20 images; `file` replaces the one at row `at`."""
     files = [{"bytes": png(i), "path": f"{i}.png"} for i in range(20)]
     files[at] = file
     features = Features(image=Image(), label=ClassLabel(names=NAMES))
@@ -35,7 +35,7 @@ def rows_with(file: dict | None, at: int = 7) -> Dataset:
 
 
 def write(kind: str, dataset: Dataset, root) -> None:
-    """As files of a kind, with the paths as they are: datasets' own writers would put the files' bytes in."""
+    """Write files of a kind that keep the paths; datasets' own writers would embed the bytes."""
     root.mkdir()
     if kind == "parquet":
         pa.parquet.write_table(dataset.data.table, root / "train.parquet")
@@ -59,7 +59,7 @@ def test_a_row_that_names_a_file_elsewhere(tmp_path, load, refused, kind, path):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
-def test_a_row_that_names_a_file_of_its_own(tmp_path, load, values_of, kind):
+def test_a_row_that_names_a_file_of_the_dataset(tmp_path, load, values_of, kind):
     path = tmp_path / "data/images/7.png"
     write(kind, rows_with({"bytes": None, "path": str(path)}), tmp_path / "data")
     path.parent.mkdir()
@@ -68,7 +68,7 @@ def test_a_row_that_names_a_file_of_its_own(tmp_path, load, values_of, kind):
     assert 77 in [value for rows in data.values() for value in values_of(rows)]
 
 
-def test_a_row_of_a_dataset_of_the_hub(load, refused, monkeypatch):
+def test_a_row_of_a_hub_dataset_that_names_a_local_file(load, refused, monkeypatch):
     bad = rows_with({"bytes": None, "path": "/etc/passwd"})
     monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: DatasetDict(train=bad))
     monkeypatch.setattr(sources, "from_hub", lambda load, what, fix: load())
@@ -97,8 +97,8 @@ def table_of(folder, paths: list) -> None:
     (folder / "train.csv").write_text(text)
 
 
-def test_a_list_may_name_any_file_if_it_is_named_itself(tmp_path, load, refused, values_of):
-    """A list that lies in a folder came with it; one that is given by its own name is the user's."""
+def test_a_list_that_the_user_names_may_name_any_file(tmp_path, load, refused, values_of):
+    """A list inside a data folder came with it; one passed as `data_dir` is the user's own."""
     (tmp_path / "elsewhere").mkdir()
     for i in range(20):
         (tmp_path / f"elsewhere/{i}.png").write_bytes(png(i))
@@ -110,7 +110,7 @@ def test_a_list_may_name_any_file_if_it_is_named_itself(tmp_path, load, refused,
     assert sorted(value for rows in data.values() for value in values_of(rows)) == list(range(20))
 
 
-def test_members_of_an_archive_are_never_written(tmp_path, load, values_of):
+def test_archives_are_never_extracted_to_disk(tmp_path, load, values_of):
     root = tmp_path / "deep/data"
     root.mkdir(parents=True)
     with tarfile.open(root / "train.tar", "w") as archive:
@@ -127,9 +127,9 @@ def test_members_of_an_archive_are_never_written(tmp_path, load, values_of):
     assert sorted(path.name for path in tmp_path.rglob("*") if path.suffix != ".lock") == ["data", "deep", "train.tar"]
 
 
-def test_links_in_a_circle_and_to_nowhere(folder, load, tmp_path):
-    """A folder inside itself is walked once; a link that leads nowhere is an image that cannot be read."""
-    root = folder({"a": 15, "b": 15})
+def test_circular_and_broken_links(picture_folder, load, tmp_path):
+    """A folder linked into itself is walked once; a broken link is an image that cannot be read."""
+    root = picture_folder({"a": 15, "b": 15})
     os.symlink(root, root / "a" / "again")
     os.symlink("self.png", root / "a" / "self.png")
     os.symlink("gone.png", root / "b" / "link.png")

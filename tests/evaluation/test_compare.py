@@ -154,24 +154,11 @@ def test_a_recipe_counts_once(tmp_path, monkeypatch, refused):
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
+def tuning_recipe(tmp_path_factory):
     """A recipe that tunes a small network, which knows five digits, to the other five."""
     folder = tmp_path_factory.mktemp("recipe")
-    base = finetune(
-        folder / "base",
-        "--model",
-        "mlp",
-        "--model_args",
-        '{"hidden_sizes": [6]}',
-        "--classes",
-        0,
-        1,
-        2,
-        3,
-        4,
-        "--num_train_epochs",
-        5,
-    )
+    base = finetune(folder / "base", "--model", "mlp", "--model_args", '{"hidden_sizes": [6]}',
+                    "--classes", 0, 1, 2, 3, 4, "--num_train_epochs", 5)  # fmt: skip
     path = folder / "tune.yaml"
     options = {"dataset": "digits", "classes": ["5", "6", "7", "8", "9"], "model": str(base / "model"),
                "method": "full", "num_train_epochs": 3, "seed": 5}  # fmt: skip
@@ -180,8 +167,17 @@ def recipe(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_methods_of_a_recipe_over_three_seeds(tmp_path, recipe, capsys, refused):
-    arguments = ["--recipe", recipe, "--methods", "linear_probe,full,lora", "--seeds", 3, "--output_dir", tmp_path]
+def test_the_methods_of_a_recipe_over_three_seeds(tmp_path, tuning_recipe, capsys, refused):
+    arguments = [
+        "--recipe",
+        tuning_recipe,
+        "--methods",
+        "linear_probe,full,lora",
+        "--seeds",
+        3,
+        "--output_dir",
+        tmp_path,
+    ]
     # What a broken run leaves: it has begun, and cannot go on.
     broken = tmp_path / "lora" / "seed-6"
     broken.mkdir(parents=True)

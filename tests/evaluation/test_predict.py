@@ -83,7 +83,10 @@ def test_the_probabilities_are_those_that_the_run_stored(digits_run, predict, tm
     expected = softmax(stored.logits[order], axis=1)
     np.testing.assert_allclose(probabilities_of(lines, stored.task.names), expected, atol=1e-5)
     firsts = [json.loads(line)["predictions"][0]["label"] for line in lines.splitlines()]
-    assert firsts == [stored.task.names[i] for i in stored.predicted[order]]
+    second, first = np.sort(expected, axis=1)[:, -2:].T
+    clear = first - second > 1e-4  # a tie may fall either way
+    assert clear.mean() > 0.9
+    assert np.array(firsts)[clear].tolist() == [stored.task.names[i] for i in stored.predicted[order][clear]]
 
 
 def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import finetune, interrupt
+from support import finetune, interrupt, weights
 
 from ftkit.data.augmentation.augment import AUGMENTATIONS, augment
 from ftkit.data.feeding.tensors import ImageTensors
@@ -18,10 +18,6 @@ from ftkit.training.trainer import ImageTrainer
 
 VIT = ["--model", "timm/test_vit", "--image_size", 32]
 SHORT = ["--num_train_epochs", 2, "--max_train_samples", 400]
-
-
-def weights(run):
-    return (run / "model" / "model.safetensors").read_bytes()
 
 
 def assert_close(first, second, atol):

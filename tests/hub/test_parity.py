@@ -1,7 +1,6 @@
-"""The gate: what would give other answers elsewhere than here does not leave."""
+"""The gate: a model that would answer differently elsewhere is not pushed."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,13 +8,6 @@ from safetensors.numpy import load_file, save_file
 
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
-
-
-@pytest.fixture
-def run(digits_run, tmp_path):
-    """A run of one's own, to be damaged."""
-    shutil.copytree(digits_run, tmp_path / "run", ignore=shutil.ignore_patterns("stages"))
-    return tmp_path / "run"
 
 
 def check(run):
@@ -66,7 +58,7 @@ def change_a_weight(run):
     save_file(weights, run / "model" / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_run_as_it_is_may_leave(digits_run):
+def test_an_unchanged_run_passes(digits_run):
     assert check(digits_run) < 1e-4
 
 
@@ -77,14 +69,14 @@ def test_a_run_as_it_is_may_leave(digits_run):
         (lose_the_head, ["classifier.weight", "drawn at random", "changed since the run: model.safetensors"]),
         (lose_the_statistics, ["running_mean", "drawn at random"]),
         (normalise_otherwise, ["other logits than the evaluation", "changed since the run: preprocessor_config.json"]),
-        (number_the_labels_otherwise, ["its labels are not those of the evaluation", "'1' in the place of '0'"]),
-        (import_ftkit, ["does not load where ftkit is not installed", "ftkit"]),
-        (import_what_was_left_behind, ["does not load where ftkit is not installed", "elsewhere"]),
+        (number_the_labels_otherwise, ["its labels are not those of the evaluation", "'1' instead of '0'"]),
+        (import_ftkit, ["does not load without ftkit", "ftkit"]),
+        (import_what_was_left_behind, ["does not load without ftkit", "elsewhere"]),
         (change_a_weight, ["other logits than the evaluation", "for 16 of 16 test images", "model.safetensors"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_would_answer_otherwise_does_not_leave(run, refused, damage, words):
+def test_a_damaged_model_is_not_pushed(run, refused, damage, words):
     damage(run)
     with refused("must not be pushed", *words):
         check(run)

@@ -1,7 +1,6 @@
-"""A push against a server that speaks the Hub's protocol, with its faults."""
+"""Pushes to a server that speaks the Hub's protocol and simulates its faults."""
 
 import math
-import shutil
 import subprocess
 import sys
 
@@ -20,7 +19,7 @@ SMALL = ["--max_train_samples", 150, "--num_train_epochs", 1]
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub for this process, which waits for nothing."""
+    """A Hub for this process, without waits between attempts."""
     with HubServer() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -32,22 +31,15 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """The gate has tests of its own."""
+    """Skip the gate, which has its own tests."""
     monkeypatch.setattr(pushing, "check_parity", lambda *args, **kwargs: 0.0)
-
-
-@pytest.fixture
-def run(digits_run, tmp_path):
-    """A run of one's own."""
-    shutil.copytree(digits_run, tmp_path / "run", ignore=shutil.ignore_patterns("stages"))
-    return tmp_path / "run"
 
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_pushed(hub, unchecked, run):
+def test_the_pushed_files(hub, unchecked, run):
     before = contents(run)
     address = pushing.push(run, "me/digits")
     files = hub.repos["me/digits"].files()
@@ -63,7 +55,7 @@ def test_what_is_pushed(hub, unchecked, run):
     assert hub.token not in "".join(str(content) for content in files.values())
 
 
-def test_the_card_can_be_read_by_the_hub_and_does_not_lie(hub, unchecked, run, capsys, refused, tmp_path):
+def test_the_card_is_valid_for_the_hub_and_matches_the_predictions(hub, unchecked, run, capsys, refused, tmp_path):
     pushing.push(run, "me/digits")
     card = ModelCard.load(run / "model" / "README.md")
     card.validate()
@@ -75,7 +67,7 @@ def test_the_card_can_be_read_by_the_hub_and_does_not_lie(hub, unchecked, run, c
     push([str(run), "--verify"])
     assert "every number follows" in capsys.readouterr().out
     path, loss = run / "model" / "README.md", told["negative log-likelihood"]
-    for elsewhere in (math.nextafter(loss, 1), loss + 1e-7):  # what another processor computes, and what none does
+    for elsewhere in (math.nextafter(loss, 1), loss + 1e-7):  # a difference between processors, and a wrong value
         changed = ModelCard(path.read_text().replace(f"value: {loss}", f"value: {elsewhere}"))
         assert len(verify_card(run, changed)) == (elsewhere - loss > 1e-8)
     path.write_text(path.read_text().replace(f"value: {told['accuracy']}", "value: 0.9999"))
@@ -84,7 +76,7 @@ def test_the_card_can_be_read_by_the_hub_and_does_not_lie(hub, unchecked, run, c
 
 
 @pytest.mark.slow
-def test_a_second_push_is_a_second_commit_and_takes_away_what_would_be_mistaken(hub, unchecked, run):
+def test_a_second_push_is_a_second_commit_and_deletes_stale_model_files(hub, unchecked, run):
     pushing.push(run, "me/digits")
     (run / "model" / "adapter_model.safetensors").write_bytes(b"an earlier push was one of adapters")
     pushing.push(run, "me/digits")
@@ -121,7 +113,7 @@ COMMIT, LFS, PUT = r"/commit/", r"/info/lfs/", r".*"
     ],
     ids=lambda fault: f"{fault.get('status', 'cut')} {fault['method']} {fault['path']}",
 )
-def test_a_fault_that_passes_is_waited_out(hub, unchecked, run, fault):
+def test_a_temporary_fault_is_retried(hub, unchecked, run, fault):
     fault = dict(fault)
     (hub.cut if fault.pop("cut", False) else hub.fail)(times=2, **fault)
     pushing.push(run, "me/digits")
@@ -135,7 +127,7 @@ def test_a_fault_that_passes_is_waited_out(hub, unchecked, run, fault):
     [
         ({"status": 401, "path": COMMIT}, ["the token is not valid", "hf auth login"]),
         ({"status": 403, "path": COMMIT}, ["may not write there"]),
-        ({"status": 403, "path": r"/repos/create"}, ["making me/digits", "may not write there"]),
+        ({"status": 403, "path": r"/repos/create"}, ["creating me/digits", "may not write there"]),
         ({"status": 500, "path": COMMIT}, ["pushing to me/digits", "the Hub answers 500", "try again later"]),
         ({"status": 429, "path": COMMIT}, ["the Hub answers 429"]),
         ({"status": 409, "path": COMMIT}, ["the Hub answers 409"]),
@@ -143,7 +135,7 @@ def test_a_fault_that_passes_is_waited_out(hub, unchecked, run, fault):
     ],
     ids=lambda value: f"{value.get('status', 'cut')} {value['path']}" if isinstance(value, dict) else "",
 )
-def test_a_fault_that_stays_is_one_message_and_loses_nothing(hub, unchecked, run, refused, fault, words):
+def test_a_permanent_fault_is_one_message_and_loses_nothing(hub, unchecked, run, refused, fault, words):
     before, fault = contents(run), dict(fault)
     (hub.cut if fault.pop("cut", False) else hub.fail)(times=99, method="POST", **fault)
     with refused(*words):
@@ -152,14 +144,14 @@ def test_a_fault_that_stays_is_one_message_and_loses_nothing(hub, unchecked, run
     changed = {path.name for path, content in contents(run).items() if before.get(path) != content}
     assert changed <= {"README.md"}
     if "me/digits" in hub.repos:
-        assert "model.safetensors" not in hub.repos["me/digits"].files()  # whole or not at all
+        assert "model.safetensors" not in hub.repos["me/digits"].files()  # all or nothing
     hub.heal()
     pushing.push(run, "me/digits")
     assert "model.safetensors" in hub.repos["me/digits"].files()
 
 
 @pytest.mark.parametrize(("method", "place"), [("POST", "/preupload/"), ("POST", LFS), ("PUT", ""), ("POST", COMMIT)])
-def test_a_hub_that_goes_away_in_mid_push(hub, unchecked, run, refused, monkeypatch, method, place):
+def test_a_hub_that_disappears_during_a_push(hub, unchecked, run, refused, monkeypatch, method, place):
     before, note = contents(run), hub._record
 
     def leave(asked, path):
@@ -184,8 +176,8 @@ def test_a_failed_check_pushes_nothing(hub, run, refused):
     assert hub.repos == {}
 
 
-@pytest.mark.parametrize(("token", "words"), [(None, ["there is no token", "HF_TOKEN"]), ("hf_wrong", ["not valid"])])
-def test_who_is_not_logged_in_is_told_before_anything_is_trained(hub, monkeypatch, tmp_path, refused, token, words):
+@pytest.mark.parametrize(("token", "words"), [(None, ["no token found", "HF_TOKEN"]), ("hf_wrong", ["not valid"])])
+def test_a_missing_login_is_an_error_before_training(hub, monkeypatch, tmp_path, refused, token, words):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     if token:
@@ -195,12 +187,12 @@ def test_who_is_not_logged_in_is_told_before_anything_is_trained(hub, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
-def test_a_token_does_not_belong_into_a_recipe(tmp_path, refused):
+def test_a_token_in_a_recipe_is_refused(tmp_path, refused):
     with refused("hub_token", "leave it out", "HF_TOKEN"):
         finetune(tmp_path / "run", *SMALL, "--push_to_hub", "true", "--hub_token", "hf_secret")
 
 
-def test_adapters_of_a_model_that_is_nowhere_else_are_refused(hub, digits_run, tmp_path, refused):
+def test_adapters_of_a_model_that_is_not_on_the_hub_are_refused(hub, digits_run, tmp_path, refused):
     run = finetune(tmp_path / "run", *SMALL, "--model", digits_run / "model", "--method", "lora")
     with refused("holds adapters of a model that is not on the Hub", "--merge_adapters true"):
         pushing.push(run, "me/lora")
@@ -251,7 +243,7 @@ for name in ("mlp", "convnet", "resnet18", "vit", "lora"):
 
 @pytest.mark.slow
 def test_every_kind_of_model_comes_back_with_the_same_logits(tmp_path):
-    """Trained, pushed and pulled by processes that know no other Hub; the one that pulls has no ftkit."""
+    """Trained, pushed and pulled by separate processes; the one that pulls has no ftkit."""
     import json
 
     import numpy as np

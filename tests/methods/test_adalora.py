@@ -2,66 +2,62 @@
 
 import ast
 import json
+import logging
 import shutil
 
 import pytest
 from safetensors.torch import load_file
-from support import REPO, assert_reloads, finetune, interrupt
+from support import KEEP_ALL, KEEP_LAST, REPO, assert_saved_is_trained, finetune, interrupt, train, weights
 
 from ftkit.training.trainer import ImageTrainer
 
 # 3 steps an epoch; 9 in the stages of adapters, of which the last ranks are given away after the 6th.
 OPTIONS = ["--max_train_samples", 96, "--per_device_train_batch_size", 32, "--method", "adalora", "--learning_rate",
-           0.02, "--save_total_limit", 99, "--warmup_steps", 0, "--adapter_args",
+           0.02, *KEEP_ALL, "--warmup_steps", 0, "--adapter_args",
            json.dumps({"deltaT": 1, "init_r": 6, "target_r": 2})]  # fmt: skip
 STAGES = ["--num_train_epochs", 1, "--stages",
           '[{"train": "head"}, {"train": "adapters"}, {"train": "adapters", "num_train_epochs": 2}]']  # fmt: skip
-LAST = ["--load_best_model_at_end", "false"]
 ACCURACY = ["--metric_for_best_model", "accuracy"]
 
 
-def adapters(run):
-    return (run / "model" / "adapter_model.safetensors").read_bytes()
-
-
-def ranks(weights):
+def ranks(file):
     """How many ranks are left of how many, over all layers."""
-    values = [value for name, value in load_file(weights).items() if "lora_E" in name]
+    values = [value for name, value in load_file(file).items() if "lora_E" in name]
     return sum((value != 0).sum().item() for value in values), sum(value.numel() for value in values), len(values)
 
 
 def test_the_ranks_are_planned_over_all_stages_of_adapters(mlp, tmp_path):
-    run = finetune(tmp_path / "run", *OPTIONS, *STAGES, *LAST, "--model", mlp)
-    left = []
+    job = train(tmp_path / "run", *OPTIONS, *STAGES, *KEEP_LAST, "--model", mlp)
+    run, left = job.folder, []
     for stage, steps in (("1-adapters", (3,)), ("2-adapters", (3, 6))):
         left += [ranks(run / "stages" / stage / f"checkpoint-{step}" / "model.safetensors") for step in steps]
     _, whole, layers = left[0]
     counts = [count for count, *_ in left]
     assert 6 * layers == whole > counts[0] > counts[1] == counts[2] == 2 * layers
     assert ranks(run / "model" / "adapter_model.safetensors")[0] == 2 * layers
-    assert_reloads(run)
+    assert_saved_is_trained(job)
 
 
-@pytest.mark.parametrize("best", [[], LAST], ids=["best", "last"])
+@pytest.mark.parametrize("best", [[], KEEP_LAST], ids=["best", "last"])
 @pytest.mark.parametrize("keep", [0, 1])
 def test_a_resume_in_the_last_stage_gives_the_same_bytes(mlp, tmp_path, best, keep):
     arguments = [*OPTIONS, *STAGES, *best, "--model", mlp]
-    whole, part = finetune(tmp_path / "whole", *arguments), tmp_path / "part"
-    shutil.copytree(whole, part)
+    whole = train(tmp_path / "whole", *arguments).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part, keep=1)
     if not keep:
         shutil.rmtree(part / "stages" / "2-adapters")
-    finetune(part, *arguments)
-    assert adapters(part) == adapters(whole)
+    train(part, *arguments)
+    assert weights(part, "adapter_model") == weights(whole, "adapter_model")
 
 
 def test_a_head_that_trains_inside_the_whole_model_leaves_the_ranks_alone(mlp, tmp_path):
     stages = [{"train": "head"}, {"train": "adapters", "num_train_epochs": 4}, {"train": "head"}]
-    run = finetune(tmp_path / "run", *OPTIONS, *LAST, "--model", mlp, "--augment", "translate", "--num_train_epochs",
-                   1, "--stages", json.dumps(stages))  # fmt: skip
-    left, _, layers = ranks(run / "stages" / "2-head" / "model.safetensors")
+    job = train(tmp_path / "run", *OPTIONS, *KEEP_LAST, "--model", mlp, "--augment", "translate",
+                "--num_train_epochs", 1, "--stages", json.dumps(stages))  # fmt: skip
+    left, _, layers = ranks(job.folder / "stages" / "2-head" / "model.safetensors")
     assert left == 2 * layers
-    assert_reloads(run)
+    assert_saved_is_trained(job)
 
 
 ACCUMULATED = ["--gradient_accumulation_steps", 2, "--num_train_epochs", 3]
@@ -70,31 +66,31 @@ ACCUMULATED = ["--gradient_accumulation_steps", 2, "--num_train_epochs", 3]
 @pytest.mark.parametrize("options", [["--max_steps", 7], ACCUMULATED], ids=["max_steps", "accumulated"])
 def test_the_plan_counts_the_steps_that_are_taken(mlp, tmp_path, options):
     stages = ["--stages", '[{"train": "adapters"}, {"train": "adapters"}]']
-    whole = finetune(tmp_path / "whole", *OPTIONS, *LAST, *stages, "--model", mlp, *options)
-    left, _, layers = ranks(whole / "model" / "adapter_model.safetensors")
+    job = train(tmp_path / "run", *OPTIONS, *KEEP_LAST, *stages, "--model", mlp, *options)
+    left, _, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
     assert left == 2 * layers
-    results = json.loads((whole / "run.json").read_text())["stages"]
-    config = json.loads((whole / "model" / "adapter_config.json").read_text())
-    assert sum(stage["steps"] for stage in results) == config["total_step"]
+    config = json.loads((job.folder / "model" / "adapter_config.json").read_text())
+    assert sum(stage["steps"] for stage in job.stages) == config["total_step"]
 
 
-def test_weights_from_before_the_ranks_were_given_away_are_named(mlp, tmp_path, capsys):
+def test_weights_from_before_the_ranks_were_given_away_are_named(mlp, tmp_path, caplog):
     """Early stopping and validation may choose such."""
     stop = ["--early_stopping_patience", 1, *ACCURACY, "--num_train_epochs", 20, "--learning_rate", 1e-6]
-    run = finetune(tmp_path / "run", *OPTIONS, "--model", mlp, *stop)
-    left, whole, layers = ranks(run / "model" / "adapter_model.safetensors")
+    logging.getLogger("ftkit").propagate = True
+    job = train(tmp_path / "run", *OPTIONS, "--model", mlp, *stop)
+    left, whole, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
     assert left > 2 * layers
     told = f"{left} of {whole} ranks are left, and target_r: 2 means {2 * layers}"
-    assert told in capsys.readouterr().out
-    assert_reloads(run)
+    assert told in caplog.text
+    assert_saved_is_trained(job)
 
 
 def test_a_stage_that_stops_early_leaves_the_rest_of_the_plan_to_the_next(mlp, tmp_path):
     """The plan's cut lies in the steps that the first stage did not take."""
     stages = [{"train": "adapters", "num_train_epochs": 9, "learning_rate": 1e-6}, {"train": "adapters"}]
-    run = finetune(tmp_path / "run", *OPTIONS, *ACCURACY, "--model", mlp, "--early_stopping_patience", 1,
-                   "--num_train_epochs", 2, "--stages", json.dumps(stages))  # fmt: skip
-    left, _, layers = ranks(run / "model" / "adapter_model.safetensors")
+    job = train(tmp_path / "run", *OPTIONS, *ACCURACY, "--model", mlp, "--early_stopping_patience", 1,
+                "--num_train_epochs", 2, "--stages", json.dumps(stages))  # fmt: skip
+    left, _, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
     assert left == 2 * layers
 
 
@@ -106,8 +102,8 @@ def test_updates_that_are_left_out_move_no_ranks(mlp, tmp_path, monkeypatch):
         return loss * float("nan") if model.training and self.state.global_step + 1 in (2, 4) else loss
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
-    run = finetune(tmp_path / "run", *OPTIONS, *LAST, "--model", mlp, "--num_train_epochs", 2, "--on_nan", "skip")
-    left, _, layers = ranks(run / "model" / "adapter_model.safetensors")
+    job = train(tmp_path / "run", *OPTIONS, *KEEP_LAST, "--model", mlp, "--num_train_epochs", 2, "--on_nan", "skip")
+    left, _, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
     assert left == 2 * layers  # the 4th of 6 steps is when the last ones are given away
 
 

@@ -1,13 +1,15 @@
 """Adapters of PEFT: the details that bite."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from families import on_families
 from peft import PeftModel
 from safetensors.torch import load_file
-from support import assert_reloads, finetune, interrupt
+from support import KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
 from transformers import AutoModelForImageClassification
 
 from ftkit.config import MethodArguments, ModelArguments
@@ -19,18 +21,20 @@ from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
 from ftkit.training.trainer import ImageTrainer
 
-QUICK = ["--max_train_samples", 100, "--num_train_epochs", 2, "--learning_rate", 0.01]
+QUICK = [*TINY, "--learning_rate", 0.01]
 METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]
 LINEAR_ONLY = ["vera", "randlora", "delora"]
 
 
-def slow_unless(often: set[str], methods: list[str]) -> list:
-    """Each method on every model takes minutes: those that few use wait for the slow tests."""
-    return [pytest.param(name, marks=[] if name in often else [pytest.mark.slow]) for name in methods]
+def often(*methods):
+    """LoRA on every family; these methods on two of them."""
+    return lambda method, family: method == "lora" or (method in methods and family in ("convnet", "vit"))
 
 
 @pytest.mark.parametrize(
-    "method", slow_unless({"lora", "dora", "adalora", "ia3", "vera", "oft"}, METHODS + LINEAR_ONLY)
+    ("method", "folder"),
+    on_families(METHODS + LINEAR_ONLY, often("dora", "adalora", "ia3", "vera", "oft")),
+    indirect=["folder"],
 )
 def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused, method):
     """The predictions come again from the untouched base and the adapter's file: nothing else has moved."""
@@ -41,25 +45,32 @@ def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused,
     )
     if nothing_fits:
         with refused(f"method: {method}"):
-            finetune(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
+            train(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
         assert not (tmp_path / "run").exists()
         return
-    run = finetune(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
-    assert not (run / "model" / "model.safetensors").exists()
-    saved = load_file(run / "model" / "adapter_model.safetensors")
+    job = train(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
+    assert not (job.folder / "model" / "model.safetensors").exists()
+    saved = load_file(job.folder / "model" / "adapter_model.safetensors")
     head, _ = find_head(AutoModelForImageClassification.from_pretrained(folder))
     assert any(head in name for name in saved) and any(head not in name for name in saved)
-    assert_reloads(run)
+    assert_saved_is_trained(job)
+    assert 0 < job.plan.trained < job.classifier.model.num_parameters()
+    assert job.stages[0]["best_metric"] > 0  # labels and metrics are known to the Trainer
+
+
+def test_a_run_of_adapters_is_evaluated_alike_from_its_folder(convnet, tmp_path):
+    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
     record = json.loads((run / "run.json").read_text())
     assert 0 < record["parameters"]["trained"] < record["parameters"]["total"]
-    assert record["stages"][0]["best_metric"] > 0  # labels and metrics are known to the Trainer
+    assert_reloads(run)
 
 
 @pytest.mark.parametrize(
-    "method",
-    slow_unless(
-        {"lora", "adalora", "vera"}, ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"]
+    ("method", "folder"),
+    on_families(
+        ["lora", "dora", "adalora", "loha", "lokr", "ia3", "oft", "vera", "ln_tuning"], often("adalora", "vera")
     ),
+    indirect=["folder"],
 )
 def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
     arguments = [*QUICK, "--model", folder, "--method", method, "--merge_adapters", "true"]
@@ -69,16 +80,16 @@ def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
         convolutional, reason = True, "no norm layers"
     if reason and convolutional:
         with refused(f"method: {method}", reason):
-            finetune(tmp_path / "run", *arguments)
+            train(tmp_path / "run", *arguments)
         return
-    run = finetune(tmp_path / "run", *arguments)
-    names = [set(load_file(path / "model.safetensors")) for path in (folder, run / "model")]
+    job = train(tmp_path / "run", *arguments)
+    names = [set(load_file(path / "model.safetensors")) for path in (folder, job.folder / "model")]
     assert names[0] == names[1]
-    assert_reloads(run)
+    assert_saved_is_trained(job)
 
 
 def test_the_adapter_folder_loads_by_pefts_own_classes(convnet, tmp_path):
-    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
+    run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora").folder
     base = AutoModelForImageClassification.from_pretrained(convnet, num_labels=10, ignore_mismatched_sizes=True)
     theirs, ours = PeftModel.from_pretrained(base, run / "model").eval(), Classifier.load(str(run)).model.eval()
     images = torch.randn(4, 1, 8, 8)
@@ -88,7 +99,7 @@ def test_the_adapter_folder_loads_by_pefts_own_classes(convnet, tmp_path):
 
 def test_any_option_by_its_own_name(convnet, tmp_path):
     args = json.dumps({"r": 2, "target_modules": ["stem.convolution"], "lora_alpha": 5})
-    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--adapter_args", args)
+    run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--adapter_args", args).folder
     config = json.loads((run / "model" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 5, ["stem.convolution"])
     assert config["modules_to_save"] == ["classifier"]
@@ -132,19 +143,19 @@ def test_what_is_wrong_is_named_before_anything_is_written(convnet, tmp_path, re
 def test_head_first_then_adapters(convnet, tmp_path):
     """Stages of one's own under an adapter: a linear probe, then LoRA from its head."""
     stages = '[{"train": "head"}, {"train": "adapters", "learning_rate": 1e-3}]'
-    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--stages", stages)
-    trained = [stage["trained_parameters"] for stage in json.loads((run / "run.json").read_text())["stages"]]
+    job = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--stages", stages)
+    trained = [stage["trained_parameters"] for stage in job.stages]
     assert trained[0] == 970 < trained[1]
-    assert_reloads(run)
+    assert_saved_is_trained(job)
 
 
 def test_a_run_with_adapters_resumes_to_the_same_bytes(convnet, tmp_path):
-    arguments = [*QUICK, "--model", convnet, "--method", "lora", "--save_total_limit", 9]
-    whole, part = finetune(tmp_path / "whole", *arguments), finetune(tmp_path / "part", *arguments)
+    arguments = [*QUICK, "--model", convnet, "--method", "lora", *KEEP_ALL]
+    whole = train(tmp_path / "whole", *arguments).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part)
-    finetune(part, *arguments, "--resume_from_checkpoint", "true")
-    files = [run / "model" / "adapter_model.safetensors" for run in (whole, part)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    train(part, *arguments, "--resume_from_checkpoint", "true")
+    assert weights(part, "adapter_model") == weights(whole, "adapter_model")
 
 
 def test_grouped_and_depthwise_convolutions(tmp_path):
@@ -169,16 +180,16 @@ def test_grouped_and_depthwise_convolutions(tmp_path):
 
 def test_adalora_gives_its_ranks_away(convnet, tmp_path):
     """The budget falls from `init_r` to `target_r`: PEFT's own callback is called at every step."""
-    run = finetune(tmp_path / "run", "--max_train_samples", 100, "--num_train_epochs", 20, "--learning_rate", 0.01,
-                   "--model", convnet, "--method", "adalora", "--eval_strategy", "no")  # fmt: skip
-    values = load_file(run / "model" / "adapter_model.safetensors")
+    job = train(tmp_path / "run", *QUICK, "--num_train_epochs", 20, "--model", convnet, "--method", "adalora",
+                "--eval_strategy", "no")  # fmt: skip
+    values = load_file(job.folder / "model" / "adapter_model.safetensors")
     ranks = [(value != 0).sum().item() for name, value in values.items() if "lora_E" in name]
     assert sum(ranks) == 8 * len(ranks) < sum(value.numel() for name, value in values.items() if "lora_E" in name)
 
 
 @pytest.mark.parametrize("method", ["unilora", "tinylora"])
 def test_adapters_that_layers_share_are_not_taken_for_frozen_ones(tmp_path, mlp, method):
-    assert_reloads(finetune(tmp_path / "run", *QUICK, "--model", mlp, "--method", method))
+    assert_saved_is_trained(train(tmp_path / "run", *QUICK, "--model", mlp, "--method", method))
 
 
 def test_what_cannot_be_merged_is_refused_before_it_trains(mlp, tmp_path, refused):
@@ -200,13 +211,13 @@ def test_features_behind_other_adapters_are_other_features(convnet, tmp_path):
     stages, cache = '[{"train": "head"}, {"train": "adapters"}]', tmp_path / "cache"
     for alpha in (1, 4):
         args = {"init_lora_weights": False, "lora_alpha": alpha, "target_modules": ["stages.2.0.convolution"]}
-        finetune(tmp_path / str(alpha), *QUICK, "--model", convnet, "--method", "lora", "--cache_dir", cache,
-                 "--stages", stages, "--adapter_args", json.dumps(args))  # fmt: skip
+        train(tmp_path / str(alpha), *QUICK, "--model", convnet, "--method", "lora", "--cache_dir", cache,
+              "--stages", stages, "--adapter_args", json.dumps(args))  # fmt: skip
     assert len(list(cache.glob("features-*"))) == 4
 
 
 def test_adapters_are_no_model_to_start_from(convnet, tmp_path, refused):
-    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
+    run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora").folder
     with refused("holds adapters, not a whole model", "--merge_adapters true"):
         finetune(tmp_path / "again", *QUICK, "--model", run, "--method", "full")
 
@@ -233,7 +244,7 @@ def test_adapters_of_a_timm_model_keep_its_processor(tmp_path):
     base = tmp_path / "base"
     args = ModelArguments(model="timm/test_resnet", image_size=[16], image_mean=[0.4], image_std=[0.2])
     Classifier.build(args, SingleLabel(["0", "1"]), ImageInfo((8, 8), 1), pretrained=False).save(base)
-    run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora", "--classes", "3", "7")
+    run = train(tmp_path / "run", *QUICK, "--model", base, "--method", "lora", "--classes", "3", "7").folder
     classifier = Classifier.load(str(run))
     assert list(classifier.model.config.label_names) == ["3", "7"]
     assert classifier.processor.to_dict()["data_config"]["input_size"][-1] == 16
@@ -244,13 +255,13 @@ def test_adalora_resumes_to_the_same_bytes(mlp, tmp_path, keep):
     """Before, while and after its ranks are given away: what it knows of their importance is in the checkpoint."""
     args = json.dumps({"deltaT": 1, "init_r": 6, "target_r": 2})
     arguments = ["--max_train_samples", 100, "--num_train_epochs", 12, "--per_device_train_batch_size", 100, "--model",
-                 mlp, "--method", "adalora", "--learning_rate", 0.02, "--save_total_limit", 99, "--warmup_steps", 0,
+                 mlp, "--method", "adalora", "--learning_rate", 0.02, *KEEP_ALL, "--warmup_steps", 0,
                  "--adapter_args", args]  # fmt: skip
-    whole, part = finetune(tmp_path / "whole", *arguments), finetune(tmp_path / "part", *arguments)
+    whole = train(tmp_path / "whole", *arguments).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part, keep)
-    finetune(part, *arguments, "--resume_from_checkpoint", "true")
-    files = [run / "model" / "adapter_model.safetensors" for run in (whole, part)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    train(part, *arguments, "--resume_from_checkpoint", "true")
+    assert weights(part, "adapter_model") == weights(whole, "adapter_model")
 
 
 def test_adalora_needs_steps_to_plan(mlp, tmp_path, refused):
@@ -259,8 +270,8 @@ def test_adalora_needs_steps_to_plan(mlp, tmp_path, refused):
 
 
 def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
-    base = finetune(tmp_path / "base", *QUICK, "--model", "mlp")
-    run = finetune(tmp_path / "run", *QUICK, "--model", base, "--method", "lora")
+    base = train(tmp_path / "base", *QUICK, "--model", "mlp").folder
+    run = train(tmp_path / "run", *QUICK, "--model", base, "--method", "lora").folder
     base.rename(tmp_path / "moved")
     with refused("holds adapters of the model in", "which does not exist", "base_model_name_or_path"):
         Classifier.load(str(run))
@@ -289,9 +300,9 @@ def test_adalora_leaves_an_update_out(convnet, tmp_path, monkeypatch):
         return loss * float("nan") if model.training and self.state.global_step == 3 else loss
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
-    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "adalora", "--on_nan", "skip",
-                   "--per_device_train_batch_size", 16)  # fmt: skip
-    assert json.loads((run / "run.json").read_text())["stages"][0]["updates_left_out"] == 1
+    job = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "adalora", "--on_nan", "skip",
+                "--per_device_train_batch_size", 16)  # fmt: skip
+    assert job.stages[0]["updates_left_out"] == 1
 
 
 def test_the_whole_model_is_in_training_from_the_first_step(mlp, tmp_path, monkeypatch):
@@ -304,5 +315,5 @@ def test_the_whole_model_is_in_training_from_the_first_step(mlp, tmp_path, monke
         return compute_loss(self, model, inputs, **options)
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", note)
-    finetune(tmp_path / "run", "--model", mlp, "--method", "lora", "--max_train_samples", 64, "--num_train_epochs", 2)
+    train(tmp_path / "run", *TINY, "--model", mlp, "--method", "lora")
     assert modes[0] == {True}

@@ -1,11 +1,22 @@
 """Plans and stages: what is declared moves, and nothing else."""
 
-import json
+import shutil
 
 import pytest
 import torch
+from families import on_families
 from safetensors.torch import load_file
-from support import assert_reloads, finetune, interrupt
+from support import (
+    DIGITS,
+    KEEP_ALL,
+    TINY,
+    assert_reloads,
+    assert_saved_is_trained,
+    finetune,
+    interrupt,
+    train,
+    weights,
+)
 from transformers import AutoModelForImageClassification
 
 from ftkit.config import MethodArguments, ModelArguments
@@ -18,8 +29,7 @@ from ftkit.models.anatomy import layer_groups
 from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
 
-DIGITS = [str(i) for i in range(10)]
-QUICK = ["--max_train_samples", 100, "--num_train_epochs", 1, "--learning_rate", 0.01]
+ONE_EPOCH = [*TINY, "--num_train_epochs", 1, "--learning_rate", 0.01]
 
 
 def moved(folder, run) -> tuple[set[str], set[str]]:
@@ -42,12 +52,16 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(
+    ("plan", "folder"),
+    on_families(PLANS, lambda plan, family: family == "convnet" or plan in ("norm_tuning", "surgical")),
+    indirect=["folder"],
+)
 def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
     chosen = list(layer_groups(AutoModelForImageClassification.from_pretrained(folder)))[:1]
     surgical = ["--surgical_groups", *chosen] if plan == "surgical" else []
-    run = finetune(tmp_path / "run", *QUICK, "--model", folder, *(PLANS[plan] or ["--method", plan]), *surgical)
-    body, changed = moved(folder, run)
+    job = train(tmp_path / "run", *ONE_EPOCH, "--model", folder, *(PLANS[plan] or ["--method", plan]), *surgical)
+    body, changed = moved(folder, job.folder)
     statistics = {name for name in body if "running_" in name or "num_batches" in name}
     parameters = body - statistics
     model = Classifier.build(ModelArguments(model=str(folder)), SingleLabel(DIGITS), ImageInfo((8, 8), 1), True).model
@@ -67,18 +81,20 @@ def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
         places = {name.rpartition(".")[0] for name in trained}
         assert changed - statistics == trained
         assert {name.rpartition(".")[0] for name in changed & statistics} <= places
-    results = json.loads((run / "run.json").read_text())["stages"]
     expected = {"lp_ft": ["head", "all"], "last": ["last-1"]}.get(plan)
-    assert expected is None or [stage["stage"] for stage in results] == expected
-    for number, stage in enumerate(results):
-        assert (run / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json").is_file()
-    assert_reloads(run)
+    assert expected is None or [stage["stage"] for stage in job.stages] == expected
+    for number, stage in enumerate(job.stages):
+        assert (job.folder / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json").is_file()
+    assert_saved_is_trained(job)
+
+
+def test_a_run_of_several_stages_is_evaluated_alike_from_its_saved_model(convnet, tmp_path):
+    assert_reloads(finetune(tmp_path / "run", *ONE_EPOCH, "--model", convnet, "--method", "lp_ft"))
 
 
 def test_batchnorm_statistics_follow_only_when_asked(convnet, tmp_path):
-    options = [*QUICK, "--model", convnet, "--method", "linear_probe"]
-    run = finetune(tmp_path / "run", *options, "--train_batchnorm_stats", "true")
-    body, changed = moved(convnet, run)
+    options = [*ONE_EPOCH, "--model", convnet, "--method", "linear_probe"]
+    body, changed = moved(convnet, train(tmp_path / "run", *options, "--train_batchnorm_stats", "true").folder)
     assert changed == {name for name in body if "running_" in name or "num_batches" in name}
 
 
@@ -120,11 +136,10 @@ def test_stages_spelled_out_in_a_recipe(convnet, tmp_path):
         "  - {name: warm, train: head, num_train_epochs: 2, learning_rate: 1e-2}\n"
         "  - {train: all, num_train_epochs: 1, lr_scheduler_type: cosine}\n"
     )
-    run = finetune(tmp_path / "run", "--config", recipe)
-    results = json.loads((run / "run.json").read_text())["stages"]
-    assert [(s["stage"], s["epochs"]) for s in results] == [("warm", 2.0), ("all", 1.0)]
-    again = finetune(tmp_path / "again", "--config", run / "config.yaml")
-    assert (run / "model/model.safetensors").read_bytes() == (again / "model/model.safetensors").read_bytes()
+    job = train(tmp_path / "run", "--config", recipe)
+    assert [(s["stage"], s["epochs"]) for s in job.stages] == [("warm", 2.0), ("all", 1.0)]
+    again = train(tmp_path / "again", "--config", job.folder / "config.yaml")
+    assert weights(again.folder) == weights(job.folder)
 
 
 @pytest.mark.parametrize(
@@ -152,13 +167,13 @@ def test_stages_and_a_named_plan_contradict_each_other(convnet, tmp_path):
 
 
 def test_a_checkpoint_that_is_named_belongs_to_its_stage(convnet, tmp_path):
-    options = ["--model", convnet, "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
-               "--save_total_limit", 9]  # fmt: skip
-    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    options = ["--model", convnet, "--method", "lp_ft", *TINY, *KEEP_ALL]
+    whole = train(tmp_path / "whole", *options).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part, keep=1)
     (checkpoint,) = part.glob("stages/1-all/checkpoint-*")
-    finetune(part, *options, "--resume_from_checkpoint", checkpoint)
-    assert (whole / "model/model.safetensors").read_bytes() == (part / "model/model.safetensors").read_bytes()
+    train(part, *options, "--resume_from_checkpoint", checkpoint)
+    assert weights(part) == weights(whole)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +187,7 @@ def test_what_is_not_in_the_model_is_named(train, words):
 
 
 def test_a_plan_that_does_not_fit_leaves_nothing(convnet, tmp_path):
-    options = [*QUICK, "--model", convnet, "--method", "surgical", "--surgical_groups", "no.such.layer"]
+    options = [*ONE_EPOCH, "--model", convnet, "--method", "surgical", "--surgical_groups", "no.such.layer"]
     with pytest.raises(UserError, match=r"'no.such.layer' is no layer group"):
         finetune(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
@@ -180,9 +195,9 @@ def test_a_plan_that_does_not_fit_leaves_nothing(convnet, tmp_path):
 
 def test_a_resume_goes_on_in_the_right_stage(convnet, tmp_path):
     """The run is cut in its second stage; the resumed one ends with the same bytes."""
-    options = ["--model", convnet, "--method", "lp_ft", "--max_train_samples", 64, "--num_train_epochs", 2,
-               "--save_total_limit", 9]  # fmt: skip
-    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    options = ["--model", convnet, "--method", "lp_ft", *TINY, *KEEP_ALL]
+    whole = train(tmp_path / "whole", *options).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part)
-    finetune(part, *options, "--resume_from_checkpoint", "true")
-    assert (whole / "model/model.safetensors").read_bytes() == (part / "model/model.safetensors").read_bytes()
+    train(part, *options, "--resume_from_checkpoint", "true")
+    assert weights(part) == weights(whole)

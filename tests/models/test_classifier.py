@@ -34,7 +34,7 @@ def named(names):
 
 
 @pytest.fixture(scope="module", params=["vit", "convnext", "timm", "convnet"])
-def folder(request, tmp_path_factory):
+def abc_model(request, tmp_path_factory):
     """A small model for the classes a, b, c, saved with its image processor."""
     path = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
@@ -59,19 +59,19 @@ def logits(model, images):
 
 
 @pytest.mark.parametrize("names", [ABC.names, ["c", "a", "b"]], ids=["same order", "another order"])
-def test_the_same_classes_keep_their_logits_by_name(folder, names):
-    images = torch.randn(4, 3, 32 if "convnext" in str(folder) else 16, 32 if "convnext" in str(folder) else 16)
-    saved = AutoModelForImageClassification.from_pretrained(folder)
-    classifier = Classifier.build(ModelArguments(model=str(folder)), SingleLabel(names), COLOUR, pretrained=True)
+def test_the_same_classes_keep_their_logits_by_name(abc_model, names):
+    images = torch.randn(4, 3, 32 if "convnext" in str(abc_model) else 16, 32 if "convnext" in str(abc_model) else 16)
+    saved = AutoModelForImageClassification.from_pretrained(abc_model)
+    classifier = Classifier.build(ModelArguments(model=str(abc_model)), SingleLabel(names), COLOUR, pretrained=True)
     assert classifier.task.names == names
     expected = logits(saved, images)[:, [ABC.names.index(name) for name in names]]
     torch.testing.assert_close(logits(classifier.model, images), expected)
 
 
 @pytest.mark.parametrize("names", [["x", "y", "z"], ["a", "b"], ["a", "b", "c", "d"]], ids=len)
-def test_other_classes_get_a_new_head_on_the_same_body(folder, names):
-    saved = AutoModelForImageClassification.from_pretrained(folder)
-    classifier = Classifier.build(ModelArguments(model=str(folder)), SingleLabel(names), COLOUR, pretrained=True)
+def test_other_classes_get_a_new_head_on_the_same_body(abc_model, names):
+    saved = AutoModelForImageClassification.from_pretrained(abc_model)
+    classifier = Classifier.build(ModelArguments(model=str(abc_model)), SingleLabel(names), COLOUR, pretrained=True)
     head, module = find_head(classifier.model)
     assert module.out_features == len(names) and classifier.task.names == names
     for name, parameter in classifier.model.named_parameters():
@@ -81,9 +81,9 @@ def test_other_classes_get_a_new_head_on_the_same_body(folder, names):
     assert module.weight.shape != old.shape or not torch.equal(module.weight, old)
 
 
-def test_a_new_head_survives_saving(folder, tmp_path):
+def test_a_new_head_survives_saving(abc_model, tmp_path):
     classifier = Classifier.build(
-        ModelArguments(model=str(folder)), SingleLabel(["ü", "1", "10"]), COLOUR, pretrained=True
+        ModelArguments(model=str(abc_model)), SingleLabel(["ü", "1", "10"]), COLOUR, pretrained=True
     )
     classifier.save(tmp_path)
     again = Classifier.load(str(tmp_path))
@@ -91,9 +91,9 @@ def test_a_new_head_survives_saving(folder, tmp_path):
     torch.testing.assert_close(find_head(again.model)[1].weight, find_head(classifier.model)[1].weight)
 
 
-def test_from_scratch_takes_only_the_architecture(folder):
-    saved = AutoModelForImageClassification.from_pretrained(folder)
-    model = Classifier.build(ModelArguments(model=str(folder)), ABC, COLOUR, pretrained=False).model
+def test_from_scratch_takes_only_the_architecture(abc_model):
+    saved = AutoModelForImageClassification.from_pretrained(abc_model)
+    model = Classifier.build(ModelArguments(model=str(abc_model)), ABC, COLOUR, pretrained=False).model
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert shapes == {name: parameter.shape for name, parameter in saved.named_parameters()}
     assert not torch.equal(find_head(model)[1].weight, find_head(saved)[1].weight)
@@ -118,7 +118,7 @@ def test_dropout_by_one_name():
 
 
 @pytest.fixture
-def train():
+def digit_images():
     """Images of the digits, 8 x 8 pixels and grey, as a run trains on them."""
     dataset = load_data(DataArguments(dataset="digits"))
     built = Classifier.build(ModelArguments(model="mlp"), ABC, ImageInfo((8, 8), 1), pretrained=False)
@@ -129,23 +129,23 @@ def train():
     ("name", "model_args"),
     [("mlp", None), ("convnet", None), ("convnet", {"first_layer": "whitening"}), ("timm/test_resnet", None)],
 )
-def test_a_new_classifier_is_fitted_to_the_training_images_before_it_is_used(name, model_args, train):
+def test_a_new_classifier_is_fitted_to_the_training_images_before_it_is_used(name, model_args, digit_images):
     args = ModelArguments(model=name, image_size=[8], model_args=model_args)
     classifier = Classifier.build(args, ABC, ImageInfo((8, 8), 1), pretrained=False)
     with pytest.raises(RuntimeError, match="fit"):
         _ = classifier.normalize
     before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
-    classifier.fit(train)
-    pixels = classifier.normalize(train.pixels(torch.arange(len(train))))
+    classifier.fit(digit_images)
+    pixels = classifier.normalize(digit_images.pixels(torch.arange(len(digit_images))))
     assert abs(pixels.mean().item()) < 1e-3 and abs(pixels.std().item() - 1) < 1e-2
     fitted = {name for name, tensor in classifier.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert fitted == ({"stem.0.weight"} if model_args else set())
 
 
-def test_what_recipe_or_weights_say_is_not_measured(tmp_path, train):
+def test_what_recipe_or_weights_say_is_not_measured(tmp_path, digit_images):
     args = ModelArguments(model="timm/test_resnet", image_size=[8], image_mean=[0.25], image_std=[0.5])
     given = Classifier.build(args, ABC, ImageInfo((8, 8), 1), pretrained=False)
-    given.fit(train)
+    given.fit(digit_images)
     given.save(tmp_path)
     again = Classifier.build(ModelArguments(model=str(tmp_path)), ABC, ImageInfo((8, 8), 1), pretrained=True)
     for classifier in (given, again, Classifier.load(str(tmp_path))):
@@ -162,7 +162,7 @@ def test_what_recipe_or_weights_say_is_not_measured(tmp_path, train):
         ("timm/resnet18", {"model_args": {"no_such_option": 1}}, "timm cannot build resnet18"),
     ],
 )
-def test_what_is_refused(tmp_path, model, options, words):
+def test_a_model_that_cannot_be_built_is_refused(tmp_path, model, options, words):
     Classifier.build(ModelArguments(model="convnet"), ABC, COLOUR, pretrained=False).save(tmp_path / "good")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")

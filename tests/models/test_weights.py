@@ -7,11 +7,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from support import finetune
+from support import finetune, train, weights
 from torch import nn
 
 QUICK = ["--max_train_samples", 60, "--num_train_epochs", 1, "--learning_rate", 0, "--method", "linear_probe"]
-MLP = ["--architecture", "mlp", "--model_args", '{"hidden_sizes": [32, 16]}']
+TUTORIAL = ["--architecture", "mlp", "--model_args", '{"hidden_sizes": [32, 16]}']
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def tutorial():
 
 
 def body(run):
-    weights = load_file(run / "model" / "model.safetensors")
-    return [weights[f"layers.{n}.0.{kind}"] for n in (0, 1) for kind in ("weight", "bias")]
+    saved = load_file(run / "model" / "model.safetensors")
+    return [saved[f"layers.{n}.0.{kind}"] for n in (0, 1) for kind in ("weight", "bias")]
 
 
 @pytest.mark.parametrize("how", ["state_dict", "nested", "module"])
@@ -33,7 +33,7 @@ def test_weights_of_a_tutorial_fit_by_order(tutorial, tmp_path, how):
     """Learning rate 0: the layers before the head are the file's, whatever their names."""
     path, state = tmp_path / "net.pth", tutorial.state_dict()
     torch.save({"state_dict": state, "nested": {"epoch": 3, "model_state_dict": state}, "module": tutorial}[how], path)
-    run = finetune(tmp_path / "run", *QUICK, "--model", path, *MLP)
+    run = train(tmp_path / "run", *QUICK, "--model", path, *TUTORIAL).folder
     expected = [value for name, value in tutorial.state_dict().items() if not name.startswith("6.")]
     assert all(torch.equal(a, b) for a, b in zip(body(run), expected, strict=True))
 
@@ -43,14 +43,14 @@ def test_timm_weights_fit_by_name_without_the_prefixes_of_wrappers(tmp_path):
     state = timm.create_model("test_resnet", num_classes=7).state_dict()
     torch.save({f"module.{name}": value for name, value in state.items()} | {"extra.weight": torch.ones(3)},
                tmp_path / "net.pth")  # fmt: skip
-    run = finetune(tmp_path / "run", *QUICK, "--model", tmp_path / "net.pth", "--architecture", "timm/test_resnet",
-                   "--image_size", 32)  # fmt: skip
+    run = train(tmp_path / "run", *QUICK, "--model", tmp_path / "net.pth", "--architecture", "timm/test_resnet",
+                "--image_size", 32).folder  # fmt: skip
     saved = load_file(run / "model" / "model.safetensors")
     assert all(torch.equal(saved[f"timm_model.{name}"], value) for name, value in state.items() if "fc" not in name)
     assert saved["timm_model.fc.weight"].shape[0] == 10
     save_file(state, tmp_path / "net.safetensors")
-    again = finetune(tmp_path / "again", "--config", run / "config.yaml", "--model", tmp_path / "net.safetensors")
-    assert (again / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+    again = train(tmp_path / "again", "--config", run / "config.yaml", "--model", tmp_path / "net.safetensors")
+    assert weights(again.folder) == weights(run)
 
 
 class Net(nn.Module):
@@ -67,12 +67,12 @@ class Attack:
 def test_a_file_that_would_run_code_is_refused(tmp_path, refused, capsys):
     torch.save(Net(), tmp_path / "net.pth")
     with refused("would run code from it", "Net", "torch.save(model.state_dict(), path)"):
-        finetune(tmp_path / "run", *QUICK, "--model", tmp_path / "net.pth", *MLP)
+        finetune(tmp_path / "run", *QUICK, "--model", tmp_path / "net.pth", *TUTORIAL)
     torch.save({"state_dict": Attack()}, tmp_path / "attack.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Attack()))
     for name in ("attack", "plain"):
         with refused(f"{name}.pth"):
-            finetune(tmp_path / "run", *QUICK, "--model", tmp_path / f"{name}.pth", *MLP)
+            finetune(tmp_path / "run", *QUICK, "--model", tmp_path / f"{name}.pth", *TUTORIAL)
     assert "run by unpickling" not in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
@@ -81,20 +81,20 @@ def test_keys_that_do_not_fit_are_listed(tutorial, tmp_path, refused):
     path = tmp_path / "net.pth"
     torch.save(tutorial.state_dict(), path)
     with refused("does not fit", "layers.1.0.weight (8, 32)", "6 keys of the file fit nowhere: 1.weight (32, 64)"):
-        finetune(tmp_path / "run", *QUICK, "--model", path, "--architecture", "mlp", "--model_args",
-                 json.dumps({"hidden_sizes": [32, 8]}))  # fmt: skip
+        train(tmp_path / "run", *QUICK, "--model", path, "--architecture", "mlp", "--model_args",
+              json.dumps({"hidden_sizes": [32, 8]}))  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        (b"not a file of weights", MLP, ["cannot be read as a file of weights"]),
-        (None, MLP, ["the file", "does not exist"]),
+        (b"not a file of weights", TUTORIAL, ["cannot be read as a file of weights"]),
+        (None, TUTORIAL, ["the file", "does not exist"]),
         ("weights", [], ["architecture is missing"]),
         ("weights", ["--architecture", "resnet81"], ["architecture: 'resnet81' is unknown"]),
-        ("weights", [*MLP, "--method", "scratch"], ["starts from random weights"]),
-        ("weights", [*MLP, "--method", "lora"], ["set it to true"]),
-        ({}, MLP, ["holds no named weights"]),
+        ("weights", [*TUTORIAL, "--method", "scratch"], ["starts from random weights"]),
+        ("weights", [*TUTORIAL, "--method", "lora"], ["set it to true"]),
+        ({}, TUTORIAL, ["holds no named weights"]),
     ],
     ids=str,
 )
@@ -105,9 +105,9 @@ def test_unusable_weights_are_refused(tutorial, tmp_path, refused, content, opti
     elif content is not None:
         torch.save(tutorial.state_dict() if content == "weights" else content, path)
     with refused(*words):
-        finetune(tmp_path / "run", *QUICK, "--model", path, *options)
+        train(tmp_path / "run", *QUICK, "--model", path, *options)
 
 
 def test_an_architecture_belongs_to_a_file(tmp_path, refused):
     with refused("architecture: mlp belongs to a file of weights, and convnet is none"):
-        finetune(tmp_path / "run", "--model", "convnet", "--architecture", "mlp")
+        train(tmp_path / "run", "--model", "convnet", "--architecture", "mlp")

@@ -1,6 +1,7 @@
 """What arguments of training do beside checkpoints, stages, accumulated batches and losses that are not finite."""
 
 import json
+import shutil
 import sys
 from types import ModuleType
 
@@ -8,22 +9,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import finetune, interrupt
+from support import KEEP_ALL, MLP, finetune, interrupt, losses, stage_results, train, train_log
 
 from ftkit.training.trainer import ImageTrainer
 
-MLP = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}']
 # 48 images: batches of 32 and of 16.
 SMALL = [*MLP, "--max_train_samples", 48, "--per_device_train_batch_size", 32, "--learning_rate", 0.05,
-         "--num_train_epochs", 2, "--save_total_limit", 9]  # fmt: skip
+         "--num_train_epochs", 2, *KEEP_ALL]  # fmt: skip
 
 
-def model(run):
+def tensors(run):
     return load_file(run / "model" / "model.safetensors")
 
 
-def log(run):
-    return json.loads((max((run / "stages").iterdir()) / "trainer_state.json").read_text())
+def last_step(run):
+    return json.loads((run / "stages/0-all/trainer_state.json").read_text())["global_step"]
 
 
 @pytest.fixture
@@ -42,12 +42,11 @@ def seen(monkeypatch):
 def test_each_image_of_accumulated_batches_counts_the_same(tmp_path):
     """32 and 16 images, accumulated, are one batch of 48."""
     options = [*SMALL, "--optim", "sgd", "--label_smoothing_factor", 0, "--logging_steps", 1]
-    whole = finetune(tmp_path / "whole", *options, "--per_device_train_batch_size", 48)
-    parts = finetune(tmp_path / "parts", *options, "--gradient_accumulation_steps", 2)
-    for name, expected in model(whole).items():
-        np.testing.assert_allclose(model(parts)[name], expected, atol=1e-6, err_msg=name)
-    losses = [[line["loss"] for line in log(run)["log_history"] if "loss" in line] for run in (whole, parts)]
-    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
+    whole = train(tmp_path / "whole", *options, "--per_device_train_batch_size", 48).folder
+    parts = train(tmp_path / "parts", *options, "--gradient_accumulation_steps", 2).folder
+    for name, expected in tensors(whole).items():
+        np.testing.assert_allclose(tensors(parts)[name], expected, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(losses(parts), losses(whole), atol=1e-5)
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
@@ -63,10 +62,10 @@ def test_a_loss_that_is_not_finite_is_found_where_the_cache_is_emptied(tmp_path,
     options = [*SMALL, "--torch_empty_cache_steps", 2, "--on_nan", on_nan]
     if on_nan == "stop":
         with refused("the loss is nan at step 3"):
-            finetune(tmp_path / "run", *options)
+            train(tmp_path / "run", *options)
     else:
-        run = finetune(tmp_path / "run", *options)
-        assert json.loads((run / "run.json").read_text())["stages"][0]["updates_left_out"] == 1
+        run = train(tmp_path / "run", *options).folder
+        assert stage_results(run)[0]["updates_left_out"] == 1
         assert len(emptied) == 2  # of 4 steps
 
 
@@ -74,19 +73,19 @@ def test_an_evaluation_on_start_is_none_of_a_resume(tmp_path):
     """With a patience of 2, an evaluation that is counted once more ends the run."""
     options = [*SMALL, "--num_train_epochs", 3, "--eval_on_start", "true", "--early_stopping_patience", 2,
                "--learning_rate", 0]  # fmt: skip
-    whole = finetune(tmp_path / "whole", *options)
-    part = finetune(tmp_path / "part", *options)
-    assert [line["step"] for line in log(whole)["log_history"] if "eval_loss" in line] == [0, 2, 4, 6]
+    whole = train(tmp_path / "whole", *options).folder
+    part = shutil.copytree(whole, tmp_path / "part")
+    assert [line["step"] for line in train_log(whole) if "eval_loss" in line] == [0, 2, 4, 6]
     interrupt(part, keep=2)
-    finetune(part, *options)
-    states = [log(run) for run in (whole, part)]
-    lines = [[line["step"] for line in state["log_history"] if "eval_loss" in line] for state in states]
-    assert lines[0] == lines[1] and states[0]["global_step"] == states[1]["global_step"] == 6
+    train(part, *options)
+    lines = [[line["step"] for line in train_log(run) if "eval_loss" in line] for run in (whole, part)]
+    assert lines[0] == lines[1] and last_step(whole) == last_step(part) == 6
 
 
 def test_a_stage_of_weights_alone_begins_anew(tmp_path, capsys, refused):
     options = [*SMALL, "--save_only_model", "true", "--warmup_steps", 2]
-    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    whole = train(tmp_path / "whole", *options).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part, keep=1)
     (kept,) = part.glob("stages/*/checkpoint-*")
     assert not (kept / "optimizer.pt").exists()
@@ -94,28 +93,28 @@ def test_a_stage_of_weights_alone_begins_anew(tmp_path, capsys, refused):
         finetune(part, *options, "--resume_from_checkpoint", kept)
     finetune(part, *options)
     assert "save_only_model: true): this stage begins anew" in capsys.readouterr().out
-    assert model(part).keys() == model(whole).keys()
-    assert all(np.array_equal(model(part)[name], expected) for name, expected in model(whole).items())
+    assert tensors(part).keys() == tensors(whole).keys()
+    assert all(np.array_equal(tensors(part)[name], expected) for name, expected in tensors(whole).items())
 
 
 def test_no_rollback_to_weights_alone(tmp_path, refused):
     with refused("on_nan: rollback goes back to the optimizer", "save_only_model: true"):
-        finetune(tmp_path / "run", *SMALL, "--save_only_model", "true", "--on_nan", "rollback")
+        train(tmp_path / "run", *SMALL, "--save_only_model", "true", "--on_nan", "rollback")
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("loss", "min")])
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
 def test_a_schedule_goes_down_where_the_metric_gets_no_better(tmp_path, seen, schedule, metric, mode):
-    finetune(tmp_path / "run", *SMALL, "--lr_scheduler_type", schedule, "--warmup_steps", 0,
-             "--metric_for_best_model", metric)  # fmt: skip
+    train(tmp_path / "run", *SMALL, "--lr_scheduler_type", schedule, "--warmup_steps", 0,
+          "--metric_for_best_model", metric)  # fmt: skip
     assert seen[0].lr_scheduler.mode == mode
 
 
 def test_the_rate_stays_while_accuracy_rises(tmp_path, seen, monkeypatch):
     rising = iter((0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
     monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: {"accuracy": next(rising), "loss": 1.0})
-    finetune(tmp_path / "run", *SMALL, "--lr_scheduler_type", "reduce_lr_on_plateau", "--warmup_steps", 0,
-             "--metric_for_best_model", "accuracy", "--lr_scheduler_kwargs", '{"patience": 0}')  # fmt: skip
+    train(tmp_path / "run", *SMALL, "--lr_scheduler_type", "reduce_lr_on_plateau", "--warmup_steps", 0,
+          "--metric_for_best_model", "accuracy", "--lr_scheduler_kwargs", '{"patience": 0}')  # fmt: skip
     assert seen[0].optimizer.param_groups[0]["lr"] == 0.05
 
 
@@ -125,7 +124,7 @@ def test_every_stage_is_compiled(tmp_path, monkeypatch, seen):
         torch, "compile", lambda model, **options: compiled.append(model) or original(model, **options)
     )
     options = ["--torch_compile_backend", "eager", "--stages", '[{"train": "head"}, {"train": "all"}]']
-    finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 1, *options, "--cache_features", "false")
+    train(tmp_path / "run", *SMALL, "--num_train_epochs", 1, *options, "--cache_features", "false")
     assert [type(trainer.model_wrapped).__name__ for trainer in seen] == ["OptimizedModule"] * 2
     assert len(compiled) >= 2
 
@@ -148,9 +147,7 @@ def low_rank(request, monkeypatch):
 
 def test_optimizers_with_groups_of_their_own_know_rates_and_decay(tmp_path, seen, low_rank):
     options = ["--optim", low_rank, "--optim_target_modules", "all-linear", "--optim_args", "rank=2"]
-    finetune(
-        tmp_path / "run", *SMALL, *options, "--layer_decay", 0.5, "--weight_decay", 0.1, "--head_lr_multiplier", 3
-    )
+    train(tmp_path / "run", *SMALL, *options, "--layer_decay", 0.5, "--weight_decay", 0.1, "--head_lr_multiplier", 3)
     trainer, found = seen[0], {}
     for group in trainer.optimizer.param_groups:
         for parameter in group["params"]:
@@ -164,7 +161,7 @@ def test_optimizers_with_groups_of_their_own_know_rates_and_decay(tmp_path, seen
 @pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise", "apollo_adamw_layerwise"])
 def test_optimizers_that_step_within_the_backward_pass(tmp_path, refused, optim):
     with refused(f"optim: {optim} changes weights before all gradients are known", "use adamw_torch"):
-        finetune(tmp_path / "run", *SMALL, "--optim", optim)
+        train(tmp_path / "run", *SMALL, "--optim", optim)
 
 
 @pytest.mark.parametrize(
@@ -179,5 +176,5 @@ def test_optimizers_that_step_within_the_backward_pass(tmp_path, refused, optim)
 )
 def test_what_cannot_be_made_is_told_before_the_start(tmp_path, refused, options, words):
     with refused(words):
-        finetune(tmp_path / "run", *SMALL, *options)
+        train(tmp_path / "run", *SMALL, *options)
     assert not (tmp_path / "run").exists()

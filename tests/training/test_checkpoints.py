@@ -9,20 +9,11 @@ import subprocess
 import sys
 
 import pytest
-from support import REPO, finetune, interrupt
+from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, finetune, interrupt, train, weights
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.models.classifier import Classifier
 from ftkit.training import checkpoints, saving
-
-OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160,
-           "--num_train_epochs", 4, "--save_total_limit", 9, "--metric_for_best_model", "loss"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished run with all its checkpoints."""
-    return finetune(tmp_path_factory.mktemp("whole") / "run", *OPTIONS)
 
 
 @pytest.fixture
@@ -39,10 +30,6 @@ def skipped(caplog):
     logging.getLogger("ftkit").propagate = True
     caplog.set_level(logging.WARNING)
     return lambda: [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-
-
-def model(run):
-    return (run / "model" / "model.safetensors").read_bytes()
 
 
 def truncate(path):
@@ -111,17 +98,17 @@ def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsy
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     truncate(newest / "optimizer.pt")
     (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
-    finetune(killed, *OPTIONS)
+    finetune(killed, *FOUR_EPOCHS)
     shown = capsys.readouterr().out
     assert f"skipped {newest}: it optimizer.pt is" in shown and f"resumes from {older}" in shown
-    assert model(killed) == model(whole) and not list(stage.glob(".*"))
+    assert weights(killed) == weights(whole) and not list(stage.glob(".*"))
 
 
 def test_a_run_that_was_moved_remembers_its_best_checkpoint(whole, killed, tmp_path):
     moved = tmp_path / "elsewhere" / "run"
     shutil.move(killed, moved.parent / "run")
-    finetune(moved, *OPTIONS)
-    assert model(moved) == model(whole)
+    train(moved, *FOUR_EPOCHS)
+    assert weights(moved) == weights(whole)
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_skipped(killed, skipped):
@@ -143,7 +130,7 @@ def test_a_named_checkpoint_must_be_whole(killed, refused):
     named = max((killed / "stages" / "0-all").glob("checkpoint-*"), key=checkpoints.step_of)
     remove(named / "scheduler.pt")
     with refused("resume_from_checkpoint", named.name, "has no scheduler.pt", "true for the newest one"):
-        finetune(killed, *OPTIONS, "--resume_from_checkpoint", named)
+        train(killed, *FOUR_EPOCHS, "--resume_from_checkpoint", named)
 
 
 def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed, tmp_path, capsys):
@@ -151,8 +138,8 @@ def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed,
     shutil.rmtree(tmp_path / "again" / "model")
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
-    finetune(tmp_path / "again", *OPTIONS)
-    assert "skipped" in capsys.readouterr().out and model(tmp_path / "again") == model(whole)
+    finetune(tmp_path / "again", *FOUR_EPOCHS)
+    assert "skipped" in capsys.readouterr().out and weights(tmp_path / "again") == weights(whole)
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
@@ -167,7 +154,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
         seal(aside, folder)
 
     monkeypatch.setattr(saving, "seal", sometimes)
-    run = finetune(tmp_path / "run", *OPTIONS)
+    run = finetune(tmp_path / "run", *FOUR_EPOCHS)
     shown = capsys.readouterr().out
     assert shown.count("could not be written, training goes on without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
@@ -188,13 +175,13 @@ def test_a_full_disk_at_the_end_ends_the_run_and_the_same_command_goes_on(whole,
 
     with monkeypatch.context() as context, refused("validation chose", "checkpoint-20", "make room there"):
         context.setattr(saving, "seal", full_after_two)
-        finetune(tmp_path / "run", *OPTIONS)
-    finetune(tmp_path / "run", *OPTIONS)
-    assert model(tmp_path / "run") == model(whole)
+        train(tmp_path / "run", *FOUR_EPOCHS)
+    train(tmp_path / "run", *FOUR_EPOCHS)
+    assert weights(tmp_path / "run") == weights(whole)
 
 
 def test_only_the_best_and_the_newest_are_left(tmp_path):
-    run = finetune(tmp_path / "run", *OPTIONS, "--save_total_limit", 1, "--learning_rate", 0.5)
+    run = train(tmp_path / "run", *FOUR_EPOCHS, "--save_total_limit", 1, "--learning_rate", 0.5).folder
     stage = run / "stages" / "0-all"
     best = json.loads((stage / "trainer_state.json").read_text())["best_global_step"]
     assert [checkpoints.step_of(path) for path in stage.glob("checkpoint-*")] == [best]
@@ -237,14 +224,14 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
         return patched[-1]
 
     monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", falling)
-    one = finetune(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
-                   "--warmup_steps", 0)  # fmt: skip
+    one = train(tmp_path / "one", *options, "--num_train_epochs", 1, "--lr_scheduler_type", "constant",
+                "--warmup_steps", 0).folder  # fmt: skip
     patched.clear()
-    three = finetune(tmp_path / "three", *options, "--lr_scheduler_type", "constant", "--warmup_steps", 0)
-    assert model(three) == model(one)
+    three = train(tmp_path / "three", *options, "--lr_scheduler_type", "constant", "--warmup_steps", 0).folder
+    assert weights(three) == weights(one)
     patched.clear()
-    whole = finetune(tmp_path / "whole", *options, "--load_best_model_at_end", "false", "--save_total_limit", 9)
+    whole = train(tmp_path / "whole", *options, *KEEP_LAST, *KEEP_ALL).folder
     part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part, keep=1)
-    finetune(part, *options, "--load_best_model_at_end", "false", "--save_total_limit", 9)
-    assert model(part) == model(whole)
+    train(part, *options, *KEEP_LAST, *KEEP_ALL)
+    assert weights(part) == weights(whole)

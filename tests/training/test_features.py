@@ -1,21 +1,17 @@
 """The fast road of a linear probe: features of a frozen body, computed once."""
 
-import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import assert_reloads, finetune, interrupt
+from support import KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
 
-from ftkit.evaluation.predictions import read_predictions
+from ftkit.run import evaluate
 
-PROBE = ["--method", "linear_probe", "--max_train_samples", 150, "--num_train_epochs", 3, "--learning_rate", 0.01]
-
-
-def predictions(run):
-    return read_predictions(run / "evaluation")
+PROBE = ["--method", "linear_probe", *TINY, "--learning_rate", 0.01]
 
 
 def cached_features(cache):
@@ -25,27 +21,29 @@ def cached_features(cache):
 def test_the_same_predictions_as_through_the_body(folder, tmp_path):
     cache = tmp_path / "cache"
     options = [*PROBE, "--model", folder, "--cache_dir", cache]
-    fast = finetune(tmp_path / "fast", *options)
-    slow = finetune(tmp_path / "slow", *options, "--cache_features", "false")
+    fast = train(tmp_path / "fast", *options)
+    slow = train(tmp_path / "slow", *options, "--cache_features", "false")
     assert len(cached_features(cache)) == 2  # of train and validation
-    np.testing.assert_array_equal(predictions(fast).predicted, predictions(slow).predicted)
-    np.testing.assert_allclose(predictions(fast).probabilities, predictions(slow).probabilities, atol=1e-4)
-    assert_reloads(fast)
+    for job in (fast, slow):
+        evaluate(job)
+    found, expected = (job.predicted["plain"].probabilities for job in (fast, slow))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_saved_is_trained(fast)
 
 
 def test_the_cache_is_keyed_by_weights_pixels_and_normalisation(convnet, tmp_path):
     cache = tmp_path / "cache"
     options = [*PROBE, "--model", convnet, "--cache_dir", cache]
-    runs = [finetune(tmp_path / str(seed), *options, "--seed", seed) for seed in range(2)]
+    runs = [train(tmp_path / str(seed), *options, "--seed", seed).folder for seed in range(2)]
     assert len(cached_features(cache)) == 2  # another seed has another head, on the same features
-    finetune(tmp_path / "normalised", *options, "--image_mean", "0.2", "--image_std", "0.4")
+    train(tmp_path / "normalised", *options, "--image_mean", "0.2", "--image_std", "0.4")
     assert len(cached_features(cache)) == 4
-    finetune(tmp_path / "fewer", *options, "--max_train_samples", "140")
+    train(tmp_path / "fewer", *options, "--max_train_samples", "90")
     assert len(cached_features(cache)) == 5
-    other = finetune(
+    other = train(
         tmp_path / "other", "--model", runs[0], "--method", "full", "--max_steps", "1", "--cache_dir", cache
-    )
-    finetune(tmp_path / "moved", *options, "--model", other)
+    ).folder
+    train(tmp_path / "moved", *options, "--model", other)
     assert len(cached_features(cache)) == 7
 
 
@@ -78,17 +76,17 @@ def features_differ(convnet, tmp_path, change, *options):
     """Features of train and validation are taken from the cache before the change, and computed after it."""
     common = [*PROBE, "--model", convnet, "--cache_dir", tmp_path / "cache", "--num_train_epochs", 1]
     for number in range(2):
-        finetune(tmp_path / str(number), *common)
+        train(tmp_path / str(number), *common)
     assert len(cached_features(tmp_path / "cache")) == 2
     change()
-    finetune(tmp_path / "other", *common, *options)
+    train(tmp_path / "other", *common, *options)
     assert len(cached_features(tmp_path / "cache")) == 4
 
 
 def test_lp_ft_starts_from_the_probe(convnet, tmp_path):
     options = ["--model", convnet, *PROBE[2:]]
-    probe = finetune(tmp_path / "probe", *options, "--method", "linear_probe")
-    both = finetune(tmp_path / "both", *options, "--method", "lp_ft")
+    probe = train(tmp_path / "probe", *options, "--method", "linear_probe").folder
+    both = train(tmp_path / "both", *options, "--method", "lp_ft").folder
     first = load_file(both / "stages" / "0-head" / "model.safetensors")
     alone = load_file(probe / "model" / "model.safetensors")
     assert all((first[name] == alone[name]).all() for name in alone)
@@ -101,19 +99,19 @@ def test_lp_ft_starts_from_the_probe(convnet, tmp_path):
 )
 def test_what_changes_from_step_to_step_takes_the_long_road(convnet, tmp_path, options):
     cache = tmp_path / "cache"
-    run = finetune(tmp_path / "run", *PROBE, "--model", convnet, "--cache_dir", cache, *options)
+    job = train(tmp_path / "run", *PROBE, "--model", convnet, "--cache_dir", cache, *options)
     assert not cached_features(cache)
-    assert_reloads(run)  # by the plain pixels
-    assert json.loads((run / "run.json").read_text())["stages"][0]["trained_parameters"] == 970
+    assert_saved_is_trained(job)  # by the plain pixels
+    assert job.stages[0]["trained_parameters"] == 970
 
 
 def test_a_probe_resumes_to_the_same_bytes(convnet, tmp_path):
-    options = [*PROBE, "--model", convnet, "--save_total_limit", 9]
-    whole, part = finetune(tmp_path / "whole", *options), finetune(tmp_path / "part", *options)
+    options = [*PROBE, "--model", convnet, *KEEP_ALL]
+    whole = train(tmp_path / "whole", *options).folder
+    part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part)
-    finetune(part, *options, "--resume_from_checkpoint", "true")
-    files = [run / "model" / "model.safetensors" for run in (whole, part)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    train(part, *options, "--resume_from_checkpoint", "true")
+    assert weights(part) == weights(whole)
 
 
 def test_a_transform_of_single_images_takes_the_long_road(convnet, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import torch
 from safetensors.torch import load_file
-from support import finetune
+from support import train
 
 from ftkit.training.inputs import Preparation
 from ftkit.training.trainer import ImageTrainer
@@ -26,7 +26,7 @@ def test_images_weights_and_gradients_lie_alike(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ImageTrainer, "training_step", watched_step)
     monkeypatch.setattr(Preparation, "__call__", watched_prepare)
-    run = finetune(tmp_path / "run", "--max_steps", 3, "--eval_strategy", "no")
+    run = train(tmp_path / "run", "--max_steps", 3, "--eval_strategy", "no").folder
     assert seen
     assert all(seen)
     assert all(weight.is_contiguous() for weight in load_file(run / "model" / "model.safetensors").values())

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import finetune
+from support import MLP, train, weights
 
-from ftkit.evaluation.predictions import read_predictions
 from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
+from ftkit.run import evaluate
 from ftkit.training.micro_batches import parts_that_fit
 
 SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_train_batch_size", 32]
-MLP = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', *SMALL]
+SMALL_MLP = [*MLP, *SMALL]
 
 
 @pytest.fixture
@@ -34,9 +34,9 @@ def memory(monkeypatch):
 
 
 def test_a_batch_in_parts_gives_the_same_model(tmp_path, memory):
-    whole = finetune(tmp_path / "whole", *MLP)
+    whole = train(tmp_path / "whole", *SMALL_MLP).folder
     sizes = memory(10)
-    run = finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true")
+    run = train(tmp_path / "run", *SMALL_MLP, "--auto_find_batch_size", "true").folder
     assert sizes[:3] == [32, 16, 8] and set(sizes[3:]) == {8}
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, run))
     for name in expected:
@@ -44,21 +44,23 @@ def test_a_batch_in_parts_gives_the_same_model(tmp_path, memory):
 
 
 def test_an_evaluation_in_parts_gives_the_same_predictions(tmp_path, memory):
-    whole = finetune(tmp_path / "whole", *MLP)
+    whole = train(tmp_path / "whole", *SMALL_MLP)
+    evaluate(whole)
     sizes = memory(10, evaluated=True)
-    run = finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true", "--per_device_eval_batch_size", 64)
+    parts = train(tmp_path / "run", *SMALL_MLP, "--auto_find_batch_size", "true", "--per_device_eval_batch_size", 64)
+    evaluate(parts)
     assert 64 in sizes and 16 in sizes and sizes[-1] <= 8
-    expected, found = (read_predictions(folder / "evaluation") for folder in (whole, run))
+    expected, found = (job.predicted["plain"] for job in (whole, parts))
     np.testing.assert_array_equal(found.index, expected.index)
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
 
 
 def test_features_in_parts_are_the_same(tmp_path, memory, mlp):
     options = ["--model", mlp, "--method", "linear_probe", "--classes", 0, 1, *SMALL]
-    whole = finetune(tmp_path / "whole", *options, "--cache_dir", tmp_path / "one")
+    whole = train(tmp_path / "whole", *options, "--cache_dir", tmp_path / "one").folder
     sizes = memory(10, evaluated=True)
     options += ["--auto_find_batch_size", "true", "--per_device_eval_batch_size", 64]
-    run = finetune(tmp_path / "run", *options, "--cache_dir", tmp_path / "two")
+    run = train(tmp_path / "run", *options, "--cache_dir", tmp_path / "two").folder
     assert 64 in sizes and 16 in sizes
     expected, found = (load_file(folder / "model" / "model.safetensors") for folder in (whole, run))
     for name in expected:
@@ -88,19 +90,19 @@ def test_looking_for_room_changes_nothing(tmp_path):
     """BatchNorm's statistics, dropout's random numbers: all is as if nobody had looked."""
     options = ["--model", "convnet", *SMALL, "--dropout", 0.2, "--mixup", 0.2]
     whole, run = (
-        finetune(tmp_path / "a", *options),
-        finetune(tmp_path / "b", *options, "--auto_find_batch_size", "true"),
+        train(tmp_path / "a", *options).folder,
+        train(tmp_path / "b", *options, "--auto_find_batch_size", "true").folder,
     )
-    assert (whole / "model/model.safetensors").read_bytes() == (run / "model/model.safetensors").read_bytes()
+    assert weights(whole) == weights(run)
 
 
 def test_not_even_one_image(tmp_path, memory, refused):
     memory(0)
     with refused("not even one image fits", "image_size"):
-        finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true")
+        train(tmp_path / "run", *SMALL_MLP, "--auto_find_batch_size", "true")
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(MLPForImageClassification, "forward", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
-        finetune(tmp_path / "run", *MLP, "--auto_find_batch_size", "true")
+        train(tmp_path / "run", *SMALL_MLP, "--auto_find_batch_size", "true")

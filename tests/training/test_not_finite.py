@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support import finetune
+from support import KEEP_ALL, KEEP_LAST, MLP, stage_results, train, weights
 
 from ftkit.training.trainer import ImageTrainer
 
 # 160 training images: 5 steps an epoch. Plain SGD, of which one can say what an update did.
-OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 160, "--optim", "sgd",
-           "--learning_rate", 0.1, "--num_train_epochs", 3, "--per_device_train_batch_size", 32,
-           "--lr_scheduler_type", "linear", "--warmup_steps", 0, "--load_best_model_at_end", "false",
-           "--save_total_limit", 9]  # fmt: skip
+OPTIONS = [*MLP, *KEEP_ALL, *KEEP_LAST, "--max_train_samples", 160, "--optim", "sgd", "--learning_rate", 0.1,
+           "--num_train_epochs", 3, "--per_device_train_batch_size", 32, "--lr_scheduler_type", "linear",
+           "--warmup_steps", 0]  # fmt: skip
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def spoiled(monkeypatch):
     return spoil
 
 
-def weights(folder):
+def tensors(folder):
     return load_file(folder / "model.safetensors")
 
 
@@ -51,7 +50,7 @@ def test_the_run_stops_and_tells_step_rate_images_and_checkpoint(tmp_path, spoil
         "on_nan: skip",
     ]
     with refused(*told):
-        finetune(tmp_path / "run", *OPTIONS)
+        train(tmp_path / "run", *OPTIONS)
     told = json.loads((stage / "not_finite.json").read_text())
     assert told["step"] == 8 and told["images"] == batches[8] and len(batches[8]) == 32
     assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-5"]  # none of what came after
@@ -60,12 +59,12 @@ def test_the_run_stops_and_tells_step_rate_images_and_checkpoint(tmp_path, spoil
 def test_a_run_that_stopped_goes_on_without_that_batch(tmp_path, spoiled, refused):
     spoiled(8)
     with refused("step 8"):
-        finetune(tmp_path / "run", *OPTIONS)
-    run = finetune(tmp_path / "run", *OPTIONS, "--on_nan", "skip")
-    whole = finetune(tmp_path / "whole", *OPTIONS, "--on_nan", "skip")
-    assert (run / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+        train(tmp_path / "run", *OPTIONS)
+    run = train(tmp_path / "run", *OPTIONS, "--on_nan", "skip").folder
+    whole = train(tmp_path / "whole", *OPTIONS, "--on_nan", "skip").folder
+    assert weights(run) == weights(whole)
     for folder in (run, whole):
-        assert json.loads((folder / "run.json").read_text())["stages"][0]["updates_left_out"] == 1
+        assert stage_results(folder)[0]["updates_left_out"] == 1
         log = json.loads((folder / "stages/0-all/trainer_state.json").read_text())["log_history"]
         assert all(np.isfinite(line["loss"]) for line in log if "loss" in line)
 
@@ -73,37 +72,37 @@ def test_a_run_that_stopped_goes_on_without_that_batch(tmp_path, spoiled, refuse
 def test_an_update_that_is_left_out_changes_nothing(tmp_path, spoiled):
     """Of the last epoch every update is left out: the model is that of the second one."""
     spoiled(*range(11, 16))
-    run = finetune(tmp_path / "run", *OPTIONS, "--on_nan", "skip", "--max_grad_norm", 0)
-    before, after = weights(run / "stages/0-all/checkpoint-10"), weights(run / "model")
+    run = train(tmp_path / "run", *OPTIONS, "--on_nan", "skip", "--max_grad_norm", 0).folder
+    before, after = tensors(run / "stages/0-all/checkpoint-10"), tensors(run / "model")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_back_to_the_newest_checkpoint(tmp_path, spoiled, caplog):
     """The last step is spoiled: what is left is the newest checkpoint, and the run is finished."""
     spoiled(15)
-    run = finetune(tmp_path / "run", *OPTIONS, "--on_nan", "rollback")
-    before, after = weights(run / "stages/0-all/checkpoint-10"), weights(run / "model")
+    run = train(tmp_path / "run", *OPTIONS, "--on_nan", "rollback").folder
+    before, after = tensors(run / "stages/0-all/checkpoint-10"), tensors(run / "model")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_training_goes_on_after_a_rollback_with_its_schedule(tmp_path, spoiled):
     spoiled(7)
-    run = finetune(tmp_path / "run", *OPTIONS, "--on_nan", "rollback", "--logging_steps", 1)
+    run = train(tmp_path / "run", *OPTIONS, "--on_nan", "rollback", "--logging_steps", 1).folder
     log = json.loads((run / "stages/0-all/trainer_state.json").read_text())["log_history"]
     rates = [line["learning_rate"] for line in log if "learning_rate" in line]
     np.testing.assert_allclose(rates, [0.1 * (1 - step / 15) for step in range(15)], atol=1e-9)
     assert all(np.isfinite(line["loss"]) for line in log if "loss" in line)
-    assert not np.array_equal(*(weights(run / place)["classifier.weight"] for place in
+    assert not np.array_equal(*(tensors(run / place)["classifier.weight"] for place in
                                 ("stages/0-all/checkpoint-5", "model")))  # fmt: skip
 
 
 def test_no_way_back(tmp_path, spoiled, refused):
     spoiled(*range(6, 16))
     with refused("after 3 returns to the same weights", "checkpoint-5"):
-        finetune(tmp_path / "run", *OPTIONS, "--on_nan", "rollback", "--logging_steps", 1)
+        train(tmp_path / "run", *OPTIONS, "--on_nan", "rollback", "--logging_steps", 1)
     spoiled(2)
     with refused("step 2", "there is no checkpoint yet"):
-        finetune(tmp_path / "other", *OPTIONS, "--on_nan", "rollback")
+        train(tmp_path / "other", *OPTIONS, "--on_nan", "rollback")
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, refused):
@@ -115,4 +114,4 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, refu
 
     monkeypatch.setattr(ImageTrainer, "gradient_norm", spoil)
     with refused("the loss is nan at step 5", "there is no checkpoint yet"):
-        finetune(tmp_path / "run", *OPTIONS)
+        train(tmp_path / "run", *OPTIONS)

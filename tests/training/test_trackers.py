@@ -3,10 +3,10 @@
 import logging
 
 import pytest
-from support import finetune
+from support import MLP, TINY, finetune, train
 from transformers.integrations import TensorBoardCallback
 
-QUICK = ["--model", "mlp", "--max_train_samples", 150, "--num_train_epochs", 2, "--report_to", "tensorboard"]
+QUICK = [*TINY, *MLP, "--report_to", "tensorboard"]
 
 
 @pytest.mark.parametrize("event", ["on_train_begin", "on_log", "on_train_end"])
@@ -26,5 +26,5 @@ def test_a_run_goes_on_without_its_tracker(tmp_path, monkeypatch, caplog, event)
 def test_a_tracker_that_works_hears_everything(tmp_path, monkeypatch):
     heard = []
     monkeypatch.setattr(TensorBoardCallback, "on_log", lambda self, *args, logs, **options: heard.append(logs))
-    finetune(tmp_path / "run", *QUICK)
+    train(tmp_path / "run", *QUICK)
     assert sum("eval_accuracy" in logs for logs in heard) == 2 and any("loss" in logs for logs in heard)

@@ -1,15 +1,14 @@
 """Training that waits for data says so, and how long."""
 
-import json
 import time
 
-from support import finetune
+from support import finetune, stage_results
 
 from ftkit.data.feeding.tensors import ImageTensors
 
 
 def waiting(run):
-    return json.loads((run / "run.json").read_text())["stages"][0]["waiting_for_data"]
+    return stage_results(run)[0]["waiting_for_data"]
 
 
 def test_training_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys, digits_run):

@@ -1,1 +1,1 @@
-"""What is done to a batch of training images."""
+"""Augmentation of batches of training images."""

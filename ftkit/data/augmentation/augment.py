@@ -1,9 +1,8 @@
-"""Augmentation of a whole batch of uint8 images, by random numbers that depend on nothing but what they are for.
+"""Augmentation of a whole batch of uint8 images, with random numbers that do not depend on the batch.
 
-The numbers of an image are a function of (seed, epoch, the image's row, operation), so that a batch is the same
-whatever worker, rank or resumed run computes it; each stage of a plan has a seed of its own. They come from a
-counter-based generator: a hash of the counter. What an operation does to an image with given parameters is what
-torchvision's function of that name does.
+An image's random numbers are a function of (seed, epoch, the image's row, operation), so every worker, rank or resumed
+run computes the same image; each stage of a plan has its own seed. They come from a counter-based generator: a hash of
+the counter. Given its parameters, an operation does what torchvision's function of that name does.
 """
 
 import math
@@ -25,25 +24,25 @@ from ftkit.data.augmentation.trivial_augment import trivial_augment
 from ftkit.errors import UserError
 
 _MASK = 0xFFFFFFFF
-_DRAWS = 8  # random numbers for an image and an operation, more than any of them needs
+_DRAWS = 8  # random numbers per image and operation, more than any operation needs
 _FEW_DRAWS = {"flip": 1, "alternating_flip": 1, "random_crop": 2, "translate": 2, "cutout": 2, "trivial_augment": 2}
 
 
 def random_bits(seed: int, epoch: int, rows: torch.Tensor, operation: str, count: int) -> torch.Tensor:
-    """`count` random whole numbers for each row: int64 (B, count), uniform over 0 … 2^32 - 1.
+    """`count` random integers for each row: int64 (B, count), uniform over 0 … 2^32 - 1.
 
     Args:
         seed: of the stage.
         epoch: from 0.
-        rows: int64 (B,), what identifies the images.
-        operation: its name, so that two operations draw other numbers.
-        count: how many an image needs.
+        rows: int64 (B,), which identify the images.
+        operation: its name, so that each operation draws its own numbers.
+        count: numbers per image.
     """
     return _bits_of_all(seed, epoch, rows, [operation], count)[:, 0]
 
 
 def _bits_of_all(seed: int, epoch: int, rows: torch.Tensor, operations: list[str], count: int) -> torch.Tensor:
-    """`random_bits` of each operation, (B, operations, count), for little more than the price of one."""
+    """`random_bits` of each operation, (B, operations, count), for little more than the cost of one."""
     state = _mix(rows & _MASK)
     for number in (seed, epoch):
         state = _mix(state ^ _mix(number & _MASK))
@@ -52,7 +51,7 @@ def _bits_of_all(seed: int, epoch: int, rows: torch.Tensor, operations: list[str
 
 
 def _key(operation: str) -> int:
-    """32 bits of the whole name: the exclusive or of its pieces of four characters."""
+    """32 bits from the whole name: the exclusive or of its four-character pieces."""
     key, rest = 0, int.from_bytes(operation.encode(), "big")
     while rest:
         key, rest = key ^ rest & _MASK, rest >> 32
@@ -60,7 +59,7 @@ def _key(operation: str) -> int:
 
 
 def _mix(x: Any) -> Any:
-    """A bijection of 32-bit numbers in which every bit of the input changes half of the output's.
+    """A bijection of 32-bit numbers; flipping a bit of the input flips half of the output's bits on average.
 
     The constants are those of "lowbias32" (Wellons, "Prospecting for Hash Functions", 2018).
     """
@@ -70,12 +69,12 @@ def _mix(x: Any) -> Any:
 
 
 def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, epoch: int) -> torch.Tensor:
-    """`images` after the operations of `steps`, in their order.
+    """`images` after the operations of `steps`, in order.
 
     Args:
         images: uint8 (B, C, H, W); not changed.
         rows: int64 (B,) on the CPU, the row of each image in its dataset.
-        steps: names of `AUGMENTATIONS`, or mappings of one name to its options.
+        steps: names in `AUGMENTATIONS`, or mappings of one name to its options.
         seed: of the stage.
         epoch: from 0.
     """
@@ -86,26 +85,26 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
     there = rows.to(images.device, non_blocking=True)
     all_bits = _bits_of_all(seed, epoch, there, [name for name, _ in named], most)
     for (name, options), bits in zip(named, all_bits.unbind(1), strict=True):
-        if name == "alternating_flip":  # the same numbers in every epoch
+        if name == "alternating_flip":  # draws the same numbers in every epoch
             images = alternating_flip(images, random_bits(seed, 0, there, name, 1), epoch)
-        elif name == "trivial_augment":  # the host must know how many images each of its operations gets
+        elif name == "trivial_augment":  # the host has to know how many images each operation gets, so it draws
             images = trivial_augment(images, random_bits(seed, epoch, rows, name, 2))
         else:
             images = AUGMENTATIONS[name](images, bits, **options)
     return images
 
 
-# Each of these takes uint8 (B, C, H, W) and random bits, int64 (B, n), and gives uint8 (B, C, H, W).
+# The operations: uint8 (B, C, H, W) and random bits int64 (B, n) -> uint8 (B, C, H, W).
 
 
 def flip(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Every second image, left to right."""
+    """Mirror each image left to right with probability 1/2."""
     chosen = (bits[:, 0] & 1).to(torch.uint8).view(-1, 1, 1, 1)
     return images.flip(3).sub_(images).mul_(chosen).add_(images)  # modulo 256: several times faster than torch.where
 
 
 def alternating_flip(images: torch.Tensor, bits: torch.Tensor, epoch: int) -> torch.Tensor:
-    """Every image, left to right, in every second epoch; half of them begin (Jordan 2024, arXiv:2404.00498).
+    """Mirror each image in every second epoch; a random half starts mirrored (Jordan 2024, arXiv:2404.00498).
 
     Args:
         bits: the same in every epoch.
@@ -114,30 +113,30 @@ def alternating_flip(images: torch.Tensor, bits: torch.Tensor, epoch: int) -> to
 
 
 def below(bits: torch.Tensor, count: Any) -> torch.Tensor:
-    """int64 over 0 … count - 1, each about equally often."""
+    """int64, about uniform over 0 … count - 1."""
     return bits * count >> 32
 
 
 def _uniform(bits: torch.Tensor) -> torch.Tensor:
-    """float64 over [0, 1), in steps of 2^-32; where there is only float32, in steps of 2^-24."""
+    """float64 over [0, 1) in steps of 2^-32; float32 in steps of 2^-24 on devices without float64."""
     dtype = real(bits.device)
     return (bits if dtype == torch.float64 else bits & 0xFFFFFF00).to(dtype) / (_MASK + 1)
 
 
 def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode: str = "zeros") -> torch.Tensor:
-    """A crop of the image's own size out of the image padded on all sides (He et al. 2016, arXiv:1512.03385).
+    """Pad the image on all sides, and crop it to its own size (He et al. 2016, arXiv:1512.03385).
 
     Args:
-        padding: pixels; less than the image's side for `mode: reflect`.
+        padding: in pixels; less than the image's side for `mode: reflect`.
         mode: `zeros` (black) or `reflect`.
     """
     if mode == "reflect" and padding >= min(images.shape[2:]):
-        raise UserError(f"augment: random_crop: padding {padding} must be less than the side of the images to reflect")
+        raise UserError(f"augment: random_crop: padding {padding} must be less than the side of the image to reflect")
     return shift(images, below(bits[:, :2], 2 * padding + 1) - padding, (padding, padding), mode)
 
 
 def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) -> torch.Tensor:
-    """A shift of up to this share of the side each way, in whole pixels, black beyond the edge."""
+    """Shift by up to `share` of the side each way, in whole pixels; black beyond the edge."""
     height, width = images.shape[2:]
     most = int(share * height), int(share * width)
     sides = constant(most, images.device)
@@ -145,7 +144,7 @@ def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) ->
 
 
 def cutout(images: torch.Tensor, bits: torch.Tensor, size: int = 8) -> torch.Tensor:
-    """A black square around a random pixel, cut off at the edge (DeVries & Taylor 2017, arXiv:1708.04552)."""
+    """Black out a square around a random pixel, cut off at the edge (DeVries & Taylor 2017, arXiv:1708.04552)."""
     sides = constant(images.shape[2:], images.device)
     corner = below(bits[:, :2], sides) - size // 2
     return _erase(images, corner, torch.full_like(corner, size))
@@ -158,22 +157,24 @@ def random_erasing(
     scale: tuple[float, float] = (0.02, 0.33),
     ratio: tuple[float, float] = (0.3, 3.3),
 ) -> torch.Tensor:
-    """A black rectangle, of a share of the area and a ratio of its sides (Zhong et al. 2020, arXiv:1708.04896)."""
+    """Black out a rectangle with random area and aspect ratio (Zhong et al. 2020, arXiv:1708.04896)."""
     numbers = _uniform(bits)
-    sides = _random_sides(images, numbers, scale, ratio)
-    space = constant(images.shape[2:], images.device) - sides
-    corner = (numbers[:, 2:4] * (space + 1)).long()
+    corner, sides = _random_boxes(images, numbers, scale, ratio)
     return _erase(images, corner, sides * (numbers[:, 4:5] < probability))
 
 
-def _random_sides(images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio: Any) -> torch.Tensor:
-    """Height and width, int64 (B, 2), of a share of the area and a ratio of the sides, both uniform (of its log)."""
+def _random_boxes(
+    images: torch.Tensor, numbers: torch.Tensor, scale: Any, ratio: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Corners and sides, both int64 (B, 2), of boxes with uniform area, log-uniform aspect ratio and uniform place."""
     height, width = images.shape[2:]
     area = height * width * (scale[0] + numbers[:, 0] * (scale[1] - scale[0]))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect = (low + numbers[:, 1] * (high - low)).exp()  # width / height
     sides = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=1).round().long()
-    return torch.minimum(sides.clamp(min=1), constant([height, width], images.device))
+    whole = constant([height, width], images.device)
+    sides = torch.minimum(sides.clamp(min=1), whole)
+    return (numbers[:, 2:4] * (whole - sides + 1)).long(), sides
 
 
 def _erase(images: torch.Tensor, corner: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
@@ -182,7 +183,7 @@ def _erase(images: torch.Tensor, corner: torch.Tensor, sides: torch.Tensor) -> t
     for axis, side in enumerate((height, width)):
         at = torch.arange(side, device=device) - corner[:, axis : axis + 1]
         outside.append((at < 0) | (at >= sides[:, axis : axis + 1]))
-    # A mask's rows are all one, or the rectangle's: copying them is faster than combining its two sides.
+    # A row of the mask is all ones or crosses the rectangle: copying rows is faster than combining two masks.
     rows = torch.cat([outside[1], outside[1].new_ones(1, width)]).to(torch.uint8)
     row = torch.arange(batch, device=device).unsqueeze(1).masked_fill(outside[0], batch)
     return images * rows.index_select(0, row.flatten()).view(batch, 1, height, width)
@@ -194,21 +195,18 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> torch.Tensor:
-    """A rectangle of a share of the area, resized to the image's own size (Szegedy et al. 2015, arXiv:1409.4842).
+    """Crop a rectangle and resize it to the image's own size (Szegedy et al. 2015, arXiv:1409.4842).
 
-    Resized linearly with antialiasing; a rectangle that is larger than the image in one direction is cut there.
+    Resizing is linear with antialiasing; a rectangle larger than the image in one direction is cut there.
     """
-    numbers = _uniform(bits)
-    sides = _random_sides(images, numbers, scale, ratio)
-    space = constant(images.shape[2:], images.device) - sides
-    corner = (numbers[:, 2:4] * (space + 1)).long()
+    corner, sides = _random_boxes(images, _uniform(bits), scale, ratio)
     down, right = (_resampling(side, corner[:, i], sides[:, i]) for i, side in enumerate(images.shape[2:]))
     resized = torch.einsum("bij,bcjk,blk->bcil", down, images.float(), right)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _resampling(side: int, begin: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-    """Weights float (B, side, side) that take `length` pixels from `begin` on to `side` pixels."""
+    """Weights float (B, side, side) that resize `length` pixels, starting at `begin`, to `side` pixels."""
     at = torch.arange(side, device=begin.device).to(real(begin.device))
     scale = (length / side).view(-1, 1, 1)
     support = scale.clamp(min=1)
@@ -220,7 +218,7 @@ def _resampling(side: int, begin: torch.Tensor, length: torch.Tensor) -> torch.T
 
 
 def rotate(images: torch.Tensor, bits: torch.Tensor, degrees: float = 10.0) -> torch.Tensor:
-    """By up to this angle each way, around the centre; black beyond the edge, linear in between."""
+    """Rotate by up to `degrees` each way around the centre; black beyond the edge, linear interpolation."""
     return affine(images, bits, degrees, translate=0.0, scale=(1.0, 1.0), shear=0.0)
 
 
@@ -232,13 +230,13 @@ def affine(
     scale: tuple[float, float] = (0.9, 1.1),
     shear: float = 5.0,
 ) -> torch.Tensor:
-    """Rotated, scaled, sheared and shifted around the centre; black beyond the edge, linear in between.
+    """Rotate, scale, shear and shift around the centre; black beyond the edge, linear interpolation.
 
     Args:
-        degrees: up to this angle each way.
-        translate: a share of the side, each way, in whole pixels.
-        scale: from, to.
-        shear: up to this angle each way, in degrees, along x and y.
+        degrees: largest rotation each way.
+        translate: largest shift each way, as a share of the side, in whole pixels.
+        scale: smallest and largest factor.
+        shear: largest angle each way, in degrees, along x and y.
     """
     numbers, (height, width) = _uniform(bits), images.shape[2:]
     angle = torch.deg2rad((2 * numbers[:, 0] - 1) * degrees)
@@ -256,17 +254,17 @@ def affine(
 
 
 def brightness(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
-    """Times a factor from 1 - strength to 1 + strength."""
+    """Multiply by a factor from 1 - strength to 1 + strength."""
     return adjust_brightness(images, _factor(bits, strength))
 
 
 def contrast(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
-    """Away from the mean grey value of the image, or towards it, by a factor from 1 - strength to 1 + strength."""
+    """Blend with the image's mean grey value, by a factor from 1 - strength to 1 + strength."""
     return adjust_contrast(images, _factor(bits, strength))
 
 
 def saturation(images: torch.Tensor, bits: torch.Tensor, strength: float = 0.2) -> torch.Tensor:
-    """Away from the grey image, or towards it, by a factor from 1 - strength to 1 + strength; of colour images."""
+    """Blend with the grey image, by a factor from 1 - strength to 1 + strength; grey images do not change."""
     return adjust_saturation(images, _factor(bits, strength))
 
 
@@ -274,7 +272,7 @@ def _factor(bits: torch.Tensor, strength: float) -> torch.Tensor:
     return 1 + (2 * _uniform(bits[:, 0]) - 1) * strength
 
 
-# What `augment` may name. The options of an operation, with their defaults, are the keywords of its function.
+# The names for `augment`. The keywords of a function, with their defaults, are the options of the operation.
 AUGMENTATIONS: dict[str, Callable[..., torch.Tensor]] = {
     operation.__name__: operation
     for operation in (

@@ -1,8 +1,8 @@
-"""Mixup and cutmix of a whole batch, by random numbers that depend on nothing but what they are for.
+"""Mixup and cutmix of a whole batch, with random numbers that do not depend on the batch.
 
-Each image is mixed with the one that follows it in the epoch's order, the last with the first. That order depends on
-the seed and the epoch, the share and the box on the image's row as well: what comes out is the same whatever batch,
-process or resumed run it is in. The loader gives each batch the one image more that its last image needs.
+Each image is mixed with the next one in the epoch's order, the last with the first. The order depends on seed and
+epoch, the share and the box on the image's row as well, so every batch size, process or resumed run computes the same
+image. The loader adds one more image to each batch, for the last one to be mixed with.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ from scipy.special import betaincinv
 from ftkit.data.augmentation.augment import below, random_bits
 from ftkit.data.augmentation.pixel_ops import real
 
-_POWER = 12  # of two: the pieces of equal probability by which a Beta distribution is drawn from
+_POWER = 12  # of two: pieces of equal probability in the tables of the Beta distributions
 _BITS = 32 - _POWER
 
 
 class Mixing:
-    """Mixes each image and its label with the next one: floats (B + 1, …) -> (B, …). It never waits for a device.
+    """Mixes each image and its label with the next one: floats (B + 1, …) -> (B, …). Never waits for the device.
 
     Mixup (Zhang et al. 2018, arXiv:1710.09412) averages two images, cutmix (Yun et al. 2019, arXiv:1905.04899) pastes
-    a box of one into the other; where both are on, each image draws one of the two.
+    a box of one into the other; with both on, each image draws one of the two.
 
     Args:
-        mixup: alpha of the share of an image that stays, which is distributed as Beta(alpha, alpha); 0 is off.
+        mixup: alpha; the share of an image that stays is distributed as Beta(alpha, alpha); 0 is off.
         cutmix: alpha of the share of the area that stays, before the box is cut off at the edge; 0 is off.
     """
 
@@ -41,7 +41,7 @@ class Mixing:
 
         Args:
             images: float (B + 1, C, H, W).
-            shares: float (B + 1, classes), of each class in the label. A box counts by its true area.
+            shares: float (B + 1, classes), the share of each class in the label; a box counts by its visible area.
             rows: int64 (B + 1,) on the CPU, the row of each image in its dataset.
             seed: of the stage.
             epoch: from 0.
@@ -57,7 +57,7 @@ class Mixing:
         return mixed, torch.lerp(shares[1:], shares[:-1], share.view(-1, 1).to(shares.dtype))
 
     def _draw(self, cut: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-        """float64 (B,), distributed as Beta: the inverse of its distribution function, linear within each piece."""
+        """float64 (B,), Beta-distributed: the inverse distribution function, linear within each piece."""
         if self.quantiles.device != bits.device:
             self.quantiles = self.quantiles.to(bits.device, real(bits.device))
         piece, within = bits >> _BITS, (bits & (2**_BITS - 1)) / 2**_BITS
@@ -65,7 +65,7 @@ class Mixing:
 
 
 def _outside_of_boxes(images: torch.Tensor, stays: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """float64 (B, 1, H, W), 0 in a box around a random pixel, as long as the image times √(1 - `stays`), else 1."""
+    """float64 (B, 1, H, W): 0 inside a box around a random pixel, with sides √(1 - `stays`) of the image's; else 1."""
     inside = []
     for axis, side in enumerate(images.shape[2:]):
         length = ((1 - stays).sqrt() * side).long()

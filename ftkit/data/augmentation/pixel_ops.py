@@ -1,8 +1,8 @@
-"""What is done to a whole batch of uint8 images, by parameters that are given for each of them.
+"""Operations on a whole batch of uint8 images, with parameters for each image.
 
-These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and give uint8 of the same shape: what
-torchvision's function does to each image alone, but linear between pixels, where its default is the nearest one.
-Parameters are `real`, mostly float64. The host never waits for a device.
+These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and return uint8 of the same shape: what
+torchvision's function does to each image alone, but with linear interpolation where its default is nearest. Parameters
+are `real`, mostly float64. The host never waits for a device.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,26 @@ _WITHOUT_FLOAT64 = ("mps",)  # Apple's GPUs
 
 
 def real(device: torch.device) -> torch.dtype:
-    """What parameters are computed in: float64, and float32 where there is nothing else."""
+    """The dtype of parameters: float64, or float32 on devices without it."""
     return torch.float32 if device.type in _WITHOUT_FLOAT64 else torch.float64
 
 
 def constant(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """int64 (n,). With `torch.tensor(numbers, device=device)` the host waits for all that the device has to do."""
+    """int64 (n,). `torch.tensor(numbers, device=device)` would make the host wait for the device's queued work."""
     return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def shift(images: torch.Tensor, shifts: torch.Tensor, most: tuple[int, int], mode: str = "zeros") -> torch.Tensor:
-    """The windows of the images' own size that begin at `shifts`.
+    """Each image shifted within its frame: the window of its own size that begins at `shifts`.
 
     Args:
         shifts: int64 (B, 2), rows down and columns right.
         most: their largest absolute values; less than the side for `mode: reflect`.
-        mode: what is beyond the edge: `zeros` (black) or `reflect`.
+        mode: what lies beyond the edge: `zeros` (black) or `reflect`.
     """
     (batch, channels, height, width), device = images.shape, images.device
     padded = F.pad(images, (most[1], most[1], most[0], most[0]))
-    if mode == "reflect":  # which F.pad does to no uint8 on a CPU
+    if mode == "reflect":  # F.pad cannot reflect uint8 on the CPU
         for axis in (2, 3):
             lines, edge = padded.unbind(axis), most[axis - 2]
             for n in range(1, edge + 1):
@@ -48,10 +48,10 @@ def shift(images: torch.Tensor, shifts: torch.Tensor, most: tuple[int, int], mod
 
 
 def warp(images: torch.Tensor, inverse: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """A linear map around the centre, then a shift.
+    """Apply a linear map around the centre, then a shift.
 
     Args:
-        inverse: float64 (B, 4), the rows of the matrix that takes a point (x, y) of the result to where it comes from.
+        inverse: float64 (B, 4), the rows of the matrix that maps a point (x, y) of the result to its source.
         shift: float64 (B, 2), pixels right and down.
     """
     height, width = images.shape[2:]
@@ -65,17 +65,17 @@ def warp(images: torch.Tensor, inverse: torch.Tensor, shift: torch.Tensor) -> to
 
 
 def adjust_brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Times `factor`, float64 (B,)."""
+    """Multiply by `factor`, float64 (B,)."""
     return blend(images, 0.0, factor)
 
 
 def adjust_contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Away from the mean grey value of the image, or towards it, by `factor`, float64 (B,)."""
+    """Blend with the image's mean grey value: `factor`, float64 (B,), below 1 lowers the contrast."""
     return blend(images, _grey(images).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Away from the grey image, or towards it, by `factor`, float64 (B,); grey images stay as they are."""
+    """Blend with the grey image: `factor`, float64 (B,), below 1 lowers the saturation; grey images do not change."""
     return images if images.shape[1] == 1 else blend(images, _grey(images), factor)
 
 
@@ -87,6 +87,6 @@ def _grey(images: torch.Tensor) -> torch.Tensor:
 
 
 def blend(images: torch.Tensor, other: torch.Tensor | float, factor: torch.Tensor) -> torch.Tensor:
-    """`factor`, float64 (B,), of the image, and the rest of another."""
+    """`factor` times the image plus 1 - `factor` times `other`; `factor` is float64 (B,)."""
     factor = factor.float().view(-1, 1, 1, 1)
     return (images.float() * factor + other * (1 - factor)).clamp(0, 255).to(torch.uint8)

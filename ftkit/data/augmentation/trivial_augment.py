@@ -16,46 +16,46 @@ from ftkit.data.augmentation.pixel_ops import (
     warp,
 )
 
-# The operations of TrivialAugment take a magnitude of each image, float64 (B,).
+# The operations of TrivialAugment take a magnitude for each image, float64 (B,).
 
 
 def shear_x(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Rows move left by `magnitude` times their distance from the top edge."""
+    """Move rows left by `magnitude` times their distance from the top edge."""
     one, zero = torch.ones_like(magnitude), torch.zeros_like(magnitude)
     middle = magnitude * images.shape[2] / 2
     return warp(images, torch.stack([one, magnitude, zero, one], 1), torch.stack([-middle, zero], 1))
 
 
 def shear_y(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Columns move up by `magnitude` times their distance from the left edge."""
+    """Move columns up by `magnitude` times their distance from the left edge."""
     return shear_x(images.mT, magnitude).mT
 
 
 def translate_x(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """By whole pixels, to the right."""
+    """Move right by whole pixels."""
     most = min(32, images.shape[3])
     right = magnitude.long().clamp(-most, most)
     return shift(images, torch.stack([torch.zeros_like(right), -right], 1), (0, most))
 
 
 def translate_y(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """By whole pixels, down."""
+    """Move down by whole pixels."""
     return translate_x(images.mT, magnitude).mT
 
 
 def rotate(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Counter-clockwise, by degrees."""
+    """Rotate counter-clockwise, by degrees."""
     cosine, sine = torch.deg2rad(magnitude).cos(), torch.deg2rad(magnitude).sin()
     return warp(images, torch.stack([cosine, -sine, sine, cosine], 1), magnitude.new_zeros(len(images), 2))
 
 
 def sharpness(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Away from the blurred image, or towards it."""
+    """Blend with the blurred image: a negative magnitude blurs, a positive one sharpens."""
     return blend(images, _blurred(images), 1 + magnitude)
 
 
 def _blurred(images: torch.Tensor) -> torch.Tensor:
-    """`TV.adjust_sharpness(images, 0.0)`, which copies its kernel to the device, so that the host waits for it."""
+    """`TV.adjust_sharpness(images, 0.0)`, without its kernel copy to the device that makes the host wait."""
     if min(images.shape[2:]) < 3:
         return images
     values = images.float()
@@ -66,17 +66,17 @@ def _blurred(images: torch.Tensor) -> torch.Tensor:
 
 
 def posterize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Only this many bits of a pixel, the highest."""
+    """Keep only this many of the highest bits of a pixel."""
     lost = (8 - magnitude.round()).to(torch.uint8).view(-1, 1, 1, 1)
     return images >> lost << lost
 
 
 def solarize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Pixels from this share of white up are inverted."""
+    """Invert pixels from this share of white up."""
     return torch.where(images >= (255 * magnitude).float().view(-1, 1, 1, 1), 255 - images, images)
 
 
-# Each with its smallest and largest magnitude, and whether it goes both ways: torchvision's TrivialAugmentWide.
+# torchvision's TrivialAugmentWide: function, first and last magnitude, and whether either sign is drawn.
 SPACE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], float, float, bool]] = {
     "identity": (lambda images, magnitude: images, 0.0, 0.0, False),
     "shear_x": (shear_x, 0.0, 0.99, True),
@@ -94,7 +94,7 @@ SPACE: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], flo
     "equalize": (lambda images, magnitude: TV.equalize(images), 0.0, 0.0, False),
 }
 _BINS = 31
-# float64 (14, 62): the bins, and once more with the other sign.
+# float64 (14, 62): the bins, then the bins with the other sign.
 _MAGNITUDES = torch.stack(
     [
         torch.cat([bins, -bins if signed else bins])
@@ -105,13 +105,13 @@ _MAGNITUDES = torch.stack(
 
 
 def draw(bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One operation for each image, int64 (B,) into `SPACE`, and its magnitude, float64 (B,); all on the CPU."""
+    """An operation for each image, int64 (B,) into `SPACE`, and its magnitude, float64 (B,); all on the CPU."""
     operation, place = bits[:, 0] * len(SPACE) >> 32, bits[:, 1] * 2 * _BINS >> 32
     return operation, _MAGNITUDES[operation, place]
 
 
 def trivial_augment(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """One random operation of any strength (Müller & Hutter 2021, arXiv:2103.10158), in torchvision's "wide" space.
+    """One random operation of random strength (Müller & Hutter 2021, arXiv:2103.10158), in torchvision's "wide" space.
 
     Args:
         images: uint8 (B, 1 or 3, H, W), on any device.

@@ -1,6 +1,7 @@
-"""The choice of how images reach the model: as one tensor, or as a stream."""
+"""The choice between the two data engines: one tensor, or a stream."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,19 +14,19 @@ from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.decoding import Decoder, cores
 
 logger = logging.getLogger(__name__)
-_PROBE = 64  # images of which one must decode for the size to be known
+_PROBE = 64  # images to try; one must decode for the size to be known
 
 
 def load_images(
     splits: DatasetDict, processor: Any, channels: int, args: DataArguments, seed: int
 ) -> dict[str, Images]:
-    """The images of every split, by the engine that `args` ask for, or that fits their size.
+    """The images of every split, by the engine that `args` name or that fits their size.
 
     Args:
         splits: columns `image`, `label`, `index`.
-        processor: the image processor that is saved with the model; it resizes and crops.
+        processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
-        seed: of `image_transform`, which is done to `train` alone.
+        seed: of `image_transform`, which applies to `train` alone.
 
     Raises:
         UserError: images that do not decode, or a full disk.
@@ -35,25 +36,20 @@ def load_images(
     size = shape.pixels[0].nbytes * sum(map(len, splits.values())) / 1e9 if shape.pixels is not None else 0.0
     engine, reason = _choose(args, size)
     logger.info("  %-12s %s: %s", "data engine", engine, reason)
-    if engine == "tensor":
-        return {
-            split: image_tensors(rows, processor, channels, args.on_bad_image, args.cache_dir)
-            for split, rows in splits.items()
-        }
-    streams = {
-        split: StreamedImages(rows, processor, channels, args.on_bad_image, args.cache_dir)
-        for split, rows in splits.items()
+    load: Callable[..., Images] = image_tensors if engine == "tensor" else StreamedImages
+    images = {
+        split: load(rows, processor, channels, args.on_bad_image, args.cache_dir) for split, rows in splits.items()
     }
-    if args.image_transform is not None:
-        streams["train"].transform_with(args.image_transform, seed)
-    return {**streams}
+    if args.image_transform is not None and isinstance(train := images["train"], StreamedImages):
+        train.transform_with(args.image_transform, seed)
+    return images
 
 
 def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: int | None) -> None:
-    """Set how the batches of `images` are loaded in training and evaluation.
+    """Set how batches of `images` are loaded for training and evaluation.
 
-    A stream is decoded by one worker for each core, unless `workers` says how many. Tensors move to the accelerator
-    where they fill no more than half of its free memory, and no worker is needed for what is there already.
+    A stream is decoded by one worker per core, unless `workers` is given. Tensors move to the accelerator if they fill
+    at most half of its free memory; they then need no workers.
     """
     if any(isinstance(split, StreamedImages) for split in images.values()):
         args.dataloader_num_workers = max(cores() // args.world_size, 1) if workers is None else workers
@@ -66,15 +62,15 @@ def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: 
         if 2 * size <= free:
             for split in tensors:
                 split.to(args.device)
-            args.dataloader_pin_memory = False  # only what lies in the machine's own memory is pinned
-            logger.info("  %-12s %.2f GB of pixels lie on %s", "data", size / 1e9, args.device)
+            args.dataloader_pin_memory = False  # only host memory can be pinned
+            logger.info("  %-12s %.2f GB of pixels on %s", "data", size / 1e9, args.device)
 
 
 def _choose(args: DataArguments, size: float) -> tuple[str, str]:
-    """The engine, and why; `size` is that of all decoded images, in GB."""
+    """The engine, and the reason; `size` is that of all decoded images, in GB."""
     decoded = f"{size:.2f} GB decoded" if size >= 0.1 else f"{1000 * size:.1f} MB decoded"
     if args.data_engine != "auto":
-        return args.data_engine, f"as asked for ({decoded})"
+        return args.data_engine, f"as configured ({decoded})"
     if args.image_transform is not None:
         return "stream", "image_transform changes single images"
     if size > args.tensor_cache_gb:

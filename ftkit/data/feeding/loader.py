@@ -1,4 +1,4 @@
-"""The batches of training, in an order that depends on the seed and the epoch alone."""
+"""Training batches, in an order that depends only on seed and epoch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,20 +12,20 @@ from ftkit.data.feeding.tensors import Batch, Images, collate
 
 
 class EpochBatches(Sampler):
-    """The batches of one process: the rows of the split, shuffled anew in each epoch.
+    """The batches of one process: rows of the split, shuffled again in each epoch.
 
-    A batch of n processes is cut into n parts, so that together they see what one process with n times the batch size
-    would. The last batch of an epoch is cut evenly too; where it has fewer rows than there are processes, some rows
-    are taken twice.
+    A global batch is cut into one part per process, so that n processes together see what one process with n times the
+    batch size would. The last batch of an epoch is cut evenly too; if it has fewer rows than there are processes, some
+    rows repeat.
 
     Args:
         count: rows of the split.
         batch_size: of one process.
         seed: of the order.
-        process: which of the processes this is, from 0.
-        processes: how many there are.
-        drop_last: leave out a last batch that is not full.
-        following: give each batch the row that follows it in the order of the epoch; the last, the first one.
+        process: index of this process, from 0.
+        processes: their number.
+        drop_last: skip a last batch that is not full.
+        following: give each batch the row after it in the epoch's order; after the last row comes the first.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class EpochBatches(Sampler):
         self.batch_size, self.size, self.drop_last, self.epoch = batch_size, batch_size * processes, drop_last, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, from 0."""
+        """Set the epoch of the next iteration, from 0."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self.count // self.size if self.drop_last else -(-self.count // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
-        # Not seed + epoch, with which the second epoch of a seed would be the first one of the next.
+        # Not seed + epoch: the second epoch of a seed would then equal the first one of the next seed.
         seed = int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0])
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
         for places in torch.arange(self.count).split(self.size)[: len(self)]:
@@ -62,21 +62,21 @@ class EpochBatches(Sampler):
 
 
 class TrainingLoader(DataLoader):
-    """A `DataLoader` whose batches are those of `EpochBatches`."""
+    """A `DataLoader` over the batches of `EpochBatches`."""
 
     batch_sampler: EpochBatches
 
     def __init__(self, images: Images, batches: EpochBatches, **options: Any):
-        # A generator of its own: the seeds of workers would be drawn from the one that dropout draws from.
+        # Its own generator: the workers' seeds would otherwise come from the one that dropout uses.
         super().__init__(images, batch_sampler=batches, collate_fn=collate, generator=torch.Generator(), **options)
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, from 0."""
+        """Set the epoch of the next iteration, from 0."""
         self.batch_sampler.set_epoch(epoch)
 
 
 def training_loader(args: TrainingArguments, images: Images, mixed: bool) -> TrainingLoader:
-    """The loader of this process, as `args` ask for it; where images are `mixed`, a batch has the row that follows."""
+    """The loader of this process, set up by `args`; if images are `mixed`, each batch has the row that follows it."""
     seed = args.seed if args.data_seed is None else args.data_seed
     place = (args.process_index, args.world_size)
     return TrainingLoader(

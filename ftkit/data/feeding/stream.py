@@ -1,4 +1,4 @@
-"""What does not fit: images that are decoded in worker processes, whenever a batch asks for them."""
+"""The stream engine: worker processes decode images when a batch needs them."""
 
 import json
 import random
@@ -22,21 +22,21 @@ from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
 from ftkit.errors import UserError
 
-_VERSION = 3  # of what is cached: raise it when decoding changes
+_VERSION = 3  # of the cache: raise it when decoding changes
 
 
 class StreamedImages(Images):
-    """A split whose images are decoded batch by batch, from files or from a memory-mapped table.
+    """A split whose images are decoded batch by batch, from files or a memory-mapped table.
 
-    Every image is decoded once before, in all processes: one that does not decode is found now and not in the middle
-    of the night.
+    All images are decoded once beforehand, in all processes, so that a broken one is found now and not in the middle
+    of training.
 
     Args:
         dataset: columns `image`, `label`, `index`.
-        processor: the image processor that is saved with the model; it resizes and crops.
+        processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
         on_bad_image: `error` or `skip`.
-        cache_dir: where the result of that first look is kept, see `ftkit.data.feeding.tensors.image_tensors`.
+        cache_dir: keeps the result of that check, see `ftkit.data.feeding.tensors.image_tensors`.
 
     Raises:
         UserError: images that do not decode.
@@ -78,19 +78,19 @@ class StreamedImages(Images):
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None
 
     def transform_with(self, options: dict[str, Any], seed: int) -> None:
-        """From now on do timm's training transform to every image, in place of the processor's own geometry.
+        """From now on apply timm's training transform to every image, instead of the processor's geometry.
 
         Args:
             options: of `timm.data.create_transform`, such as `auto_augment: rand-m9-mstd0.5-inc1`.
-            seed: see `Images`; another stage sets another.
+            seed: see `Images`; each stage sets its own.
 
         Raises:
-            UserError: timm refuses an option.
+            UserError: timm rejects an option.
         """
-        from timm.data import create_transform  # late: only some runs need it
+        from timm.data import create_transform  # late: few runs need it
 
         try:
-            # timm's prefetcher takes uint8 tensors, as ftkit's batches are.
+            # timm's prefetcher wants uint8 tensors, which is what ftkit's batches are.
             transform = create_transform(self.shape, is_training=True, use_prefetcher=True, **options)
         except (ValueError, TypeError, AssertionError, KeyError) as error:
             raise UserError(f"image_transform: {options}: timm says: {error!r}") from error
@@ -108,10 +108,10 @@ class StreamedImages(Images):
             return torch.stack([self._transformed(self.transform, *pair) for pair in zip(files, seeds, strict=True)])
 
     def _transformed(self, transform: Callable[[Image.Image], torch.Tensor], file: dict, seed: int) -> torch.Tensor:
-        """One image; whatever the transform draws depends on nothing but `seed`."""
+        """One image; the transform's random numbers depend only on `seed`."""
         random.seed(seed)
         np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the devices' generators too
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed the devices
         try:
             image = to_mode(open_image(file), 3)
         except BAD_IMAGE_ERRORS as error:
@@ -125,7 +125,7 @@ class StreamedImages(Images):
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """After this the generators of all go on where they were: without workers, dropout draws from one of them."""
+    """Restore the global generators afterwards: without workers, dropout draws from one of them."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 class _FirstLook:
-    """Of some rows: the shape of an image, how often each value occurs, what does not decode, and the hashes."""
+    """For some rows: an image's shape, counts of the values, what does not decode, and the hashes."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder

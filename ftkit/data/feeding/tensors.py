@@ -1,4 +1,4 @@
-"""A split as batches of uint8 images, and the engine that decodes all of it once."""
+"""A split as batches of uint8 images, and the tensor engine, which decodes the whole split once."""
 
 import json
 import logging
@@ -26,18 +26,18 @@ from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
-_VERSION = 4  # of what is cached: raise it when decoding changes
+_VERSION = 4  # of the cache: raise it when decoding changes
 
 
 class Batch(NamedTuple):
-    """What a batch of training is made of.
+    """The rows of a training batch.
 
     Attributes:
         rows: int64 (B,).
         epoch: from 0.
-        weight: of its mean loss among those of the processes: 1 but where a last batch is not cut evenly.
-        following: int64 (1,), the row that comes next in the epoch's order, which the last image is mixed with; None
-            where nothing is mixed.
+        weight: of its mean loss among those of the processes; 1 except for a last batch cut unevenly.
+        following: int64 (1,), the next row in the epoch's order, which the last image is mixed with; None without
+            mixing.
     """
 
     rows: torch.Tensor
@@ -47,19 +47,19 @@ class Batch(NamedTuple):
 
 
 class Images(TorchDataset, ABC):
-    """A split, batch by batch. What `pixels` gives depends on the engine only in its speed.
+    """A split, batch by batch. The engine changes the speed of `pixels`, not its result.
 
     Attributes:
         engine: its name in the configuration.
-        task: what the labels are.
-        labels: its targets, (N, …).
+        task: of the labels.
+        labels: the targets, (N, …).
         index: int64 (N,), the row of each image in the split it was read from.
         fingerprint: of the dataset.
-        hashes: uint64 (N,), of the files' bytes: equal where two images are the same file.
-        key: what of the dataset, the processor and the mode the pixels are.
-        skipped: what did not decode, as in `ftkit.data.pixels.decoding.Decoded`.
+        hashes: uint64 (N,), of the files' bytes: equal for images that are the same file.
+        key: identifies the pixels, from dataset, processor and mode.
+        skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`.
         shape: of an image, (C, H, W).
-        seed: what `pixels` draws, if it does, depends on this, the epoch and the image's row, and on nothing else.
+        seed: random numbers in `pixels`, if any, depend only on this, the epoch and the image's row.
     """
 
     engine: str
@@ -69,7 +69,7 @@ class Images(TorchDataset, ABC):
         self, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict], shape: tuple[int, int, int]
     ):
         self.task = task_of(dataset.features)
-        self.labels = self.task.tensor(column(dataset, "label"))
+        self.labels = self.task.tensor(dataset)
         self.index = torch.tensor(column(dataset, "index"))
         self.fingerprint, self.hashes = fingerprint(dataset), hashes
         self._files = encoded(dataset)
@@ -82,10 +82,10 @@ class Images(TorchDataset, ABC):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, Any]:
-        """The batch as `pixel_values` uint8 (B, C, H, W), `labels`, `index` int64 (B,).
+        """The batch: `pixel_values` uint8 (B, C, H, W), `labels`, `index` int64 (B,).
 
-        A batch of training has its `epoch` too, a `weight` if not 1, and, where a row is `following`, these three of
-        it, with B = 1, in a dictionary of that name. All but the pixels and the labels is on the CPU.
+        A training batch also has its `epoch`, a `weight` if it is not 1, and, if a row is `following`, a dictionary of
+        that name with the three tensors of that row (B = 1). All but pixels and labels are on the CPU.
         """
         rows, epoch, weight, following = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
         rows = rows if following is None else torch.cat([rows, following])
@@ -112,10 +112,10 @@ class Images(TorchDataset, ABC):
         return self.pixels(rows.to(self.labels.device)).cpu()
 
     def file(self, row: int) -> bytes:
-        """The file of an image, as it was found.
+        """The bytes of an image's original file.
 
         Raises:
-            UserError: it is not there any more.
+            UserError: the file is gone.
         """
         file = self._files[row]["image"]
         try:
@@ -129,10 +129,10 @@ class Images(TorchDataset, ABC):
 
 
 class ImageTensors(Images):
-    """A split in one tensor: a batch is one index into it.
+    """A split in one tensor: a batch is an index into it.
 
     Attributes:
-        images: uint8 (N, C, H, W), a private memory map: read-only on disk.
+        images: uint8 (N, C, H, W), a private memory map: changes stay in memory.
     """
 
     engine = "tensor"
@@ -151,7 +151,7 @@ class ImageTensors(Images):
     def to(self, device: torch.device) -> None:
         """Move images and labels to a device, where batches are then made.
 
-        `index` stays: the host, which draws augmentations by it, would have to wait for it.
+        `index` stays on the CPU: augmentations are drawn by it there, without waiting for the device.
         """
         self.images, self.labels = self.images.to(device), self.labels.to(device)
 
@@ -165,8 +165,8 @@ class Viewed(TorchDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """As `Images` do it."""
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Any]:
+        """The batch, as from `Images`."""
         batch = self.images.__getitems__(rows)
         pixels = batch["pixel_values"]
         if self.shift:
@@ -176,32 +176,32 @@ class Viewed(TorchDataset):
 
 
 def gone(file: str, reason: object) -> UserError:
-    """Of an image that could be read when the run began: what to do."""
+    """The error for an image that was readable when the run began."""
     return UserError(
-        f"{file} cannot be read any more: {reason}: bring it back, and the same command goes on from what is saved"
+        f"{file} cannot be read any more: {reason}: bring it back, and the same command resumes from what is saved"
     )
 
 
 def collate(batch: Any) -> dict[str, Any]:
-    """A batch of `Images`, which is collated already."""
+    """Pass on a batch of `Images`, which is collated already."""
     return batch
 
 
 def image_tensors(
     dataset: Dataset, processor: Any, channels: int, on_bad_image: str = "error", cache_dir: str | None = None
 ) -> ImageTensors:
-    """Decode a split into a uint8 memory map, or take the one that was made before.
+    """Decode a split into a uint8 memory map, or take the cached one.
 
     Args:
         dataset: columns `image`, `label`, `index`.
-        processor: the image processor that is saved with the model; it resizes and crops.
+        processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
         on_bad_image: `error` or `skip`.
-        cache_dir: where to keep it. The key is made of the dataset's fingerprint, the processor's geometry,
-            `channels`, and the versions of what decodes.
+        cache_dir: of the memory map; its key combines the dataset's fingerprint, the processor's geometry, `channels`
+            and the versions of the packages that decode.
 
     Raises:
-        UserError: images that do not decode (all are named, up to ten in the message), or a full disk.
+        UserError: images that do not decode (up to ten are listed), or a full disk.
     """
     parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
     key = cache_key(*parts, computed_by=DECODING)
@@ -221,7 +221,7 @@ def image_tensors(
                     file.write(bytes(missing * math.prod(shape)))
                 file.write(_in_place(decoded, len(rows), shape).data)
             file.flush()
-            os.fsync(file.fileno())  # before the folder gets its name
+            os.fsync(file.fileno())  # before the folder is renamed
         np.save(folder / "hashes.npy", hashes)
         (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
 
@@ -242,7 +242,7 @@ def image_tensors(
 
 
 def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels of `count` rows, black where an image does not decode."""
+    """The pixels of `count` rows; an image that does not decode is black."""
     if len(decoded.positions) == count:
         return np.ascontiguousarray(decoded.pixels)
     pixels = np.zeros((count, *shape), np.uint8)
@@ -252,21 +252,21 @@ def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarra
 
 
 def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.ndarray | None:
-    """The rows without those that do not decode, or None where all do.
+    """The rows that decode, or None if all do.
 
     Raises:
-        UserError: some do not decode and are not to be skipped, or none decodes.
+        UserError: some do not decode and must not be skipped, or none decodes.
     """
     if skipped and on_bad_image == "error":
         listed = "\n".join(f"  - {bad['file']}: {bad['reason']}" for bad in skipped[:10])
         raise UserError(
             f"{len(skipped)} of {len(dataset)} images do not decode:\n{listed}\n"
-            "fix or remove them, or leave them out with --on_bad_image skip"
+            "fix or remove them, or skip them with --on_bad_image skip"
         )
     if len(skipped) == len(dataset):
         raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")
     if not skipped:
         return None
     first = skipped[0]["file"]
-    logger.warning("of %d images %d do not decode, and are left out; the first: %s", len(dataset), len(skipped), first)
+    logger.warning("%d of %d images do not decode and are skipped; the first: %s", len(skipped), len(dataset), first)
     return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])

@@ -1,4 +1,4 @@
-"""What was computed before, kept in folders that are complete or do not exist."""
+"""A cache of computed data, in folders that are complete or missing."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_cache_dir() -> Path:
-    """`ftkit/` beside the caches of the other Hugging Face libraries (`HF_HOME`)."""
+    """`ftkit/` next to the caches of the other Hugging Face libraries (`HF_HOME`)."""
     return Path(datasets.config.HF_CACHE_HOME).expanduser() / "ftkit"
 
 
@@ -27,19 +27,19 @@ def cached(
     cache_dir: str | None = None,
     complete: Callable[[Path], bool] = lambda folder: True,
 ) -> Path:
-    """The folder `key` of the cache. Where it is missing, `write` fills one aside, which then gets the name.
+    """The folder `key` of the cache. If it is missing, `write` fills a temporary folder, which is then renamed.
 
-    All processes may ask at once: the first one makes it, and the others wait for a lock on a file, as long as it
-    takes, where a collective of `torch.distributed` would give up after `ddp_timeout`.
+    All processes may call this at once: the first builds the folder, the others wait for a file lock, for as long as
+    it takes. A `torch.distributed` collective would give up after `ddp_timeout`.
 
     Args:
         key: names the folder.
         write: fills an empty folder.
-        cache_dir: where the folders lie; `default_cache_dir` where it is None.
-        complete: whether a folder holds all that was written; one that does not, or cannot be read, is made again.
+        cache_dir: the root; `default_cache_dir` if None.
+        complete: whether a folder has all its content; if not, or if it cannot be read, it is rebuilt.
 
     Raises:
-        UserError: a full disk, or a folder that cannot be written.
+        UserError: the disk is full or not writable.
     """
     root = Path(cache_dir) if cache_dir else default_cache_dir()
     folder = root / key
@@ -52,11 +52,11 @@ def cached(
                 if folder.is_dir():
                     if _is_complete(folder, complete):  # another process has made it
                         return folder
-                    logger.warning("cache_dir: %s is damaged, and is made again", folder)
+                    logger.warning("cache_dir: %s is damaged and is rebuilt", folder)
                     shutil.rmtree(folder)
                 _make(folder, write)
     except OSError as error:
-        raise UserError(f"cache_dir: {root} cannot be written: {error}: give another folder") from error
+        raise UserError(f"cache_dir: {root} cannot be written: {error}: set another cache_dir") from error
     return folder
 
 
@@ -66,12 +66,12 @@ def _alone(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        logger.info("  waiting for another process, which makes the same in %s", path.parent)
+        logger.info("  waiting for another process, which builds the same cache in %s", path.parent)
         lock.acquire()
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # who waits for it sees first whether anything is left to do
+        path.unlink(missing_ok=True)  # harmless: a process that waited checks for the folder first
         lock.release()
 
 
@@ -82,7 +82,7 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
         try:
             os.replace(aside, folder)
         except OSError:
-            if not folder.is_dir():  # otherwise a machine that does not see the lock was first, with the same bytes
+            if not folder.is_dir():  # otherwise a machine that does not share the lock was first, with the same bytes
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

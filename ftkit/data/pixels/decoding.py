@@ -1,4 +1,4 @@
-"""Rows of a dataset -> uint8 pixels, in as many processes as there are cores."""
+"""Decoding: rows of a dataset -> uint8 pixels, in one process per core."""
 
 import gc
 import os
@@ -19,19 +19,19 @@ from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_m
 from ftkit.data.pixels.normalize import PixelGeometry
 from ftkit.tasks.columns import column
 
-_CHUNK = 128  # images that a process takes at a time
+_CHUNK = 128  # images per unit of work
 _WORTH_PROCESSES = 2000  # images
 
 
 class Decoded(NamedTuple):
-    """What decoding gave.
+    """The result of decoding some rows.
 
     Attributes:
-        positions: of the images that decode, among the rows that were asked for.
-        pixels: theirs, uint8 (n, C, H, W); None where n is 0.
+        positions: of the images that decode, among the rows.
+        pixels: of those images, uint8 (n, C, H, W); None if n is 0.
         hashes: of their files' bytes, uint64 (n,) by XXH3.
-        bad: what does not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (of its bytes, in hexadecimal;
-            None where it cannot be read) and `reason`.
+        bad: the images that do not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (of its bytes, in
+            hexadecimal; None if it cannot be read) and `reason`.
     """
 
     positions: list[int]
@@ -41,11 +41,11 @@ class Decoded(NamedTuple):
 
 
 class Decoder:
-    """Decodes rows of a split into what the model's image processor makes of them, before it normalises.
+    """Decodes rows of a split to the pixels that the model's image processor normalises.
 
     Args:
         dataset: columns `image` and `index`.
-        processor: the image processor that is saved with the model; it resizes and crops.
+        processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
     """
 
@@ -69,7 +69,7 @@ class Decoder:
                 name = (file and file["path"]) or f"row {self.index[row]}"
                 reason = str(error) or type(error).__name__
                 if isinstance(error, UnidentifiedImageError):
-                    reason = "not an image of a known format"  # PIL's message names an address in memory
+                    reason = "not an image of a known format"  # PIL's message contains a memory address
                 about = {"file": name, "xxh3_64": None if found is None else f"{found:016x}", "reason": reason}
                 bad.append({"row": row, "index": int(self.index[row]), **about})
         pixels = self.geometry(images) if images else None
@@ -77,30 +77,30 @@ class Decoder:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """The number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def over_all_rows(
     work: Callable[[range], Any], count: int, what: str, chunk: int = _CHUNK, worth_processes: int = _WORTH_PROCESSES
 ) -> Iterator[tuple[range, Any]]:
-    """`work` on the rows 0 … count - 1, chunk by chunk, in processes where that pays; a progress bar says `what`.
+    """Call `work` on the rows 0 … count - 1, chunk by chunk, in processes if it pays; a progress bar shows `what`.
 
     Args:
-        chunk: how many rows `work` is given at a time.
-        worth_processes: from how many rows on processes are started.
+        chunk: rows per call.
+        worth_processes: the least number of rows to start processes for.
 
     Yields:
-        The rows of each chunk, in their order, and what `work` returned for them.
+        The rows of each chunk, in order, and the result of `work`.
     """
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     workers = min(cores(), len(chunks)) if count >= worth_processes else 0
-    # A generator of its own: what is drawn after this must not depend on whether a cache was there.
+    # Its own generator: later random numbers must not depend on whether the cache existed.
     own = torch.Generator()
     results = DataLoader(
         _Chunks(work, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=own
     )
-    gc.freeze()  # so that collections in the workers do not go through every object of the libraries
+    gc.freeze()  # so that garbage collection in the workers skips all objects of the libraries
     try:
         with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:
             for rows, result in zip(chunks, results, strict=True):

@@ -1,4 +1,4 @@
-"""Image files of any mode as the pixels that a viewer shows."""
+"""Image files of any mode -> the pixels that a viewer shows."""
 
 from io import BytesIO
 from typing import NamedTuple
@@ -8,8 +8,8 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
-# What PIL's decoders raise; that it knows no such format is an OSError, RuntimeError comes from AVIF, AttributeError
-# from SPIDER, IndexError from QOI.
+# Raised by PIL's decoders: OSError also for an unknown format, RuntimeError by AVIF, AttributeError by SPIDER,
+# IndexError by QOI.
 BAD_IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, RuntimeError, AttributeError, LookupError, Image.DecompressionBombError,
 )  # fmt: skip
@@ -19,7 +19,7 @@ _ORIENTATION = 0x0112
 
 
 class ImageInfo(NamedTuple):
-    """What the images of a dataset are: `size` is (height, width) in pixels, or None where they differ."""
+    """The images of a dataset: `size` is (height, width) in pixels, or None if sizes differ."""
 
     size: tuple[int, int] | None
     channels: int
@@ -31,7 +31,7 @@ def encoded(dataset: Dataset) -> Dataset:
 
 
 def open_image(file: dict | None) -> Image.Image:
-    """Open one row of an `encoded` dataset; pixels are not decoded yet."""
+    """Open one row of an `encoded` dataset, without decoding its pixels yet."""
     found = _content_or_path(file)
     return Image.open(BytesIO(found) if isinstance(found, bytes) else found)
 
@@ -41,7 +41,7 @@ def file_bytes(file: dict | None) -> bytes:
     found = _content_or_path(file)
     if isinstance(found, bytes):
         return found
-    with open(found, "rb", buffering=0) as opened:  # less than pathlib takes, for a small file
+    with open(found, "rb", buffering=0) as opened:  # faster than pathlib for small files
         return opened.read()
 
 
@@ -52,7 +52,7 @@ def _content_or_path(file: dict | None) -> bytes | str:
 
 
 def describe_images(dataset: Dataset) -> ImageInfo:
-    """Size and channels from the headers of up to 256 images, evenly spaced; broken files are passed over."""
+    """Size and channels from the headers of up to 256 images, evenly spaced; broken files are skipped."""
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(_SAMPLE, len(dataset))).astype(int))
     sizes, channels = set(), 1
     for row in encoded(dataset.select(rows)):
@@ -69,29 +69,29 @@ def describe_images(dataset: Dataset) -> ImageInfo:
 
 
 def check_decodable(image: Image.Image) -> None:
-    """Refuse an image before its pixels are decoded, which PIL does only from twice its own limit on.
+    """Refuse an image before its pixels are decoded; PIL itself does so only from twice its limit on.
 
     Raises:
         DecompressionBombError: it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
-        OSError: it is a program, which PIL would have Ghostscript run.
+        OSError: it is PostScript, a program that PIL would run with Ghostscript.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError(
-            f"{image.width:,} x {image.height:,} pixels are more than {limit:,}, the most that is decoded: shrink it"
+            f"{image.width:,} x {image.height:,} pixels are more than the limit of {limit:,}: shrink it"
         )
     if image.format == "EPS":
-        raise OSError("PostScript is a program, and is not run: convert it to PNG")
+        raise OSError("PostScript is a program and is not run: convert it to PNG")
 
 
 def to_mode(image: Image.Image, channels: int) -> Image.Image:
     """Decode `image` to 8-bit grayscale (1 channel) or RGB (3 channels), as a viewer shows it.
 
-    The EXIF orientation is applied; 16-bit grey values are scaled to 8 bits (PIL's own conversion cuts them off at
-    255); what is transparent is laid on white.
+    The EXIF orientation is applied; 16-bit grey values are scaled to 8 bits (PIL would clip them at 255);
+    transparency is laid on white.
 
     Raises:
-        one of `BAD_IMAGE_ERRORS`: it does not decode, or should not be (see `check_decodable`).
+        one of `BAD_IMAGE_ERRORS`: it does not decode, or must not be (see `check_decodable`).
     """
     check_decodable(image)
     mode = "L" if channels == 1 else "RGB"
@@ -113,6 +113,6 @@ def to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         scale = 255.0 if values.max(initial=0) <= 1 else 1.0
     else:
-        # Integers of more than 8 bits: the full scale is 65535, unless the mode is 32-bit and nothing exceeds 255.
+        # Integers of more than 8 bits: full scale is 65535, unless the mode is 32-bit and no value exceeds 255.
         scale = 1.0 if image.mode == "I" and values.max(initial=0) <= 255 else 255 / 65535
     return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The names of the cache's folders, made of all that shapes what lies in them, the versions of packages too."""
+"""Cache keys: hashes of everything that shapes the cached content, including package versions."""
 
 import importlib
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from PIL import features
 
 from ftkit.compat.datasets import fingerprint, set_fingerprint
 
-DECODING = ("PIL", "numpy", "torch", "torchvision", "transformers", "timm")  # what makes pixels of a file
-_CODECS = ("jpg", "webp", "avif", "jpg_2000")  # of Pillow, which may be of other versions under the same Pillow
+DECODING = ("PIL", "numpy", "torch", "torchvision", "transformers", "timm")  # packages that turn files into pixels
+_CODECS = ("jpg", "webp", "avif", "jpg_2000")  # of Pillow; the same Pillow may come with other versions of them
 
 
 def cache_key(*parts: Any, computed_by: Iterable[str]) -> str:
-    """A name for what is computed from `parts` by these packages; other versions of them give another name."""
+    """A key for data computed from `parts` by these packages; it changes with their versions."""
     versions: dict[str, str | None] = {name: str(importlib.import_module(name).__version__) for name in computed_by}
     if "PIL" in versions:
         versions |= {codec: features.version(codec) for codec in _CODECS if features.check(codec)}
@@ -24,9 +24,9 @@ def cache_key(*parts: Any, computed_by: Iterable[str]) -> str:
 
 
 def file_state(path: str | Path) -> tuple[int, int, int]:
-    """What of a file changes when it does: size and times; of the link itself where it leads nowhere.
+    """Size and times of a file, which change when it does; of the link itself if the link is broken.
 
-    The time of the last change of its entry is among them: unlike the time of its contents no copy or archive sets it.
+    One of the times is that of the last inode change: unlike the modification time, no copy or archive sets it.
     """
     path = Path(path)
     try:
@@ -37,10 +37,10 @@ def file_state(path: str | Path) -> tuple[int, int, int]:
 
 
 def follow_files(dataset: Dataset, paths: list[str | None]) -> None:
-    """Let the fingerprint of a dataset follow the files behind it, so that a cache made of others is never taken.
+    """Make a dataset's fingerprint follow the files behind it, so that a cache of older files is never used.
 
     Args:
-        dataset: whose own fingerprint follows what was done to it, and not always the files of its table.
+        dataset: its own fingerprint covers its transformations, but not always the files of its table.
         paths: the files that its rows name, or None for images inside the table.
     """
     tables = [file_state(file["filename"]) for file in dataset.cache_files]

@@ -1,8 +1,8 @@
-"""What an image processor does to pixels: resizing once, while decoding; normalising on every batch.
+"""What an image processor does to pixels: resizing, once while decoding, and normalising, on every batch.
 
-Nothing of it is written again here. Every processor turns 8-bit pixels into numbers by a scale and an offset for each
-channel; these are measured on a black and a white image, and taken back from its output to get its resized 8-bit
-pixels. So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
+Nothing of it is reimplemented here. A processor maps 8-bit pixels to numbers by a scale and an offset for each
+channel; both are measured on a black and a white image, and inverted to get the resized 8-bit pixels from its output.
+So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _PROBE = 64  # side of the images that a processor is probed with, in pixels
 
 
 class Normalize8Bit:
-    """uint8 (B, C, H, W) -> float32, times `scale` plus `offset` by channel; one channel spreads over three."""
+    """uint8 (B, C, H, W) -> float32: times `scale` plus `offset` by channel; one channel broadcasts to three."""
 
     def __init__(self, scale: torch.Tensor, offset: torch.Tensor):
         self.scale, self.offset = scale.view(1, -1, 1, 1), offset.view(1, -1, 1, 1)
@@ -36,18 +36,18 @@ class Normalize8Bit:
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) in the layout that convolutions are fastest in, which they then keep to the end of the network."""
+    """(B, C, H, W) in the layout that is fastest for convolutions; they keep it through the whole network."""
     _, channels, height, width = images.shape
-    if channels == 1:  # both layouts are the same to torch, which would choose the other
+    if channels == 1:  # torch sees both layouts as the same, and would choose the other
         return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def normalizer(processor: Any, channels: int) -> Normalize8Bit:
-    """What `processor` does to the values of 8-bit pixels, for a model that takes 1 or 3 channels.
+    """The arithmetic of `processor` on 8-bit pixels, for a model with 1 or 3 channels.
 
     Raises:
-        UserError: it does more than a scale and an offset by channel.
+        UserError: it is more than a scale and an offset by channel.
     """
     side = (_PROBE, _PROBE)
     black, white = (_process(processor, [Image.new("RGB", side, color)])[0] for color in ("black", "white"))
@@ -59,7 +59,7 @@ def normalizer(processor: Any, channels: int) -> Normalize8Bit:
     if error > 0.51:
         raise UserError(
             f"{type(processor).__name__} does more to pixels than resize, scale and shift them (it is off by "
-            f"{error:.1f} of 255 steps): ftkit cannot train behind it; use a model with another image processor"
+            f"{error:.1f} of 255 steps), so ftkit cannot train with it: use a model with another image processor"
         )
     return Normalize8Bit(normalize.scale.flatten()[:channels], normalize.offset.flatten()[:channels])
 
@@ -67,16 +67,16 @@ def normalizer(processor: Any, channels: int) -> Normalize8Bit:
 class PixelGeometry:
     """The resizing and cropping of `processor`: n images, all grey or all RGB -> uint8 (n, C, H, W).
 
-    Whether the processor leaves images of a size alone is asked once for each size, with noise.
+    Whether the processor leaves images of a size unchanged is tested once for each size, with noise.
     """
 
     def __init__(self, processor: Any):
-        # A copy: the run's own is given the mean of the data later, and decoding goes on.
+        # A copy: the run's processor gets the mean of the data later, while decoding continues.
         self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
         self.unchanged: dict[tuple[int, int], bool] = {}
         self.resized: Callable[[list[Image.Image]], np.ndarray] = self._from_values
         probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
-        with contextlib.suppress(TypeError):  # from processors that normalise all the same, and want floats for it
+        with contextlib.suppress(TypeError):  # from processors that normalise anyway, and need floats for it
             if np.array_equal(shorter(probe), self._from_values(probe)):
                 self.resized = shorter
 
@@ -101,8 +101,8 @@ class PixelGeometry:
 
 
 def _without_arithmetic(processor: Any) -> Callable[[list[Image.Image]], np.ndarray]:
-    """`processor` without its conversion to float and back, as far as its kind shows how."""
-    if isinstance(processor, TimmWrapperImageProcessor):  # the last two of timm's transforms: to a tensor, normalise
+    """`processor` without its conversion to float and back: a guess by its kind, which `PixelGeometry` verifies."""
+    if isinstance(processor, TimmWrapperImageProcessor):  # the last two transforms: to tensor, normalise
         resize = Compose(processor.val_transforms.transforms[:-2])
         return functools.partial(_resize_each, resize)
     return functools.partial(_resize_all, processor)
@@ -117,7 +117,7 @@ def _resize_all(processor: Any, images: list[Image.Image]) -> np.ndarray:
 
 
 def _process(processor: Any, images: list[Image.Image], **options: Any) -> torch.Tensor:
-    """float32 (n, 3, H, W), as `pipeline` would have it."""
+    """float32 (n, 3, H, W), as in `pipeline`."""
     return processor([_rgb(image) for image in images], return_tensors="pt", **options)["pixel_values"]
 
 
@@ -139,7 +139,7 @@ def _as_arrays(images: list[Image.Image]) -> np.ndarray:
 
 
 def histogram(images: torch.Tensor | np.ndarray) -> np.ndarray:
-    """How often each value occurs in each channel of uint8 (N, C, H, W): int64 (C, 256)."""
+    """Counts of each value in each channel of uint8 (N, C, H, W): int64 (C, 256)."""
     channels = torch.as_tensor(images).transpose(0, 1).flatten(1)
     return np.stack([torch.bincount(values, minlength=256).cpu().numpy() for values in channels])
 
@@ -153,7 +153,7 @@ def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def geometry_key(processor: Any) -> str:
-    """What of a processor shapes the pixels: all but the normalisation."""
+    """Everything about a processor that shapes the pixels: all but the normalisation."""
     statistics = ("mean", "std", "image_mean", "image_std")
 
     def strip(value: Any) -> Any:

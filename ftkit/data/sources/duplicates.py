@@ -1,4 +1,4 @@
-"""The same image in two splits."""
+"""Images that appear in more than one split."""
 
 from itertools import combinations
 from typing import Any
@@ -9,11 +9,11 @@ _EXAMPLES = 10
 
 
 def duplicates(splits: dict[str, Images]) -> list[dict[str, Any]]:
-    """Which images of a split are, byte for byte as files, in another as well.
+    """Images of a split whose files are byte-identical to files of another split.
 
     Returns:
-        For each pair of splits that share images: `split`, `also_in`, `n` of its images, how many of them have no
-        twin with the same label there, `with_another_label`, and up to ten rows of them as `examples`.
+        For each pair of splits that share images: `split`, `also_in`, the number `n` of its shared images, how many of
+        them have no twin with the same label there (`with_another_label`), and up to ten of their rows (`examples`).
     """
     found = []
     for (first, there), (second, here) in combinations(splits.items(), 2):

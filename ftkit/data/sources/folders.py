@@ -12,7 +12,7 @@ from ftkit.files import natural_sorted
 
 from .suffixes import image_suffixes
 
-# What other people's folders call their splits.
+# The names that folders in the wild use for splits.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -24,7 +24,7 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 
 
 def _path_dataset(rows: list[tuple[Path, str]], names: list[str], columns: tuple[str, str]) -> Dataset:
-    """A `Dataset` with two `columns`: paths, decoded when read, and labels, by name in `names`."""
+    """A `Dataset` with two `columns`: image paths, decoded when read, and labels by name in `names`."""
     paths, labels = [path for path, _ in rows], [label for _, label in rows]
     features = Features({columns[0]: Image(), columns[1]: ClassLabel(names=names)})
     return Dataset.from_dict({columns[0]: [str(path) for path in paths], columns[1]: labels}, features=features)
@@ -35,14 +35,14 @@ def _is_visible_dir(path: Path) -> bool:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The sub-folders of `folder` named like splits, by ftkit's names; empty where `train` is not among them."""
+    """The splits among the sub-folders of `folder`, by ftkit's names; empty without `train`."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         split = next((key for key, names in SPLIT_NAMES.items() if path.name.lower() in names), None)
         if split is None or not _is_visible_dir(path):
             continue
         if split in found:
-            raise UserError(f"data_dir: {found[split]} and {path} are both {split}: keep one")
+            raise UserError(f"data_dir: {found[split]} and {path} both hold {split}: keep one")
         found[split] = path
     return found if "train" in found else {}
 
@@ -50,10 +50,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def read_class_folders(folder: Path) -> DatasetDict:
     """Read `folder/<class>/**/image` or `folder/<split>/<class>/**/image`.
 
-    The class names are those of all splits together, so that a class that is missing from one moves nothing.
+    The class names of all splits are merged, so a class missing from one split does not shift the labels.
 
     Raises:
-        UserError: no images, fewer than two classes, or a class that train does not have.
+        UserError: no images, fewer than two classes, or a class that train lacks.
     """
     roots = split_folders(folder) or {"train": folder}
     suffixes = image_suffixes()
@@ -66,7 +66,7 @@ def read_class_folders(folder: Path) -> DatasetDict:
             if path.suffix.lower() in suffixes and not _is_hidden(path.relative_to(class_dir))
         ]
         if split != "train" and not files[split] and any(path.suffix.lower() in suffixes for path in root.iterdir()):
-            raise UserError(f"data_dir: {root} holds images without class folders: move them to {split}/<class>/")
+            raise UserError(f"data_dir: {root} holds images outside of class folders: move them to {split}/<class>/")
     if not files["train"]:
         raise UserError(
             f"data_dir: {roots['train']} holds no images in class folders: expected <class>/<image> below it, or "
@@ -92,12 +92,12 @@ def _by_name(
     trained = {label for _, label in files["train"]}
     if len(trained) < 2:
         raise UserError(
-            f"data_dir: {source} has one class, {', '.join(trained)!r}: a classifier needs at least two classes"
+            f"data_dir: {source} has only one class, {', '.join(trained)!r}: a classifier needs at least two"
         )
     for split, rows in files.items():
         if unknown := natural_sorted({label for _, label in rows} - trained):
             raise UserError(
-                f"data_dir: {source}: {split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}"
+                f"data_dir: {source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}"
             )
     return DatasetDict({split: _path_dataset(rows, names, columns) for split, rows in files.items() if rows})
 
@@ -112,7 +112,7 @@ def table_files(folder: Path) -> dict[str, Path]:
 
 
 def _column(table: pd.DataFrame, path: Path, key: str, given: str | None, usual: tuple[str, ...]) -> str:
-    """The name of the column, as given or by the usual names."""
+    """The column that is given, or the only one with a usual name."""
     columns = list(table.columns)
     if given is not None:
         if given not in columns:
@@ -123,16 +123,16 @@ def _column(table: pd.DataFrame, path: Path, key: str, given: str | None, usual:
     found = [name for name in columns if name.lower() in usual]
     if len(found) != 1:
         raise UserError(
-            f"{path}: {key} is {'ambiguous' if found else 'missing'}: set {key} to one of its columns "
+            f"{path}: {key} is {'ambiguous' if found else 'missing'}: set it to one of the columns "
             f"{', '.join(found or columns)}"
         )
     return found[0]
 
 
 def read_tables(files: dict[str, Path], image_column: str | None, label_column: str | None) -> DatasetDict:
-    """Read CSV (`.csv`, `.tsv`) or JSON-lines files whose rows hold a path and a label; a `split` column is obeyed.
+    """Read CSV (`.csv`, `.tsv`) or JSON-lines files whose rows hold a path and a label, and maybe a `split`.
 
-    Paths are relative to the file that names them. Labels are taken as the text that stands there.
+    Paths are relative to the file that lists them. Labels are kept as text.
 
     Raises:
         UserError: a file that cannot be parsed, a missing column, an empty label, a path without a file.
@@ -156,8 +156,8 @@ def read_tables(files: dict[str, Path], image_column: str | None, label_column: 
     missing = [path for split in rows.values() for path, _ in split if not path.is_file()]
     if missing:
         raise UserError(
-            f"{source}: {len(missing)} of its images do not exist, the first is {missing[0]}: paths are relative to "
-            "the folder of the file that names them"
+            f"{source}: {len(missing)} of its images do not exist, such as {missing[0]}: paths are relative to "
+            "the folder of the file that lists them"
         )
     if "train" not in rows:
         raise UserError(f"{source}: no row belongs to train")
@@ -169,7 +169,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in (".csv", ".tsv"):
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
             with warnings.catch_warnings():
-                # A row with more values than the header has names is a broken row, not an index.
+                # A row with more values than the header is broken; pandas would take the first value as an index.
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, index_col=False)
         else:

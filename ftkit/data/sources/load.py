@@ -26,7 +26,7 @@ from ftkit.data.sources.remote import from_hub
 from ftkit.data.sources.splits import canonical, complete_splits, keep_classes, take_fewer
 from ftkit.errors import UserError, unwritable
 
-# Short names: the Hub's own, what a local folder of it must hold, and the column where the choice is not unique.
+# For each short name: its name on the Hub, the files of a local copy, and the label column if there are several.
 HUB_NAMES = {
     "mnist": "ylecun/mnist",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
@@ -34,37 +34,28 @@ HUB_NAMES = {
     "cifar100": "uoft-cs/cifar100",
 }
 SHORT_NAMES = ("digits", "blobs", *HUB_NAMES)
+_IDX = "the four IDX files (train-images-idx3-ubyte.gz, …)"
 _LOCAL_FILES = {
-    "mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
-    "fashion_mnist": "the four IDX files (train-images-idx3-ubyte.gz, …)",
+    "mnist": _IDX,
+    "fashion_mnist": _IDX,
     "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
-_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by the names of datasets' own readers
+_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by datasets' name for the format
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
-FASHION_NAMES = [
-    "T - shirt / top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
+FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+                 "Ankle boot"]  # fmt: skip
 
 
 def load_data(args: DataArguments) -> DatasetDict:
-    """Read the dataset, complete its splits, and take the part that was asked for.
+    """Read the dataset, complete its splits, and take the requested part.
 
     Returns:
         `train`, `validation` and `test`, each with the columns `image` (`datasets.Image`), `label` (`ClassLabel`,
-        the same names in each) and `index` (the row in the split it came from, as it was read).
+        the same names in each) and `index` (the row in the split as it was read).
 
     Raises:
-        UserError: the data are not there, are not what they should be, or name files outside of their folder.
+        UserError: the data are missing or invalid, or name files outside of their folder.
     """
     raw = _read_folder(Path(args.data_dir), args) if args.data_dir else _read_name(args)
     label_column = args.label_column
@@ -82,12 +73,12 @@ def load_data(args: DataArguments) -> DatasetDict:
 
 
 def _is_list(data_dir: str | None) -> bool:
-    """Whether it is a list of paths that the user has named, who may list any file."""
+    """Whether it is a list of paths; the user's own list may name any file."""
     return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
 
 
 def _own_folders(args: DataArguments) -> list[Path]:
-    """Where the files of a dataset lie."""
+    """The folders that hold the dataset's files."""
     if args.data_dir:
         path = Path(args.data_dir)
         return [path if path.is_dir() else path.parent]
@@ -105,22 +96,22 @@ def _read_name(args: DataArguments) -> DatasetDict:
         return _EMBEDDED[args.dataset]()
     name = _hub_name(args)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
-        raise UserError(f"dataset: {name!r} is not a known short name (did you mean {' or '.join(map(repr, close))}?)")
+        raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
     local = _LOCAL_FILES.get(args.dataset or "", "class folders, parquet files or a save_to_disk folder")
     return from_hub(
         lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
         what=f"dataset {name}",
-        fix=f"give --data_dir a folder with {local}",
+        fix=f"set --data_dir to a folder with {local}",
     )
 
 
 def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
-    """Recognise what lies in `data_dir`, `path`, by its files, and read it."""
+    """Read `data_dir`, whose format is recognised by its files."""
     if not path.exists():
         parent = path.parent
         siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
         close = difflib.get_close_matches(path.name, siblings)
-        hint = f"; beside it there is {', '.join(close)}" if close else ""
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise UserError(f"data_dir: {path} does not exist{hint}")
     if path.is_file():
         if path.suffix.lower() in TABLE_SUFFIXES:
@@ -145,7 +136,7 @@ def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
         return _read_shards("parquet", shards)
     if tables := table_files(path):
         return read_tables(tables, args.image_column, args.label_column)
-    # An archive may lie beside the folders that it was unpacked to.
+    # An archive may lie next to the folders it was unpacked to.
     if not holds_images(path) and (shards := _shards(path, ".tar")):
         return _read_shards("webdataset", shards)
     return read_class_folders(path)
@@ -155,7 +146,7 @@ def _read_saved(path: Path) -> DatasetDict:
     try:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
-        raise UserError(f"data_dir: {path} is not a whole save_to_disk folder: {error}") from None
+        raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
     saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     return saved.with_format(None)
 
@@ -164,7 +155,7 @@ def _shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
     """Shards by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.rglob(f"*{suffix}")):
-        # The file's own name says more than that of its folder, and `data_dir` itself says nothing.
+        # The file's name takes precedence over its folders'; the name of `data_dir` itself does not count.
         places = [file.stem.split("-")[0].lower(), *(part.lower() for part in file.parent.relative_to(folder).parts)]
         named = [split for place in places for split, names in SPLIT_NAMES.items() if place in names]
         split = named[0] if named else "train" if places[0].isdecimal() else places[0]
@@ -173,14 +164,14 @@ def _shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
 
 
 def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
-    # datasets' own cache goes by paths and the times of contents, which a copy or an archive may set.
+    # datasets' own cache goes by paths and modification times, which a copy or an archive may preserve.
     state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
     names = {split: [str(path) for path in paths] for split, paths in files.items()}
     try:
         return load_dataset(kind, f"files-{state}", data_files=names)
-    except Exception as error:  # datasets wraps what pyarrow and tarfile raise in one of its own, by version
+    except Exception as error:  # datasets wraps errors of pyarrow and tarfile, in classes that depend on its version
         cause, listed = error.__cause__ or error, ", ".join(path for paths in names.values() for path in paths)
-        refused = isinstance(cause, PermissionError)  # of a file that is read
+        refused = isinstance(cause, PermissionError)  # when reading a file
         full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
         raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}") from error
 
@@ -195,7 +186,7 @@ def _read_digits() -> DatasetDict:
 
 
 def _make_blobs() -> DatasetDict:
-    """2,000 points in 5 clouds of 10 dimensions, as images of 1 x 10 pixels: the smallest task that there is."""
+    """2,000 points in 5 clouds of 10 dimensions, as images of 1 x 10 pixels: the smallest task."""
     from sklearn.datasets import make_blobs
 
     points, labels = make_blobs(2000, 10, centers=5, cluster_std=6.0, random_state=0)
@@ -210,15 +201,15 @@ _EMBEDDED = {"digits": _read_digits, "blobs": _make_blobs}
 def _from_arrays(source: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str]) -> DatasetDict:
     """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) as a `DatasetDict` with an image column.
 
-    Each image is stored as an uncompressed PNM file: a header before the pixels, nothing to encode, and the rows are
-    images to everything that reads a `datasets.Image`.
+    Each image is stored as an uncompressed PNM file, a header before the pixels: nothing to encode, and readable as a
+    `datasets.Image`.
     """
     built = {}
     for split, (images, labels) in splits.items():
         if int(labels.min()) < 0 or int(labels.max()) >= len(names):
             raise UserError(
-                f"data_dir: {source}: {split} has labels from {labels.min()} to {labels.max()}, and there are "
-                f"{len(names)} classes"
+                f"data_dir: {source}: {split} has labels from {labels.min()} to {labels.max()}, but there are "
+                f"only {len(names)} classes"
             )
         height, width = images.shape[1:3]
         header = np.frombuffer(b"P%d %d %d 255\n" % (6 if images.ndim == 4 else 5, width, height), np.uint8)

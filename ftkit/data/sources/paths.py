@@ -1,4 +1,4 @@
-"""No row of a dataset opens a file outside of the dataset's own folders."""
+"""A check that no row of a dataset opens a file outside of the dataset's own folders."""
 
 import os.path
 from pathlib import Path
@@ -10,31 +10,31 @@ from ftkit.errors import UserError
 
 
 def check_paths(splits: DatasetDict, folders: list[Path]) -> None:
-    """That files which rows name in place of an image's bytes lie below `folders`.
+    """Check that rows that name a file instead of holding an image's bytes name one below `folders`.
 
-    Paths are compared as they are written, `..` resolved; a link inside a folder, which somebody has put there, may
-    lead anywhere.
+    Paths are compared as written, with `..` resolved; a link inside a folder may lead anywhere, because someone put it
+    there.
 
     Args:
         splits: with a column `image`.
-        folders: where the dataset's files lie.
+        folders: those of the dataset's files.
 
     Raises:
-        UserError: a row names another file.
+        UserError: a row names a file elsewhere.
     """
     roots = [os.path.abspath(folder) for folder in folders]
     for split, dataset in splits.items():
         for row, path in enumerate(named_files(dataset)):
             if path is not None and not _is_below(os.path.abspath(path), roots):
                 raise UserError(
-                    f"{split}, row {row}: its image is the file {path}, not in {' or '.join(roots)}: data may "
-                    "name files of their own only. If you trust them, write the paths into one CSV file with the "
-                    "columns image, label and split, and give that file as --data_dir"
+                    f"{split}, row {row}: its image is the file {path}, outside of {' or '.join(roots)}; a dataset "
+                    "may name only its own files. If you trust it, list the paths in a CSV file with the columns "
+                    "image, label and split, and pass that file as --data_dir"
                 )
 
 
 def named_files(dataset: Dataset) -> list[str | None]:
-    """The file that each row names in place of an image's bytes, or None; an empty list where no row names one."""
+    """The file that each row names instead of image bytes, or None; an empty list if no row names one."""
     files = dataset.select_columns("image").with_format("arrow")[:]["image"]
     to_open = pc.if_else(pc.is_null(pc.struct_field(files, "bytes")), pc.struct_field(files, "path"), None)
     return to_open.to_pylist() if to_open.null_count < len(to_open) else []

@@ -1,4 +1,4 @@
-"""Readers of the raw formats that MNIST and CIFAR are published in. All return numpy arrays."""
+"""Readers of the raw formats of MNIST and CIFAR, as numpy arrays."""
 
 import gzip
 import math
@@ -16,7 +16,7 @@ from ftkit.errors import UserError
 
 IDX_NAME = re.compile(r"(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[13][-.]ubyte(\.gz)?$")
 _CHUNK = 1 << 20  # bytes
-_BOMB_BYTES, _BOMB_RATIO = 1 << 28, 100  # a gzipped file of more, and better packed, is not unpacked
+_BOMB_BYTES, _BOMB_RATIO = 1 << 28, 100  # a larger and better compressed gzip file is refused
 _CIFAR_BATCHES = {
     "cifar10": {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
     "cifar100": {"train": ["train"], "test": ["test"]},
@@ -27,22 +27,21 @@ _CIFAR_META = {"cifar10": "batches.meta", "cifar100": "meta"}
 def read_idx(path: Path) -> np.ndarray:
     """Read an IDX file of unsigned bytes, gzipped or not.
 
-    The format is the one of LeCun's MNIST page: two zero bytes, the type (8 = uint8), the number of dimensions,
-    each dimension as a big-endian uint32, then the values.
+    The format of LeCun's MNIST page: two zero bytes, the type (8 = uint8), the number of dimensions, each dimension as
+    a big-endian uint32, then the values.
 
     Returns:
         uint8 array: (N, H, W) for images, (N,) for labels.
 
     Raises:
-        UserError: the file cannot be read, has another magic number or type, or is shorter or longer than its header
-            says.
+        UserError: the file cannot be read, has another magic number or type, or its length contradicts its header.
     """
     try:
         data = _unpacked(path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read: {error}. Download it again") from None
     if len(data) < 4 or data[:2] != b"\0\0":
-        raise UserError(f"{path}: not an IDX file: it begins with {data[:4].hex() or 'nothing'}, expected 00000803")
+        raise UserError(f"{path}: not an IDX file: it starts with {data[:4].hex() or 'nothing'}, expected 00000803")
     kind, ndim = data[2], data[3]
     if kind != 8 or ndim not in (1, 3):
         raise UserError(
@@ -55,14 +54,14 @@ def read_idx(path: Path) -> np.ndarray:
     if found != expected:
         what, count = ("cut short", found) if found < expected else ("too long", "more")
         raise UserError(
-            f"{path}: {what}: its header says {' x '.join(map(str, shape))} = {expected} bytes of values and there "
+            f"{path}: {what}: its header says {' x '.join(map(str, shape))} = {expected} bytes of values, but there "
             f"are {count}. Download it again"
         )
     return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
 def _unpacked(path: Path) -> bytes:
-    """The bytes of a file, gzipped or not: of a gzipped one no more than one byte beyond what its header announces."""
+    """The bytes of a file, gzipped or not; of a gzipped one, at most one chunk more than its header announces."""
     packed = path.read_bytes()
     if packed[:2] != b"\x1f\x8b":
         return packed
@@ -73,8 +72,8 @@ def _unpacked(path: Path) -> bytes:
         announced = math.prod(struct.unpack(f">{ndim}I", data[4:])) if len(data) == 4 + 4 * ndim else 0
         if announced > max(_BOMB_BYTES, _BOMB_RATIO * len(packed)):
             raise UserError(
-                f"{path}: its {len(packed):,} bytes announce {announced:,}, more than {_BOMB_RATIO} times as many: no "
-                "images are packed that well. If they are, unpack the file yourself"
+                f"{path}: its {len(packed):,} bytes announce {announced:,}, more than {_BOMB_RATIO} times as many: "
+                "images do not compress that well. If it is genuine, unpack it yourself"
             )
         while len(data) <= 4 + 4 * ndim + announced and (chunk := file.read(_CHUNK)):
             data += chunk
@@ -89,7 +88,7 @@ def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             split = "train" if match["split"] == "train" else "test"
             files.setdefault((split, match["what"]), path)
     if ("train", "images") not in files:
-        raise UserError(f"{folder}: there is no train-images-idx3-ubyte(.gz) beside {sorted(files.values())[0].name}")
+        raise UserError(f"{folder}: train-images-idx3-ubyte(.gz) is missing next to {sorted(files.values())[0].name}")
     splits = {}
     for split in ("train", "test"):
         if (split, "images") not in files and (split, "labels") not in files:
@@ -100,7 +99,7 @@ def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         images, labels = (read_idx(files[split, what]) for what in ("images", "labels"))
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise UserError(
-                f"{folder}: {split}: images of shape {images.shape} do not fit labels of shape {labels.shape}"
+                f"{folder}: {split}: images of shape {images.shape} do not match labels of shape {labels.shape}"
             )
         if not len(images):
             raise UserError(f"{files[split, 'images']}: holds no images. Download it again")
@@ -108,13 +107,13 @@ def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return splits
 
 
-# What unpickling raises where bytes are not those that were written: lengths that no memory holds among them.
+# Raised when unpickling damaged bytes, which may also encode lengths that exceed the memory.
 _DAMAGED = (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError, TypeError, LookupError, MemoryError,
             OverflowError)  # fmt: skip
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles dictionaries of numpy arrays and nothing else: any other name in the file is refused."""
+    """Unpickles dictionaries of numpy arrays only; any other name in the file is refused."""
 
     _ALLOWED = frozenset(
         {
@@ -128,7 +127,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which no CIFAR batch does")
+            raise pickle.UnpicklingError(f"it loads {module}.{name}, which no CIFAR batch does")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
@@ -167,7 +166,7 @@ def read_cifar_folder(folder: Path, kind: str) -> tuple[dict[str, tuple[np.ndarr
         for name, batch in zip(files[split], batches, strict=True):
             data = batch.get("data")
             if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape[1:] != (3072,):
-                raise UserError(f"{folder / name}: holds no uint8 `data` of 3072 values an image. Download it again")
+                raise UserError(f"{folder / name}: holds no uint8 `data` of 3072 values per image. Download it again")
             labels = batch.get(label_key)
             if not isinstance(labels, list) or [type(label) for label in labels] != [int] * len(data):
                 raise UserError(f"{folder / name}: holds no `{label_key}` for its {len(data)} images")

@@ -1,4 +1,4 @@
-"""The Hub, or a clear sentence within seconds where it is out of reach."""
+"""Downloads from the Hub, or one clear message within seconds if it is out of reach."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ TIMEOUT_S = 3.0
 def _reachable() -> bool:
     try:
         get_session().head(huggingface_hub.constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception:  # whatever the HTTP library raises, the Hub did not answer
+    except Exception:  # whatever the HTTP library raises: the Hub did not answer
         return False
     return True
 
@@ -24,11 +24,11 @@ def _reachable() -> bool:
 def from_hub(load: Callable[[], Any], what: str, fix: str) -> Any:
     """Call `load`, which reads `what` from the Hub or from the local Hub cache.
 
-    The libraries retry for up to 47 s when the Hub is away. Here one short request decides; where it fails, they are
-    switched to their offline mode, in which they take what is cached or fail at once.
+    The libraries retry for up to 47 s when the Hub is away. Here one short request decides: if it fails, they are
+    switched to offline mode, in which they use their cache or fail at once.
 
     Raises:
-        UserError: `what` is not there, in a sentence that ends with `fix`; or there is no room for it.
+        UserError: `what` is missing, in a message that ends with `fix`, or the disk is full.
     """
     offline = is_offline_mode() or not _reachable()
     if offline:

@@ -1,4 +1,4 @@
-"""From what was read to train, validation and test: columns by type, splits carved, fewer images where asked."""
+"""Train, validation and test from the raw splits: columns by type, missing splits carved out, subsets taken."""
 
 import logging
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -> DatasetDict:
-    """Keep the splits of the run, as `train`, `validation`, `test` with the columns `image`, `label`, `index`.
+    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`.
 
-    A label column of text or whole numbers becomes a `ClassLabel` over the values of all splits, in natural order.
+    A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
     """
     wanted = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     splits = {}
@@ -33,10 +33,10 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
     label = SingleLabel.target_column(train, label_column)
     for split, dataset in splits.items():
         if not len(dataset):
-            raise UserError(f"{split} holds no images: remove it, or name another {split}_split")
+            raise UserError(f"{split} holds no images: remove it, or set another {split}_split")
         for name in (image, label):
             if name not in dataset.column_names:
-                raise UserError(f"column {name!r} of train is missing in {split}: {', '.join(dataset.column_names)}")
+                raise UserError(f"column {name!r} of train is missing from {split}: {', '.join(dataset.column_names)}")
     task = SingleLabel.read(splits, label)
     return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
 
@@ -50,7 +50,7 @@ def _rename(dataset: Dataset, split: str, image: str, label: str, task: Task) ->
 
 
 def complete_splits(splits: DatasetDict, args: DataArguments) -> DatasetDict:
-    """Carve test and validation out of train where they are missing: stratified, by `split_seed`."""
+    """Carve missing test and validation splits out of train: stratified, by `split_seed`."""
     splits = DatasetDict(splits)
     for split, size in (("test", args.test_size), ("validation", args.validation_size)):
         if split not in splits:
@@ -65,7 +65,7 @@ def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset
 
 
 def take_fewer(splits: DatasetDict, args: DataArguments) -> DatasetDict:
-    """`max_train_samples` or `samples_per_class` of train, drawn by `split_seed`; the other splits stay whole."""
+    """Reduce train to `max_train_samples` or `samples_per_class`, drawn by `split_seed`; leave the other splits."""
     train, task = splits["train"], task_of(splits["train"].features)
     task.check_targets(train)
     rows = order = np.random.default_rng(args.split_seed).permutation(len(train))
@@ -77,7 +77,7 @@ def take_fewer(splits: DatasetDict, args: DataArguments) -> DatasetDict:
 
 
 def keep_classes(splits: DatasetDict, classes: list[str] | None) -> DatasetDict:
-    """Only the images of `classes` (all of them where it is None); labels are numbered anew in the data's order."""
+    """Only the images of `classes` (all if None); labels are renumbered in the data's order."""
     if classes is None:
         return splits
     task = task_of(splits["train"].features)

@@ -1,4 +1,4 @@
-"""Which files are images, by their names."""
+"""The suffixes of image files."""
 
 from PIL import Image
 

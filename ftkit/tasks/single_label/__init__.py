@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from ftkit.config import LossArguments
 from ftkit.statistics.significance import compare
+from ftkit.tasks.columns import column
 from ftkit.tasks.parts import Drawing, Metric, Section
 from ftkit.tasks.single_label import answers, presentation, targets
 from ftkit.tasks.single_label.losses import LOSSES, OPTIONS, class_shares
@@ -73,8 +74,8 @@ class SingleLabel:
         return cls(features["label"].names) if isinstance(features.get("label"), ClassLabel) else None
 
     @classmethod
-    def of_config(cls, config: PreTrainedConfig) -> "SingleLabel":
-        """The task of a model with this config."""
+    def of_config(cls, config: PreTrainedConfig) -> "SingleLabel | None":
+        """The task of a model with this config, or None where it is another task's."""
         names: dict[Any, str] = dict(config.id2label or {})
         return cls([names[i] for i in range(len(names))])
 
@@ -91,9 +92,9 @@ class SingleLabel:
         """`dataset` with labels numbered as this task's, by class name; see `targets.relabel`."""
         return targets.relabel(dataset, self.names, what)
 
-    def tensor(self, values: np.ndarray) -> torch.Tensor:
+    def tensor(self, dataset: Dataset) -> torch.Tensor:
         """The targets of a dataset as they are trained on: int64 (N,)."""
-        return torch.tensor(values)
+        return torch.tensor(column(dataset, "label"))
 
     def counts(self, labels: torch.Tensor) -> dict[str, int]:
         """How many images each class has, by name."""
