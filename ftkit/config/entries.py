@@ -51,7 +51,7 @@ def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
         UserError: the file cannot be read, or is no mapping.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +63,7 @@ def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
             f"--config {path}: is nested too deeply; expected lines such as `learning_rate: 0.1`"
         ) from None
     if not isinstance(root, yaml.MappingNode):
-        what = "is empty" if root is None else f"holds a {root.id} where keys were expected"  # type: ignore[attr-defined]  # all kinds of nodes have it
+        what = "is empty" if root is None else f"holds a {root.id} where keys were expected"
         raise UserError(f"--config {path}: {what}; expected lines such as `learning_rate: 0.1`")
     entries: dict[str, Entry] = {}
     for key, value in root.value:

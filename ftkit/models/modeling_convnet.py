@@ -1,7 +1,6 @@
 """A small residual convolutional network, for images from 8x8 pixels up."""
 
 import difflib
-from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -62,11 +61,9 @@ class ConvNetConfig(PreTrainedConfig):
     identity_init: bool = False
     logit_scale: float = 1.0
     # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
-        "single_label_classification"
-    )
+    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         if type(self.num_channels) is not int or self.num_channels < 1:
             raise ValueError(f"num_channels={self.num_channels!r} must be a positive integer: 1 for grey, 3 for RGB")
@@ -187,7 +184,7 @@ class ConvNetForImageClassification(PreTrainedModel):
             previous = channels
         self.pool = nn.AdaptiveAvgPool2d(1) if config.pooling == "average" else GlobalMaxPool()
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(previous, config.num_labels)  # type: ignore[arg-type]  # never None
+        self.classifier = nn.Linear(previous, config.num_labels)  # type: ignore[arg-type]  # no None
         self.post_init()
 
     def fit_first_layer(self, pixel_values: torch.Tensor) -> None:
@@ -207,7 +204,7 @@ class ConvNetForImageClassification(PreTrainedModel):
             super()._init_weights(module)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

@@ -2,7 +2,6 @@
 
 import difflib
 from itertools import pairwise
-from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -39,11 +38,9 @@ class MLPConfig(PreTrainedConfig):
     dropout: float = 0.0
     initialization: str = "torch"
     # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
-        "single_label_classification"
-    )
+    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -97,7 +94,7 @@ class MLPForImageClassification(PreTrainedModel):
                 for fan_in, fan_out in pairwise(sizes)
             )
         )
-        self.classifier = nn.Linear(sizes[-1], config.num_labels)  # type: ignore[arg-type]  # never None
+        self.classifier = nn.Linear(sizes[-1], config.num_labels)  # type: ignore[arg-type]  # no None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -111,7 +108,7 @@ class MLPForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

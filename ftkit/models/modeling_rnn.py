@@ -1,7 +1,6 @@
 """A recurrent network that reads an image row by row."""
 
 import difflib
-from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -40,11 +39,9 @@ class RNNConfig(PreTrainedConfig):
     bidirectional: bool = False
     dropout: float = 0.0
     # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = (
-        "single_label_classification"
-    )
+    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -98,7 +95,7 @@ class RNNForImageClassification(PreTrainedModel):
         )
         self.num_directions = 2 if config.bidirectional else 1
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(self.num_directions * config.hidden_size, config.num_labels)  # type: ignore[arg-type]  # never None
+        self.classifier = nn.Linear(self.num_directions * config.hidden_size, config.num_labels)  # type: ignore[arg-type]  # no None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -107,7 +104,7 @@ class RNNForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:
