@@ -12,7 +12,7 @@ from ftkit.methods.plan import METHODS, default_learning_rate
 from ftkit.models import checks as models
 from ftkit.tasks import SingleLabel
 from ftkit.tasks import checks as tasks
-from ftkit.training.optimizers import check_optimizer
+from ftkit.training.loop.optimizers import check_optimizer
 from ftkit.training.trackers import check_trackers
 
 

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     check_folder(folder, args.overwrite)
     check_packages(args.format)
 
-    from ftkit.config.training import TrainingArguments
+    from ftkit.config.arguments.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console
     from ftkit.export.exporting import PYTORCH, Export, as_table, read_images, written_aside
     from ftkit.models.classifier import Classifier

@@ -23,7 +23,7 @@ from support import load_recipe_script
 
 from ftkit.errors import user_errors
 from ftkit.signals import signals
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 FINETUNE = load_recipe_script("finetune").main
 STAGES = [

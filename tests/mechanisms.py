@@ -14,7 +14,7 @@ from support import finetune
 
 from ftkit.data.augmentation.mixing import Mixing
 from ftkit.models.modeling_mlp import MLPForImageClassification
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # Batches of 20, 20 and 5 images: the last one is smaller than the parts that are made of the others.
 OPTIONS = ["--method", "full", "--max_train_samples", 45, "--num_train_epochs", 3, "--learning_rate", 0.01,

@@ -20,7 +20,7 @@ from ftkit.hub.parity import check_parity
 from ftkit.models import flops
 from ftkit.models.classifier import Classifier
 from ftkit.run import evaluate
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # 64 training images: 4 steps an epoch.
 BINARY = ["--classes", 0, 1, "--max_train_samples", 64, "--per_device_train_batch_size", 16, "--num_train_epochs", 2,

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
 from ftkit.run import evaluate
-from ftkit.training import saving
+from ftkit.training.checkpointing import saving
 
 
 @pytest.fixture

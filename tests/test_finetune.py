@@ -20,8 +20,8 @@ from support import KEEP_ALL, REPO, TINY, finetune, interrupt, load_recipe_scrip
 from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.run import evaluate
-from ftkit.training import saving
-from ftkit.training.checkpoints import step_of, what_is_wrong
+from ftkit.training.checkpointing import saving
+from ftkit.training.checkpointing.checkpoints import step_of, what_is_wrong
 
 QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
 

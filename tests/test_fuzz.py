@@ -40,7 +40,7 @@ from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
 from ftkit.owners import parse_config, parse_evaluation
 from ftkit.tasks import SingleLabel
-from ftkit.training.checkpoints import newest_complete, seal, what_is_wrong
+from ftkit.training.checkpointing.checkpoints import newest_complete, seal, what_is_wrong
 
 HANGS = 30  # seconds
 fuzz = settings(

@@ -11,7 +11,7 @@ from pathlib import Path
 from support import load_recipe_script
 
 from ftkit.errors import user_errors
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 path = Path(sys.argv.pop()) / f"{os.environ['RANK']}.txt"
 evaluation_loop = ImageTrainer.evaluation_loop

@@ -18,17 +18,17 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
+from ftkit.config.arguments.data import EMBEDDED, DataArguments
+from ftkit.config.arguments.evaluation import EvaluationArguments
+from ftkit.config.arguments.job import JobArguments
+from ftkit.config.arguments.loss import LossArguments
+from ftkit.config.arguments.method import MethodArguments
+from ftkit.config.arguments.model import ModelArguments
+from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, check_training, following, in_stage, usual
 from ftkit.config.configuration import Config, Evaluation
 from ftkit.config.contradictions import check_together
-from ftkit.config.data import EMBEDDED, DataArguments
 from ftkit.config.entries import Entry, parse_entry, read_command_line, read_recipe
-from ftkit.config.evaluation import EvaluationArguments
-from ftkit.config.job import JobArguments
-from ftkit.config.loss import LossArguments
 from ftkit.config.machine import check_machine, runs_on_cpu
-from ftkit.config.method import MethodArguments
-from ftkit.config.model import ModelArguments
-from ftkit.config.training import DEFAULTS, TrainingArguments, check_training, following, in_stage, usual
 from ftkit.config.training_fields import OF_THE_RUN, check_fields
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision

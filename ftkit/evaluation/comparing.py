@@ -17,7 +17,7 @@ from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.statistics.significance import ALPHA, holm
 from ftkit.tasks import Task
-from ftkit.training.output_folder import CHANGES_NOTHING
+from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 
 # What of a configuration does not make another method of it.
 _SAME_METHOD = CHANGES_NOTHING | {"seed", "data_seed", "run_name"}

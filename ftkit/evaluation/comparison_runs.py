@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ftkit.config.configuration import Config
 from ftkit.errors import ConfigError, UserError
 from ftkit.owners import parse_config
-from ftkit.training.output_folder import changes
+from ftkit.training.checkpointing.output_folder import changes
 
 if TYPE_CHECKING:
     from ftkit.evaluation.comparing import Group

@@ -12,7 +12,7 @@ from ftkit.errors import UserError
 from ftkit.evaluation.gallery import write_gallery, write_samples
 from ftkit.files import atomic_write
 from ftkit.tasks import Predictions, task_of
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 _FILE = "predictions.parquet"
 _TEST_TIME = ("flip", "flip_and_shift")

@@ -57,7 +57,7 @@ def describe_run(
     Args:
         parameters: of the model, `total` and `trained`.
         flops: of a forward pass of one image.
-        stages: the results of `ftkit.training.stages.run_plan`.
+        stages: the results of `ftkit.training.stages.running.run_plan`.
         seconds: since the run was started.
     """
     return {

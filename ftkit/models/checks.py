@@ -3,7 +3,7 @@
 import os
 
 from ftkit.config import ModelArguments, local_model, weights_file
-from ftkit.config.model import WEIGHTS_SUFFIXES, as_path
+from ftkit.config.arguments.model import WEIGHTS_SUFFIXES, as_path
 from ftkit.errors import nearest
 
 OWN_MODELS = ("mlp", "convnet", "rnn")

@@ -33,8 +33,8 @@ from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.data.pixels.normalize import channel_statistics
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
-from ftkit.training.objective import Objective
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.trainer import ImageTrainer
 
 WARM_UP_BATCHES = 4
 SAMPLE = 2000  # images of train on which loss and accuracy are taken, before and after

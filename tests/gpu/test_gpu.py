@@ -14,7 +14,7 @@ from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
 from ftkit.models.classifier import Classifier
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 VIT = ["--model", "timm/test_vit", "--image_size", 32]
 SHORT = ["--num_train_epochs", 2, "--max_train_samples", 400]

@@ -19,7 +19,7 @@ from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head
 from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 QUICK = [*TINY, "--learning_rate", 0.01]
 METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]

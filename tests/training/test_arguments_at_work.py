@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from support import KEEP_ALL, MLP, finetune, interrupt, losses, stage_results, train, train_log
 
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # 48 images: batches of 32 and of 16.
 SMALL = [*MLP, "--max_train_samples", 48, "--per_device_train_batch_size", 32, "--learning_rate", 0.05,
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_is_found_where_the_cache_is_emptied(tmp_path,
         return loss * float("nan") if model.training and self.state.global_step == 2 else loss
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", spoil)
-    monkeypatch.setattr("ftkit.training.trainer.clear_device_cache", lambda: emptied.append(1))
+    monkeypatch.setattr("ftkit.training.loop.trainer.clear_device_cache", lambda: emptied.append(1))
     options = [*SMALL, "--torch_empty_cache_steps", 2, "--on_nan", on_nan]
     if on_nan == "stop":
         with refused("the loss is nan at step 3"):

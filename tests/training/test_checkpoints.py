@@ -13,7 +13,7 @@ from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, finetune, interrupt,
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.models.classifier import Classifier
-from ftkit.training import checkpoints, saving
+from ftkit.training.checkpointing import checkpoints, saving
 
 
 @pytest.fixture

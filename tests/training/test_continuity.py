@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from support import KEEP_ALL, MLP, finetune, interrupt, train, weights
 
-from ftkit.training import checkpoints, provenance
+from ftkit.training import provenance
+from ftkit.training.checkpointing import checkpoints
 
 OPTIONS = [*MLP, *KEEP_ALL]
 STAGES = [{"train": "head", "num_train_epochs": 1}, {"train": "all", "num_train_epochs": 3}]

@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import load_file
 from support import train
 
-from ftkit.training.inputs import Preparation
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.inputs import Preparation
+from ftkit.training.loop.trainer import ImageTrainer
 
 
 def test_images_weights_and_gradients_lie_alike(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from support import MLP, train, weights
 
 from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 from ftkit.run import evaluate
-from ftkit.training.micro_batches import parts_that_fit
+from ftkit.training.loop.micro_batches import parts_that_fit
 
 SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_train_batch_size", 32]
 SMALL_MLP = [*MLP, *SMALL]

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import KEEP_ALL, KEEP_LAST, MLP, stage_results, train, weights
 
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # 160 training images: 5 steps an epoch. Plain SGD, of which one can say what an update did.
 OPTIONS = [*MLP, *KEEP_ALL, *KEEP_LAST, "--max_train_samples", 160, "--optim", "sgd", "--learning_rate", 0.1,

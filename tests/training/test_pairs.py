@@ -5,7 +5,7 @@ import torch
 from mechanisms import PAIRS, run_pair
 from torch import nn
 
-from ftkit.training.ema import WeightAverage
+from ftkit.training.loop.ema import WeightAverage
 
 QUICK = (("adalora", "skip"), ("ema", "compile"), ("accumulation", "auto"), ("mixup", "rollback"))
 

@@ -12,13 +12,13 @@ from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import merged
 from ftkit.methods.freezing import only_training
 from ftkit.models.anatomy import plain_name
-from ftkit.training.checkpoints import checkpoints, remove, sweep
-from ftkit.training.features import FeatureExtractor, HeadAlone
-from ftkit.training.objective import Objective
-from ftkit.training.planning import Plan, PreparedStage
-from ftkit.training.resumption import Resumption
-from ftkit.training.stage_results import describe_result, keep_result, restore_weights
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.checkpointing.checkpoints import checkpoints, remove, sweep
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.features import FeatureExtractor, HeadAlone
+from ftkit.training.stages.planning import Plan, PreparedStage
+from ftkit.training.stages.results import describe_result, keep_result, restore_weights
+from ftkit.training.stages.resumption import Resumption
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from transformers.trainer_utils import TrainOutput
 
 from ftkit.files import atomic_write, file_hash
 from ftkit.methods.adapter_kinds import hooks_of
-from ftkit.training.continuity import Fingerprint
-from ftkit.training.planning import PreparedStage, size
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.checkpointing.continuity import Fingerprint
+from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.planning import PreparedStage, size
 
 logger = logging.getLogger(__name__)
 _WEIGHTS, _RESULT = "model.safetensors", "result.json"

@@ -22,7 +22,7 @@ from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 from ftkit.precision import exact_float32, precision_of
-from ftkit.training.micro_batches import run_in_parts
+from ftkit.training.loop.micro_batches import run_in_parts
 from ftkit.training.provenance import arithmetic
 
 logger = logging.getLogger(__name__)

@@ -16,16 +16,16 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.compat.trainer import HookedTrainer
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
-from ftkit.training.checkpoints import STATE, best_of, checkpoint_of, rotate, seal
-from ftkit.training.continuity import Fingerprint
-from ftkit.training.ema import WeightAverage
-from ftkit.training.progress import Progress
+from ftkit.training.checkpointing.checkpoints import STATE, best_of, checkpoint_of, rotate, seal
+from ftkit.training.checkpointing.continuity import Fingerprint
+from ftkit.training.loop.ema import WeightAverage
+from ftkit.training.loop.progress import Progress
 
 logger = logging.getLogger(__name__)
 _FAILURES = (OSError, RuntimeError, SafetensorError)  # to write a file

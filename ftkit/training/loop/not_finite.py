@@ -12,8 +12,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ftkit.errors import UserError
-from ftkit.training.checkpoints import newest_complete
-from ftkit.training.saving import CheckpointingTrainer
+from ftkit.training.checkpointing.checkpoints import newest_complete
+from ftkit.training.checkpointing.saving import CheckpointingTrainer
 
 logger = logging.getLogger(__name__)
 _SHOWN = 8  # images

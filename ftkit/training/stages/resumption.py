@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import UserError
-from ftkit.training.checkpoints import newest_complete, what_is_wrong
-from ftkit.training.continuity import Fingerprint, read_fingerprint
-from ftkit.training.planning import Plan
-from ftkit.training.stage_results import read_result
+from ftkit.training.checkpointing.checkpoints import newest_complete, what_is_wrong
+from ftkit.training.checkpointing.continuity import Fingerprint, read_fingerprint
+from ftkit.training.stages.planning import Plan
+from ftkit.training.stages.results import read_result
 
 logger = logging.getLogger(__name__)
 

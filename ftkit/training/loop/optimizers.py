@@ -10,7 +10,7 @@ from torch import nn
 from transformers import SchedulerType, get_scheduler
 from transformers.training_args import OptimizerNames
 
-from ftkit.config.training import TIMM_OPTIMIZERS, TrainingArguments
+from ftkit.config.arguments.training import TIMM_OPTIMIZERS, TrainingArguments
 from ftkit.errors import UserError, nearest
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 

@@ -14,7 +14,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ftkit.compat.accelerate import clear_device_cache, inner_loader
 from ftkit.compat.torch import end_workers
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.data.feeding.loader import TrainingLoader, training_loader
 from ftkit.data.feeding.tensors import collate
 from ftkit.methods.adapter_kinds import hooks_of
@@ -22,17 +22,17 @@ from ftkit.models.anatomy import is_convolutional
 from ftkit.precision import exact_float32
 from ftkit.signals import signals
 from ftkit.tasks import Task
-from ftkit.training.ema import WeightAverage
-from ftkit.training.explained import explained
-from ftkit.training.inputs import Preparation
-from ftkit.training.lean import lean
-from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
-from ftkit.training.not_finite import Guard
-from ftkit.training.objective import Objective
-from ftkit.training.optimizers import make_optimizer, make_schedule
-from ftkit.training.progress import EvaluationLines
-from ftkit.training.saving import CheckpointingTrainer
-from ftkit.training.sharding import (
+from ftkit.training.checkpointing.saving import CheckpointingTrainer
+from ftkit.training.loop.ema import WeightAverage
+from ftkit.training.loop.explained import explained
+from ftkit.training.loop.inputs import Preparation
+from ftkit.training.loop.lean import lean
+from ftkit.training.loop.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
+from ftkit.training.loop.not_finite import Guard
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.optimizers import make_optimizer, make_schedule
+from ftkit.training.loop.progress import EvaluationLines
+from ftkit.training.loop.sharding import (
     allow_another_trainer,
     backward,
     gather_into,
@@ -41,8 +41,8 @@ from ftkit.training.sharding import (
     share_buffers,
     train_a_copy,
 )
+from ftkit.training.loop.waiting import Waiting
 from ftkit.training.trackers import shielded
-from ftkit.training.waiting import Waiting
 
 _LOGITS = 1 << 24  # that wait on a device in an evaluation at a time
 

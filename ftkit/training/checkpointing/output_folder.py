@@ -93,7 +93,7 @@ def _check_named(checkpoint: Path, folder: Path, overwrite: bool) -> None:
 def changes(folder: Path, config: Config) -> list[str]:
     """Which keys the run in a folder has other values of; those that change nothing of its result do not count.
 
-    Nor does it count where the data of an unfinished run lie: see `ftkit.training.continuity` for what they are.
+    In an unfinished run the place of the data does not count: a resume recognises images by their bytes.
 
     Raises:
         UserError: there is a run, and no configuration.

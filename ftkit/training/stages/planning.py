@@ -10,8 +10,8 @@ import numpy as np
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.config.configuration import Config
-from ftkit.config.training import TrainingArguments
 from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
 from ftkit.methods.adapters import add_adapters
@@ -20,7 +20,7 @@ from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups, regroup
 from ftkit.models.classifier import Classifier
-from ftkit.training.optimizers import make_optimizer, make_schedule
+from ftkit.training.loop.optimizers import make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
 

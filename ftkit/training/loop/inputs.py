@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from ftkit.data.augmentation.augment import augment
 from ftkit.data.augmentation.mixing import Mixing
 from ftkit.data.pixels.normalize import channels_last
-from ftkit.training.objective import Objective
+from ftkit.training.loop.objective import Objective
 
 
 class Preparation:

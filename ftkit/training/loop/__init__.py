@@ -1,0 +1,1 @@
+"""The `Trainer`, and what a step of training is made of."""
