@@ -417,8 +417,8 @@ def test_the_command_of_the_readme(tmp_path):
     """`accelerate launch recipes/finetune.py` as a user types it, and what it prints for a typo."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", str(REPO / "recipes" / "finetune.py")]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*launch, "--num_train_epochs", "2"], cwd=tmp_path, env=environment, capture_output=True,
-                          text=True, timeout=300)  # fmt: skip
+    done = subprocess.run([*launch, *QUICK], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout and "runs/digits-convnet-scratch/model" in done.stdout
     assert (tmp_path / "runs/digits-convnet-scratch/run.json").is_file()
