@@ -18,7 +18,7 @@ class HookedTrainer(Trainer):
     """
 
     model: nn.Module
-    optimizer: Any  # in training: accelerate's, around torch's
+    optimizer: Any  # while training, accelerate's wrapper of torch's
     lr_scheduler: LambdaLR
 
     def waits_for_epoch_end(self) -> bool:

@@ -33,14 +33,7 @@ from ftkit.config.training_fields import OF_THE_RUN, check_fields
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
-GROUPS: tuple[Any, ...] = (
-    DataArguments,
-    ModelArguments,
-    MethodArguments,
-    LossArguments,
-    JobArguments,
-    TrainingArguments,
-)
+GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
 # Keys that take one text or several; `HfArgumentParser` knows them as one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # Keys for which null is a value; of others it leaves the default. `report_to: null` would be a tracker of that name.
@@ -117,7 +110,7 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     """
     errors: list[str] = []
     overrides = read_command_line(arguments)
-    groups: tuple[Any, ...] = (DataArguments, EvaluationArguments)
+    groups: Any = (DataArguments, EvaluationArguments)
     parser = HfArgumentParser(groups, prog="eval.py")
     _answer_help(parser, overrides)
     keys = {f.name for f in dataclasses.fields(DataArguments)}

@@ -144,7 +144,7 @@ def _has_gradients(model: nn.Module) -> bool:
 
 
 def _parts(model: Any) -> tuple[Any, DeviceRanks]:
-    """What AdaLoRA is told, and what gives its ranks away."""
+    """The configuration of AdaLoRA, and its rank allocator."""
     return model.active_peft_config, model.base_model.rankallocator
 
 

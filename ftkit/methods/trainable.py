@@ -123,7 +123,7 @@ KINDS = (
 
 
 def kind_of(train: Any) -> Trainable:
-    """The row that a value of `train` is written like; see `check_train`."""
+    """The row that matches a value of `train` that `check_train` accepts."""
     return next(kind for kind in KINDS if _is_kind(kind, train))
 
 

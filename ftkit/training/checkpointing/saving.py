@@ -60,7 +60,7 @@ class CheckpointingTrainer(HookedTrainer):
         """Whether a copy of the model trains, in pieces."""
         return self.model is not self.original
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # called so alone
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
         """As the `Trainer` does.
 
         Raises:

@@ -58,7 +58,7 @@ class Preparation:
             images = augment(images, rows, self.augment, self.args.seed, batch["epoch"])
         images = self.to_device(self.normalize(images))
         if following is not None:
-            assert self.mixing is not None  # the loader gives what follows only to be mixed
+            assert self.mixing is not None  # the loader adds `following` only for mixing
             images, labels = self.mixing(images, self.mixable(labels), rows, self.args.seed, batch["epoch"])
         if self.in_channels_last:
             images = channels_last(images)

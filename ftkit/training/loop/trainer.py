@@ -230,7 +230,7 @@ class ImageTrainer(CheckpointingTrainer):
         self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # as above
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
         """Train; the model ends with the weights that validation chose, averaged if they are.
 
         Raises:
