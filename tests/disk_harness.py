@@ -1,12 +1,12 @@
-"""A run on a disk that fills up at any write, and the same command again with room.
+"""A run on a disk that fills up at any write, and the same command again once there is room.
 
     python tests/disk_harness.py          # some disk sizes, about a minute
     python tests/disk_harness.py --long   # every size, in pages of 4 KiB, from none to enough
 
-The disk holds the run's folder, or ftkit's cache, or that of `datasets`. Prints how many sizes were survived: the run
-either succeeds, or ends with one message and exit code 2 and does not count as finished; and the same command with
-room gives the model, metrics and log of an undisturbed run, byte for byte (except the seconds). The disk is a tmpfs;
-if none can be mounted, file sizes are limited instead.
+The disk holds the run's folder, ftkit's cache, or that of `datasets`. Prints how many sizes were survived: the run
+succeeds, or ends with one message and exit code 2 and does not count as finished; and with room the same command
+gives the model, metrics and log of an undisturbed run, byte for byte (except the seconds). The disk is a tmpfs; if
+none can be mounted, file sizes are limited instead.
 """
 
 import itertools
@@ -70,7 +70,7 @@ class Disk:
             subprocess.run(["mount", "-o", f"remount,size={self.size}", self.folder], check=True)
 
     def limit(self) -> None:
-        """Set the limit, in the process that will meet it."""
+        """Set the limit, in the process to be limited."""
         if not self.mount:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
@@ -84,7 +84,7 @@ class Place(NamedTuple):
 
 
 def places(root: Path) -> list[Place]:
-    """The run's folder, ftkit's cache, and the cache of `datasets`, which parquet files are written to."""
+    """The run's folder, ftkit's cache, and the cache of `datasets`, into which parquet files are read."""
     splits = load_data(DataArguments(dataset="digits", max_train_samples=160))
     (root / "parquet").mkdir()
     for split, rows in splits.items():
@@ -101,7 +101,7 @@ def places(root: Path) -> list[Place]:
 
 
 class Survival(NamedTuple):
-    """The result for one disk size: `wrong` is None if the run survived, `enough` if the disk never filled up."""
+    """The result for one disk size: `wrong` is None if the run survived, `enough` true if the disk never filled up."""
 
     wrong: str | None
     told: str
@@ -121,7 +121,7 @@ def meet(place: Place, size: int, root: Path, expected: dict[str, Any], mount: b
         code, log = attempt(run, prepare, place.options(disk)), run.with_suffix(".log")
         shown = log.read_text()
         told = [line for line in shown.splitlines() if line.startswith("error: ")]
-        lost = shown.count("training goes on without it")
+        lost = shown.count("training continues without it")
         if code not in (0, 2) or "Traceback" in shown:
             return Survival(f"ended with {code}: {shown[-2000:]}", "", False)
         if code == 2 and (len(told) != 1 or place.name not in told[0] or "make room there" not in told[0]):
@@ -130,7 +130,7 @@ def meet(place: Place, size: int, root: Path, expected: dict[str, Any], mount: b
             return Survival(f"ended with {code}, and there is {'a' if code else 'no'} run.json", "", False)
         disk.grow()
         if code == 2 and (code := attempt(run, prepare, place.options(disk))):
-            return Survival(f"could not go on, {code}: {log.read_text()[-2000:]}", "", False)
+            return Survival(f"could not resume, {code}: {log.read_text()[-2000:]}", "", False)
         found = outcome(run)
         wrong = [key for key in expected if found[key] != expected[key]]
         left = [str(path) for path in disk.folder.rglob(".*")]

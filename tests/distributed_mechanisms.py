@@ -1,8 +1,8 @@
-"""recipes/finetune.py with one mechanism after another, under a launcher; what became of each goes into a file.
+"""recipes/finetune.py with one mechanism after another, under a launcher; the outcome of each is written to a file.
 
     distributed_mechanisms.py <folder> <model> <mechanism>… [-- <option>…]
 
-Where the launcher has FSDP or DeepSpeed, accelerate is told that processors are accelerators.
+Under FSDP or DeepSpeed accelerate is told that CPUs are accelerators.
 """
 
 import os
@@ -39,4 +39,4 @@ if __name__ == "__main__":
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(0)  # threads of gloo may still ask for the interpreter
+    os._exit(0)  # threads of gloo may still need the interpreter

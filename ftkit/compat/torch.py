@@ -10,15 +10,15 @@ from torch.utils.data import DataLoader
 
 
 def end_workers(loader: DataLoader) -> None:
-    """End the worker processes of a loader. Left to the garbage collector, each would first wait for 5 seconds."""
+    """End the worker processes of a loader. Ended by the garbage collector, each would first wait for 5 seconds."""
     loader._iterator = None
 
 
 def compute_in_float32(norm: nn.Module) -> None:
-    """Let a BatchNorm whose weights become 16 bits compute in float32, with buffers that stay as they are.
+    """Let a BatchNorm with 16-bit weights compute in float32, and keep its buffers in their type.
 
-    torch refuses statistics and weights of two types, and in 16 bits the running statistics would stand still. No
-    hook could do this: the weights are cast for the forward pass alone, and DeepSpeed casts buffers by `_apply`.
+    torch refuses statistics and weights of two types, and in 16 bits the running statistics would not change. No hook
+    can do this: the weights are cast only for the forward pass, and DeepSpeed casts buffers by `_apply`.
     """
     vars(norm).update(forward=partial(_forward, norm), _apply=partial(_apply, norm))
 

@@ -89,10 +89,10 @@ def test_a_stage_of_weights_alone_begins_anew(tmp_path, capsys, refused):
     interrupt(part, keep=1)
     (kept,) = part.glob("stages/*/checkpoint-*")
     assert not (kept / "optimizer.pt").exists()
-    with refused("holds weights alone (save_only_model: true)", "leave it out"):
+    with refused("holds only weights (save_only_model: true)", "leave it out"):
         finetune(part, *options, "--resume_from_checkpoint", kept)
     finetune(part, *options)
-    assert "save_only_model: true): this stage begins anew" in capsys.readouterr().out
+    assert "save_only_model: true): the stage starts again" in capsys.readouterr().out
     assert tensors(part).keys() == tensors(whole).keys()
     assert all(np.array_equal(tensors(part)[name], expected) for name, expected in tensors(whole).items())
 

@@ -9,7 +9,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, finetune, interrupt, train, weights
+from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.models.classifier import Classifier
@@ -50,6 +53,14 @@ def remove(path):
     path.unlink()
 
 
+def reseal(checkpoint):
+    """Make a changed checkpoint complete again."""
+    aside = checkpoints.hidden(checkpoint)
+    os.replace(checkpoint, aside)
+    (aside / "manifest.json").unlink()
+    checkpoints.seal(aside, checkpoint)
+
+
 @pytest.mark.parametrize("damage", [truncate, empty, flip, remove])
 def test_whatever_is_damaged_is_named_and_skipped(killed, skipped, damage):
     stage = killed / "stages" / "0-all"
@@ -76,7 +87,7 @@ def test_a_manifest_lists_files_of_its_own_alone(killed, skipped, name):
     listed = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps({name: listed["model.safetensors"]} | listed))
     assert checkpoints.newest_complete(stage) == older
-    assert f"lists {name}, which lies elsewhere" in skipped()[0]
+    assert f"lists {name}, which is outside the checkpoint" in skipped()[0]
 
 
 @pytest.mark.parametrize("best", ["/etc", "..", "../../..", "/"])
@@ -85,10 +96,7 @@ def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, skipped, b
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     state = json.loads((newest / "trainer_state.json").read_text())
     (newest / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": best}))
-    (newest / "manifest.json").unlink()
-    aside = checkpoints.hidden(newest)
-    os.replace(newest, aside)
-    checkpoints.seal(aside, newest)
+    reseal(newest)
     assert checkpoints.newest_complete(stage) == older
     assert f"skipped {newest}" in skipped()[0]
 
@@ -100,11 +108,45 @@ def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsy
     (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
     finetune(killed, *FOUR_EPOCHS)
     shown = capsys.readouterr().out
-    assert f"skipped {newest}: it optimizer.pt is" in shown and f"resumes from {older}" in shown
+    assert (
+        f"skipped {newest}: it holds" in shown
+        and "bytes of optimizer.pt instead of" in shown
+        and f"resumes from {older}" in shown
+    )
     assert weights(killed) == weights(whole) and not list(stage.glob(".*"))
 
 
-def test_a_run_that_was_moved_remembers_its_best_checkpoint(whole, killed, tmp_path):
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(("change", "words"), [("lose", "is missing"), ("add", "another is unknown")])
+def test_a_checkpoint_without_the_tensors_of_the_model_is_refused(mlp, tmp_path, refused, method, change, words):
+    options = ["--model", mlp, "--method", method, *FOUR_EPOCHS[4:], "--num_train_epochs", 2]
+    run = train(tmp_path / "run", *options).folder
+    interrupt(run)
+    (checkpoint,) = run.glob("stages/*/checkpoint-*")
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    if change == "add":
+        tensors["another"] = torch.zeros(1)
+    else:
+        words = f"{tensors.popitem()[0]} {words}"
+    save_file(tensors, path)
+    reseal(checkpoint)
+    with refused("output_dir", path, words, "--overwrite true"):
+        train(run, *options)
+
+
+def test_a_shared_tensor_is_saved_under_one_of_its_names(tmp_path, refused):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    tensors = {name: torch.ones_like(value) for name, value in model.state_dict().items() if name != "1.weight"}
+    saving.load_tensors(model, tensors, tmp_path)
+    assert all(bool((value == 1).all()) for value in model.state_dict().values())
+    del tensors["0.weight"]
+    with refused("0.weight is missing, 1.weight is missing"):
+        saving.load_tensors(model, tensors, tmp_path)
+
+
+def test_a_run_that_was_moved_knows_its_best_checkpoint(whole, killed, tmp_path):
     moved = tmp_path / "elsewhere" / "run"
     shutil.move(killed, moved.parent / "run")
     train(moved, *FOUR_EPOCHS)
@@ -117,13 +159,10 @@ def test_a_checkpoint_whose_best_is_damaged_is_skipped(killed, skipped):
     for checkpoint in (second, third):
         state = json.loads((checkpoint / "trainer_state.json").read_text())
         (checkpoint / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": str(second)}))
-        (checkpoint / "manifest.json").unlink()
-        aside = checkpoints.hidden(checkpoint)
-        os.replace(checkpoint, aside)
-        checkpoints.seal(aside, checkpoint)
+        reseal(checkpoint)
     flip(second / "model.safetensors")
     assert checkpoints.newest_complete(stage) == first
-    assert f"remembers {second.name} as the best" in skipped()[0]
+    assert f"names {second.name} as the best" in skipped()[0]
 
 
 def test_a_named_checkpoint_must_be_whole(killed, refused):
@@ -156,7 +195,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
     monkeypatch.setattr(saving, "seal", sometimes)
     run = finetune(tmp_path / "run", *FOUR_EPOCHS)
     shown = capsys.readouterr().out
-    assert shown.count("could not be written, training goes on without it: [Errno 28]") == 2
+    assert shown.count("could not be written, training continues without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
     assert len(left) == 2 and all(checkpoints.what_is_wrong(path) is None for path in left)
     state = json.loads((run / "stages" / "0-all" / "trainer_state.json").read_text())

@@ -102,7 +102,13 @@ def test_other_images_are_refused_with_their_number(copies, goes_on, refused_unt
     for number in (2, 4, 6):
         draw(train / "a" / f"{number}.png", 5000 + number)
     (train / "b" / "1.png").unlink()
-    words = ["output_dir", copies / "run", "train: 3 images are new, 4 are missing", "bring", "--overwrite true"]
+    words = [
+        "output_dir",
+        copies / "run",
+        "train: 3 images are new, 4 images are missing",
+        "restore",
+        "--overwrite true",
+    ]
     with refused_untouched(*words):
         goes_on()
 
@@ -110,7 +116,7 @@ def test_other_images_are_refused_with_their_number(copies, goes_on, refused_unt
 def test_other_images_that_a_finished_stage_rests_on_are_refused(copies, goes_on, refused_untouched):
     shutil.rmtree(last_stage(copies / "run"))
     draw(copies / "photos" / "validation" / "a" / "2.png", 5000)
-    with refused_untouched("validation: 1 image is new, 1 is missing"):
+    with refused_untouched("validation: 1 image is new, 1 image is missing"):
         goes_on()
 
 
@@ -138,7 +144,7 @@ def test_another_order_is_refused(copies, goes_on, refused_untouched):
 def test_other_classes_are_refused(copies, goes_on, refused_untouched):
     for split in ("train", "validation", "test"):
         (copies / "photos" / split / "b").rename(copies / "photos" / split / "c")
-    with refused_untouched("the classes were a, b, and here they are a, c"):
+    with refused_untouched("its classes were a, b, and now they are a, c"):
         goes_on()
 
 

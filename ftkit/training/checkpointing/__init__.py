@@ -1,1 +1,1 @@
-"""Checkpoints that are complete or invisible, and the run's folder around them."""
+"""Checkpoints that are complete or invisible, and the run's folder that holds them."""

@@ -1,1 +1,1 @@
-"""The `Trainer`, and what a step of training is made of."""
+"""The `Trainer` and the parts of a training step."""

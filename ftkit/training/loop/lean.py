@@ -1,4 +1,4 @@
-"""What a stage does to the process and to its model for speed, and undoes when it ends."""
+"""What a stage changes in the process and the model for speed, and undoes when it ends."""
 
 import gc
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from ftkit.precision import remove_autocast
 
 @contextmanager
 def lean(model: Any, sharded: bool, checkpointing: bool) -> Iterator[None]:
-    """Within, the libraries spend no time of a step on garbage among themselves, or on packages that are missing.
+    """Within, no step spends time on garbage among the libraries' own objects, or on missing packages.
 
-    Weights of convolutions lie channels-last, as the images do, and gradients then lie as their weights.
+    Weights of convolutions are channels-last, as the images are, and so are their gradients.
 
     Args:
-        model: to train; it is contiguous afterwards, and has nothing left around it that this stage's arguments added.
-        sharded: whether it is a copy of it that trains.
+        model: to train; afterwards it is contiguous, without the autocast and checkpointing of this stage.
+        sharded: whether a copy of it trains.
         checkpointing: whether the `Trainer` turns activation checkpointing on.
     """
     skip_lomo()
-    gc.freeze()  # the Trainer begins with a collection, which would go through every object of the libraries
-    if is_convolutional(model) and not sharded and not isinstance(model, PeftModel):  # DoRA takes plain ones
+    gc.freeze()  # the Trainer starts with a collection, which would walk through every object of the libraries
+    if is_convolutional(model) and not sharded and not isinstance(model, PeftModel):  # DoRA needs contiguous weights
         model.to(memory_format=torch.channels_last)
     try:
         yield

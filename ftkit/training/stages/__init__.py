@@ -1,1 +1,1 @@
-"""A plan: prepared, checked, run stage by stage, and resumed."""
+"""A plan: prepared, checked, run stage by stage, resumed."""

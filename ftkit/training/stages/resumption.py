@@ -1,4 +1,4 @@
-"""What a run that resumes can use: of each stage its result, its checkpoint, or nothing."""
+"""The finished stages and checkpoints that a run can resume from."""
 
 import logging
 from pathlib import Path
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 class Resumption(NamedTuple):
-    """What a run starts from.
+    """The starting point of a run.
 
     Attributes:
         fingerprint: of this run.
-        standing: of each stage its result, if it is finished, or the checkpoint to continue from, or None.
+        standing: for each stage its result, if it is finished, or the checkpoint to resume from, or None.
     """
 
     fingerprint: Fingerprint
@@ -27,11 +27,11 @@ class Resumption(NamedTuple):
 
 
 def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
-    """Look for finished stages and checkpoints, if the run is to resume. Nothing is written.
+    """Find finished stages and checkpoints, if the run is to resume. Nothing is written.
 
     Raises:
-        UserError: they belong to other data, weights or circumstances than this run, or the checkpoint that
-            `resume_from_checkpoint` names cannot be used.
+        UserError: they have another fingerprint than this run, or the checkpoint that `resume_from_checkpoint` names
+            cannot be used.
     """
     training = plan.config.training
     standing: list[dict[str, Any] | Path | None] = []
@@ -42,8 +42,8 @@ def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
         found = read_result(folder)
         if found is not None and _is_in(folder, resume):
             raise UserError(
-                f"resume_from_checkpoint: {resume}: its stage is finished, and the run continues after it: leave it "
-                "out"
+                f"resume_from_checkpoint: {resume}: its stage is finished: leave it out, and the run continues with "
+                "the next stage"
             )
         if found is not None:
             differs = fingerprint.check(found.pop("fingerprint", None), folder, Path(training.output_dir))
@@ -54,7 +54,7 @@ def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
             differs = fingerprint.check(read_fingerprint(checkpoint), checkpoint, Path(training.output_dir))
         standing.append(checkpoint)
     if any(found is not None for found in standing) and differs:
-        logger.info("  since then: %s: the last digits of numbers may differ", differs)
+        logger.info("  changed since then: %s: the last digits of numbers may differ", differs)
     return Resumption(fingerprint, standing)
 
 
@@ -63,21 +63,21 @@ def _is_in(folder: Path, checkpoint: str) -> bool:
 
 
 def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
-    """The checkpoint to continue a stage from: the named one, if it is of this stage, or its newest complete one.
+    """The checkpoint to resume a stage from: the named one, if it belongs to this stage, or its newest complete one.
 
     Raises:
-        UserError: the named one is not complete, or holds weights alone.
+        UserError: the named one is not complete, or holds only weights.
     """
     resume = args.resume_from_checkpoint or "true"
     named = resume != "true" and _is_in(folder, resume)
     if args.save_only_model and named:
         raise UserError(
-            f"resume_from_checkpoint: {resume} holds weights alone (save_only_model: true), and no training can "
-            "go on from it: leave it out, and the stage begins anew"
+            f"resume_from_checkpoint: {resume} holds only weights (save_only_model: true), so training cannot resume "
+            "from it: leave it out, and the stage starts again"
         )
     if args.save_only_model:
-        logger.info("  %s: its checkpoints hold weights alone (save_only_model: true): this stage begins anew", folder)
+        logger.info("  %s: its checkpoints hold only weights (save_only_model: true): the stage starts again", folder)
         return None
     if named and (wrong := what_is_wrong(Path(resume))):
-        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or true for the newest one")
+        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or set true for the newest one")
     return Path(resume) if named else newest_complete(folder)
