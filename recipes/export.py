@@ -36,7 +36,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", choices=("true", "false"), default="false", help="replace an earlier export")
     parser.add_argument("--max_images", type=whole_number, help="measure accuracy on as many images (default: on all)")
     parser.add_argument("--repeats", type=whole_number, default=100, help="how often a batch is timed (default: 100)")
-    args, args.evaluation = parser.parse_known_args(arguments)
+    args, evaluation = parser.parse_known_args(arguments)
+    args.evaluation = evaluation
     known = {field.name for group in (DataArguments, EvaluationArguments) for field in dataclasses.fields(group)}
     known |= vars(args).keys() - {"evaluation"}
     for word in args.evaluation:

@@ -58,7 +58,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The resolved configuration as a recipe: running it again repeats the run."""
-        saved = {}
+        saved: dict[str, Any] = {}
         for group in (self.data, self.model, self.method, self.loss, self.job):
             saved |= {key: value for key, value in dataclasses.asdict(group).items() if value is not None}
         values = values_of(self.training)

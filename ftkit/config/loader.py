@@ -33,7 +33,7 @@ from ftkit.config.training_fields import OF_THE_RUN, check_fields
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
-GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
+GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
 # Keys that take one text or several; `HfArgumentParser` knows them as one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # Keys for which null is a value; of others it leaves the default. `report_to: null` would be a tracker of that name.
@@ -83,16 +83,17 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     read = _read_values(parser, _with_recipe(overrides, default_recipe, errors), errors)
     precision, contradictions = decide_precision(read, runs_on_cpu(read))
     errors += contradictions + check_machine(read)
-    groups = _build_checked(GROUPS[:-1], read, errors)
+    data, model, method, loss, job = _build_checked(GROUPS[:-1], read, errors)
     given = {key: value for key, value in read.items() if key in DEFAULTS}
-    values = DEFAULTS | following(given) | _defaults(owners, *groups[:3]) | given | precision
+    values = DEFAULTS | following(given) | _defaults(owners, data, model, method) | given | precision
     pushes, values["push_to_hub"] = bool(values["push_to_hub"]), False
     names = tuple(key for key in given if key not in usual(values))
-    config = Config(*groups, SimpleNamespace(**values), names, pushes)
+    unresolved: Any = SimpleNamespace(**values)
+    config = Config(data, model, method, loss, job, unresolved, names, pushes)
     errors += _check(config, names, owners)
     errors += _check_stages(parser, config, owners, bool(errors))
     training = None if errors else _explained(values, errors)
-    if errors:
+    if training is None:
         raise ConfigError(errors)
     return dataclasses.replace(config, training=training)
 
@@ -109,7 +110,7 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     """
     errors: list[str] = []
     overrides = read_command_line(arguments)
-    groups = (DataArguments, EvaluationArguments)
+    groups: Any = (DataArguments, EvaluationArguments)
     parser = HfArgumentParser(groups, prog="eval.py")
     _answer_help(parser, overrides)
     keys = {f.name for f in dataclasses.fields(DataArguments)}
@@ -138,9 +139,9 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
     """The entries of the recipe that the command line names, or of the default, and those of the command line."""
     chosen = [entry for entry in overrides if entry.key == "config"]
     overrides = [entry for entry in overrides if entry.key != "config"]
-    if len(chosen) > 1 or any(len(entry.texts) != 1 for entry in chosen):
+    if len(chosen) > 1 or any(len(entry.texts or []) != 1 for entry in chosen):
         raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
-    path = Path(chosen[0].texts[0]) if chosen else default_recipe
+    path = Path(chosen[0].shown) if chosen else default_recipe
     recipe = read_recipe(path, errors) if path else []
     if not chosen and {"dataset", "data_dir"} & {entry.key for entry in overrides}:
         recipe = [entry for entry in recipe if entry.key not in ("dataset", "data_dir")]
@@ -149,7 +150,7 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
 
 def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[str]) -> dict[str, Any]:
     """Typed values by key, later entries over earlier ones; what is wrong with any of them goes to `errors`."""
-    values = {}
+    values: dict[str, Any] = {}
     for entry in entries:
         try:
             values |= parse_entry(parser, entry, _LISTS, _NULLABLE)
@@ -228,7 +229,8 @@ def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, know
     for number, stage in enumerate([] if known or errors else stages):
         arguments = {key: value for key, value in stage.items() if key not in ("name", "train")}
         own = in_stage(vars(config.training), config.given, arguments)
-        wrong = _check(dataclasses.replace(config, training=SimpleNamespace(**own)), arguments, owners)
+        unresolved: Any = SimpleNamespace(**own)
+        wrong = _check(dataclasses.replace(config, training=unresolved), arguments, owners)
         wrong or _explained(own, wrong)
         errors += [f"stages[{number}]: {error}" for error in wrong]
     return errors

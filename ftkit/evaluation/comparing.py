@@ -178,7 +178,7 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
     return content
 
 
-def _letters():
+def _letters() -> list[str]:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return [*alphabet, *(first + second for first in alphabet for second in alphabet)]
 
@@ -191,7 +191,8 @@ def _row(letter: str, group: Group, score: str) -> dict[str, Any]:
     records, scores = [run.record for run in group.runs], _scores(group)
 
     def mean(values: list[float | None]) -> float | None:
-        return None if None in values else float(np.mean(values))
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(values) else None
 
     seconds = [sum(stage["seconds"] for stage in r["stages"]) if "stages" in r else None for r in records]
     return {

@@ -44,8 +44,8 @@ def plan_jobs(
         UserError: a folder holds a run of another configuration, or two runs would share a folder.
     """
     jobs, errors = [], []
-    for recipe, method in itertools.product(recipes, methods or [None]):
-        parts = [recipe.stem] * (len(recipes) > 1 or method is None) + [method] * (method is not None)
+    for recipe, method in itertools.product(recipes, methods or [""]):
+        parts = [recipe.stem] * (len(recipes) > 1 or not method) + [method] * bool(method)
         arguments = ["--config", str(recipe), *overrides, *(["--method", method] if method else [])]
         try:
             first = parse_config(arguments).training.seed

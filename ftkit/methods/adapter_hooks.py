@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
@@ -34,10 +33,10 @@ class AdapterHooks:
         """
         return {}
 
-    def prepare(self, model: PeftModel) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Change a model to which the adapters were just added."""
 
-    def bookkeeping(self, model: PeftModel) -> set[str]:
+    def bookkeeping(self, model: nn.Module) -> set[str]:
         """The names of parameters that change although they have no gradient."""
         return set()
 
@@ -49,11 +48,11 @@ class AdapterHooks:
         """The callbacks of a stage, before which adapters were planned to train for `steps_before` steps."""
         return []
 
-    def save(self, model: PeftModel, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write what the weights do not hold into the folder that has the weights."""
 
-    def restore(self, model: PeftModel, folder: Path) -> None:
+    def restore(self, model: nn.Module, folder: Path) -> None:
         """Read what `save` wrote."""
 
-    def finish(self, model: PeftModel) -> None:
+    def finish(self, model: nn.Module) -> None:
         """Make the model, whose last stage is done, ready to be saved."""

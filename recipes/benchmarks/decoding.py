@@ -7,7 +7,7 @@ from typing import Any
 from ftkit.data.pixels.decoding import cores
 from ftkit.data.pixels.images import open_image
 
-HELD: list[dict] = []  # files, within a process that decodes them
+HELD: list[Any] = []  # within a process that decodes: files, or what decodes them
 
 
 def decode(rows: range) -> None:

@@ -10,7 +10,7 @@ from ftkit.statistics.calibration import (
     reliability,
 )
 from ftkit.statistics.intervals import macro_f1_interval, mean_interval, wilson
-from ftkit.tasks.parts import Metric
+from ftkit.tasks.parts import Interval, Metric
 from ftkit.tasks.single_label.predictions import Predictions
 
 
@@ -31,13 +31,18 @@ def calibration_error(predictions: Predictions) -> float:
     return expected_calibration_error(reliability(predictions.confidences, predictions.hits))
 
 
+def accuracy_interval(predictions: Predictions) -> Interval | None:
+    """The 95% interval of `accuracy` (Wilson)."""
+    return wilson(predictions.hits.sum(), len(predictions))
+
+
 # In the order of the report.
 METRICS = {
     "accuracy": Metric(
         accuracy,
         "accuracy",
         "share of correct predictions",
-        interval=lambda predictions: wilson(predictions.hits.sum(), len(predictions)),
+        interval=accuracy_interval,
         hub_type="accuracy",
         validation="accuracy",
     ),
@@ -114,12 +119,14 @@ def compute_metrics(
 
     names = predictions.task.names
     rows = {key: metric for key, metric in METRICS.items() if len(names) >= metric.least_classes}
-    metrics = {"n": len(predictions)} | {key: metric.compute(predictions) for key, metric in rows.items()}
+    metrics: dict[str, Any] = {"n": len(predictions)} | {
+        key: metric.compute(predictions) for key, metric in rows.items()
+    }
     intervals = {key: metric.interval(predictions) for key, metric in rows.items() if metric.interval}
     metrics["intervals"] = intervals
     if test_time:
         metrics["test_time_accuracy"] = {name: accuracy(of) for name, of in test_time.items()}
-        intervals |= {name: METRICS["accuracy"].interval(of) for name, of in test_time.items()}
+        intervals |= {name: accuracy_interval(of) for name, of in test_time.items()}
     return metrics | {
         "calibration": _calibration(predictions, validation),
         "per_class": dict(zip(names, class_scores(predictions.matrix), strict=True)),

@@ -41,7 +41,7 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}")
         if unknown := natural_sorted(found - values["train"]):
             raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
-    return natural_sorted(values["train"])
+    return natural_sorted(name for name in values["train"] if name is not None)
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
