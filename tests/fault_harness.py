@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-from support import load_recipe_script
+from support import load_recipe_script, weights
 
 from ftkit.errors import user_errors
 from ftkit.signals import signals
@@ -118,7 +118,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     ]
     chosen = [(state["best_metric"], state["best_global_step"]) for state in states]
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    model = (folder / "model" / "model.safetensors").read_bytes()
+    model = weights(folder)
     return {"model": model, "metrics": metrics, "chosen": chosen, "logs": logs}
 
 
