@@ -81,7 +81,7 @@ def happens(where: str, folder: Path, then: Callable[[int], None]) -> None:
 
 
 def attempt(folder: Path, prepare: Callable[[], None] = lambda: None, options: list[str] = OPTIONS) -> int:
-    """Run the command in a forked process, its output to `<folder>.log`; returns the exit code, or minus the signal."""
+    """Run the command in a forked process, with its output in `<folder>.log`; the exit code, or minus the signal."""
     shown, shows = os.pipe()  # not a file: the process may have a limit on file sizes
     child = os.fork()
     if child == 0:

@@ -19,7 +19,7 @@ from ftkit.training.checkpointing import saving
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder, and a function that makes it and its sub-folders writable or not, for root too."""
+    """A folder, and a function that makes it and its subfolders writable or read-only, for root too."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid():
@@ -49,7 +49,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def after_the_first_checkpoint(monkeypatch):
-    """`after_the_first_checkpoint(act)` calls `act` once a run has written its first checkpoint."""
+    """`after_the_first_checkpoint(act)` calls `act` when a run has written its first checkpoint."""
 
     def plan(act):
         seal = saving.seal
@@ -140,7 +140,7 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     ],
     ids=lambda engine: " ".join(map(str, engine[1:])),
 )
-def test_data_that_disappear_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
+def test_data_that_disappears_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
     options = [
         *MLP,
         "--num_train_epochs",
