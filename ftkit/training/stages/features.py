@@ -50,9 +50,6 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
-
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch as `Images` returns it, but with `pixel_values` float32 (B, D)."""
         training = isinstance(batch, Batch)
