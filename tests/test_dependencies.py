@@ -22,7 +22,7 @@ PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 EXTRAS = {
     "ftkit/demo": {"demo"},
     "ftkit/export": {"export"},
-    "ftkit/training/sharding": {"deepspeed"},
+    "ftkit/training/loop/sharding": {"deepspeed"},
     "recipes/demo": {"demo"},
     "tests": {"test"},
     "tests/test_demo": {"demo"},

@@ -9,11 +9,10 @@ import sys
 import pytest
 from disk_harness import can_mount
 from PIL import Image
-from support import FOUR_EPOCHS, MLP, REPO, finetune, train, weights
+from support import FOUR_EPOCHS, MLP, REPO, TINY, finetune, train, weights
 from torch.utils.data import DataLoader
 
 from ftkit.errors import UserError, user_errors
-from ftkit.run import evaluate
 from ftkit.training.checkpointing import saving
 
 
@@ -141,23 +140,14 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     ids=lambda engine: " ".join(map(str, engine[1:])),
 )
 def test_data_that_disappears_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
-    options = [
-        *MLP,
-        "--num_train_epochs",
-        2,
-        "--data_dir",
-        photo_files,
-        "--cache_dir",
-        tmp_path / "cache",
-        *engine,
-    ]
+    """The tensor engine reads it again only when the evaluation stores some images."""
+    data = ["--data_dir", photo_files, "--cache_dir", tmp_path / "cache", *engine]
     after_the_first_checkpoint(lambda: photo_files.rename(tmp_path / "away"))
     with refused(photo_files, "cannot be read any more", "bring it back"):
-        train(tmp_path / "run", *options)
+        finetune(tmp_path / "run", *TINY, *MLP, *data)
     (tmp_path / "away").rename(photo_files)
-    job = train(tmp_path / "run", *options)
-    evaluate(job)
-    assert len(job.predicted["plain"]) == 16
+    finetune(tmp_path / "run", *TINY, *MLP, *data)
+    assert (tmp_path / "run" / "run.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_features_behind_other_adapters_are_other_features(convnet, tmp_path):
 
 def test_adapters_are_no_model_to_start_from(convnet, tmp_path, refused):
     run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora").folder
-    with refused("holds adapters, not a whole model", "--merge_adapters true"):
+    with refused("holds adapters, not a full model", "--merge_adapters true"):
         finetune(tmp_path / "again", *QUICK, "--model", run, "--method", "full")
 
 

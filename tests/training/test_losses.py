@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import brier_score_loss
-from support import KEEP_ALL, TINY, assert_saved_is_trained, finetune, interrupt, losses, train, weights
+from support import KEEP_ALL, MLP, TINY, assert_saved_is_trained, interrupt, losses, train, weights
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
@@ -97,12 +97,11 @@ def test_weight_decay_skips_norms_and_biases_by_default(tmp_path):
 )  # fmt: skip
 def test_the_loss_of_an_epoch_is_that_of_its_images(tmp_path, capsys, options):
     """At a learning rate of 0 the batch size does not matter: 100 images in batches of 27 end with one of 19."""
-    fixed = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--dropout", 0, "--max_train_samples", 100,
-             "--num_train_epochs", 2, "--learning_rate", 0]  # fmt: skip
+    fixed = [*TINY, *MLP, "--dropout", 0, "--learning_rate", 0]
     shown = []
     for size, others in ((100, []), (27, options)):
         capsys.readouterr()
-        finetune(tmp_path / str(size), *fixed, "--per_device_train_batch_size", size, *others)
+        train(tmp_path / str(size), *fixed, "--per_device_train_batch_size", size, *others)
         found = re.findall(r"epoch .* loss (\S+) +validation", capsys.readouterr().out)
         shown.append([float(loss) for loss in found])
     assert len(shown[0]) == 2 and shown[1] == pytest.approx(shown[0], abs=1.1e-4)  # four digits are shown
@@ -134,9 +133,9 @@ def test_the_average_is_evaluated_saved_and_resumed(tmp_path):
     checkpoints = sorted(run.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:]))
     expected = None
     for count, checkpoint in enumerate(checkpoints):
-        raw = load_file(checkpoint / "model.safetensors")["classifier.weight"]
+        current = load_file(checkpoint / "model.safetensors")["classifier.weight"]
         decay = min(0.9, (1 + count) / (10 + count))
-        expected = raw if expected is None else decay * expected + (1 - decay) * raw
+        expected = current if expected is None else decay * expected + (1 - decay) * current
         torch.testing.assert_close(averages(checkpoint)["classifier.weight"], expected)
     state = json.loads((run / "stages/0-all/trainer_state.json").read_text())
     best = run / "stages" / "0-all" / f"checkpoint-{state['best_global_step']}"
