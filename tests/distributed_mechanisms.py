@@ -30,8 +30,8 @@ def outcome(folder: Path, model: Path, name: str, options: list[str]) -> str:
 def main(folder: str, model: str, *words: str) -> None:
     names, _, options = " ".join(words).partition(" -- ")
     for name in names.split():
-        told = outcome(Path(folder), Path(model), name, options.split())
-        Path(folder, f"{name}-{os.environ['RANK']}").write_text(told)
+        found = outcome(Path(folder), Path(model), name, options.split())
+        Path(folder, f"{name}-{os.environ['RANK']}").write_text(found)
 
 
 if __name__ == "__main__":

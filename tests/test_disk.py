@@ -18,7 +18,7 @@ from ftkit.training.checkpointing import saving
 
 @pytest.fixture
 def disk(tmp_path):
-    """A folder, and a function that makes it and its sub-folders writable or not, for root too."""
+    """A folder, and a function that makes it and its subfolders writable or read-only, for root too."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.geteuid():
@@ -48,7 +48,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def after_the_first_checkpoint(monkeypatch):
-    """`after_the_first_checkpoint(act)` calls `act` once a run has written its first checkpoint."""
+    """`after_the_first_checkpoint(act)` calls `act` when a run has written its first checkpoint."""
 
     def plan(act):
         seal = saving.seal
@@ -139,8 +139,8 @@ def test_a_cache_that_is_deleted_costs_nothing(tmp_path, after_the_first_checkpo
     ],
     ids=lambda engine: " ".join(map(str, engine[1:])),
 )
-def test_data_that_disappear_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
-    """As tensors they are not read again before the evaluation stores some of them."""
+def test_data_that_disappears_during_a_run(photo_files, tmp_path, after_the_first_checkpoint, refused, engine):
+    """The tensor engine reads it again only when the evaluation stores some images."""
     data = ["--data_dir", photo_files, "--cache_dir", tmp_path / "cache", *engine]
     after_the_first_checkpoint(lambda: photo_files.rename(tmp_path / "away"))
     with refused(photo_files, "cannot be read any more", "bring it back"):

@@ -1,4 +1,4 @@
-"""A tracker that is away is said once, and costs nothing else."""
+"""A tracker that fails is logged once, and the run continues."""
 
 import logging
 
@@ -10,7 +10,7 @@ QUICK = [*TINY, *MLP, "--report_to", "tensorboard"]
 
 
 @pytest.mark.parametrize("event", ["on_train_begin", "on_log", "on_train_end"])
-def test_a_run_goes_on_without_its_tracker(tmp_path, monkeypatch, caplog, event):
+def test_a_run_continues_without_its_tracker(tmp_path, monkeypatch, caplog, event):
     def away(self, *args, **options):
         raise ConnectionError("the service is away")
 
@@ -18,11 +18,11 @@ def test_a_run_goes_on_without_its_tracker(tmp_path, monkeypatch, caplog, event)
     logging.getLogger("ftkit")  # which would become its parent later
     monkeypatch.setattr(logging.getLogger("ftkit.training.trackers"), "parent", logging.root)  # as caplog listens
     assert train(tmp_path / "run", *QUICK).stages
-    told = [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()]
-    assert told == ["report_to: TensorBoard failed, the run continues without it: the service is away"]
+    logged = [record.getMessage() for record in caplog.records if "report_to" in record.getMessage()]
+    assert logged == ["report_to: TensorBoard failed, the run continues without it: the service is away"]
 
 
-def test_a_tracker_that_works_hears_everything(tmp_path, monkeypatch):
+def test_a_working_tracker_gets_every_event(tmp_path, monkeypatch):
     heard = []
     monkeypatch.setattr(TensorBoardCallback, "on_log", lambda self, *args, logs, **options: heard.append(logs))
     train(tmp_path / "run", *QUICK)

@@ -15,7 +15,7 @@ from ftkit.files import file_hash, hidden, rename, sync
 logger = logging.getLogger(__name__)
 STATE = "trainer_state.json"  # written by the `Trainer`
 _MANIFEST = "manifest.json"
-_PREFIX = "checkpoint-"
+PREFIX = "checkpoint-"  # before the step, in the name of a checkpoint
 
 
 def seal(aside: Path, folder: Path) -> None:
@@ -57,18 +57,13 @@ def what_is_wrong(folder: Path) -> str | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a stage, complete or not, sorted by step."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of)
-
-
-def checkpoint_of(folder: Path, step: int) -> Path:
-    """The folder of a stage's checkpoint after an optimizer step."""
-    return folder / f"{_PREFIX}{step}"
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def best_of(checkpoint: Path) -> Path | None:

@@ -18,29 +18,12 @@ from ftkit.files import atomic_write
 logger = logging.getLogger(__name__)
 # Keys that do not change the trained model.
 CHANGES_NOTHING = {
-    "output_dir",
-    "cache_dir",
-    "dataloader_multiprocessing_context",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "ddp_timeout",
-    "disable_tqdm",
-    "eval_accumulation_steps",
-    "hub_license",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
+    "output_dir", "cache_dir", "dataloader_multiprocessing_context", "dataloader_num_workers",
+    "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_timeout",
+    "disable_tqdm", "eval_accumulation_steps", "hub_license", "hub_model_id", "hub_private_repo", "hub_revision",
     "on_nan",  # so that a run that stopped at a NaN can resume with another value
-    "push_to_hub",
-    "project",
-    "report_to",
-    "run_name",
-    "save_total_limit",
-    "torch_empty_cache_steps",
-    "use_cpu",
-}
+    "push_to_hub", "project", "report_to", "run_name", "save_total_limit", "torch_empty_cache_steps", "use_cpu",
+}  # fmt: skip
 _ENTRIES = ("config.yaml", "data.safetensors", "run.json", "stages", "model", "evaluation")
 
 

@@ -23,7 +23,7 @@ from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
-from ftkit.training.checkpointing.checkpoints import STATE, best_of, checkpoint_of, rotate, seal
+from ftkit.training.checkpointing.checkpoints import PREFIX, STATE, best_of, rotate, seal
 from ftkit.training.checkpointing.continuity import Fingerprint
 from ftkit.training.loop.ema import WeightAverage
 from ftkit.training.loop.progress import Progress
@@ -117,7 +117,7 @@ class CheckpointingTrainer(HookedTrainer):
             raise Interrupted(stop)
 
     def _checkpoint(self) -> Path:
-        return checkpoint_of(Path(self.args.output_dir), self.state.global_step)
+        return Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint aside, seal and rename it. If the disk is full, training continues without it."""

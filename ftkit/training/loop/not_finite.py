@@ -40,10 +40,6 @@ class NotFinite(NamedTuple):
         images = ", ".join(map(str, self.images[:_SHOWN])) + (", …" if len(self.images) > _SHOWN else "")
         return f"the loss is {self.loss} at step {self.step} (learning rate {self.learning_rate:.3g}, images {images})"
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON, with all images."""
-        path.write_text(json.dumps({**self._asdict(), "loss": str(self.loss)}) + "\n")
-
 
 class Losses:
     """The losses since the last check, with their batches. Until a check nothing waits for a device."""
@@ -205,7 +201,7 @@ class Guard:
             return
         file = Path(trainer.args.output_dir) / _FILE
         if trainer.args.should_save:
-            found.write(file)
+            file.write_text(json.dumps({**found._asdict(), "loss": str(found.loss)}) + "\n")
         saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         often = f" after {again} returns to the same weights" if again else ""
         raise UserError(

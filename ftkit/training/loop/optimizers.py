@@ -121,13 +121,7 @@ def make_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, ste
     if args.lr_scheduler_type in _BY_METRIC:
         options["mode"] = "max" if args.greater_is_better else "min"
     with _explained(args, "lr_scheduler_type", "lr_scheduler_kwargs"):
-        return get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=options,
-        )
+        return get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, options)
 
 
 @contextmanager

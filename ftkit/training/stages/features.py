@@ -51,9 +51,6 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
-
     def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, Any]:
         """The batch as `Images` returns it, but with `pixel_values` float32 (B, D)."""
         rows, epoch, weight, _ = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
