@@ -62,7 +62,7 @@ def build_page(
     Args:
         title: any text.
         classify: takes an image of mode L or RGB and returns the probability of each class.
-        channels: 1 or 3, that an uploaded image is decoded to.
+        channels: of an uploaded image after decoding: 1 or 3.
         fit: turns a drawing of mode L into an image for the model, or returns None if nothing is drawn.
     """
     blank = {"background": Image.new("RGB", (280, 280), "white"), "layers": [], "composite": None}

@@ -135,9 +135,9 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def _name(run: Run, apart: list[str]) -> str:
     if not run.config:
         return str(run.folder)
-    told = {key: run.config[key] for key in apart if key in run.config}
-    parts = [str(told.pop(key)) for key in ("method", "model") if key in told]
-    return ", ".join(parts + [f"{key} {value}" for key, value in told.items()]) or run.record["method"]
+    shown = {key: run.config[key] for key in apart if key in run.config}
+    parts = [str(shown.pop(key)) for key in ("method", "model") if key in shown]
+    return ", ".join(parts + [f"{key} {value}" for key, value in shown.items()]) or run.record["method"]
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def plan_jobs(
             raise UserError(f"--recipe {named}: two of them would train in the same folder, {job.folder}: name each "
                             "recipe once, and rename recipes that share a file name")  # fmt: skip
         if changed := changes(job.folder, job.config):
-            told = "; ".join(changed[:5])
-            raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")
+            some = "; ".join(changed[:5])
+            raise UserError(f"{job.folder} holds a run of another configuration ({some}): give another --output_dir")
     return jobs
 
 

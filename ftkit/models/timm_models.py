@@ -34,7 +34,7 @@ def usual_side(name: str) -> int:
 
 
 def hub_name(name: str) -> str:
-    """The name on the Hub of the trained weights of `timm/<architecture>`, with timm's default tag if it has none.
+    """The Hub's name for the trained weights of `timm/<architecture>`; timm's default tag is added if it has no tag.
 
     Raises:
         UserError: timm has no trained weights.
@@ -136,7 +136,7 @@ def head(model: nn.Module) -> nn.Module | None:
 
 
 def layer_groups(model: nn.Module) -> list[list[str]] | None:
-    """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if there are none."""
+    """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if timm has none."""
     if not isinstance(model, TimmWrapperForImageClassification):
         return None
     try:

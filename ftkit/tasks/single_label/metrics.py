@@ -73,7 +73,7 @@ METRICS = {
     "brier_score": Metric(
         lambda predictions: float(predictions.briers.mean()),
         "Brier score",
-        "squared distance of the probabilities from the true class, 0 to 2; lower is better",
+        "squared distance between probabilities and one-hot label, 0 to 2; lower is better",
         interval=lambda predictions: mean_interval(predictions.briers),
         hub_type="brier_score",
         higher_is_better=False,
@@ -159,5 +159,5 @@ def headline(metrics: dict[str, Any]) -> list[tuple[str, float, list[float] | No
     shown = {key: metric for key, metric in METRICS.items() if key in metrics}
     rows = [(metric.title, metrics[key], intervals.get(key), metric.about) for key, metric in shown.items()]
     for name, value in metrics.get("test_time_accuracy", {}).items():
-        rows.append(("accuracy, test-time augmentation", value, intervals[name], TEST_TIME[name]))
+        rows.append(("accuracy with test-time augmentation", value, intervals[name], TEST_TIME[name]))
     return rows
