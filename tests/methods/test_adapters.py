@@ -129,7 +129,7 @@ def test_any_option_by_its_own_name(convnet, tmp_path):
         (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with an adapter"]),
         (["--method", "lora", "--stages", '[{"train": "all"}]'], ["would not be saved with an adapter"]),
         (["--method", "full", "--stages", '[{"train": "adapters"}]'], ["needs a method that adds them"]),
-        (["--method", "full", "--merge_adapters", "true"], ["merge_adapters belongs to the methods of peft"]),
+        (["--method", "full", "--merge_adapters", "true"], ["merge_adapters has no effect with method: full"]),
         (["--method", "prefix_tuning"], ["'prefix_tuning' is unknown"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
@@ -201,7 +201,7 @@ def test_what_cannot_be_merged_is_refused_before_it_trains(mlp, tmp_path, refuse
         "--adapter_args",
         '{"target_modules": ["layers.1.0"]}',
     ]
-    with refused("merge_adapters: they cannot be merged"):
+    with refused("merge_adapters: PEFT cannot merge these"):
         finetune(tmp_path / "run", *QUICK, "--model", mlp, *arguments)
     assert not (tmp_path / "run").exists()
 
@@ -235,7 +235,7 @@ def test_merging_that_changes_the_logits_is_refused(convnet, refused):
         return plain
 
     adapted.merge_and_unload = broken
-    with refused("merge_adapters: the merged weights give other logits"):
+    with refused("merge_adapters: merging changes the logits"):
         merged(adapted, torch.randn(2, 1, 8, 8))
 
 
@@ -265,7 +265,7 @@ def test_adalora_resumes_to_the_same_bytes(mlp, tmp_path, keep):
 
 
 def test_adalora_needs_steps_to_plan(mlp, tmp_path, refused):
-    with refused("adalora plans its ranks over the steps", "only 1"):
+    with refused("adalora prunes over several steps", "only 1"):
         finetune(tmp_path / "run", "--model", mlp, "--method", "adalora", "--max_steps", 1)
 
 

@@ -41,10 +41,13 @@ def test_what_is_meant_is_accepted(wrong, method):
     ("method", "words"),
     [
         ({"method": "lorra"}, ["method: 'lorra' is unknown (did you mean", "expected scratch, full, linear_probe"]),
-        ({"method": "surgical"}, ["surgical_groups belongs to method: surgical"]),
-        ({"method": "full", "surgical_groups": ["stem"]}, ["surgical_groups belongs to method: surgical"]),
-        ({"method": "full", "adapter_args": {"r": 4}}, ["adapter_args belongs to the methods of peft"]),
-        ({"method": "full", "merge_adapters": True}, ["merge_adapters belongs to the methods of peft"]),
+        ({"method": "surgical"}, ["surgical_groups is missing"]),
+        ({"method": "full", "surgical_groups": ["stem"]}, ["surgical_groups has no effect with method: full"]),
+        (
+            {"method": "full", "adapter_args": {"r": 4}},
+            ["adapter_args has no effect with method: full", "method: lora"],
+        ),
+        ({"method": "full", "merge_adapters": True}, ["merge_adapters has no effect with method: full"]),
         (
             {"method": "lp_ft", "stages": [{"train": "all"}]},
             ["stages and method: lp_ft contradict", "scratch or full"],
@@ -57,7 +60,7 @@ def test_what_is_meant_is_accepted(wrong, method):
         ({"method": "lora", "adapter_args": {"task_type": "SEQ_CLS"}}, ["task_type is not for a classifier"]),
         ({"method": "lora", "adapter_args": {"modules_to_save": "head"}}, ["'head' is not a list of names"]),
         ({"method": "lora", "adapter_args": {"layers_pattern": "blocks"}}, ["layers_pattern needs target_modules"]),
-        ({"method": "lora", "adapter_args": {"init_lora_weights": "pissa_niter_4"}}, ["draws at random"]),
+        ({"method": "lora", "adapter_args": {"init_lora_weights": "pissa_niter_4"}}, ["pissa_niter_4 is random"]),
         ({"method": "lora", "train_batchnorm_stats": True}, ["train_batchnorm_stats: true would move statistics"]),
     ],
     ids=str,

@@ -98,7 +98,7 @@ def test_a_stage_of_weights_alone_begins_anew(tmp_path, capsys, refused):
 
 
 def test_no_rollback_to_weights_alone(tmp_path, refused):
-    with refused("on_nan: rollback goes back to the optimizer", "save_only_model: true"):
+    with refused("on_nan: rollback needs the optimizer", "save_only_model: true"):
         train(tmp_path / "run", *SMALL, "--save_only_model", "true", "--on_nan", "rollback")
 
 
