@@ -58,7 +58,7 @@ def optimizer_groups(
     Args:
         settings: by the names of the parameters.
         weight_decay: for the parameters that decay.
-        muon: the optimizer is timm's Muon, which takes every matrix for a hidden layer's unless a group says otherwise.
+        muon: the optimizer is timm's Muon, which takes a matrix for a hidden layer's unless its group says otherwise.
         kinds: groups that an optimizer has made itself; their options are kept.
     """
     kind_of = {id(parameter): number for number, kind in enumerate(kinds) for parameter in kind["params"]}
