@@ -1,4 +1,4 @@
-"""The reading of a configuration, with all who own the names in it: one line each."""
+"""Read configurations, and check the names in them with the modules that own these: one line each."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """The sides that load or train: stock, tutorial, raw and ftkit.
 
 - stock: a `datasets` image column (PNG) with a per-example `set_transform` of torchvision and a plain `Trainer`, the
-  way the ecosystem's official image-classification example does it, with the `Trainer`'s defaults (one of them clips
-  the gradients, so that its loss differs from the others').
+  way the ecosystem's official image-classification example does it, with the `Trainer`'s defaults (it clips gradients,
+  so that its loss differs from the others').
 - tutorial: the plain PyTorch loop over a torchvision-style dataset and a `DataLoader`.
 - raw: tensors already normalised in memory; a permutation, an index and a step: the limit of eager PyTorch.
 - ftkit: what recipes/finetune.py runs.
@@ -48,7 +48,7 @@ class Loop(NamedTuple):
 
 
 def stock(setup: Setup) -> Trainer:
-    """The official example: decode and transform each image when it is asked for; a plain `Trainer`."""
+    """The official example: each image is decoded and transformed on access; a plain `Trainer`."""
     augmentations = (
         [RandomCrop(setup.info.size, padding=4), RandomHorizontalFlip()] if setup.config.data.augment else []
     )
@@ -79,7 +79,7 @@ def stock(setup: Setup) -> Trainer:
 
 
 class TutorialDataset(TorchDataset):
-    """What `torchvision.datasets.MNIST` does: an array becomes a PIL image, which the transform takes."""
+    """Like `torchvision.datasets.MNIST`: each array becomes a PIL image for the transform."""
 
     def __init__(self, images: ImageTensors, transform: Callable):
         self.data, self.targets, self.transform = images.images[:, 0], images.labels, transform
@@ -120,9 +120,9 @@ def tutorial(setup: Setup) -> Loop:
 
 
 def raw(setup: Setup) -> Loop:
-    """No data path and no loop around the step: what is left is what PyTorch itself needs."""
+    """No data path and no loop around the step: only the time that PyTorch itself needs."""
     plain, device = setup.config.model.model == "mlp", setup.device
-    # Weights in channels_last take about a seventh off a step of the convnet on a CPU, so that raw has them.
+    # channels_last takes about a seventh off a step of the convnet on a CPU, so raw uses it too.
     model = plain_model(setup) if plain else setup.model().to(device, memory_format=torch.channels_last)
     images, labels = setup.normalizer()(setup.tensors.images.to(device)), setup.images.labels.to(device)
     bf16 = setup.config.training.bf16
@@ -143,7 +143,7 @@ def raw(setup: Setup) -> Loop:
 
 
 def ftkit(setup: Setup) -> ImageTrainer:
-    """The road of recipes/finetune.py."""
+    """The training of recipes/finetune.py."""
     args, config, images = setup.config.training, setup.config, copy.copy(setup.images)
     set_up_loading(args, {"train": images}, None)  # it may move the images to an accelerator
     model = setup.model()
@@ -164,10 +164,10 @@ def score(setup: Setup, model: nn.Module) -> tuple[float, float]:
 
 
 def train(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, float]:
-    """Time an epoch, with the loss and accuracy that show that it trained.
+    """Time an epoch; loss and accuracy show that it trained.
 
     Raises:
-        RuntimeError: the loss did not fall, so whatever was timed was no training.
+        RuntimeError: the loss did not fall.
     """
     set_seed(number)
     trainer = side(setup)
@@ -180,7 +180,7 @@ def train(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, 
 
 
 def load(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, float]:
-    """Time a pass over all batches as the model gets them: ftkit augments, normalises and lays out only then."""
+    """Time a pass over all batches, ready for the model: `prepare` is where ftkit augments and normalises."""
     set_seed(number)
     trainer = side(setup)
     loader = trainer.get_train_dataloader()

@@ -1,4 +1,4 @@
-"""How a model is trained: the method, and the stages of it."""
+"""How a model is trained: the method and its stages."""
 
 import math
 import re
@@ -16,8 +16,8 @@ class MethodArguments:
     method: str = field(
         default="scratch",
         metadata={
-            "help": "A method of ftkit's own, or any adapter of the installed peft (lora, adalora, loha, lokr, ia3, "
-            "oft, vera, …). scratch: random weights; all others start from trained."
+            "help": "One of ftkit's own, or any adapter of the installed peft (lora, adalora, loha, lokr, ia3, oft, "
+            "vera, …). scratch starts from random weights, all others from trained ones."
         },
     )
     stages: StageList | None = field(
@@ -25,7 +25,7 @@ class MethodArguments:
         metadata={"help": "A plan of your own: a list of mappings with `train` and training arguments (JSON)."},
     )
     surgical_groups: list[str] | None = field(
-        default=None, metadata={"help": "The layer groups, or patterns of module names, that `surgical` trains."}
+        default=None, metadata={"help": "The layer groups or patterns of module names that `surgical` trains."}
     )
     adapter_args: Options | None = field(
         default=None,
@@ -34,20 +34,22 @@ class MethodArguments:
         },
     )
     merge_adapters: bool = field(
-        default=False, metadata={"help": "Save plain weights with the adapters in them, which need no peft to load."}
+        default=False,
+        metadata={"help": "Merge the adapters into the weights that are saved; these load without peft."},
     )
     train_batchnorm_stats: bool = field(
         default=False, metadata={"help": "Let the running statistics of frozen BatchNorms follow the data."}
     )
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Each layer group's learning rate is this times that of the group behind it."}
+        default=1.0,
+        metadata={"help": "Each layer group's learning rate is this times that of the next towards the head."},
     )
     head_lr_multiplier: float = field(
-        default=1.0, metadata={"help": "The head's learning rate is this times the rest."}
+        default=1.0, metadata={"help": "The head's learning rate is this times learning_rate."}
     )
     cache_features: bool = field(
         default=True,
-        metadata={"help": "Compute the features of a frozen body once, where the head alone trains on fixed pixels."},
+        metadata={"help": "Compute the features of a frozen body once, if the head alone trains on fixed pixels."},
     )
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class MethodArguments:
                 setattr(self, name, from_json(value))
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = []
         if self.adapter_args is not None and not isinstance(self.adapter_args, dict):
             errors.append(f'adapter_args: {self.adapter_args!r} is not a mapping such as {{"r": 8}}')

@@ -23,7 +23,7 @@ class ModelArguments:
     )
     architecture: str | None = field(
         default=None,
-        metadata={"help": "Which model a file of weights is for, such as timm/resnet18 (see model_args)."},
+        metadata={"help": "The model that a file of weights belongs to, such as timm/resnet18 (see model_args)."},
     )
     model_args: Options | None = field(
         default=None,
@@ -50,16 +50,17 @@ class ModelArguments:
             self.model_args = from_json(self.model_args)
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = []
         if weights_file(self.model) is None and self.architecture is not None:
             errors.append(
-                f"architecture: {self.architecture} belongs to a file of weights, and {self.model} is none: leave it "
-                "out"
+                f"architecture: {self.architecture} goes with a file of weights, and model: {self.model} is not one: "
+                "leave it out"
             )
         elif weights_file(self.model) is not None and self.architecture is None:
             errors.append(
-                f"architecture is missing: say what the weights in {self.model} are for, such as timm/resnet18"
+                f"architecture is missing: name the model that the weights in {self.model} belong to, such as "
+                "timm/resnet18"
             )
         if self.model_args is not None and not isinstance(self.model_args, dict):
             errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
@@ -80,17 +81,17 @@ class ModelArguments:
 
 
 def local_model(name: str) -> Path | None:
-    """The folder of a saved model that `name` means: itself, or `model/` of a run; None where it means no folder."""
+    """The folder of a saved model: `name` itself, or `model/` in it (a run's folder); None if it is neither."""
     path = as_path(name)
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "config.json")), None)
 
 
 def weights_file(name: str) -> Path | None:
-    """The file of weights that `name` means, or None where it means no such file."""
+    """The file of weights of this name, or None."""
     path = as_path(name)
     return path if path.suffix in WEIGHTS_SUFFIXES and os.path.isfile(path) else None
 
 
 def as_path(name: str) -> Path:
-    """Any text as a path: `pathlib` raises for a user who is not there, and for names that are too long."""
+    """Any text as a path; `Path.expanduser` would raise for the home of an unknown user."""
     return Path(os.path.expanduser(name))
