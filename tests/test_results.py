@@ -149,7 +149,7 @@ def test_a_result_is_written_into_the_texts(root, record, capsys):
             "a <!-- results: digits/tiny accurasy --><!-- end -->",
             ["guides/x.md:1", "no number 'accurasy'"],
         ),
-        ("a\n<!-- results: digits/tiny accuracy --><!-- end -->", ["guides/x.md:2", "begin it with a word"]),
+        ("a\n<!-- results: digits/tiny accuracy --><!-- end -->", ["guides/x.md:2", "start it with a word"]),
     ],
 )
 def test_a_marker_for_an_unknown_result_is_refused(root, record, refused, marker, words):
