@@ -171,9 +171,9 @@ def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[st
 def _find_local_data(values: dict[str, Any]) -> None:
     """Look up a short dataset name in the folder `FTKIT_DATA_DIR`; make `data_dir` absolute."""
     shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
-    looked_up = shared and dataset not in (None, *EMBEDDED) and not values.get("data_dir")
-    if looked_up and os.path.isdir(Path(shared) / dataset):
-        values["data_dir"] = str(Path(shared) / dataset)
+    found = Path(shared) / dataset if shared and dataset and dataset not in EMBEDDED else None
+    if found and not values.get("data_dir") and os.path.isdir(found):
+        values["data_dir"] = str(found)
     if values.get("data_dir"):
         values["data_dir"] = str(Path(os.path.expanduser(values["data_dir"])).absolute())
 
