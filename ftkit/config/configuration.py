@@ -18,8 +18,8 @@ from ftkit.precision import HALVES
 
 # A saved configuration spells these out, then what was given.
 _SPELT_OUT = ("eval_strategy", "per_device_eval_batch_size", "logging_steps", "save_total_limit", "learning_rate")
-# How a run is started, not what it is.
-_NOT_SAVED = ("overwrite", "resume_from_checkpoint")
+# How a run is started, not what it is; and a key that transformers sets by eval_strategy, and a recipe may not set.
+_NOT_SAVED = ("overwrite", "resume_from_checkpoint", "do_eval")
 
 
 @dataclass

@@ -519,6 +519,7 @@ def test_a_saved_configuration_reads_back_equal(recipe, tmp_path, monkeypatch, v
         "save_total_limit: null\nmetric_for_best_model: null",
         "eval_steps: 4\nsave_steps: 8",
         "logging_steps: 7\neval_strategy: steps",
+        "do_eval: false",
     ],
 )
 def test_values_that_transformers_resolves_survive_saving(recipe, text):
