@@ -388,6 +388,7 @@ CONTRADICTIONS = [
     ({"bf16": True, "fp16": True}, "fp16"),
     ({"method": "adalora", "model": "timm/test_vit", "ema_decay": 0.9}, "ema_decay: 0.9 brings back ranks"),
     ({"lr_scheduler_kwargs": "fast"}, "lr_scheduler_kwargs"),
+    ({"metric_for_best_model": ""}, "metric_for_best_model: ''"),
 ]
 
 
