@@ -123,7 +123,10 @@ def test_options_of_adapters_go_by_pefts_names(convnet, tmp_path):
         (["--method", "lora", "--adapter_args", '{"modules_to_save": ["stemm"]}'], ["no module 'stemm'", "'stem'"]),
         (["--method", "lora", "--adapter_args", '{"r": "8"}'], ["r: '8' is not a number"]),
         (["--method", "lora", "--adapter_args", '{"modules_to_save": "stem"}'], ["'stem' is not a list of names"]),
-        (["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'], ["task_type is not for image classifiers"]),
+        (
+            ["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'],
+            ["task_type is not for image classifiers"],
+        ),
         (["--method", "lora", "--adapter_args", '{"layers_to_transform": [0]}'], ["chooses among target_modules"]),
         (["--method", "lora", "--adapter_args", '{"init_lora_weights": "pissa_niter_4"}'], ["use pissa"]),
         (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with adapters"]),
