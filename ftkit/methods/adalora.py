@@ -81,7 +81,7 @@ class AdaLora(AdapterHooks):
         return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
 
     def prepare(self, model: PeftModel) -> None:
-        """Let ranks be chosen on the model's device."""
+        """Keep the choice of ranks on the model's device."""
         tuner = model.base_model
         tuner.rankallocator = DeviceRanks(tuner.model, model.active_peft_config, model.active_adapter)
 
