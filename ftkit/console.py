@@ -7,7 +7,7 @@ import warnings
 import datasets
 import transformers
 
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import printable
 
 logger = logging.getLogger("ftkit")

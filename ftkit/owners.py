@@ -12,7 +12,7 @@ from ftkit.methods.plan import METHODS, default_learning_rate
 from ftkit.models import checks as models
 from ftkit.tasks import SingleLabel
 from ftkit.tasks import checks as tasks
-from ftkit.training.optimizers import check_optimizer
+from ftkit.training.loop.optimizers import check_optimizer
 from ftkit.training.trackers import check_trackers
 
 
@@ -34,11 +34,11 @@ def _check_evaluation(config: Evaluation) -> list[str]:
 OWNERS = Owners(
     _check,
     default_learning_rate,
-    SingleLabel.metrics[SingleLabel.score].validation,
+    SingleLabel.metrics[SingleLabel.score].validation or "loss",
     {
         "model": (*models.OWN_MODELS, "timm/<architecture>"),
         "augment": AUGMENTATIONS,
-        "loss": [f"{name} ({loss.__doc__.rstrip('.')})" for name, loss in SingleLabel.losses.items()],
+        "loss": [f"{name} ({(loss.__doc__ or '').rstrip('.')})" for name, loss in SingleLabel.losses.items()],
         "metric_for_best_model": SingleLabel.validation(),
         "method": (*METHODS, *LORA_VARIANTS, "any adapter of peft"),
     },

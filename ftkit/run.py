@@ -32,12 +32,12 @@ from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
 from ftkit.owners import parse_config
 from ftkit.tasks import Predictions, Task, task_of
-from ftkit.training.continuity import Fingerprint, take_fingerprint
-from ftkit.training.output_folder import begin_run, check_run_folder, check_shared, claimed
-from ftkit.training.planning import Plan, prepare_plan
-from ftkit.training.resumption import prepare_resumption
-from ftkit.training.stages import run_plan
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
+from ftkit.training.checkpointing.output_folder import begin_run, check_run_folder, check_shared, claimed
+from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.planning import Plan, prepare_plan
+from ftkit.training.stages.resumption import prepare_resumption
+from ftkit.training.stages.running import run_plan
 
 
 @dataclass(repr=False)

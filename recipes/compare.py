@@ -73,7 +73,7 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     default = Path("runs") / "-".join([*(recipe.stem for recipe in recipes), "comparison"])
     output_dir = Path(own.get("output_dir", [default])[0])
     launch = Path(own["launch_config"][0]) if "launch_config" in own else None
-    overrides = [word for setting in others for word in (f"--{setting.key}", *setting.texts)]
+    overrides = [word for setting in others for word in (f"--{setting.key}", *(setting.texts or []))]
     return Comparison(runs, recipes, methods, int(seeds), output_dir, launch, overrides)
 
 

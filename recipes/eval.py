@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
 
     from datasets import DatasetDict
 
-    from ftkit.config.training import TrainingArguments
+    from ftkit.config.arguments.training import TrainingArguments
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.data.feeding.engine import load_images, set_up_loading
     from ftkit.data.pixels.images import describe_images
@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     from ftkit.evaluation.record import describe_command, describe_data, show_result, write_run_record
     from ftkit.evaluation.report import write_report
     from ftkit.models.classifier import Classifier
+    from ftkit.training.loop.trainer import ImageTrainer
     from ftkit.training.provenance import environment
-    from ftkit.training.trainer import ImageTrainer
 
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, eval_strategy="no")

@@ -36,7 +36,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--overwrite", choices=("true", "false"), default="false", help="replace an earlier export")
     parser.add_argument("--max_images", type=whole_number, help="measure accuracy on this many images (default: all)")
     parser.add_argument("--repeats", type=whole_number, default=100, help="how often a batch is timed (default: 100)")
-    args, args.evaluation = parser.parse_known_args(arguments)
+    args, evaluation = parser.parse_known_args(arguments)
+    args.evaluation = evaluation
     known = {field.name for group in (DataArguments, EvaluationArguments) for field in dataclasses.fields(group)}
     known |= vars(args).keys() - {"evaluation"}
     for word in args.evaluation:
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
     check_folder(folder, args.overwrite)
     check_packages(args.format)
 
-    from ftkit.config.training import TrainingArguments
+    from ftkit.config.arguments.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console
     from ftkit.export.exporting import PYTORCH, Export, as_table, read_images, written_aside
     from ftkit.models.classifier import Classifier

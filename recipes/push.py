@@ -62,7 +62,8 @@ def verify(run: Path, repo_id: str | None) -> None:
 
     if not (run / "model" / "README.md").is_file():
         raise UserError(f"{run / 'model' / 'README.md'}: there is no card: give the folder of a finished run")
-    for place in [run / "model" / "README.md", *([repo_id] if repo_id else [])]:
+    places: list[Path | str] = [run / "model" / "README.md", *([repo_id] if repo_id else [])]
+    for place in places:
         if wrong := verify_card(run, ModelCard.load(place)):
             raise UserError(f"{place}:\n" + "\n".join(f"  - {sentence}" for sentence in wrong))
         print(f"{place}: every number follows from the predictions of {run}")

@@ -1,4 +1,4 @@
-"""Fixtures for all tests. The Hub is switched off and every cache lies in a temporary folder."""
+"""Fixtures for all tests. The Hub is switched off, and every cache is in a temporary folder."""
 
 import os
 import re
@@ -8,22 +8,22 @@ import tempfile
 import pytest
 from families import FAMILIES
 
-# The libraries read these when they are imported, so they are set before anything is.
+# The libraries read these on import, so they are set first.
 _CACHES = tempfile.TemporaryDirectory(prefix="ftkit-tests-", ignore_cleanup_errors=True)
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_MODULES_CACHE", "HF_TOKEN_PATH"):
     os.environ.pop(_name, None)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of pytest-xdist's workers: two threads would wait
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for each of pytest-xdist's workers
 os.environ |= {"HF_HOME": _CACHES.name, "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def _slow_ones_run(config):
-    """Whether `-m` names them, or the real data are at hand, as in `.ci/run`."""
+    """Whether `-m` names them, or the real data is available, as in `.ci/run`."""
     return bool("slow" in config.option.markexpr or os.environ.get("FTKIT_DATA_DIR"))
 
 
 def pytest_report_header(config):
     if not _slow_ones_run(config):
-        return "without the slow tests: `pytest -m slow` runs them; FTKIT_DATA_DIR names the folder of the real data"
+        return "without the slow tests: `pytest -m slow` runs them; FTKIT_DATA_DIR is the folder of the real data"
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_in_a_terminal():
-    """Tests that are started in the background, or by `nohup`, hand down what is ignored there."""
+    """Restore handlers of signals that are ignored in the background and under `nohup`: subprocesses inherit that."""
     for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
         if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
@@ -42,7 +42,7 @@ def signals_as_in_a_terminal():
 
 @pytest.fixture
 def refused():
-    """`with refused("a", "b"):` expects a `UserError` whose message holds every one of the words, in any order."""
+    """`with refused("a", "b"):` expects a `UserError` whose message contains all of the words, in any order."""
     from ftkit.errors import UserError
 
     def expect(*words):
@@ -53,7 +53,7 @@ def refused():
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
-    """A finished run on the embedded digits: the default recipe with fewer epochs. Not to be written to."""
+    """A finished run on the embedded digits: the default recipe with fewer epochs. Read-only."""
     from support import finetune
 
     return finetune(tmp_path_factory.mktemp("digits") / "run", "--num_train_epochs", "6")
@@ -61,7 +61,7 @@ def digits_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """A finished run of `FOUR_EPOCHS`, with the checkpoint of each. Not to be written to."""
+    """A finished run of `FOUR_EPOCHS`, with a checkpoint of each epoch. Read-only."""
     from support import FOUR_EPOCHS, finetune
 
     return finetune(tmp_path_factory.mktemp("whole") / "run", *FOUR_EPOCHS)
@@ -69,19 +69,19 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def folder(request, tmp_path_factory):
-    """A model of each family with random weights for the digits 0 and 1 at 16 x 16 pixels, saved."""
+    """A saved model of each family, with random weights, for the digits 0 and 1 at 16 x 16 pixels."""
     return _save_model(request.param, tmp_path_factory.mktemp(request.param.replace("/", "-")), size=16)
 
 
 @pytest.fixture(scope="session")
 def convnet(tmp_path_factory):
-    """A convnet with random weights for the digits 0 and 1, saved."""
+    """A saved convnet with random weights for the digits 0 and 1."""
     return _save_model("convnet", tmp_path_factory.mktemp("convnet-alone"), size=8)
 
 
 @pytest.fixture(scope="session")
 def mlp(tmp_path_factory):
-    """A multilayer perceptron with random weights for the digits 0 and 1, saved."""
+    """A saved multilayer perceptron with random weights for the digits 0 and 1."""
     return _save_model("mlp", tmp_path_factory.mktemp("mlp-alone"), size=8)
 
 

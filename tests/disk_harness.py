@@ -1,12 +1,12 @@
-"""A run on a disk that fills up at any write, and the same command again with room.
+"""A run on a disk that fills up at any write, and the same command again once there is room.
 
     python tests/disk_harness.py          # some disk sizes, about a minute
     python tests/disk_harness.py --long   # every size, in pages of 4 KiB, from none to enough
 
-The disk holds the run's folder, or ftkit's cache, or that of `datasets`. Prints how many sizes were survived: the run
-either succeeds, or ends with one message and exit code 2 and does not count as finished; and the same command with
-room gives the model, metrics and log of an undisturbed run, byte for byte (except the seconds). The disk is a tmpfs;
-if none can be mounted, file sizes are limited instead.
+The disk holds the run's folder, ftkit's cache, or that of `datasets`. Prints how many sizes were survived: the run
+succeeds, or ends with one message and exit code 2 and does not count as finished; and with room the same command
+gives the model, metrics and log of an undisturbed run, byte for byte (except the seconds). The disk is a tmpfs; if
+none can be mounted, file sizes are limited instead.
 """
 
 import itertools
@@ -70,7 +70,7 @@ class Disk:
             subprocess.run(["mount", "-o", f"remount,size={self.size}", self.folder], check=True)
 
     def limit(self) -> None:
-        """Set the limit, in the process that will meet it."""
+        """Set the limit, in the process to be limited."""
         if not self.mount:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
@@ -84,7 +84,7 @@ class Place(NamedTuple):
 
 
 def places(root: Path) -> list[Place]:
-    """The run's folder, ftkit's cache, and the cache of `datasets`, which parquet files are written to."""
+    """The run's folder, ftkit's cache, and the cache of `datasets`, into which parquet files are read."""
     splits = load_data(DataArguments(dataset="digits", max_train_samples=160))
     (root / "parquet").mkdir()
     for split, rows in splits.items():
@@ -101,10 +101,10 @@ def places(root: Path) -> list[Place]:
 
 
 class Survival(NamedTuple):
-    """The result for one disk size: `wrong` is None if the run survived, `enough` if the disk never filled up."""
+    """The result for one disk size: `wrong` is None if the run survived, `enough` true if the disk never filled up."""
 
     wrong: str | None
-    told: str
+    message: str
     enough: bool
 
 
@@ -120,23 +120,23 @@ def meet(place: Place, size: int, root: Path, expected: dict[str, Any], mount: b
 
         code, log = attempt(run, prepare, place.options(disk)), run.with_suffix(".log")
         shown = log.read_text()
-        told = [line for line in shown.splitlines() if line.startswith("error: ")]
-        lost = shown.count("training goes on without it")
+        messages = [line for line in shown.splitlines() if line.startswith("error: ")]
+        lost = shown.count("training continues without it")
         if code not in (0, 2) or "Traceback" in shown:
             return Survival(f"ended with {code}: {shown[-2000:]}", "", False)
-        if code == 2 and (len(told) != 1 or place.name not in told[0] or "make room there" not in told[0]):
-            return Survival(f"said: {told}: {shown[-500:]}", "", False)
+        if code == 2 and (len(messages) != 1 or place.name not in messages[0] or "make room there" not in messages[0]):
+            return Survival(f"said: {messages}: {shown[-500:]}", "", False)
         if (run / "run.json").exists() != (code == 0):
             return Survival(f"ended with {code}, and there is {'a' if code else 'no'} run.json", "", False)
         disk.grow()
         if code == 2 and (code := attempt(run, prepare, place.options(disk))):
-            return Survival(f"could not go on, {code}: {log.read_text()[-2000:]}", "", False)
+            return Survival(f"could not resume, {code}: {log.read_text()[-2000:]}", "", False)
         found = outcome(run)
         wrong = [key for key in expected if found[key] != expected[key]]
         left = [str(path) for path in disk.folder.rglob(".*")]
         if wrong or left:
-            return Survival(f"{wrong} differ, {left} are left, {lost} checkpoints were lost; {told}", "", False)
-        return Survival(None, told[0] if told else f"{lost} checkpoints lost", not told and not lost)
+            return Survival(f"{wrong} differ, {left} are left, {lost} checkpoints were lost; {messages}", "", False)
+        return Survival(None, messages[0] if messages else f"{lost} checkpoints lost", not messages and not lost)
 
 
 def undisturbed(place: Place, root: Path, mount: bool) -> tuple[dict[str, Any], int]:
@@ -157,16 +157,16 @@ def main() -> int:
         root = Path(scratch)
         for place in places(root):
             expected, most = undisturbed(place, root, mount)
-            told: Counter[str] = Counter()
+            messages: Counter[str] = Counter()
             for pages in itertools.count() if long else [most * part // 6 for part in range(6)]:
                 survival = meet(place, pages * PAGE, root, expected, mount)
                 met, survived = met + 1, survived + (survival.wrong is None)
                 if survival.wrong:
                     print(f"{place.name} of {pages} pages: {survival.wrong}", flush=True)
-                told[survival.told.replace(f"{place.name}-{pages * PAGE}", place.name)] += 1
+                messages[survival.message.replace(f"{place.name}-{pages * PAGE}", place.name)] += 1
                 if survival.enough:
                     break
-            for message, times in told.items():
+            for message, times in messages.items():
                 print(f"{place.name}: {times} × {message}", flush=True)
     print(f"{survived} of {met} sizes of the disk survived")
     return 1 if survived < met else 0

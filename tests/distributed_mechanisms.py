@@ -1,8 +1,8 @@
-"""recipes/finetune.py with one mechanism after another, under a launcher; what became of each goes into a file.
+"""recipes/finetune.py with one mechanism after another, under a launcher; the outcome of each is written to a file.
 
     distributed_mechanisms.py <folder> <model> <mechanism>… [-- <option>…]
 
-Where the launcher has FSDP or DeepSpeed, accelerate is told that processors are accelerators.
+Under FSDP or DeepSpeed accelerate is told that CPUs are accelerators.
 """
 
 import os
@@ -30,8 +30,8 @@ def outcome(folder: Path, model: Path, name: str, options: list[str]) -> str:
 def main(folder: str, model: str, *words: str) -> None:
     names, _, options = " ".join(words).partition(" -- ")
     for name in names.split():
-        told = outcome(Path(folder), Path(model), name, options.split())
-        Path(folder, f"{name}-{os.environ['RANK']}").write_text(told)
+        found = outcome(Path(folder), Path(model), name, options.split())
+        Path(folder, f"{name}-{os.environ['RANK']}").write_text(found)
 
 
 if __name__ == "__main__":
@@ -39,4 +39,4 @@ if __name__ == "__main__":
         PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     main(*sys.argv[1:])
     sys.stdout.flush()
-    os._exit(0)  # threads of gloo may still ask for the interpreter
+    os._exit(0)  # threads of gloo may still need the interpreter

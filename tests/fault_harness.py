@@ -1,10 +1,10 @@
-"""A run of three stages, killed wherever one likes, and taken up again by the same command.
+"""A run of three stages, killed at any point and resumed by the same command.
 
     python tests/fault_harness.py          # some of the faults, about a minute
     python tests/fault_harness.py --long   # all of them
 
-Prints how many faults were survived: the model, the metrics and the log of every run that was killed are those of the
-one that was not, byte for byte (but for the seconds). Each attempt is a forked process, so that libraries load once.
+Prints how many faults were survived: model, metrics and log of every killed run equal those of an undisturbed one,
+byte for byte (except the seconds). Each attempt is a forked process, so libraries load once.
 """
 
 import json
@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-from support import load_recipe_script
+from support import load_recipe_script, weights
 
 from ftkit.errors import user_errors
 from ftkit.signals import signals
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 FINETUNE = load_recipe_script("finetune").main
 STAGES = [
@@ -42,7 +42,7 @@ _WRITES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 
 
 class Fault(NamedTuple):
-    """The `count`-th time that `where` happens, the process gets `signum`. `where` is step, evaluation or file."""
+    """The signal `signum` at the `count`-th time that `where` (step, evaluation or file) happens."""
 
     where: str
     count: int
@@ -53,7 +53,7 @@ class Fault(NamedTuple):
 
 
 def happens(where: str, folder: Path, then: Callable[[int], None]) -> None:
-    """Call `then` with 1, 2, 3, … whenever a step or a prediction begins, or something in `folder` is written."""
+    """Call `then` with 1, 2, 3, … whenever a step or a prediction starts, or something in `folder` is written."""
     count = 0
 
     def once_more() -> None:
@@ -81,8 +81,8 @@ def happens(where: str, folder: Path, then: Callable[[int], None]) -> None:
 
 
 def attempt(folder: Path, prepare: Callable[[], None] = lambda: None, options: list[str] = OPTIONS) -> int:
-    """Run the command in a forked process, its output goes to `<folder>.log`; the exit code, or minus the signal."""
-    shown, shows = os.pipe()  # not a file: in the process files may be limited in size
+    """Run the command in a forked process, output to `<folder>.log`; returns the exit code, or minus the signal."""
+    shown, shows = os.pipe()  # not a file: the process may have a limit on file sizes
     child = os.fork()
     if child == 0:
         code = 1
@@ -109,7 +109,7 @@ def attempt(folder: Path, prepare: Callable[[], None] = lambda: None, options: l
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What must be the same however often a run was killed."""
+    """Everything that must not depend on how often a run was killed."""
     stages = sorted((folder / "stages").iterdir())
     states = [json.loads((stage / "trainer_state.json").read_text()) for stage in stages]
     logs = [
@@ -118,12 +118,12 @@ def outcome(folder: Path) -> dict[str, Any]:
     ]
     chosen = [(state["best_metric"], state["best_global_step"]) for state in states]
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    model = (folder / "model" / "model.safetensors").read_bytes()
+    model = weights(folder)
     return {"model": model, "metrics": metrics, "chosen": chosen, "logs": logs}
 
 
 def survives(fault: Fault, root: Path, expected: dict[str, Any]) -> str | None:
-    """Kill a run by this fault and take it up again; what is not as expected, or None."""
+    """Kill a run by this fault and resume it; returns what is not as expected, or None."""
     folder = root / f"{fault.where}-{fault.count}-{fault.signum}"
 
     def strike() -> None:
@@ -135,21 +135,21 @@ def survives(fault: Fault, root: Path, expected: dict[str, Any]) -> str | None:
     if code not in (0, -fault.signum, 128 + fault.signum):
         return f"ended with {code}: see {folder}.log"
     if not (folder / "run.json").exists() and (code := attempt(folder)):
-        return f"could not go on, {code}: see {folder}.log"
+        return f"could not resume, {code}: see {folder}.log"
     found = outcome(folder)
     wrong = [key for key in expected if found[key] != expected[key]]
     return f"{wrong[0]}: {found[wrong[0]]!s:.3000} instead of {expected[wrong[0]]!s:.3000}" if wrong else None
 
 
 def count(where: str, root: Path) -> int:
-    """How often it happens in a run that is left alone."""
+    """How often `where` happens in an undisturbed run."""
     folder, counted = root / f"count-{where}", root / f"{where}.txt"
     attempt(folder, lambda: happens(where, folder, lambda number: counted.write_text(str(number))))
     return int(counted.read_text())
 
 
 def faults(root: Path, long: bool) -> list[Fault]:
-    """Every fault, or some, evenly spread."""
+    """Every fault, or a few, evenly spread."""
 
     def spread(last: int, some: int) -> list[int]:
         return list(range(1, last + 1)) if long else sorted({1 + (last - 1) * i // (some - 1) for i in range(some)})
@@ -164,7 +164,7 @@ def faults(root: Path, long: bool) -> list[Fault]:
 
 
 def main() -> int:
-    """Survive them all; the exit code is 1 if one was not survived."""
+    """Try the faults; the exit code is 1 if a run did not survive one."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         assert attempt(root / "whole") == 0, (root / "whole.log").read_text()

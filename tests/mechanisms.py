@@ -1,4 +1,4 @@
-"""Mechanisms of ftkit that may meet in one run, and what shows that each of them was at work."""
+"""Mechanisms of ftkit that can be combined in one run, and how to see that each was active."""
 
 import itertools
 import json
@@ -14,17 +14,17 @@ from support import finetune
 
 from ftkit.data.augmentation.mixing import Mixing
 from ftkit.models.modeling_mlp import MLPForImageClassification
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
-# Batches of 20, 20 and 5 images: the last one is smaller than the parts that are made of the others.
+# Batches of 20, 20 and 5 images: the last one is smaller than the parts of the others.
 OPTIONS = ["--method", "full", "--max_train_samples", 45, "--num_train_epochs", 3, "--learning_rate", 0.01,
            "--save_total_limit", 9, "--label_smoothing_factor", 0]  # fmt: skip
-SPOILED = 4  # optimizer steps before the one whose loss is NaN, if `on_nan` is tried; there is a checkpoint by then
-FIT = 2  # images in memory, if `auto_find_batch_size` is tried
+SPOILED = 4  # optimizer steps before the one with a NaN loss, to test `on_nan`; a checkpoint exists by then
+FIT = 2  # images fit into memory, to test `auto_find_batch_size`
 
 
 class Mechanism(NamedTuple):
-    """Options that switch a mechanism on, and whether a run and its trainer show that it was at work."""
+    """Options that switch a mechanism on, and a check of a run and its trainer that it was active."""
 
     options: list[Any]
     seen: Callable[[Path, ImageTrainer], bool]
@@ -62,7 +62,7 @@ PAIRS = [pair for pair in itertools.combinations(MECHANISMS, 2) if pair not in A
 
 
 def run_pair(output_dir: Path, model: Path, names: tuple[str, ...], *options: Any) -> ImageTrainer:
-    """Train with these mechanisms, and assert that each was at work; the trainer of the only stage."""
+    """Train with these mechanisms and assert that each was active; returns the trainer of the only stage."""
     given = [word for name in names for word in MECHANISMS[name].options]
     with _watched(names) as trainers:
         finetune(output_dir, "--model", model, *OPTIONS, *given, *options)
@@ -75,7 +75,7 @@ def run_pair(output_dir: Path, model: Path, names: tuple[str, ...], *options: An
 
 @contextmanager
 def _watched(names: tuple[str, ...]) -> Iterator[list[ImageTrainer]]:
-    """Within, trainers are noted, and what the mechanisms are about happens: a loss is NaN, memory is short."""
+    """Record trainers within the block, and cause what the mechanisms handle: a NaN loss, a lack of memory."""
     trainers, train, loss = [], ImageTrainer.train, ImageTrainer.compute_loss
     mix, roll_back, forward = Mixing.__call__, ImageTrainer.roll_back, MLPForImageClassification.forward
     compile_model = torch.compile

@@ -1,7 +1,7 @@
-"""A device that is not the CPU, on a machine that has no other: tensors compute on the CPU and say they are elsewhere.
+"""A pretended device for machines without a GPU: its tensors compute on the CPU and say that they are elsewhere.
 
-What fails on a GPU because two devices meet, or because NumPy is handed memory that it cannot read, fails here too.
-Whatever makes the host wait for a GPU is counted:
+Code that fails on a GPU because it mixes devices, or hands NumPy memory that it cannot read, fails here too.
+Everything that makes the host wait for a GPU is counted:
 
     with pretend_device() as pretended:
         model.to(pretended.device)(images.to(pretended.device))  # works, with real values and gradients
@@ -9,9 +9,8 @@ Whatever makes the host wait for a GPU is counted:
         loss.item()
     pretended.waits  # Counter({"aten::_local_scalar_dense in __main__:3": 1, "a copy to the device in …": …})
 
-The device's type is `lazy`: like `cuda` it is not the CPU for all code that asks, but autograd runs its backward on
-the CPU's threads, so that no driver is needed. It knows nothing of kernels, streams, memory, speed, autocast for
-`cuda`, or NCCL.
+The device's type is `lazy`: code that asks sees that it is not the CPU, but autograd runs its backward on CPU threads,
+so no driver is needed. It does not model kernels, streams, memory, speed, autocast for `cuda`, or NCCL.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_leaves, tree_map
 
 _INDEXING = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
-# The host must know a value to go on: a number, or how much memory the result takes.
+# The host needs a value to continue: a number, or the size of the result.
 _VALUES = (
     "aten::_local_scalar_dense",
     "aten::_unique2",
@@ -39,7 +38,7 @@ _VALUES = (
     "aten::unique_consecutive",
     "aten::unique_dim",
 )
-# Without a deterministic version for CUDA: those of them that image classifiers meet.
+# Operations of image classifiers without a deterministic version on CUDA.
 _NOT_DETERMINISTIC = (
     "aten::_adaptive_avg_pool2d_backward",
     "aten::adaptive_max_pool2d_backward",
@@ -78,7 +77,7 @@ class Elsewhere(torch.Tensor):
     def __repr__(self):
         return f"Elsewhere({self.elem})"
 
-    # A GPU's tensor can do these, and torch refuses them to subclasses. `numpy` a GPU's tensor cannot.
+    # A GPU's tensor can do these, but torch refuses them to subclasses. (`numpy` fails on a GPU too.)
     def tolist(self):
         self.pretended.note("aten::_local_scalar_dense")
         return self.elem.tolist()
@@ -105,31 +104,31 @@ class Elsewhere(torch.Tensor):
 
 
 class Pretended:
-    """The pretended device, and what the host has waited for.
+    """The pretended device, and everything that the host has waited for.
 
     Attributes:
-        device: that of the tensors.
-        waits: how often, by what it was (an operation, `a copy to the CPU`, `a copy to the device`) and where.
-        float64: whether the device has such numbers; Apple's has not.
+        device: of the tensors.
+        waits: how often, by cause (an operation, `a copy to the CPU`, `a copy to the device`) and place.
+        float64: whether the device has float64, which Apple's lacks.
     """
 
     def __init__(self, float64: bool):
         self.device, self.float64, self.waits = torch.device("lazy", 0), float64, Counter()
 
     def note(self, what: str) -> None:
-        """Count something that a GPU is waited for."""
+        """Count something that makes the host wait for a GPU."""
         frame = sys._getframe(1)
         while frame.f_globals["__name__"].partition(".")[0] in (__name__, "torch"):
             frame = frame.f_back
         self.waits[f"{what} in {frame.f_globals['__name__']}:{frame.f_lineno}"] += 1
 
     def run(self, func, args: tuple, kwargs: dict):
-        """An operation, on whatever devices its tensors are."""
+        """Run an operation, whichever devices its tensors are on."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         there = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
         here = [tensor for tensor in tensors if not isinstance(tensor, Elsewhere)]
         name = func._schema.name
-        if name in ("aten::to", "aten::_to_copy"):  # in inference mode the first arrives whole
+        if name in ("aten::to", "aten::_to_copy"):  # `to` is not decomposed in inference mode
             return self._copied(func, args, kwargs)
         if name == "aten::copy_":
             source, target = args[1], args[0]
@@ -149,8 +148,8 @@ class Pretended:
         return tree_map(self._there, made) if asked else made
 
     def _check(self, name: str, args: tuple, here: list[torch.Tensor]) -> None:
-        """Refuse what a GPU refuses, and note what it is waited for."""
-        indexing = name in _INDEXING and isinstance(args[0], Elsewhere)  # rows on the CPU, which are copied
+        """Refuse what a GPU refuses, and note what makes the host wait."""
+        indexing = name in _INDEXING and isinstance(args[0], Elsewhere)  # indices on the CPU are copied
         if any(tensor.dim() for tensor in here) and not indexing:
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
@@ -207,10 +206,10 @@ class _Mode(TorchDispatchMode):
 
 @contextlib.contextmanager
 def pretend_device(float64: bool = True) -> Iterator[Pretended]:
-    """Within, the `Trainer` and accelerate take the pretended device for theirs.
+    """Make the `Trainer` and accelerate use the pretended device within the block.
 
     Args:
-        float64: whether it has such numbers.
+        float64: whether the device has float64.
     """
     pretended = Pretended(float64)
     with contextlib.ExitStack() as stack:
@@ -240,10 +239,10 @@ def _patch(stack: contextlib.ExitStack, device: torch.device) -> None:
     ):
         stack.callback(setattr, owner, name, getattr(owner, name))
         setattr(owner, name, value)
-    # `Module.to` cannot put a tensor of another class into a parameter, but can exchange the two.
+    # `Module.to` cannot set a parameter's data to a tensor of another class, but can swap the two.
     stack.callback(torch.__future__.set_swap_module_params_on_conversion,
                    torch.__future__.get_swap_module_params_on_conversion())  # fmt: skip
     torch.__future__.set_swap_module_params_on_conversion(True)
-    # `torch.tensor(…, device=…)` makes a tensor on the CPU first, and copies it.
+    # `torch.tensor(…, device=…)` first makes a tensor on the CPU, then copies it.
     stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
     torch._C._set_only_lift_cpu_tensors(True)

@@ -1,4 +1,4 @@
-"""recipes/finetune.py under FSDP or DeepSpeed on processors, which accelerate is told are accelerators."""
+"""recipes/finetune.py under FSDP or DeepSpeed on CPUs, which accelerate is told are accelerators."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""One door to each library: private names stand in `ftkit/compat/` alone, and the installed versions have them."""
+"""One door to each library: only `ftkit/compat/` uses private names, and the installed versions have them."""
 
 import argparse
 import ast
@@ -33,7 +33,7 @@ _DOCUMENTED = {
     "_compute", "_info",  # what a metric of `evaluate` implements
     "_auto_class", "_init_weights",  # what a model of transformers sets and implements
 }  # fmt: skip
-# Modules of the libraries, beside the libraries themselves, whose documentation lists what ftkit imports of them.
+# Submodules of the libraries whose documentation lists the names that ftkit imports.
 _DOCUMENTED_MODULES = {
     "accelerate.utils",
     "datasets.config",
@@ -61,7 +61,7 @@ _DOCUMENTED_MODULES = {
 
 
 class Name(NamedTuple):
-    """A private or undocumented name: its door, how to reach it, and the parameters that are relied on."""
+    """A private or undocumented name: its door, how to reach it, and the parameters that ftkit relies on."""
 
     door: str
     name: str
@@ -70,7 +70,7 @@ class Name(NamedTuple):
 
 
 def _of(door: str, module: str, *names: str) -> list[Name]:
-    """Names that a module has."""
+    """Names of a module."""
     return [Name(door, name, lambda name=name: getattr(importlib.import_module(module), name)) for name in names]
 
 
@@ -79,7 +79,7 @@ def _of_trainer(name: str, *parameters: str) -> Name:
 
 
 def _prepared_model() -> bool:
-    """Whether accelerate marks what it has prepared."""
+    """Whether accelerate marks a prepared model."""
     return accelerate.Accelerator(cpu=True).prepare(torch.nn.Linear(1, 1))._is_accelerate_prepared
 
 
@@ -127,14 +127,14 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: f"{name.door}: {name.name}")
-def test_the_installed_versions_have_what_ftkit_relies_on(name):
+def test_the_installed_versions_have_the_names_that_ftkit_uses(name):
     library = {"trainer": "transformers"}.get(name.door, name.door)
     installed = f"{library} {version(library)}" if library in LIBRARIES else "this Python"
-    used = f"which ftkit/compat/{name.door}.py relies on: see there what for"
+    used = f"which ftkit/compat/{name.door}.py uses: see there why"
     try:
         found = name.reach()
     except (AttributeError, ImportError, KeyError) as error:
-        pytest.fail(f"{installed} has no {name.name} any more, {used} ({error})")
+        pytest.fail(f"{installed} no longer has {name.name}, {used} ({error})")
     assert found is not None
     if name.parameters:
         here = tuple(inspect.signature(found).parameters)
@@ -159,7 +159,7 @@ def defined(tree: ast.AST) -> set[str]:
 
 
 def mentioned(node: ast.AST) -> list[str]:
-    """The names that a node takes from elsewhere: attributes, imports, and attributes named by a text."""
+    """The names that a node uses: attributes, imports, and attributes named by a string."""
     if isinstance(node, ast.Attribute):
         return [node.attr]
     if isinstance(node, ast.ImportFrom):
@@ -175,7 +175,7 @@ def mentioned(node: ast.AST) -> list[str]:
 
 
 def foreign(source: str) -> set[str]:
-    """The private names that a file uses and does not define itself."""
+    """The private names that a file uses but does not define."""
     tree = ast.parse(source)
     found = {name for node in ast.walk(tree) for name in mentioned(node) if isinstance(name, str) and private(name)}
     return found - defined(tree)
@@ -195,12 +195,12 @@ def test_private_names_are_found(source):
     "source",
     ["def _name(): ...\n_name()", "self._name = 1\nother._name", "x.__class__", "_, y = x", "x._asdict()", "'_name'"],
 )
-def test_own_and_documented_names_are_none(source):
+def test_own_and_documented_names_are_not_foreign(source):
     assert not foreign(source)
 
 
-def test_private_names_stand_in_the_doors_alone():
-    """ftkit's own private names are for the module that defines them."""
+def test_only_doors_use_private_names():
+    """ftkit's own private names are only for the module that defines them."""
     found = {str(path.relative_to(REPO)): foreign(path.read_text(encoding="utf-8")) for path in OUTSIDE}
     assert {path: names for path, names in found.items() if names} == {}
 
@@ -217,7 +217,7 @@ def test_only_documented_modules_are_imported_elsewhere():
 
 
 def overrides(module: ModuleType) -> list[str]:
-    """The private methods and attributes of the libraries that the classes of a module replace."""
+    """The private methods and attributes of the libraries that a module's classes override."""
     found = []
     for cls in vars(module).values():
         if inspect.isclass(cls) and cls.__module__ == module.__name__:
@@ -227,7 +227,7 @@ def overrides(module: ModuleType) -> list[str]:
     return found
 
 
-def test_private_methods_are_replaced_in_the_doors_alone():
+def test_only_doors_override_private_methods():
     found = []
     for path in OUTSIDE:
         tree = ast.parse(path.read_text(encoding="utf-8"))

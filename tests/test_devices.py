@@ -1,4 +1,4 @@
-"""Training and all other jobs on a device that is not the CPU; and no step of training waits for it."""
+"""Training and all other jobs on a device that is not the CPU; no training step waits for it."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from ftkit.hub.parity import check_parity
 from ftkit.models import flops
 from ftkit.models.classifier import Classifier
 from ftkit.run import evaluate
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # 64 training images: 4 steps an epoch.
 BINARY = ["--classes", 0, 1, "--max_train_samples", 64, "--per_device_train_batch_size", 16, "--num_train_epochs", 2,
@@ -30,14 +30,14 @@ AUGMENT = [name for name in AUGMENTATIONS if name != "flip"]  # with which alter
 
 @pytest.fixture
 def pretended():
-    """The pretended device, which everything runs on."""
+    """The pretended device, used by everything in the test."""
     with pretend_device() as pretended:
         yield pretended
 
 
 @pytest.fixture
 def waits(pretended, monkeypatch):
-    """What the steps of training wait for, but for the first one, and for those that log, evaluate or save."""
+    """What training steps wait for, except the first one and those that log, evaluate or save."""
     counted, before = Counter(), Counter()
     fetch, finish = ImageTrainer.get_batch_samples, ImageTrainer._maybe_log_save_evaluate
 
@@ -86,8 +86,8 @@ def test_training_waits_for_nothing(tmp_path, waits, options):
 
 
 @pytest.mark.parametrize("optim", [[], ["--optim", "timm/momentum", "--optim_args", "momentum=0.9"]])
-def test_an_update_is_left_out_as_on_the_cpu(tmp_path, monkeypatch, optim):
-    """Weights, the optimizer's momentum and the log are those that the CPU gives, where the host sees the gradient."""
+def test_an_update_is_skipped_as_on_the_cpu(tmp_path, monkeypatch, optim):
+    """Weights, momentum and log equal those of the CPU, on which the host sees the gradient."""
     original = ImageTrainer.compute_loss
 
     def compute_loss(self, model, inputs, **options):
@@ -133,26 +133,26 @@ AVERAGED = [*BINARY, "--ema_decay", 0.9, "--augment", *AUGMENT, "--save_total_li
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    """A finished run, trained on the CPU."""
+    """A finished run on the CPU."""
     return finetune(tmp_path_factory.mktemp("here") / "run", *AVERAGED)
 
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    """The same, trained on the pretended device."""
+    """The same run on the pretended device."""
     with pretend_device():
         return finetune(tmp_path_factory.mktemp("there") / "run", *AVERAGED)
 
 
-def test_a_run_gives_what_the_cpu_gives(here, there):
-    """Byte for byte, since the pretended device computes on the CPU: nothing drawn depends on the device."""
+def test_a_run_equals_that_of_the_cpu(here, there):
+    """Byte for byte, as the pretended device computes on the CPU: no random number depends on the device."""
     for name in ("model/model.safetensors", "evaluation/predictions.parquet", "evaluation/metrics.json"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("first", ["here", "there"])
-def test_a_run_goes_on_on_another_device(tmp_path, request, first):
-    """Checkpoints of the CPU on the pretended device, and the other way round."""
+def test_a_run_resumes_on_another_device(tmp_path, request, first):
+    """From the CPU to the pretended device, and the other way round."""
     run = tmp_path / "run"
     shutil.copytree(request.getfixturevalue(first), run)
     expected = weights(run)
@@ -162,14 +162,14 @@ def test_a_run_goes_on_on_another_device(tmp_path, request, first):
     assert weights(run) == expected
 
 
-def test_an_evaluation_gives_what_the_run_stored(pretended, there, tmp_path):
+def test_an_evaluation_repeats_the_stored_predictions(pretended, there, tmp_path):
     options = ["--test_time_augmentation", "flip_and_shift", "--output_dir", str(tmp_path / "again")]
     load_recipe_script("eval").main(["--model", str(there), *options])
     stored, again = (read_predictions(folder) for folder in (there / "evaluation", tmp_path / "again"))
     np.testing.assert_allclose(again.logits, stored.logits, atol=1e-5)
 
 
-def test_predictions_are_one_row_an_image(pretended, there, capsys):
+def test_each_image_is_a_row_of_predictions(pretended, there, capsys):
     samples = sorted(map(str, (there / "evaluation" / "samples").iterdir()))
     assert load_recipe_script("predict").main(["--model", str(there), "--format", "csv", *samples]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(samples)
@@ -192,7 +192,7 @@ def test_reports_and_comparisons_are_written(pretended, here, there, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_gate_of_push(pretended, there):
+def test_push_accepts_the_model(pretended, there):
     record = json.loads((there / "run.json").read_text())
     check_parity(there / "model", there / "evaluation", record)
 
@@ -203,11 +203,11 @@ def test_the_demo_answers(pretended, there):
     assert sum(classifier(Image.new("L", (8, 8))).values()) == pytest.approx(1)
 
 
-# --- what a GPU does not do, or should not be asked to
+# --- what a GPU cannot or should not do
 
 
 def test_logits_do_not_gather_on_the_device(tmp_path, pretended):
-    """Where there are many, an evaluation brings them to the host in between; the numbers are the same."""
+    """An evaluation moves many logits to the host in between; the metrics are the same."""
     copies, scores = [], []
     for often in ([], ["--eval_accumulation_steps", 2]):
         before = pretended.waits.copy()
@@ -229,8 +229,8 @@ def test_one_of_several_gpus_is_used(tmp_path, pretended, monkeypatch, capsys):
     assert "of 4 GPUs" in shown and "multi_gpu.yaml --num_processes 4" in shown
 
 
-def test_no_other_gpu_is_woken_up(tmp_path, convnet, monkeypatch):
-    """While something is tried, random numbers are put aside: those of one device, not of all that there are."""
+def test_no_other_gpu_is_initialised(tmp_path, convnet, monkeypatch):
+    """Trying out adapters and batches saves the random state of one device, not of all."""
     fork = torch.random.fork_rng
 
     def fork_named(devices=None):
@@ -245,7 +245,7 @@ def test_no_other_gpu_is_woken_up(tmp_path, convnet, monkeypatch):
 
 @pytest.fixture
 def deterministic():
-    """What `full_determinism` sets for the whole process is taken back."""
+    """`full_determinism`, whose setting for the whole process is undone afterwards."""
     yield ["--full_determinism", "true"]
     torch.use_deterministic_algorithms(False)
 
@@ -258,7 +258,7 @@ def test_full_determinism_trains_and_evaluates(tmp_path, pretended, deterministi
     assert len(job.predicted["plain"]) == 72
 
 
-def test_what_has_no_deterministic_version_is_named(tmp_path, deterministic, monkeypatch, refused):
+def test_an_operation_without_a_deterministic_version_is_named(tmp_path, deterministic, monkeypatch, refused):
     def backward(self, *args):
         raise RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation, but you …")
 
@@ -267,8 +267,8 @@ def test_what_has_no_deterministic_version_is_named(tmp_path, deterministic, mon
         train(tmp_path / "run", *BINARY, *deterministic)
 
 
-def test_an_image_costs_the_same_wherever_the_model_is(pretended, mlp):
-    """On a GPU a recurrent layer is one operation, which nobody counts."""
+def test_flops_do_not_depend_on_the_device(pretended, mlp):
+    """On a GPU a recurrent layer is a single operation, which is not counted."""
     model = Classifier.load(str(mlp)).model
     images = torch.zeros(1, 1, 8, 8)
     expected, seen = flops.flops_per_image(model, images), []

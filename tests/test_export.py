@@ -338,7 +338,7 @@ def test_another_folder_is_never_replaced(mlp, tmp_path, refused):
         (["--format", "onnx", "--max_images", "0"], ["--max_images", "'0' is not a whole number from 1 on"]),
         (["--format", "onnx", "--repeats", "x"], ["--repeats", "'x' is not a whole number from 1 on"]),
         (["--format", "onnx"], ["dataset and data_dir are both missing"]),
-        (["--format", "onnx", "--dataset", "digits"], ["split test has classes that are not known", "'2'"]),
+        (["--format", "onnx", "--dataset", "digits"], ["split test has unknown classes", "'2'"]),
     ],
 )
 def test_an_invalid_argument_of_an_export_is_named(mlp, refused, words, said):

@@ -436,6 +436,7 @@ def models(tmp_path_factory, convnet):
         yield run(TRANSFORMERS, hub, tmp_path_factory.mktemp("models"), convnet), hub
 
 
+@pytest.mark.slow
 def test_a_model_with_its_own_code(models, convnet):
     said, hub = models
     files = hub.repos["user/convnet"].files()
@@ -445,6 +446,7 @@ def test_a_model_with_its_own_code(models, convnet):
     assert said["without trust"]["error"] == "ValueError" and "trust_remote_code" in said["without trust"]["message"]
 
 
+@pytest.mark.slow
 def test_a_model_on_a_branch_of_a_private_repository(models):
     said, hub = models
     assert hub.repos["user/vit"].private and list(hub.repos["user/vit"].files()) == [".gitattributes"]
@@ -452,6 +454,7 @@ def test_a_model_on_a_branch_of_a_private_repository(models):
     assert "Unrecognized model in user/vit" in said["vit on main"]["message"]  # there is no config.json
 
 
+@pytest.mark.slow
 def test_the_stock_trainer_pushes(models):
     said, hub = models
     assert said["trained again"]["value"] == ["ViTForImageClassification", True]

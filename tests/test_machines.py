@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from support import REPO, interrupt
+from support import REPO, interrupt, weights
 
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
@@ -112,10 +112,10 @@ def test_fsdp(tmp_path, one_machine):
 def test_fsdp_resumes(tmp_path, optim):
     options = ["0.2", "--optim", optim]
     whole = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
-    expected = (whole / "model" / "model.safetensors").read_bytes()
+    expected = weights(whole)
     interrupt(whole, keep=2)
     again = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
-    assert (again / "model" / "model.safetensors").read_bytes() == expected
+    assert weights(again) == expected
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -145,15 +145,15 @@ def test_bf16_of_the_launcher(tmp_path, config):
         return folder
 
     folder = train()
-    record, weights = read_record(folder), load_file(folder / "model" / "model.safetensors")
+    record, saved = read_record(folder), load_file(folder / "model" / "model.safetensors")
     losses = logged_losses(folder)
     assert record["precision"] == "bf16" and record["processes"] == 2
-    assert {value.dtype for name, value in weights.items() if "batches" not in name} == {np.dtype("float32")}
+    assert {value.dtype for name, value in saved.items() if "batches" not in name} == {np.dtype("float32")}
     assert check_parity(folder / "model", folder / "evaluation", record) < 1e-4
     interrupt(folder, keep=2)
     train()
     again = load_file(folder / "model" / "model.safetensors")
-    for name, value in weights.items():
+    for name, value in saved.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
     assert logged_losses(folder) == losses
 

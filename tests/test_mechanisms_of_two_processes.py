@@ -1,4 +1,4 @@
-"""Each mechanism of ftkit in two processes, that have the model whole (DDP) or in pieces: it works, or is refused."""
+"""Each mechanism of ftkit in two processes, with whole weights (DDP) or sharded ones: it works, or is refused."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ WHOLE = {"ema": "ema_decay: 0.5", "adalora": "method: adalora", "skip": "on_nan:
 
 @pytest.fixture(scope="module", params=["multi_gpu", "fsdp", "deepspeed_zero2"])
 def outcomes(request, mlp, tmp_path_factory):
-    """The launcher's configuration, and a folder with what became of each mechanism in each of two processes."""
+    """The launcher's configuration, and a folder with the outcome of each mechanism in each of two processes."""
     if "deepspeed" in request.param:
         pytest.importorskip("deepspeed", exc_type=ImportError)
     folder = tmp_path_factory.mktemp(request.param)
@@ -56,7 +56,7 @@ def test_it_works_in_both_or_is_refused(outcomes, mlp, tmp_path, name):
             np.testing.assert_allclose(found[key], value, atol=1e-5, err_msg=key)
 
 
-def test_a_model_is_in_pieces_of_one_kind(monkeypatch, refused):
+def test_a_model_is_not_sharded_twice(monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with refused("fsdp", "deepspeed"):
         parse_config(["--dataset", "digits", "--fsdp", "true", "--deepspeed", '{"zero_optimization": {"stage": 2}}'])

@@ -89,14 +89,14 @@ import sys
 import numpy as np
 from transformers import ViTImageProcessor
 from ftkit.config import DataArguments, LossArguments
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.data.pixels.normalize import normalizer
 from ftkit.data.sources.load import load_data
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.methods.parameter_groups import Setting
 from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
-from ftkit.training.objective import Objective
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.trainer import ImageTrainer
 
 class Recorder(ImageTrainer):
     seen = []

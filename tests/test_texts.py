@@ -1,4 +1,4 @@
-"""What README and guides name exists: links, pictures, paths, options, keys and values.
+"""Everything that README and guides name exists: links, pictures, paths, options, keys and values.
 
 test_repository.py runs the command lines through the scripts' own parsers.
 """
@@ -121,7 +121,7 @@ CHECKS = (broken_links, missing_paths, unknown_options, unknown_keys)
 
 @each_text
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_everything_a_text_names_exists(path, check):
+def test_everything_that_a_text_names_exists(path, check):
     assert check(path, path.read_text(encoding="utf-8")) == []
 
 
@@ -141,7 +141,7 @@ def test_everything_a_text_names_exists(path, check):
         (unknown_keys, "| key | |\n| --- | --- |\n| `loss`, `no_such_key` | |\n"),
     ],
 )
-def test_a_missing_thing_that_a_text_names_is_found(check, text):
+def test_a_name_of_something_missing_is_found(check, text):
     assert len(check(GUIDES / "new.md", text)) == 1
 
 

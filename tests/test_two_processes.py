@@ -1,4 +1,4 @@
-"""Two gloo processes on one machine do what one process with twice the batch does; and go on after being killed."""
+"""Two gloo processes on one machine train as one process with twice the batch does, and resume after being killed."""
 
 import json
 import os
@@ -12,21 +12,20 @@ import pytest
 import yaml
 from disk_harness import PAGE, Disk, can_mount
 from safetensors.numpy import load_file
-from support import REPO, finetune
+from support import KEEP_ALL, MLP, REPO, finetune, weights
 
 from ftkit.evaluation.predictions import read_predictions
 
-# The last batch has 39 images, and cannot be cut evenly.
-OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 295,
-           "--num_train_epochs", 6, "--optim", "sgd", "--learning_rate", 0.1, "--label_smoothing_factor", 0.1,
-           "--augment", "translate", "--save_total_limit", 9]  # fmt: skip
+# The last batch has 39 images, which two processes cannot share evenly.
+OPTIONS = [*MLP, *KEEP_ALL, "--max_train_samples", 295, "--num_train_epochs", 6, "--optim", "sgd",
+           "--learning_rate", 0.1, "--label_smoothing_factor", 0.1, "--augment", "translate"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def launch_two(tmp_path_factory):
-    """`launch(folder, *options)` starts two processes and returns the launcher's.
+    """`launch_two(folder, *options)` starts two processes, and returns the launcher's.
 
-    Instead of `OPTIONS` and recipes/finetune.py there may be a list `of` options and another `script`.
+    The list `of` replaces `OPTIONS`, and `script` replaces recipes/finetune.py.
     """
     config = yaml.safe_load((REPO / "accelerate_configs" / "multi_gpu.yaml").read_text())
     config |= {"num_processes": 2, "use_cpu": True, "mixed_precision": "no"}
@@ -56,9 +55,9 @@ def two(launch_two, tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(two, tmp_path):
     one = finetune(tmp_path / "one", *OPTIONS, "--per_device_train_batch_size", 64, "--dropout", 0)
-    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[1][name], weights[0][name], atol=1e-5, err_msg=name)
+    saved = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name in saved[0]:
+        np.testing.assert_allclose(saved[1][name], saved[0][name], atol=1e-5, err_msg=name)
     first, second = (read_predictions(run / "evaluation") for run in (one, two))
     assert np.array_equal(first.index, second.index) and np.array_equal(first.labels, second.labels)  # none twice
     np.testing.assert_allclose(second.logits, first.logits, atol=1e-4)
@@ -70,7 +69,7 @@ def test_two_processes_train_as_one_does(two, tmp_path):
     assert records[0]["stages"][0]["steps"] == records[1]["stages"][0]["steps"] == 6 * 5
 
 
-# Of 135 images in batches of 64 the last 7 are cut into 4 and 3.
+# 135 images in batches of 64: the last 7 are split into 4 and 3.
 NORMS = ["--max_train_samples", 135, "--num_train_epochs", 2, "--optim", "sgd", "--learning_rate", 0.05,
          "--save_total_limit", 9]  # fmt: skip
 SMALL = ["--model", "convnet", "--model_args", '{"hidden_sizes": [8, 8], "depths": [0, 0]}', "--dropout", 0]
@@ -83,7 +82,7 @@ SMALL = ["--model", "convnet", "--model_args", '{"hidden_sizes": [8, 8], "depths
     ids=["plain", "bf16", "accumulated", "averaged", "last weights"],
 )
 def test_every_process_evaluates_the_same_model(launch_two, tmp_path, options):
-    """Running statistics of BatchNorm too, which each process moves with its own images."""
+    """That includes running statistics of BatchNorm, which each process updates with its own images."""
     (tmp_path / "watched").mkdir()
     script = (REPO / "tests" / "watched.py", tmp_path / "watched")
     process = launch_two(tmp_path / "run", *SMALL, *options, of=NORMS, script=script)
@@ -91,7 +90,7 @@ def test_every_process_evaluates_the_same_model(launch_two, tmp_path, options):
     assert process.returncode == 0, shown[-3000:]
     first, second = ((tmp_path / "watched" / f"{rank}.txt").read_text().split() for rank in range(2))
     evaluations = 0 if "no" in options else 2
-    assert first == second and len(first) == evaluations + 2  # test and validation, when all has ended
+    assert first == second and len(first) == evaluations + 2  # and test and validation at the end
 
 
 @pytest.mark.slow
@@ -115,14 +114,14 @@ def test_the_learning_rate_follows_the_number_of_processes(launch_two, two, tmp_
     options = ["--dropout", 0, "--learning_rate", 0.05, "--scale_lr", "linear"]
     shown, _ = (process := launch_two(tmp_path / "run", *options)).communicate(timeout=300)
     assert process.returncode == 0 and "a step takes 64 images, 2 × 32; learning rates × 2 (scale_lr: linear)" in shown
-    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
+    models = [weights(folder) for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL], ids=lambda signum: signum.name)
-def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch_two, two, tmp_path, signum, refused):
-    """One of the two is told to end, or dies: the launcher ends, and the same command goes on, byte for byte."""
+def test_a_run_that_loses_a_process_resumes_to_the_same_model(launch_two, two, tmp_path, signum, refused):
+    """One of the two is terminated or killed: the launcher ends, and the same command resumes, byte for byte."""
     process = launch_two(tmp_path / "run", "--dropout", 0)
     started(process, tmp_path / "run")
     os.kill(children(process)[-1], signum)
@@ -132,13 +131,13 @@ def test_a_run_that_loses_a_process_goes_on_to_the_same_model(launch_two, two, t
         finetune(tmp_path / "run", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu", "true", "--dropout", 0)
     shown, _ = (process := launch_two(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
     assert process.returncode == 0 and "resumes from" in shown, shown[-3000:]
-    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
+    models = [weights(folder) for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
 
 
 @pytest.mark.slow
-def test_a_warning_that_all_are_sent_costs_nothing(launch_two, tmp_path):
-    """SLURM sends it to the launcher too, which dies of it unless it ignores it, as in recipes/guides/scale.md."""
+def test_a_warning_sent_to_all_processes_costs_nothing(launch_two, tmp_path):
+    """SLURM sends it to the launcher too, which must ignore it, as in recipes/guides/scale.md, or it dies."""
     process = launch_two(tmp_path / "run", "--num_train_epochs", 80, "--save_total_limit", 200,
                      before=lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN))  # fmt: skip
     stage = started(process, tmp_path / "run")
@@ -148,13 +147,13 @@ def test_a_warning_that_all_are_sent_costs_nothing(launch_two, tmp_path):
     assert process.returncode == 0, shown[-3000:]
     steps = {int(path.name.rpartition("-")[2]) for path in stage.glob("checkpoint-*")}
     between = [step for step in steps if step % 5]
-    assert 1 <= len(between) <= 2 and len(steps) == 80 + len(between)  # they may have got it one step apart
+    assert 1 <= len(between) <= 2 and len(steps) == 80 + len(between)  # it may arrive one step apart
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
-def test_a_launcher_that_is_told_to_end(launch_two, tmp_path, signum):
-    """It passes that on: the processes save, and the first says how to go on."""
+def test_a_launcher_that_is_terminated(launch_two, tmp_path, signum):
+    """It passes the signal on: the processes save, and the first says how to resume."""
     process = launch_two(tmp_path / "run", "--num_train_epochs", 80)
     stage = started(process, tmp_path / "run")
     process.send_signal(signum)
@@ -164,7 +163,7 @@ def test_a_launcher_that_is_told_to_end(launch_two, tmp_path, signum):
 
 
 def started(process, run):
-    """The stage's folder, when its first checkpoint has been written."""
+    """The stage's folder, once its first checkpoint has been written."""
     stage, deadline = run / "stages" / "0-all", time.monotonic() + 200
     while not list(stage.glob("checkpoint-*")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
@@ -172,15 +171,15 @@ def started(process, run):
 
 
 def children(process):
-    """The numbers of the processes that a launcher has started."""
+    """The ids of the processes that a launcher has started."""
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
     return [int(number) for number in found.stdout.split()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.9])
-def test_a_disk_that_is_full_for_both(launch_two, two, tmp_path, share):
-    """Neither waits for the other for ever; and with room the same command goes on to the same model."""
+def test_a_disk_that_is_full_for_both_processes(launch_two, two, tmp_path, share):
+    """Neither waits forever for the other, and with room the same command resumes to the same model."""
     needed = sum(path.stat().st_size for path in two.rglob("*") if path.is_file())
     with Disk(tmp_path / "disk", int(share * needed) // PAGE * PAGE, can_mount()) as disk:
         options = ["--dropout", 0, "--cache_dir", tmp_path / "cache"]
@@ -190,5 +189,5 @@ def test_a_disk_that_is_full_for_both(launch_two, two, tmp_path, share):
         disk.grow()
         shown, _ = (process := launch_two(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=300)
         assert process.returncode == 0, shown[-3000:]
-        models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, disk.folder / "run")]
+        models = [weights(folder) for folder in (two, disk.folder / "run")]
         assert models[0] == models[1]

@@ -1,6 +1,6 @@
-"""recipes/finetune.py, of which each process writes down what weights and buffers it evaluates and predicts with.
+"""recipes/finetune.py, in which each process records the weights and buffers that it evaluates and predicts with.
 
-The last argument is a folder, which gets a file of hashes for each process, one line for each time.
+The last argument is a folder for one file per process, with a hash per evaluation.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from support import load_recipe_script
 
 from ftkit.errors import user_errors
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 path = Path(sys.argv.pop()) / f"{os.environ['RANK']}.txt"
 evaluation_loop = ImageTrainer.evaluation_loop

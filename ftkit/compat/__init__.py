@@ -1,5 +1,5 @@
-"""The one door to each library: all that ftkit uses of it and that it does not document.
+"""The one door to each library: the private and undocumented names that ftkit uses, each with the reason.
 
-Nothing else in `ftkit/` and `recipes/` touches private names of these libraries. Each module says why it needs its
-names; `tests/test_compat.py` checks that the installed versions still have them.
+Nothing else in `ftkit/` and `recipes/` touches such names. `tests/test_compat.py` checks that the installed versions
+still have them.
 """

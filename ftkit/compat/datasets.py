@@ -4,10 +4,10 @@ from datasets import Dataset
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """What `datasets` calls its caches by: a hash of the data and of all that was done to it."""
+    """The key of a dataset's caches: a hash of its data and of every transform applied to it."""
     return dataset._fingerprint
 
 
 def set_fingerprint(dataset: Dataset, value: str) -> None:
-    """Give a dataset another fingerprint, which all that is derived from it follows."""
+    """Set the fingerprint of a dataset, from which those of derived datasets follow."""
     dataset._fingerprint = value

@@ -8,7 +8,7 @@ from torch import nn
 class DeviceRanks(RankAllocator):
     """PEFT's allocator with masks that stay on the device; PEFT turns them into lists, and waits at every step.
 
-    There is no public way to another allocator, or to the scores that it ranks by. The masks of a model, in
+    PEFT offers no public way to replace the allocator, or to read the scores that it ranks by. A model's masks, in
     `rank_pattern` of its config, are bool (r,), by the names of `lora_E`.
 
     Attributes:
@@ -18,7 +18,7 @@ class DeviceRanks(RankAllocator):
     done = False
 
     def update_ipt(self, model: nn.Module) -> None:
-        """Learn from the gradients; values that are not finite, in an update that is left out, count as zero."""
+        """Update the scores from the gradients; values that are not finite, in a skipped update, count as zero."""
         for name, parameter in model.named_parameters():
             if "lora_" in name and parameter.grad is not None:
                 parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
@@ -26,7 +26,7 @@ class DeviceRanks(RankAllocator):
 
     @torch.no_grad()
     def mask_to_budget(self, model: nn.Module, budget: int) -> dict[str, torch.Tensor]:
-        """Keep the `budget` most important ranks, and return the masks of all layers."""
+        """Keep the `budget` most important ranks; returns the masks of all layers."""
         scores = {}
         for name in self.name_set:
             right, left = self._element_score(name % "lora_A"), self._element_score(name % "lora_B")
@@ -40,6 +40,6 @@ class DeviceRanks(RankAllocator):
 
     @torch.no_grad()
     def mask_using_rank_pattern(self, model: nn.Module, rank_pattern: dict[str, torch.Tensor]) -> None:
-        """Set the ranks that the masks leave out to zero."""
+        """Set the ranks outside the masks to zero."""
         for name, mask in rank_pattern.items():
             model.get_parameter(name).masked_fill_(~mask.unsqueeze(-1), 0.0)

@@ -6,5 +6,5 @@ from timm.data.transforms_factory import transforms_imagenet_train
 
 
 def training_transform_options() -> set[str]:
-    """The options of timm's training transform; `create_transform`, which passes them on, takes and drops any."""
+    """The options of timm's training transform; `create_transform`, which calls it, ignores unknown ones."""
     return set(inspect.signature(transforms_imagenet_train).parameters)

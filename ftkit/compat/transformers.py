@@ -1,4 +1,4 @@
-"""Undocumented names of transformers, but for the `Trainer`'s, which stand in `ftkit.compat.trainer`."""
+"""Undocumented names of transformers, except the `Trainer`'s, which are in `ftkit.compat.trainer`."""
 
 from transformers.integrations import (
     INTEGRATION_TO_CALLBACK,
@@ -8,8 +8,8 @@ from transformers.integrations import (
 )
 
 __all__ = [
-    "INTEGRATION_TO_CALLBACK",  # the names that `report_to` knows, to refuse others before the start
-    "get_available_reporting_integrations",  # those whose package is installed
+    "INTEGRATION_TO_CALLBACK",  # the names for `report_to`, to refuse others before the start
+    "get_available_reporting_integrations",  # the names whose package is installed
     "get_reporting_integration_callbacks",  # their callbacks, to shield training from their failures
-    "unset_hf_deepspeed_config",  # without it transformers builds models in pieces, which ftkit shards itself
+    "unset_hf_deepspeed_config",  # otherwise transformers builds sharded models, but ftkit shards them itself
 ]

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ftkit.config.data import DataArguments
-from ftkit.config.evaluation import EvaluationArguments
-from ftkit.config.job import JobArguments
-from ftkit.config.loss import LossArguments
-from ftkit.config.method import MethodArguments
-from ftkit.config.model import ModelArguments
-from ftkit.config.training import TrainingArguments, following, in_stage, values_of
+from ftkit.config.arguments.data import DataArguments
+from ftkit.config.arguments.evaluation import EvaluationArguments
+from ftkit.config.arguments.job import JobArguments
+from ftkit.config.arguments.loss import LossArguments
+from ftkit.config.arguments.method import MethodArguments
+from ftkit.config.arguments.model import ModelArguments
+from ftkit.config.arguments.training import TrainingArguments, following, in_stage, values_of
 from ftkit.precision import HALVES
 
 # A saved configuration spells these out, then what was given.
@@ -54,7 +54,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The resolved configuration as a recipe: running it again repeats the run."""
-        saved = {}
+        saved: dict[str, Any] = {}
         for group in (self.data, self.model, self.method, self.loss, self.job):
             saved |= {key: value for key, value in dataclasses.asdict(group).items() if value is not None}
         values = values_of(self.training)

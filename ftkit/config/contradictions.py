@@ -2,8 +2,8 @@
 
 import os
 
+from ftkit.config.arguments.training import sharding_of
 from ftkit.config.configuration import Config
-from ftkit.config.training import sharding_of
 from ftkit.precision import deepspeed_config
 
 

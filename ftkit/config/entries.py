@@ -49,7 +49,7 @@ def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
         UserError: the file cannot be read, or is not a mapping.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -108,12 +108,14 @@ def read_command_line(arguments: list[str]) -> list[Entry]:
         UserError: a value comes before any key.
     """
     entries: list[Entry] = []
+    texts: list[str] | None = None  # of the last key
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            entries.append(Entry(key.replace("-", "_"), [value] if equals else [], "command line"))
-        elif entries:
-            entries[-1].texts.append(argument)
+            texts = [value] if equals else []
+            entries.append(Entry(key.replace("-", "_"), texts, "command line"))
+        elif texts is not None:
+            texts.append(argument)
         else:
             raise UserError(f"command line: {argument!r} comes before any option: expected `--key value`")
     return entries
@@ -158,11 +160,12 @@ def parse_entry(
 
 
 def _convert(action: argparse.Action, key: str, text: str) -> Any:
+    convert: Any = action.type  # a function: `HfArgumentParser` registers no names of types
     try:
-        value = action.type(text)
+        value = convert(text)
     except (ValueError, TypeError, argparse.ArgumentTypeError):
-        kinds = {int: "a whole number", float: "a number"}
-        raise ValueError(f"{key}: {text!r} is not {kinds.get(action.type, 'true or false')}") from None
+        kinds: dict[type, str] = {int: "a whole number", float: "a number"}
+        raise ValueError(f"{key}: {text!r} is not {kinds.get(convert, 'true or false')}") from None
     if action.choices is not None and value not in action.choices:
         valid = [str(choice) for choice in action.choices]
         raise ValueError(f"{key}: {text!r} is not one of {', '.join(valid)}{nearest(text, valid)}")

@@ -18,22 +18,22 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
+from ftkit.config.arguments.data import EMBEDDED, DataArguments
+from ftkit.config.arguments.evaluation import EvaluationArguments
+from ftkit.config.arguments.job import JobArguments
+from ftkit.config.arguments.loss import LossArguments
+from ftkit.config.arguments.method import MethodArguments
+from ftkit.config.arguments.model import ModelArguments
+from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, check_training, following, in_stage, usual
 from ftkit.config.configuration import Config, Evaluation
 from ftkit.config.contradictions import check_together
-from ftkit.config.data import EMBEDDED, DataArguments
 from ftkit.config.entries import Entry, parse_entry, read_command_line, read_recipe
-from ftkit.config.evaluation import EvaluationArguments
-from ftkit.config.job import JobArguments
-from ftkit.config.loss import LossArguments
 from ftkit.config.machine import check_machine, runs_on_cpu
-from ftkit.config.method import MethodArguments
-from ftkit.config.model import ModelArguments
-from ftkit.config.training import DEFAULTS, TrainingArguments, check_training, following, in_stage, usual
 from ftkit.config.training_fields import OF_THE_RUN, check_fields
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
-GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
+GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
 # Keys that take one text or several; for `HfArgumentParser` they take one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # Keys for which null means None; for others it means the default. `report_to: null` would name a tracker.
@@ -83,16 +83,17 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     read = _read_values(parser, _with_recipe(overrides, default_recipe, errors), errors)
     precision, contradictions = decide_precision(read, runs_on_cpu(read))
     errors += contradictions + check_machine(read)
-    groups = _build_checked(GROUPS[:-1], read, errors)
+    data, model, method, loss, job = _build_checked(GROUPS[:-1], read, errors)
     given = {key: value for key, value in read.items() if key in DEFAULTS}
-    values = DEFAULTS | following(given) | _defaults(owners, *groups[:3]) | given | precision
+    values = DEFAULTS | following(given) | _defaults(owners, data, model, method) | given | precision
     pushes, values["push_to_hub"] = bool(values["push_to_hub"]), False
     names = tuple(key for key in given if key not in usual(values))
-    config = Config(*groups, SimpleNamespace(**values), names, pushes)
+    unresolved: Any = SimpleNamespace(**values)
+    config = Config(data, model, method, loss, job, unresolved, names, pushes)
     errors += _check(config, names, owners)
     errors += _check_stages(parser, config, owners, bool(errors))
     training = None if errors else _explained(values, errors)
-    if errors:
+    if training is None:
         raise ConfigError(errors)
     return dataclasses.replace(config, training=training)
 
@@ -109,7 +110,7 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     """
     errors: list[str] = []
     overrides = read_command_line(arguments)
-    groups = (DataArguments, EvaluationArguments)
+    groups: Any = (DataArguments, EvaluationArguments)
     parser = HfArgumentParser(groups, prog="eval.py")
     _answer_help(parser, overrides)
     keys = {f.name for f in dataclasses.fields(DataArguments)}
@@ -138,9 +139,9 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
     """The entries of the recipe, which the command line or the default names, then those of the command line."""
     chosen = [entry for entry in overrides if entry.key == "config"]
     overrides = [entry for entry in overrides if entry.key != "config"]
-    if len(chosen) > 1 or any(len(entry.texts) != 1 for entry in chosen):
+    if len(chosen) > 1 or any(len(entry.texts or []) != 1 for entry in chosen):
         raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
-    path = Path(chosen[0].texts[0]) if chosen else default_recipe
+    path = Path(chosen[0].shown) if chosen else default_recipe
     recipe = read_recipe(path, errors) if path else []
     if not chosen and {"dataset", "data_dir"} & {entry.key for entry in overrides}:
         recipe = [entry for entry in recipe if entry.key not in ("dataset", "data_dir")]
@@ -149,7 +150,7 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
 
 def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[str]) -> dict[str, Any]:
     """Typed values by key; later entries override earlier ones, and errors are appended to `errors`."""
-    values = {}
+    values: dict[str, Any] = {}
     for entry in entries:
         try:
             values |= parse_entry(parser, entry, _LISTS, _NULLABLE)
@@ -170,9 +171,9 @@ def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[st
 def _find_local_data(values: dict[str, Any]) -> None:
     """Look up a short dataset name in the folder `FTKIT_DATA_DIR`; make `data_dir` absolute."""
     shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
-    looked_up = shared and dataset not in (None, *EMBEDDED) and not values.get("data_dir")
-    if looked_up and os.path.isdir(Path(shared) / dataset):
-        values["data_dir"] = str(Path(shared) / dataset)
+    found = Path(shared) / dataset if shared and dataset and dataset not in EMBEDDED else None
+    if found and not values.get("data_dir") and os.path.isdir(found):
+        values["data_dir"] = str(found)
     if values.get("data_dir"):
         values["data_dir"] = str(Path(os.path.expanduser(values["data_dir"])).absolute())
 
@@ -222,7 +223,8 @@ def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, know
     for number, stage in enumerate([] if known or errors else stages):
         arguments = {key: value for key, value in stage.items() if key not in ("name", "train")}
         own = in_stage(vars(config.training), config.given, arguments)
-        wrong = _check(dataclasses.replace(config, training=SimpleNamespace(**own)), arguments, owners)
+        unresolved: Any = SimpleNamespace(**own)
+        wrong = _check(dataclasses.replace(config, training=unresolved), arguments, owners)
         wrong or _explained(own, wrong)
         errors += [f"stages[{number}]: {error}" for error in wrong]
     return errors

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from ftkit.errors import ConfigError, UserError
 
@@ -19,7 +19,7 @@ class ScriptParser(argparse.ArgumentParser):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ConfigError([f"{self.prog} works in one process: start it with python recipes/{self.prog}"])
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}: see --help")
 
 

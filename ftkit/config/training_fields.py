@@ -179,7 +179,7 @@ def _shown(value: Any) -> str:
 
 def _defaults() -> Values:
     fields = dataclasses.fields(transformers.TrainingArguments)
-    usual = {f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default for f in fields}
+    usual = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
     return usual | {"include_num_input_tokens_seen": False}  # the parser reads its default, "no", as False
 
 

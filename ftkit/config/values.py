@@ -1,7 +1,16 @@
 """Values that several arguments share."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # What a checked argument is.
+    Options = dict[str, Any]
+    StageList = list[dict[str, Any]]
+else:
+    # What the parser takes: JSON text too.
+    Options = dict | str
+    StageList = list | str
 
 
 def from_json(text: str) -> Any:

@@ -1,1 +1,1 @@
-"""The demo: an image or a drawing in, the likeliest classes out; a page here, or a Space of the Hub."""
+"""The demo: a page that classifies an image or a drawing, served locally or as a Space on the Hub."""

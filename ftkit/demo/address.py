@@ -1,4 +1,4 @@
-"""Where the page is served."""
+"""The address of the page."""
 
 import socket
 
@@ -6,10 +6,10 @@ from ftkit.errors import UserError
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Check that the page can be served there; gradio would try for minutes.
+    """Check that the page can be served at this address; gradio would try for minutes.
 
     Raises:
-        UserError: the port is taken, or the host is no address of this machine.
+        UserError: the port is taken, or the host is not an address of this machine.
     """
     try:
         with socket.socket() as probe:

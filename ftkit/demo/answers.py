@@ -1,4 +1,4 @@
-"""What the page asks: the probabilities of single images, and how a drawing becomes an image for the model."""
+"""The answers of the page: the probabilities of single images, and images for the model from drawings."""
 
 import json
 from functools import partial
@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 
 from ftkit.config import local_model
-from ftkit.demo.page import Fit, fit_drawing, tell_apart
+from ftkit.demo.page import fit_drawing, tell_apart
 from ftkit.models.classifier import Classifier
 
-_DRAWN = ("mnist", "digits", "fashion_mnist")  # data whose images are small, grey, and light on black
-_SMALL = 64  # pixels: the side up to which images of one channel can be drawn
+_DRAWN = ("mnist", "digits", "fashion_mnist")  # data sets of small grey images, light on black
+_SMALL = 64  # pixels: images of one channel up to this side can be drawn
 
 
 class Demo:
-    """A classifier of single images, by the same pixels as an evaluation, on the CPU.
+    """A classifier of single images on the CPU, from the same pixels as an evaluation.
 
     Attributes:
-        names: of the classes, in the order of the logits, no two of them alike.
+        names: of the classes, in the order of the logits, all different.
     """
 
     def __init__(self, classifier: Classifier):
@@ -27,30 +27,30 @@ class Demo:
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> dict[str, float]:
-        """The probability of every class. `image` is of mode L or RGB."""
+        """The probability of every class for an image of mode L or RGB."""
         logits = self.classifier.model(pixel_values=self.pixel_values(image)).logits[0]
         return dict(zip(self.names, self.classifier.task.probabilities(logits), strict=True))
 
     def pixel_values(self, image: Image.Image) -> torch.Tensor:
-        """float32 (1, C, H, W)."""
+        """The model's input for an image: float32 (1, C, H, W)."""
         return self.classifier.normalize(torch.from_numpy(self.classifier.geometry([image])))
 
-    def fit(self, dataset: str | None) -> Fit | None:
-        """What makes an image for this model of a drawing, or None where the model knows no images that can be drawn.
+    def fit(self, dataset: str | None) -> partial | None:
+        """The function that turns a drawing into an image for this model, or None if its images cannot be drawn.
 
         Args:
-            dataset: what it was trained on, as far as that is known.
+            dataset: the name of its training data, or None if that is unknown.
         """
         digits, size = set(self.names) == set("0123456789"), self.classifier.size
         if not (digits or dataset in _DRAWN or (self.classifier.channels == 1 and max(size) <= _SMALL)):
             return None
-        # scikit-learn's digits were not made as MNIST was: every one fills its 8 rows.
+        # scikit-learn's digits have no margin as MNIST's have: each fills its 8 rows.
         full = dataset == "digits" or (digits and size == (8, 8))
         return partial(fit_drawing, size=size, share=1.0 if full else 20 / 28)
 
 
 def title(model: str) -> str:
-    """What the model is called: by the folder of the run that it lies in, where it does."""
+    """The title of the page: the name of the model's run, of its folder, or on the Hub."""
     folder = local_model(model)
     if folder is None:
         return model
@@ -59,7 +59,7 @@ def title(model: str) -> str:
 
 
 def trained_on(model: str) -> str | None:
-    """The name of the data that a run was trained on; None for a model outside of a run."""
+    """The name of the data that a run was trained on; None for a model outside a run."""
     folder = local_model(model)
     record = folder and folder.resolve().parent / "run.json"
     return json.loads(record.read_text(encoding="utf-8")).get("dataset") if record and record.is_file() else None

@@ -1,4 +1,4 @@
-"""The page of the demo. Where a Space runs there is no ftkit: its `app.py` has the source of these functions."""
+"""The page of the demo. A Space runs without ftkit: its `app.py` contains the source of these functions."""
 
 import html
 from collections import Counter
@@ -15,24 +15,24 @@ Fit = Callable[[Image.Image], Image.Image | None]
 
 
 def tell_apart(names: list[str]) -> list[str]:
-    """The names; behind those that several classes have, the number of the class."""
+    """The names of the classes; a name that several classes share is followed by the class's number."""
     often = Counter(names)
     return [f"{name} ({number})" if often[name] > 1 else name for number, name in enumerate(names)]
 
 
 def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Image.Image | None:
-    """A drawing as MNIST's images were made of digits on paper, or None where nothing is drawn.
+    """A drawing prepared as MNIST's digits were (LeCun et al. 1998), or None if nothing is drawn.
 
-    It becomes white on black, is scaled to fit a square, its proportions kept, and is placed with its centre of mass
-    in the middle (LeCun et al. 1998).
+    It becomes white on black, is scaled to fit a square with its proportions kept, and is placed with its centre of
+    mass in the middle.
 
     Args:
-        drawing: of mode L, on an even ground, dark or light.
+        drawing: of mode L, on a uniform background, dark or light.
         size: height and width of the result, in pixels.
-        share: of its shorter side that the square has; 20/28 in MNIST.
+        share: the side of the square as a share of the shorter side; 20/28 in MNIST.
 
     Returns:
-        Mode L.
+        An image of mode L.
     """
     values = np.asarray(drawing, np.float32)
     ground = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
@@ -40,7 +40,7 @@ def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Im
     if strength.max() < 32:
         return None
     ink = Image.fromarray((strength * (255 / strength.max())).round().astype(np.uint8))
-    ink = ink.crop(ink.point([0] * 26 + [255] * 230).getbbox())  # without what is too faint to be meant
+    ink = ink.crop(ink.point([0] * 26 + [255] * 230).getbbox())  # ignores faint traces
     scale = share * min(size) / max(ink.size)
     ink = ink.resize([max(1, round(side * scale)) for side in ink.size], Image.Resampling.BOX)
     mass = np.asarray(ink, np.float64)
@@ -49,26 +49,27 @@ def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Im
         centre = np.average(np.arange(len(weights)), weights=weights)
         corner.append(int(np.clip(round(room / 2 - centre), 0, room - len(weights))))
     image = Image.new("L", size[::-1])
-    image.paste(ink, corner)
+    left, top = corner
+    image.paste(ink, (left, top))
     return image
 
 
 def build_page(
     title: str, classify: Callable[[Image.Image], dict[str, float]], channels: int, fit: Fit | None
 ) -> gr.Blocks:
-    """The page: a pad to draw on, where there is a `fit`, and a place for image files; beside them, the answer.
+    """The page: a pad to draw on if there is a `fit`, an upload for image files, and the answer beside them.
 
     Args:
         title: any text.
-        classify: takes an image of mode L or RGB and gives the probability of each class.
-        channels: what an uploaded image is decoded to: 1 or 3.
-        fit: makes an image of a drawing, which is of mode L, or gives None where nothing is drawn.
+        classify: takes an image of mode L or RGB and returns the probability of each class.
+        channels: of an uploaded image after decoding: 1 or 3.
+        fit: turns a drawing of mode L into an image for the model, or returns None if nothing is drawn.
     """
     blank = {"background": Image.new("RGB", (280, 280), "white"), "layers": [], "composite": None}
     hint = "Draw something"
 
     def classify_drawing(drawn: dict[str, Image.Image | None]) -> dict[str, float] | str:
-        image = drawn["composite"] and fit(to_mode(drawn["composite"], 1))
+        image = fit(to_mode(drawn["composite"], 1)) if fit and drawn["composite"] else None
         return hint if image is None else classify(image)
 
     def clear() -> tuple[dict[str, Any], str]:
@@ -80,7 +81,7 @@ def build_page(
         try:
             with Image.open(file["path"]) as opened:
                 image = to_mode(opened, channels)
-        except UnidentifiedImageError:  # its message names a place on this machine
+        except UnidentifiedImageError:  # its message contains a path of the server
             raise gr.Error("This is not an image of a known format.", print_exception=False) from None
         except BAD_IMAGE_ERRORS as error:
             reason = html.escape(str(error) or type(error).__name__)
@@ -93,7 +94,7 @@ def build_page(
             with gr.Column():
                 if fit is not None:
                     with gr.Tab("Draw"):
-                        # With a value of its own the pad has its brush in hand from the start.
+                        # With an initial value, the brush is selected from the start.
                         pad = gr.Sketchpad(
                             blank, type="pil", canvas_size=(280, 280), fixed_canvas=True, layers=False, transforms=(),
                             brush=gr.Brush(default_size=12, colors=["#000000"], color_mode="fixed"),
@@ -106,16 +107,16 @@ def build_page(
         if fit is not None:
             pad.input(classify_drawing, pad, answer, show_progress="hidden", trigger_mode="always_last")
             pad.clear(clear, None, [pad, answer], show_progress="hidden", api_visibility="private")
-        # Without gradio's decoding: the bytes of the file are decoded as in an evaluation.
+        # No decoding by gradio: the file's bytes are decoded as in an evaluation.
         upload.change(classify_file, upload, answer, preprocess=False, trigger_mode="always_last")
     return page
 
 
 def serve(page: gr.Blocks, **options: Any) -> None:
-    """Start a page that asks nothing of the network: no link to share, no telemetry, the system's own fonts.
+    """Serve a page without using the network: no share link, no telemetry, system fonts.
 
     Args:
-        options: more of `Blocks.launch`.
+        options: for `Blocks.launch`.
     """
     fonts = {"font": gr.themes.Font("sans-serif"), "font_mono": gr.themes.Font("monospace")}
     css = "#answer { overflow-wrap: anywhere } #answer .confidence { white-space: nowrap }"

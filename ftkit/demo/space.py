@@ -1,8 +1,9 @@
-"""The demo as a Space of the Hub: a folder with an `app.py` that needs no ftkit, and the model or its name."""
+"""The demo as a Space on the Hub: a folder with an `app.py` that runs without ftkit, and the model or its name."""
 
 import dataclasses
 import inspect
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,18 +11,19 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCard, SpaceCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 from PIL import Image
 
 from ftkit.config import local_model
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
 from ftkit.demo.answers import Demo
-from ftkit.demo.page import Fit, build_page, fit_drawing, serve, tell_apart
+from ftkit.demo.page import build_page, fit_drawing, serve, tell_apart
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
 from ftkit.models import timm_models
 from ftkit.models.classifier import Classifier
 
-_APP = '''"""A demo of an image classifier. It was written by ftkit, which it does not need."""
+_APP = '''"""A demo of an image classifier, written by ftkit. It runs without ftkit."""
 
 import html
 import os
@@ -41,7 +43,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 MODEL = {place}
 OPTIONS = {options}
-CHANNELS = {channels}  # that images are decoded to
+CHANNELS = {channels}  # of a decoded image
 BAD_IMAGE_ERRORS = ({errors})
 _ORIENTATION = 0x0112  # in EXIF
 Fit = Callable[[Image.Image], Image.Image | None]
@@ -56,7 +58,7 @@ names = tell_apart([model.config.id2label[number] for number in range(model.conf
 
 @torch.inference_mode()
 def classify(image: Image.Image) -> dict[str, float]:
-    """The probability of every class. `image` is of mode L or RGB."""
+    """The probability of every class for an image of mode L or RGB."""
     pixel_values = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][:, :CHANNELS]
     return dict(zip(names, probabilities(model(pixel_values).logits[0]), strict=True))
 
@@ -69,12 +71,12 @@ if __name__ == "__main__":
 
 
 class Source(NamedTuple):
-    """Where a Space has its model from.
+    """Where a Space loads its model from.
 
     Attributes:
-        hub_model_id: its name on the Hub; None where it is copied into the Space, its adapters merged.
-        options: of `from_pretrained` there, such as `revision`.
-        license_id: as the Hub calls it; None where it is not known.
+        hub_model_id: the model's name on the Hub; None if it is copied into the Space, with its adapters merged.
+        options: for `from_pretrained`, such as `revision`.
+        license_id: the Hub's name for the license; None if it is unknown.
     """
 
     hub_model_id: str | None
@@ -85,22 +87,22 @@ class Source(NamedTuple):
 def source_of(
     model: str, classifier: Classifier, hub_model_id: str | None, revision: str | None, trust_remote_code: bool
 ) -> Source:
-    """Where a Space is to have its model from: a local one is copied unless `hub_model_id` names it on the Hub.
+    """Where a Space loads its model from: a local model is copied unless `hub_model_id` names it on the Hub.
 
     Args:
-        model: the folder or the name that `classifier` was loaded from.
+        model: the folder or name that `classifier` was loaded from.
 
     Raises:
-        UserError: the name cannot be one on the Hub or is of adapters, or the Space would run code that nobody has
-            allowed.
+        UserError: the name is not valid on the Hub or belongs to adapters, or the Space would run code without
+            `trust_remote_code`.
     """
     own_code = classifier.model.config.model_type.startswith("ftkit_")
     name = model if hub_model_id is None and local_model(model) is None else hub_model_id
     if name is not None:
         if classifier.has_adapters:
             raise UserError(
-                f"hub_model_id: {model} holds adapters, which a Space cannot load by name: leave {name} out, and "
-                "they become a part of the model that is copied into it"
+                f"hub_model_id: {model} holds adapters, which a Space cannot load by name: leave {name} out, and a "
+                "model with the adapters merged is copied into the Space"
             )
         try:
             validate_repo_id(name)
@@ -111,46 +113,40 @@ def source_of(
                 f"hub_model_id: the Space would run the code of {name}, a model of ftkit's own: allow it with "
                 "--trust_remote_code true"
             )
-    options = {"trust_remote_code": True} if own_code or trust_remote_code else {}
+    options: dict[str, Any] = {"trust_remote_code": True} if own_code or trust_remote_code else {}
     if name is not None and revision is not None:
         options["revision"] = revision
     return Source(name, options, _license_of(model))
 
 
 def _license_of(model: str) -> str | None:
-    """The license that the model's card names; None where there is no card, or none in it."""
+    """The license in the model card; None if there is no card or it names no license."""
     folder = local_model(model)
     try:
         return ModelCard.load(folder / "README.md" if folder else model).data.license
-    except (OSError, ValueError):  # no such file, here or on the Hub, or no metadata in it
+    except (OSError, ValueError):  # no card, locally or on the Hub, or no metadata in it
         return None
 
 
-def write_space(
-    folder: Path,
-    title: str,
-    demo: Demo,
-    fit: Fit | None,
-    source: Source,
-) -> None:
-    """Write a Space that shows the same page and gives the same answers, without ftkit.
+def write_space(folder: Path, title: str, demo: Demo, fit: partial | None, source: Source) -> None:
+    """Write a Space that shows the same page and gives the same answers without ftkit.
 
     Args:
-        folder: made new.
+        folder: created if it is missing.
         fit: of the demo.
-        source: of its model.
+        source: of the model.
 
     Raises:
-        UserError: the model holds adapters that cannot become plain weights.
+        UserError: the model has adapters that cannot be merged.
     """
     classifier, place = demo.classifier, repr(source.hub_model_id)
     if source.hub_model_id is None:
-        if classifier.has_adapters:
+        if isinstance(classifier.model, PeftModel):
             noise = demo.pixel_values(Image.effect_noise(classifier.size[::-1], 100))
             try:
                 classifier = dataclasses.replace(classifier, model=merged(classifier.model, noise))
             except UserError as error:
-                raise UserError(f"space: it would hold the model with its adapters in its weights. {error}") from error
+                raise UserError(f"space: a Space needs a model with its adapters merged. {error}") from error
         classifier.save(folder / "model")
         place = 'str(Path(__file__).with_name("model"))'
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,18 +168,9 @@ def write_space(
     (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n", encoding="utf-8")
 
 
-def _app(title: str, place: str, demo: Demo, fit: Fit | None, options: dict[str, Any]) -> str:
-    """The source of `app.py`; `place` is the Python expression for where the model lies."""
-    parts = (
-        demo.classifier.task.probabilities,
-        tell_apart,
-        check_decodable,
-        to_mode,
-        to_8_bit,
-        fit_drawing,
-        build_page,
-        serve,
-    )
+def _app(title: str, place: str, demo: Demo, fit: partial | None, options: dict[str, Any]) -> str:
+    """The source of `app.py`; `place` is the Python expression for the place of the model."""
+    functions: tuple[Any, ...] = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     return _APP.format(
         title=title,
@@ -191,6 +178,6 @@ def _app(title: str, place: str, demo: Demo, fit: Fit | None, options: dict[str,
         options=options,
         channels=demo.classifier.channels,
         errors=", ".join(errors),
-        parts="\n\n".join(inspect.getsource(part) for part in parts),
+        parts="\n\n".join(map(inspect.getsource, (demo.classifier.task.probabilities, *functions))),
         fit=fit and f"partial(fit_drawing, size={fit.keywords['size']}, share={fit.keywords['share']})",
     )

@@ -1,4 +1,4 @@
-"""Runs side by side: their score over seeds, cost, and which differences are more than luck."""
+"""Comparing runs: their scores over seeds, their costs, and which differences are significant."""
 
 import json
 import math
@@ -17,9 +17,9 @@ from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.statistics.significance import ALPHA, holm
 from ftkit.tasks import Task
-from ftkit.training.output_folder import CHANGES_NOTHING
+from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 
-# What of a configuration does not make another method of it.
+# The keys in which runs of one method may differ.
 _SAME_METHOD = CHANGES_NOTHING | {"seed", "data_seed", "run_name"}
 _LONGEST_NAME = 60
 
@@ -29,12 +29,12 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: where it lies.
+        folder: of the run.
         record: its `run.json`.
-        config: its configuration, empty for what `recipes/eval.py` wrote.
+        config: its configuration; empty for an evaluation by `recipes/eval.py`.
         task: of the model.
         images: (hash, target) of each test image, in the order of `scores`.
-        scores: (N,), of each image, see `Task.score`.
+        scores: (N,), of each image; see `Task.score`.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Run:
 
 @dataclass
 class Group:
-    """Runs of one method that differ in their seed, and the errors of those that failed."""
+    """Runs of one method with different seeds, and the errors of those that failed."""
 
     name: str
     runs: list[Run]
@@ -58,12 +58,12 @@ def read_run(folder: Path) -> Run:
     """Read a finished run.
 
     Raises:
-        UserError: it is none.
+        UserError: the folder holds none.
     """
     predictions, record = read_predictions(evaluation_folder(folder)), read_record(folder)
     saved = folder / "config.yaml"
     config = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
-    # The order of hashes and names is the same in every run. Twins have the same pixels, so theirs does not matter.
+    # Sorted by hash and class name, the order is the same in every run. The order of identical images does not matter.
     targets, scores = predictions.by_name(), predictions.scores()
     rows = sorted(zip(predictions.hashes.tolist(), targets, range(len(targets)), strict=True))
     images = [(hashed, target) for hashed, target, _ in rows]
@@ -71,7 +71,7 @@ def read_run(folder: Path) -> Run:
 
 
 def check_each_once(folders: list[Path]) -> None:
-    """That no two of these paths lead to the same folder, by whatever names and links.
+    """Check that no two of these paths lead to the same folder, links included.
 
     Raises:
         UserError: a run would count twice.
@@ -84,10 +84,10 @@ def check_each_once(folders: list[Path]) -> None:
 
 
 def check_same_test(runs: list[Run]) -> None:
-    """That all runs were tested on the same images with the same classes, whatever their numbers.
+    """Check that all runs were tested on the same images with the same classes, in any order.
 
     Raises:
-        UserError: with what differs.
+        UserError: they were not; the message gives the difference.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -101,8 +101,8 @@ def check_same_test(runs: list[Run]) -> None:
             n = sum(a != b for a, b in zip(first.images, run.images, strict=True))
             raise UserError(f"{between}: {n:,} of the {len(first.images):,} test images have another label")
         raise UserError(
-            f"{between}: the test images differ: {len(first.images):,} and {len(run.images):,}, of which "
-            f"{len(mine & theirs):,} are in both: give both the same data, split_seed and test_size"
+            f"{between}: the test images differ: {len(first.images):,} and {len(run.images):,}, "
+            f"{len(mine & theirs):,} of them in both: run both with the same data, split_seed and test_size"
         )
 
 
@@ -117,7 +117,7 @@ def _difference(first: list[str], second: list[str]) -> str:
 
 
 def group_runs(runs: list[Run]) -> list[Group]:
-    """Runs that differ in their seed alone, together; each group named by what sets it apart from the others."""
+    """Group runs that differ only in their seed, and name each group by the settings that differ between groups."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         own = {key: value for key, value in run.config.items() if key not in _SAME_METHOD}
@@ -135,21 +135,20 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def _name(run: Run, apart: list[str]) -> str:
     if not run.config:
         return str(run.folder)
-    told = {key: run.config[key] for key in apart if key in run.config}
-    parts = [str(told.pop(key)) for key in ("method", "model") if key in told]
-    return ", ".join(parts + [f"{key} {value}" for key, value in told.items()]) or run.record["method"]
+    shown = {key: run.config[key] for key in apart if key in run.config}
+    parts = [str(shown.pop(key)) for key in ("method", "model") if key in shown]
+    return ", ".join(parts + [f"{key} {value}" for key, value in shown.items()]) or run.record["method"]
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
-    """Write `comparison.html`, `.md` and `.json` into a folder, and return what the page is made of.
+    """Write `comparison.html`, `.md` and `.json` into a folder, and return the content of the page.
 
     Raises:
-        UserError: a run stands there twice, the runs were not tested on the same images and classes, or none is
-            finished.
+        UserError: a run is given twice, the test images or classes differ, or no run is finished.
     """
     runs = [run for group in groups for run in group.runs]
     if not runs:
-        raise UserError("no run is finished: there is nothing to compare")
+        raise UserError("nothing to compare: no run is finished")
     check_each_once([run.folder for run in runs])
     check_same_test(runs)
     present = sorted((group for group in groups if group.runs), key=lambda group: -_scores(group).mean())
@@ -163,7 +162,7 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
     (folder / "comparison.json").write_text(text, encoding="utf-8")
     fronts = [
         ("seconds of training", pareto_front(rows, "seconds", task.score)),
-        ("parameters trained", pareto_front(rows, "trained_parameters", task.score)),
+        ("trained parameters", pareto_front(rows, "trained_parameters", task.score)),
     ]
     costs = all(row["seconds"] is not None for row in rows)
     content = {
@@ -179,7 +178,7 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
     return content
 
 
-def _letters():
+def _letters() -> list[str]:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return [*alphabet, *(first + second for first in alphabet for second in alphabet)]
 
@@ -192,7 +191,8 @@ def _row(letter: str, group: Group, score: str) -> dict[str, Any]:
     records, scores = [run.record for run in group.runs], _scores(group)
 
     def mean(values: list[float | None]) -> float | None:
-        return None if None in values else float(np.mean(values))
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(values) else None
 
     seconds = [sum(stage["seconds"] for stage in r["stages"]) if "stages" in r else None for r in records]
     return {
@@ -210,20 +210,20 @@ def _row(letter: str, group: Group, score: str) -> dict[str, Any]:
 
 
 def _pairs(groups: list[Group], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every pair of groups, the better one first; a winner is one after Holm's correction over all pairs."""
+    """A test for each pair of groups, the better one first, with p values corrected over all pairs (Holm)."""
     scores = [np.array([run.scores for run in group.runs]) for group in groups]
     pairs, compare = [], groups[0].runs[0].task.compare
     for i, j in combinations(range(len(groups)), 2):
         pairs.append({"first": rows[i]["letter"], "second": rows[j]["letter"], **compare(scores[j], scores[i])})
     for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_corrected"] = p
-        # A first that is not better may only be ahead of its second by the order of equals.
+        # With equal scores, the first is not better than the second.
         pair["verdict"] = "better" if p < ALPHA and pair["difference"] > 0 else "not distinguishable"
     return pairs
 
 
 def pareto_front(rows: list[dict[str, Any]], cost: str, score: str) -> list[str]:
-    """The letters of the rows that no other one beats in `score` at the same cost or less, cheapest first."""
+    """The letters of the rows whose `score` no other row reaches at the same cost or less, cheapest first."""
     front, best = [], -math.inf
     for row in sorted(rows, key=lambda row: (row[cost] or 0.0, -row[score])):
         if row[score] > best:
@@ -233,7 +233,7 @@ def pareto_front(rows: list[dict[str, Any]], cost: str, score: str) -> list[str]
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """What `write_comparison` gives, for a terminal: a line for each group, and one for each pair."""
+    """The content of `write_comparison` for a terminal: a line per group and a line per pair."""
     width = max(len(row["name"]) for row in [*result["rows"], *result["failed"]])
     lines = [f"\n   {'':<{width}}  runs  {result['title']:<17}  trained parameters  seconds  peak MB"]
     for row in result["rows"]:

@@ -1,4 +1,4 @@
-"""The runs that a comparison of methods over seeds needs: planned, trained where they are missing, and read."""
+"""The runs of a comparison of methods over seeds: planning them, training the missing ones, reading them."""
 
 import itertools
 import subprocess
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ftkit.config.configuration import Config
 from ftkit.errors import ConfigError, UserError
 from ftkit.owners import parse_config
-from ftkit.training.output_folder import changes
+from ftkit.training.checkpointing.output_folder import changes
 
 if TYPE_CHECKING:
     from ftkit.evaluation.comparing import Group
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Job:
-    """A run that a comparison needs: its arguments for finetune.py, and the error of a run that failed."""
+    """A run of a comparison: its arguments for finetune.py, and its error if it failed."""
 
     variant: str
     seed: int
@@ -31,21 +31,21 @@ class Job:
 def plan_jobs(
     recipes: list[Path], methods: list[str], seeds: int, output_dir: Path, overrides: list[str]
 ) -> list[Job]:
-    """Every run that is needed, each with a configuration that has been checked.
+    """All runs of a comparison, with checked configurations.
 
     Args:
-        methods: of every recipe; its own where there are none.
-        seeds: how many, from the recipe's own on.
+        methods: to run each recipe with; if empty, the recipe's own.
+        seeds: how many, counting up from the recipe's own.
         output_dir: gets a folder for each run.
-        overrides: further words of every run's command line.
+        overrides: further command-line arguments of every run.
 
     Raises:
-        ConfigError: with what is wrong in any of them.
-        UserError: a folder holds a run of another configuration, or would be that of two runs.
+        ConfigError: with all errors of all configurations.
+        UserError: a folder holds a run of another configuration, or two runs would share a folder.
     """
     jobs, errors = [], []
-    for recipe, method in itertools.product(recipes, methods or [None]):
-        parts = [recipe.stem] * (len(recipes) > 1 or method is None) + [method] * (method is not None)
+    for recipe, method in itertools.product(recipes, methods or [""]):
+        parts = [recipe.stem] * (len(recipes) > 1 or not method) + [method] * bool(method)
         arguments = ["--config", str(recipe), *overrides, *(["--method", method] if method else [])]
         try:
             first = parse_config(arguments).training.seed
@@ -63,19 +63,19 @@ def plan_jobs(
         if folders.setdefault(job.folder, job) is not job:
             named = ", ".join(map(str, recipes))
             raise UserError(f"--recipe {named}: two of them would train in the same folder, {job.folder}: name each "
-                            "once, and give recipes of one name other names")  # fmt: skip
+                            "recipe once, and rename recipes that share a file name")  # fmt: skip
         if changed := changes(job.folder, job.config):
-            told = "; ".join(changed[:5])
-            raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")
+            some = "; ".join(changed[:5])
+            raise UserError(f"{job.folder} holds a run of another configuration ({some}): give another --output_dir")
     return jobs
 
 
 def train(job: Job, script: Path, launch_config: Path | None) -> None:
-    """Train one run in a process of its own, if it is not finished; its output goes into a log beside its folder.
+    """Train a run in its own process, unless it is finished; its output goes into a log beside its folder.
 
     Args:
         script: recipes/finetune.py.
-        launch_config: for `accelerate launch`; started without it where it is None.
+        launch_config: for `accelerate launch`; without one, plain Python runs the script.
     """
     if (job.folder / "run.json").is_file():
         return
@@ -92,8 +92,8 @@ def train(job: Job, script: Path, launch_config: Path | None) -> None:
 
 
 def read_variants(jobs: list[Job]) -> "list[Group]":
-    """The runs of `jobs` as groups, one for each variant, with the failures of those that failed."""
-    from ftkit.evaluation.comparing import Group, read_run  # late: it loads the library of the plots
+    """The runs of `jobs`, grouped by variant, with the errors of those that failed."""
+    from ftkit.evaluation.comparing import Group, read_run  # late: it loads matplotlib
 
     variants: dict[str, Group] = {}
     for job in jobs:

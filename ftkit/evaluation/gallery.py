@@ -1,4 +1,4 @@
-"""Images that are kept: to look at where the model is wrong or in doubt, and to check an exported model with."""
+"""Images kept with an evaluation: thumbnails for the report, and files to check an exported model with."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ from ftkit.data.feeding.tensors import Images
 from ftkit.tasks import Predictions
 
 _SAMPLES = 16
-_SIDE = 96  # pixels of a thumbnail, at the most
+_SIDE = 96  # pixels, the longer side of a thumbnail at most
 
 
 def thumbnail(folder: Path, predictions: Predictions, position: int) -> Path:
-    """Where the thumbnail of the image at a position lies."""
+    """The path of the thumbnail of the image at a position."""
     return folder / "gallery" / f"{predictions.index[position]}.png"
 
 
 def write_gallery(folder: Path, predictions: Predictions, images: Images) -> None:
-    """Write the thumbnails of the gallery: the pixels that the model saw, made smaller where they are large."""
+    """Write the thumbnails of the gallery: the pixels that the model saw, scaled down if they are large."""
     (folder / "gallery").mkdir(exist_ok=True)
     positions = [position for kind in predictions.task.gallery(predictions).values() for position in kind]
     if not positions:
@@ -32,13 +32,13 @@ def write_gallery(folder: Path, predictions: Predictions, images: Images) -> Non
 
 
 def sample_files(folder: Path, predictions: Predictions) -> dict[int, Path]:
-    """The files of up to 16 evenly spaced images, by their positions, where `write_samples` puts them."""
+    """The paths where `write_samples` keeps up to 16 evenly spaced images, by position."""
     positions = np.unique(np.linspace(0, len(predictions) - 1, min(_SAMPLES, len(predictions))).astype(int))
     return {int(position): folder / "samples" / str(predictions.index[position]) for position in positions}
 
 
 def write_samples(folder: Path, predictions: Predictions, images: Images) -> None:
-    """Keep some images as the files they are: what else loads the model must give the evaluation's logits for them."""
+    """Keep the original files of some images, to check that a loaded or exported model gives the same logits."""
     (folder / "samples").mkdir(exist_ok=True)
     for position, path in sample_files(folder, predictions).items():
         path.write_bytes(images.file(position))

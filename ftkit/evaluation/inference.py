@@ -13,17 +13,17 @@ from ftkit.data.pixels.normalize import channels_last
 from ftkit.models.anatomy import is_convolutional
 from ftkit.models.classifier import Classifier
 
-_CPU_BATCH = 32  # images: with more, the activations of a convnet take a CPU 1.4 times as long
-_SMALLEST_BATCH, _WORTH_PROCESSES = 8, 32  # images; some are photographs, which take a core a tenth of a second each
+_CPU_BATCH = 32  # images: with larger batches, a convnet takes 1.4 times as long on a CPU
+_SMALLEST_BATCH, _WORTH_PROCESSES = 8, 32  # images: a photograph may take a core a tenth of a second
 
 
 class Classified(NamedTuple):
-    """What a batch gave.
+    """The result of a batch.
 
     Attributes:
         files: the images that decode.
-        answers: for each its k likeliest classes, the likeliest first, with their probabilities.
-        bad: what does not decode: dictionaries of `file` and `reason`, among others.
+        answers: the k likeliest classes of each, likeliest first, with their probabilities.
+        bad: the images that do not decode: dictionaries with `file` and `reason`, among others.
     """
 
     files: list[str]
@@ -32,19 +32,19 @@ class Classified(NamedTuple):
 
 
 def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_size: int = 128) -> Iterator[Classified]:
-    """Classify image files as an evaluation would, on the accelerator if there is one.
+    """Classify image files from the same pixels as an evaluation, on the accelerator if there is one.
 
-    What the model says of an image does not depend on the other files. Processes decode ahead of the model, unless
-    there are only a few images, and no result is kept.
+    The answer for an image does not depend on the other files. Processes decode ahead of the model, unless there are
+    only a few images.
 
     Args:
         classifier: of C classes; its model is moved to the accelerator.
         files: paths.
-        top_k: k, no more than C.
-        batch_size: the most images that are decoded and classified together.
+        top_k: k, at most C.
+        batch_size: how many images are decoded and classified together, at most.
 
     Yields:
-        A batch of files at a time, in their order.
+        The result of each batch, in the order of the files.
     """
     device, normalize, task = PartialState().device, classifier.normalize, classifier.task
     model = classifier.model.to(device).eval()
@@ -59,7 +59,7 @@ def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_siz
         return task.likeliest(torch.cat([logits_of(normalize(part.to(device))) for part in parts]), top_k)
 
     decoder = Decoder(_rows(files), classifier.processor, classifier.channels)
-    share = max(len(files) // (4 * cores()), _SMALLEST_BATCH)  # so that no core is without work
+    share = max(len(files) // (4 * cores()), _SMALLEST_BATCH)  # so that every core has work
     for rows, decoded in over_all_rows(decoder, len(files), "classifying", min(batch_size, share), _WORTH_PROCESSES):
         good = [files[rows[position]] for position in decoded.positions]
         yield Classified(good, answers(decoded.pixels) if good else [], decoded.bad)

@@ -1,24 +1,25 @@
-"""The image files that a user means: by name, folder or pattern, or listed on standard input."""
+"""Image files given by name, folder or pattern, or listed on standard input."""
 
 import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ftkit.data.sources.suffixes import image_suffixes
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
 
-_SHOWN = 10  # of the inputs that are wrong
+_SHOWN = 10  # wrong inputs that a message lists
 
 
 def find_images(inputs: Iterable[str]) -> list[str]:
-    """The image files that `inputs` mean, in their order.
+    """The image files that `inputs` name, in the order of the inputs.
 
     Args:
-        inputs: a file, which is taken whatever its suffix; a folder, for all images below it; a pattern such as
-            `photos/**/*.jpg`, for the images that match it; or `-`, for a list of these on standard input, one a
-            line. Images of a folder or a pattern are in natural order, and hidden ones are skipped.
+        inputs: files, with any suffix; folders, for all images below them; patterns such as `photos/**/*.jpg`, for the
+            images that match; and `-`, for a list of these on standard input, one per line. Images of a folder or a
+            pattern are in natural order, and hidden ones are skipped.
 
     Raises:
         UserError: an input does not exist or holds no images, standard input is empty, or a name is not UTF-8.
@@ -29,7 +30,7 @@ def find_images(inputs: Iterable[str]) -> list[str]:
         if os.path.isdir(name):
             found = natural_sorted(_below(name, suffixes))
             problem = "this folder holds no images"
-        elif os.path.exists(name):  # also one whose name looks like a pattern
+        elif os.path.exists(name):  # even if its name looks like a pattern
             found = [name]
         elif set("*?[") & set(name):
             matches = glob.glob(name, recursive=True)
@@ -58,19 +59,20 @@ def _below(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
 def _is_utf8(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # Python's stand-ins for the bytes of other encodings
+    except UnicodeEncodeError:  # Python's surrogates for bytes that are not UTF-8
         return False
     return True
 
 
 def _listed(inputs: Iterable[str]) -> Iterator[str]:
-    """The inputs, with the lines of standard input in the place of `-`."""
+    """The inputs, with `-` replaced by the lines of standard input."""
     for name in inputs:
         if name != "-":
             yield name
             continue
-        sys.stdin.reconfigure(errors="surrogateescape")  # as for the names on the command line
-        lines = [line for line in sys.stdin.read().replace("\r\n", "\n").split("\n") if line]
+        given: Any = sys.stdin  # a TextIOWrapper
+        given.reconfigure(errors="surrogateescape")  # as for the names on the command line
+        lines = [line for line in given.read().replace("\r\n", "\n").split("\n") if line]
         if not lines:
-            raise UserError("-: standard input is empty: expected paths, one on each line")
+            raise UserError("-: standard input is empty: expected paths, one per line")
         yield from lines

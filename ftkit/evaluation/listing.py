@@ -1,4 +1,4 @@
-"""What a model says of each image, written line by line: as a table, as JSON lines, or as CSV."""
+"""Predictions written line by line: as a table, JSON lines or CSV."""
 
 import contextlib
 import csv
@@ -8,26 +8,27 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ftkit.errors import UserError, printable
 
-Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with their probabilities
+Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its labels with probabilities
 
 
 @contextlib.contextmanager
 def opened(path: Path | None) -> Iterator[TextIO]:
-    """A new file, or standard output, as UTF-8 without any change of line ends.
+    """A new file, or standard output, in UTF-8 with line ends as they are written.
 
     Raises:
         UserError: the file cannot be written.
     """
     if path is None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="")
+        output: Any = sys.stdout  # a TextIOWrapper
+        output.reconfigure(encoding="utf-8", newline="")
         try:
-            yield sys.stdout
-        except BrokenPipeError:  # the reader, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+            yield output
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
             raise
         return
     try:
@@ -39,7 +40,7 @@ def opened(path: Path | None) -> Iterator[TextIO]:
 
 
 def _table(out: TextIO, files: list[str], top_k: int) -> Write:
-    """Columns for people, a line for each label."""
+    """Aligned columns, a line for each label."""
     width = max(len("file"), *(_columns(printable(file)) for file in files))
     out.write(f"{'file':<{width}}  probability  label\n")
 
@@ -63,7 +64,7 @@ def _jsonl(out: TextIO, files: list[str], top_k: int) -> Write:
 
 
 def _comma_separated(out: TextIO, files: list[str], top_k: int) -> Write:
-    """CSV with lines that end as RFC 4180 wants it: the `csv` module quotes every other line end only then."""
+    """CSV with the line ends of RFC 4180: only with them does the `csv` module quote all others."""
     writer = csv.writer(out)
     writer.writerow(["file", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability"))])
 
@@ -77,12 +78,12 @@ FORMATS = {"table": _table, "jsonl": _jsonl, "csv": _comma_separated}
 
 
 def _significant(probability: float) -> float:
-    """Six digits, which is what float32 is good for."""
+    """Rounded to six digits, the precision of float32."""
     return float(f"{probability:.6g}")
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal the text takes."""
+    """The number of terminal columns that the text takes."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)

@@ -1,4 +1,4 @@
-"""Templates filled: HTML that escapes whatever it is given, and Markdown that does so by the filter `md`."""
+"""Pages from templates: HTML escapes every value, Markdown escapes with the filter `md`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;",
 
 
 def markdown(text: Any) -> str:
-    """`text` as Markdown that shows it literally."""
+    """`text`, escaped so that Markdown shows it literally."""
     return str(text).translate(_ESCAPED)
 
 
@@ -34,7 +34,7 @@ def _count(value: float) -> str:
 
 
 def _size(value: float) -> str:
-    """A large number in three digits: 13.9 million."""
+    """A large number with three digits, such as 13.9 million."""
     for name, unit in (("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
         if value >= unit:
             return f"{value / unit:.3g} {name}"
@@ -50,9 +50,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size,
-    }  # fmt: skip
+    environment.filters |= {"md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size}
     return environment
 
 
@@ -62,11 +60,11 @@ def render(template: str, content: dict[str, Any]) -> str:
 
 
 def write_pages(folder: Path, template: str, content: dict[str, Any], sections: Sequence[Section] = ()) -> None:
-    """Write `<template>.html` and `<template>.md` into a folder, from the templates of these names.
+    """Write `<template>.html` and `<template>.md` into a folder, from the templates of the same names.
 
     Args:
-        content: for the templates, those of the sections too.
-        sections: for each the page is given its `links` and its `text`.
+        content: the variables of the page and of its sections.
+        sections: the page gets the `links` and the rendered `text` of each.
     """
     drawn = [content | {drawing.name: svg(drawing) for drawing in s.drawings} | s.content for s in sections]
     for kind in ("html", "md"):

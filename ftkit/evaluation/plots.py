@@ -1,6 +1,6 @@
-"""Plots as SVG that stands in a page: its text and axes take the page's colour, so light and dark both read.
+"""Plots as SVG for a page. Text and axes take the page's colour, so they are readable in light and dark mode.
 
-Colours are of Okabe & Ito (2008), told apart by colour-blind eyes; those that contrast with white and with black.
+The colours are those of Okabe & Ito (2008), safe for colour-blind readers, that contrast with both white and black.
 """
 
 import io
@@ -12,21 +12,22 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
+from matplotlib import rcsetup
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from ftkit.tasks import Drawing, Metric, shortened
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-_INK = "#010203"  # stands for the page's own colour until the SVG is written
-_WIDTH = 4.4  # inches: a page on a phone is hardly narrower, so letters keep their size there
-_STYLE = {
+_INK = "#010203"  # replaced by the page's own colour in the SVG
+_WIDTH = 4.4  # inches: about the width of a phone's screen, so letters keep their size there
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the reader's fonts
     "svg.hashsalt": "ftkit",
     "font.family": "sans-serif",
     "font.size": 9,
     "figure.figsize": (_WIDTH, _WIDTH),
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, VERMILION, GREEN, PURPLE]),
+    "axes.prop_cycle": rcsetup.cycler(color=[BLUE, VERMILION, GREEN, PURPLE]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
@@ -40,31 +41,31 @@ _STYLE = {
 @contextmanager
 def _style(**changes: Any) -> Iterator[None]:
     with matplotlib.rc_context(_STYLE | changes), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts will have it
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's fonts draw the text
         yield
 
 
 def _svg(figure: Figure, description: str) -> Markup:
-    """The figure as an SVG element with a text for those who do not see it."""
+    """The figure as an SVG element with a description for screen readers."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL).replace(_INK, "currentColor")
-    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    width = float(re.findall(r'width="([\d.]+)pt"', svg)[0])
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     label = escape(description)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}" style="max-width:{width:.0f}pt"', 1))
 
 
 def svg(drawing: Drawing) -> Markup:
-    """A task's figure for a page."""
+    """A task's figure as SVG, for a page."""
     with _style():
         return _svg(drawing.draw(), drawing.description)
 
 
 def png(drawing: Drawing) -> bytes:
-    """The same as a PNG, dark on white, for pages that take no SVG."""
+    """A task's figure as PNG, dark on white, for pages that take no SVG."""
     buffer = io.BytesIO()
     black = dict.fromkeys((key for key, value in _STYLE.items() if value == _INK), "black")
     with _style(**black, **{"figure.facecolor": "white"}):
@@ -73,12 +74,12 @@ def png(drawing: Drawing) -> bytes:
 
 
 def learning_curves(stages: list[dict[str, Any]], metric: Metric) -> Markup:
-    """Loss, a metric on validation and learning rate over the steps of all stages.
+    """Loss, a validation metric and learning rate over the steps of all stages.
 
     Args:
-        stages: for each its name, `stage`; `history`, the trainer's log; `best_step`, of the checkpoint that was
-            chosen, or None.
-        metric: the one to show beside the loss.
+        stages: the name, `stage`, of each; `history`, the trainer's log; `best_step`, of the chosen checkpoint, or
+            None.
+        metric: to show beside the loss.
     """
     evaluated = f"eval_{metric.validation}"
     with _style():
@@ -124,12 +125,12 @@ def learning_curves(stages: list[dict[str, Any]], metric: Metric) -> Markup:
 
 
 def pareto(rows: list[dict[str, Any]], fronts: list[tuple[str, list[str]]], score: str, title: str) -> Markup:
-    """A score, mean and standard deviation, against two costs; what no other beats lies on a line.
+    """A score (mean and standard deviation) against two costs; a line joins the rows of the Pareto front.
 
     Args:
         rows: of a comparison: `letter`, the score, `std`, `seconds`, `trained_parameters`.
-        fronts: the name of each of these two costs, and the letters on its front, cheapest first.
-        score: its key.
+        fronts: the name of each cost, and the letters on its front, cheapest first.
+        score: the key of the score.
         title: of the score.
     """
     with _style():
@@ -160,5 +161,5 @@ def pareto(rows: list[dict[str, Any]], fronts: list[tuple[str, list[str]]], scor
         figure.tight_layout()
         return _svg(
             figure,
-            f"{title.capitalize()} against seconds of training and against parameters trained, with Pareto fronts",
+            f"{title.capitalize()} against seconds of training and against trained parameters, with Pareto fronts",
         )

@@ -1,4 +1,4 @@
-"""Stored predictions: what every number of a report is computed from."""
+"""Stored predictions, from which every number of a report is computed."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from ftkit.errors import UserError
 from ftkit.evaluation.gallery import write_gallery, write_samples
 from ftkit.files import atomic_write
 from ftkit.tasks import Predictions, task_of
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 _FILE = "predictions.parquet"
 _TEST_TIME = ("flip", "flip_and_shift")
@@ -20,11 +20,11 @@ _VALIDATION = "validation"
 
 
 def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none") -> dict[str, Predictions]:
-    """Predictions for a split: those of the images, `plain`, and those of `test_time`, where there is such.
+    """Predictions for a split: `plain`, and those of test-time augmentation if `test_time` asks for it.
 
-    `flip` are the logits averaged over each image and its mirror image (as in Krizhevsky et al. 2012).
-    `flip_and_shift` give one half to these, the other to those of the image shifted by a pixel, up and left, and down
-    and right, likewise (Jordan 2024, arXiv:2404.00498).
+    `flip` averages the logits over each image and its mirror image (Krizhevsky et al. 2012). `flip_and_shift` gives
+    half of the weight to `flip`, and half to the same average over the image shifted by a pixel, up and left, and down
+    and right (Jordan 2024, arXiv:2404.00498).
     """
 
     def averaged(plain: np.ndarray, shift: int) -> np.ndarray:
@@ -44,9 +44,9 @@ def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Im
     """Write predictions, gallery, samples and metrics.
 
     Args:
-        folder: made where it is missing. `plain` goes here, others into folders of their names inside.
-        predicted: from `predict_split`, and perhaps those for `validation`, on which the temperature is fitted.
-        images: the split that is evaluated.
+        folder: for `plain`; the others go into subfolders of their names.
+        predicted: from `predict_split`, and optionally `validation`, on which the temperature is fitted.
+        images: the evaluated split.
 
     Returns:
         The metrics.
@@ -59,10 +59,10 @@ def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Im
 
 
 def write_metrics(folder: Path) -> dict:
-    """Write `metrics.json` anew from the predictions that are stored, and return it.
+    """Write `metrics.json` from the stored predictions, and return its content.
 
     Raises:
-        UserError: the predictions are missing or are not ftkit's.
+        UserError: the predictions are missing or not ftkit's.
     """
     metrics = compute_metrics(folder)
     with atomic_write(folder / "metrics.json") as aside:
@@ -71,20 +71,20 @@ def write_metrics(folder: Path) -> dict:
 
 
 def compute_metrics(folder: Path) -> dict:
-    """The metrics of the predictions that are stored in a folder, see `compute_metrics` of their task.
+    """The metrics of the predictions stored in a folder; see `compute_metrics` of their task.
 
     Raises:
-        UserError: the predictions are missing or are not ftkit's.
+        UserError: the predictions are missing or not ftkit's.
     """
     predictions, validation, test_time = read_evaluation(folder)
     return predictions.task.compute_metrics(predictions, validation, test_time)
 
 
 def read_evaluation(folder: Path) -> tuple[Predictions, Predictions | None, dict[str, Predictions]]:
-    """What an evaluation stored: the predictions, those for validation, and by name those of test-time augmentation.
+    """The stored predictions of an evaluation: for its split, for validation, and by test-time augmentation.
 
     Raises:
-        UserError: the predictions are missing or are not ftkit's.
+        UserError: the predictions are missing or not ftkit's.
     """
     validation = read_predictions(folder / _VALIDATION) if (folder / _VALIDATION).is_dir() else None
     test_time = {name: read_predictions(folder / name) for name in _TEST_TIME if (folder / name).is_dir()}
@@ -92,7 +92,7 @@ def read_evaluation(folder: Path) -> tuple[Predictions, Predictions | None, dict
 
 
 def write_predictions(folder: Path, predictions: Predictions) -> None:
-    """Write the `predictions.parquet` of a folder, which is made where it is missing."""
+    """Write `predictions.parquet` into a folder, which is created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / _FILE) as aside:
         pq.write_table(predictions.to_table(), aside)
@@ -102,11 +102,11 @@ def read_predictions(folder: Path) -> Predictions:
     """Read the `predictions.parquet` of a folder.
 
     Raises:
-        UserError: the file is missing or is not one of ftkit's.
+        UserError: the file is missing or not ftkit's.
     """
     path = folder / _FILE
     try:
         table = pq.read_table(path)
         return task_of(Features.from_arrow_schema(table.schema)).from_table(table)
     except (OSError, KeyError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: not a predictions file of ftkit: {error}") from None
+        raise UserError(f"{path} is not a predictions file of ftkit: {error}") from None

@@ -1,4 +1,4 @@
-"""`run.json`, the record of a finished run, and the last screen."""
+"""`run.json`, the record of a finished run, and the summary that a run prints at its end."""
 
 import json
 import shlex
@@ -21,9 +21,9 @@ from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
-    """What `run.json` says of the data: splits, classes, what was left out and what is in two splits."""
+    """The data's part of `run.json`: splits, classes, skipped images and duplicates between splits."""
     return {
-        "dataset": data.dataset or Path(data.data_dir).name,
+        "dataset": data.dataset or Path(data.data_dir or "").name,
         "data_engine": next(iter(images.values())).engine,
         "splits": {split: len(rows) for split, rows in images.items()},
         "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
@@ -34,13 +34,13 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
 
 
 def _hub_dataset(data: DataArguments) -> str | None:
-    """The dataset's name on the Hub, if it is one of there."""
-    name = HUB_NAMES.get(data.dataset, data.dataset or "")
+    """The dataset's name on the Hub, or None for other data."""
+    name = HUB_NAMES.get(data.dataset or "", data.dataset or "")
     return name if "/" in name else None
 
 
 def describe_command() -> str:
-    """The command line of this process; the launcher's own options are not handed down to it."""
+    """The command line of this process, without the launcher's own options, which it does not see."""
     return shlex.join(["python", *sys.argv])
 
 
@@ -52,13 +52,13 @@ def describe_run(
     stages: list[dict],
     seconds: float,
 ) -> dict[str, Any]:
-    """What `run.json` says of a run beside its metrics; all of it can be written as JSON.
+    """The content of `run.json` without the metrics, ready for JSON.
 
     Args:
         parameters: of the model, `total` and `trained`.
-        flops: of a forward pass of one image.
-        stages: the results of `ftkit.training.stages.run_plan`.
-        seconds: since the run was started.
+        flops: of the forward pass of one image.
+        stages: the results of `ftkit.training.stages.running.run_plan`.
+        seconds: since the start of the run.
     """
     return {
         "command": describe_command(),
@@ -84,21 +84,21 @@ def describe_run(
 
 
 def write_run_record(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
-    """Write `run.json`, by which a run counts as finished: whole or not at all."""
+    """Write `run.json`, which marks a run as finished, atomically."""
     summary = {"test": {key: metrics[key] for key in task.summary if key in metrics}}
     with atomic_write(folder / "run.json") as aside:
         aside.write_text(json.dumps(record | summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def show_result(task: Task, metrics: dict[str, Any], about: str) -> None:
-    """The score, on the screen, with what it was reached `about`, and below it those of test-time augmentation."""
+    """Print the score, the number of images and `about` them, then the scores of test-time augmentation."""
     fact(task.score_metric.title, f"{metrics[task.score]:.4f} on {metrics['n']:,} {about}")
     for name, value in metrics.get(f"test_time_{task.score}", {}).items():
         fact("", f"{value:.4f} with test_time_augmentation: {name}")
 
 
 def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
-    """The last screen: the result, where it lies, and what to try."""
+    """Print the result, where it is saved, and what to do next."""
     banner("done")
     chosen = record["stages"][-1]["best_step"] is not None
     weights = "chosen on validation" if chosen else "the last weights of training"
@@ -112,5 +112,5 @@ def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[s
     luck = f"how much of the {task.score_metric.title} is luck"
     suggestion = f"--seed 43 --output_dir <other>, to see {luck}"
     if record["dataset"] == "digits":
-        suggestion = "your own images: --data_dir <folder of class folders> --model convnet"
+        suggestion = "your own images: --data_dir <folder with one folder per class> --model convnet"
     fact("try next", suggestion)

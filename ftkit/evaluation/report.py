@@ -1,4 +1,4 @@
-"""The report of an evaluation, made of nothing but what its folder holds."""
+"""The report of an evaluation, made only from the files in its folder."""
 
 import base64
 import json
@@ -14,16 +14,17 @@ from ftkit.tasks import Predictions
 
 
 def evaluation_folder(folder: Path) -> Path:
-    """Where in a run's folder the evaluation lies; the folder itself where it is an evaluation's own.
+    """The folder of the evaluation: `evaluation` in a run's folder, or the folder itself.
 
     Raises:
-        UserError: it is neither.
+        UserError: neither holds predictions.
     """
     for place in (folder / "evaluation", folder):
         if (place / "predictions.parquet").is_file():
             return place
-    raise UserError(f"{folder} holds no evaluation: give the folder of a run that is finished, or one that "
-                    "recipes/eval.py wrote")  # fmt: skip
+    raise UserError(
+        f"{folder} holds no evaluation: give the folder of a finished run or the --output_dir of recipes/eval.py"
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -36,20 +37,20 @@ def read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}: give the folder of a run that is finished") from None
+        raise UserError(f"{path} cannot be read: {error}: give the folder of a finished run") from None
 
 
 def write_report(folder: Path, record: dict[str, Any] | None = None) -> Path:
-    """Write `report.html` and `report.md` beside the predictions, and return the page's path.
+    """Write `report.html` and `report.md` beside the predictions, and return the path of `report.html`.
 
-    The same bytes come out whenever the same run is given.
+    The same run always gives the same bytes.
 
     Args:
-        folder: of a run, or of an evaluation, with its `metrics.json`.
-        record: what its `run.json` says, where that is not written yet.
+        folder: of a run or of an evaluation, with its `metrics.json`.
+        record: the content of its `run.json`, if that is not written yet.
 
     Raises:
-        UserError: something of it is missing.
+        UserError: the predictions or `run.json` are missing.
     """
     place, record = evaluation_folder(folder), record or read_record(folder)
     metrics = json.loads((place / "metrics.json").read_text(encoding="utf-8"))

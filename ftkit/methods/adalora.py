@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from ftkit.compat.peft import DeviceRanks
 from ftkit.config import LossArguments
@@ -30,13 +30,15 @@ class RankAllocation(TrainerCallback):
     def __init__(self, steps_before: int):
         self.steps_before = steps_before
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
         _set_state(model, _state(model))  # an earlier stage may have left it on the CPU
 
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         if not _has_gradients(model):
             return
-        config, allocator = model.active_peft_config, model.base_model.rankallocator
+        config, allocator = _parts(model)
         step, cut = self.steps_before + state.global_step + 1, config.total_step - config.tfinal
         if step >= cut and not allocator.done:
             if step > cut:  # PEFT reaches the target in exactly the step `cut`, or never
@@ -80,12 +82,13 @@ class AdaLora(AdapterHooks):
             )
         return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
 
-    def prepare(self, model: PeftModel) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Keep the choice of ranks on the model's device."""
-        tuner = model.base_model
-        tuner.rankallocator = DeviceRanks(tuner.model, model.active_peft_config, model.active_adapter)
+        whole: Any = model
+        tuner, config = whole.base_model, whole.active_peft_config
+        tuner.rankallocator = DeviceRanks(tuner.model, config, whole.active_adapter)
 
-    def bookkeeping(self, model: PeftModel) -> set[str]:
+    def bookkeeping(self, model: nn.Module) -> set[str]:
         """The counts of ranks."""
         return {name for name, _ in model.named_parameters() if ".ranknum." in name}
 
@@ -96,32 +99,34 @@ class AdaLora(AdapterHooks):
         squares in a norm soon overflow float16.
         """
         norms: list[Any] = []
-        with torch.autocast(model.device.type, enabled=False):
+        config, _ = _parts(model)
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
             for name, parameter in model.named_parameters():
                 if ".lora_A." in name or ".lora_B." in name:
                     vectors = parameter.float() if ".lora_A." in name else parameter.float().T
                     product = vectors @ vectors.T
                     norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
-            return model.active_peft_config.orth_reg_weight * torch.stack(norms).mean()
+            return config.orth_reg_weight * torch.stack(norms).mean()
 
     def callbacks(self, steps_before: int) -> list[TrainerCallback]:
         """The schedule."""
         return [RankAllocation(steps_before)]
 
-    def save(self, model: PeftModel, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write the importance scores and the masks of ranks, if there are any."""
         (folder / _FILE).unlink(missing_ok=True)
         if state := _state(model):
             save_file(state, folder / _FILE)
 
-    def restore(self, model: PeftModel, folder: Path) -> None:
+    def restore(self, model: nn.Module, folder: Path) -> None:
         """Read what `save` wrote; without such a file nothing changes."""
         if (folder / _FILE).is_file():
             _set_state(model, load_file(folder / _FILE))
 
-    def finish(self, model: PeftModel) -> None:
+    def finish(self, model: nn.Module) -> None:
         """Let all ranks be saved, masked ones as zeros; warn if more than the target are left."""
-        config, target = model.active_peft_config, model.base_model.rankallocator.target_bgt
+        config, allocator = _parts(model)
+        target = allocator.target_bgt
         config.rank_pattern = None
         values = [parameter for name, parameter in model.named_parameters() if ".lora_E." in name]
         left = sum(int(value.count_nonzero()) for value in values)
@@ -138,23 +143,30 @@ def _has_gradients(model: nn.Module) -> bool:
     return all(parameter.grad is not None for name, parameter in model.named_parameters() if ".lora_E." in name)
 
 
-def _state(model: PeftModel) -> dict[str, torch.Tensor]:
+def _parts(model: Any) -> tuple[Any, DeviceRanks]:
+    """The configuration of AdaLoRA, and its rank allocator."""
+    return model.active_peft_config, model.base_model.rankallocator
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
     """AdaLoRA's state beside its weights: their importance scores so far, and the masks of ranks."""
-    allocator, pattern = model.base_model.rankallocator, model.active_peft_config.rank_pattern or {}
+    config, allocator = _parts(model)
+    pattern = config.rank_pattern or {}
     kept = {f"{kind}/{name}": value for kind in _IMPORTANCE for name, value in getattr(allocator, kind).items()}
     return kept | {f"pattern/{name}": mask for name, mask in pattern.items()}
 
 
-def _set_state(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
+def _set_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Replace the model's state by one that `_state` returned."""
-    allocator, config = model.base_model.rankallocator, model.active_peft_config
+    config, allocator = _parts(model)
+    device = next(model.parameters()).device
     allocator.reset_ipt()
     config.rank_pattern = None
     for key, value in state.items():
         kind, _, name = key.partition("/")
         if kind == "pattern":
-            config.rank_pattern = {**(config.rank_pattern or {}), name: value.to(model.device)}
+            config.rank_pattern = {**(config.rank_pattern or {}), name: value.to(device)}
         else:
-            getattr(allocator, kind)[name] = value.to(model.device)
+            getattr(allocator, kind)[name] = value.to(device)
     left = sum(int(mask.sum()) for mask in (config.rank_pattern or {}).values())
     allocator.done = 0 < left <= allocator.target_bgt

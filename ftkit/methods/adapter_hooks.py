@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
@@ -34,10 +33,10 @@ class AdapterHooks:
         """
         return {}
 
-    def prepare(self, model: PeftModel) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Change a model after its adapters were added."""
 
-    def bookkeeping(self, model: PeftModel) -> set[str]:
+    def bookkeeping(self, model: nn.Module) -> set[str]:
         """The names of parameters that change without a gradient."""
         return set()
 
@@ -49,11 +48,11 @@ class AdapterHooks:
         """The callbacks of a stage, after earlier stages with `steps_before` planned steps of adapters."""
         return []
 
-    def save(self, model: PeftModel, folder: Path) -> None:
+    def save(self, model: nn.Module, folder: Path) -> None:
         """Write state that is not in the weights, into their folder."""
 
-    def restore(self, model: PeftModel, folder: Path) -> None:
+    def restore(self, model: nn.Module, folder: Path) -> None:
         """Read what `save` wrote."""
 
-    def finish(self, model: PeftModel) -> None:
+    def finish(self, model: nn.Module) -> None:
         """Prepare the model for saving, after its last stage."""

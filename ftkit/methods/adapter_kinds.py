@@ -14,8 +14,9 @@ from ftkit.methods.adalora import AdaLora
 from ftkit.methods.adapter_hooks import AdapterHooks
 
 # Variants of PEFT's LoRA that ftkit names as methods, and the option that selects them.
-LORA_VARIANTS = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
-_DEFAULTS = LORA_VARIANTS | {"ia3": {"feedforward_modules": []}}  # scale a layer's output, never its input
+LORA_VARIANTS: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
+_IA3: dict[str, Any] = {"feedforward_modules": []}  # scale a layer's output, never its input
+_DEFAULTS = LORA_VARIANTS | {"ia3": _IA3}
 HOOKS = {"adalora": AdaLora()}  # by PEFT's name of the adapter
 _NO_HOOKS = AdapterHooks()
 

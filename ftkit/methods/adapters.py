@@ -23,7 +23,7 @@ _MERGE_TOLERANCE = 1e-4  # for logits of magnitude 1
 _NORM_METHODS = (PeftType.LN_TUNING,)  # they train the norms themselves, but would take any layer
 
 
-def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: torch.Tensor, steps: int) -> PeftModel:
+def add_adapters(args: MethodArguments, model: Any, pixel_values: torch.Tensor, steps: int) -> PeftModel:
     """The model with the adapters of `args.method`; the head trains and is saved with them.
 
     Unless `adapter_args` names `target_modules`, adapters go to every linear and convolutional layer of the body
@@ -54,7 +54,7 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
     hooks_of(adapted).prepare(adapted)
     if args.merge_adapters:
         merged(copy.deepcopy(adapted), pixel_values)  # raises before training, not after it
-    base = local_model(model.name_or_path)
+    base = local_model(model.name_or_path or "")
     if base is not None:
         adapted.active_peft_config.base_model_name_or_path = str(base.resolve())
     return adapted
@@ -114,17 +114,18 @@ def _adaptable(
     norms = adapter_config(args.method, {**options, "target_modules": ["0"]}).peft_type in _NORM_METHODS
     inputs = _layer_inputs(model, is_norm if norms else _is_linear_or_convolution, pixel_values)
     inputs = {name: given for name, given in inputs.items() if name != head}
-    found, refused = [], {}
+    found: list[str] = []
+    refused: dict[str, str] = {}
     tried: dict[tuple, str | None] = {}
     for name, given in inputs.items():
         layer = model.get_submodule(name)
         kind = (repr(layer), given.shape)
         if kind not in tried:
             tried[kind] = _refusal(args, layer, given, options)
-        if tried[kind] is None:
+        if (reason := tried[kind]) is None:
             found.append(name)
         else:
-            refused[name] = tried[kind]
+            refused[name] = reason
     reasons = "; ".join(dict.fromkeys(refused.values()))
     if not inputs:
         raise UserError(

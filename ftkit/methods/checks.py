@@ -1,8 +1,8 @@
 """Checks of the method in a configuration: its name, the options of adapters, what trains."""
 
 from ftkit.config import MethodArguments, weights_file
+from ftkit.config.arguments.training import sharding_of
 from ftkit.config.configuration import Config
-from ftkit.config.training import sharding_of
 from ftkit.errors import nearest
 from ftkit.methods.adapter_kinds import adapter_configs, check_adapter_args, hooks_for
 from ftkit.methods.plan import METHODS, is_adapter, starts_from_trained_weights

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ftkit.errors import UserError
 from ftkit.methods.adapter_kinds import hooks_of
@@ -15,9 +14,7 @@ from ftkit.models.anatomy import BATCH_NORMS
 
 
 @contextmanager
-def only_training(
-    model: PreTrainedModel, trained: set[str], train: Train, train_batchnorm_stats: bool
-) -> Iterator[None]:
+def only_training(model: nn.Module, trained: set[str], train: Train, train_batchnorm_stats: bool) -> Iterator[None]:
     """Within the block, only `trained` parameters get gradients, and frozen BatchNorms keep their running statistics.
 
     A BatchNorm's statistics move if all its parameters train and the kind of `train` says so (see `Trainable`), or
@@ -81,4 +78,4 @@ def digests(model: nn.Module, without: set[str]) -> dict[str, bytes]:
 
 
 def _bytes(value: torch.Tensor) -> memoryview:
-    return memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

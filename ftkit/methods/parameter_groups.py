@@ -90,12 +90,13 @@ def _scales_of_adapters(model: nn.Module) -> set[str]:
     """
     found = set()
     for place, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
+        adapters = layer.adapter_layer_names if isinstance(layer, BaseTunerLayer) else ()
+        if not adapters:
             continue
         for name, parameter in layer.named_parameters():
             owner, _, _ = name.rpartition(".")
             factor = isinstance(layer.get_submodule(owner), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-            if owner.partition(".")[0] in layer.adapter_layer_names and not factor and bool((parameter > 0).all()):
+            if owner.partition(".")[0] in adapters and not factor and bool((parameter > 0).all()):
                 found.add(f"{place}.{name}")
     return found
 

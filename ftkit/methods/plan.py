@@ -43,7 +43,7 @@ def _gradual_unfreeze(_args: MethodArguments, layer_groups: int, _learning_rate:
 
 
 def _surgical(args: MethodArguments, _layer_groups: int, _learning_rate: float) -> list[Stage]:
-    return [Stage("surgical", list(args.surgical_groups))]
+    return [Stage("surgical", list(args.surgical_groups or []))]
 
 
 class Method(NamedTuple):

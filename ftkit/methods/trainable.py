@@ -44,7 +44,7 @@ def _adapters(model: nn.Module, _groups: Groups, _train: Train) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _last_groups(_model: nn.Module, groups: Groups, train: Train) -> set[str]:
+def _last_groups(_model: nn.Module, groups: Groups, train: Any) -> set[str]:
     places, count = list(groups), train["last"]
     if count >= len(places):
         raise UserError(
@@ -103,7 +103,7 @@ class Trainable(NamedTuple):
     written: str
     parameters: Callable[[nn.Module, Groups, Train], set[str]]
     fits: Callable[[Any], bool] | None = None
-    stage_name: Callable[[Train], str] | None = None
+    stage_name: Callable[[Any], str] | None = None
     head_alone: bool = False
     moves_buffers: bool = False
     moves_statistics: bool = True
@@ -123,9 +123,13 @@ KINDS = (
 )
 
 
-def kind_of(train: Any) -> Trainable | None:
+def kind_of(train: Any) -> Trainable:
     """The row for a value of `train`, or None."""
-    return next((kind for kind in KINDS if (kind.fits(train) if kind.fits else train == kind.written)), None)
+    return next(kind for kind in KINDS if _is_kind(kind, train))
+
+
+def _is_kind(kind: Trainable, train: Any) -> bool:
+    return kind.fits(train) if kind.fits else train == kind.written
 
 
 def stage_name(train: Train) -> str:
@@ -155,7 +159,7 @@ def check_train(train: Any, has_adapters: bool) -> str | None:
     Args:
         has_adapters: whether the method adds adapters to the model.
     """
-    kind = kind_of(train)
+    kind = next((kind for kind in KINDS if _is_kind(kind, train)), None)
     if kind is None:
         *some, last = (kind.written for kind in KINDS)
         return f"{train!r} is not one of {', '.join(some)}, or {last}"

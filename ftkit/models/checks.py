@@ -1,32 +1,32 @@
-"""What is wrong with the names that a recipe gives for the model."""
+"""Checks of the model names in a recipe."""
 
 import os
 
 from ftkit.config import ModelArguments, local_model, weights_file
-from ftkit.config.model import WEIGHTS_SUFFIXES, as_path
+from ftkit.config.arguments.model import WEIGHTS_SUFFIXES, as_path
 from ftkit.errors import nearest
 
 OWN_MODELS = ("mlp", "convnet", "rnn")
 
 
 def check(model: ModelArguments) -> list[str]:
-    """All that is wrong with the names in `model` and `architecture`, a sentence each."""
+    """Errors in `model` and `architecture`, one sentence each."""
     if weights_file(model.model) is None:
         return _check_name(model.model)
-    if model.architecture is None:  # which `ModelArguments.check` says
+    if model.architecture is None:  # `ModelArguments.check` reports it
         return []
     return [error.replace("model:", "architecture:", 1) for error in _check_name(model.architecture)]
 
 
 def check_saved(name: str) -> list[str]:
-    """All that is wrong with the name of a model that is to be used as it is."""
+    """Errors in the name of a model that is used without training."""
     if name in OWN_MODELS and local_model(name) is None:
         return [f"model: {name} has no trained weights: give the folder of a saved model"]
     return _check_name(name)
 
 
 def _check_name(name: str) -> list[str]:
-    """What is wrong with the name of a model; whether one of the Hub exists is not asked here."""
+    """Errors in the name of a model; names on the Hub are not looked up."""
     path = as_path(name)
     if name in OWN_MODELS or local_model(name) is not None:
         return []
@@ -37,14 +37,14 @@ def _check_name(name: str) -> list[str]:
     if "/" in name and not name.startswith("timm/"):
         return []
 
-    import timm  # late: most configurations name no timm model, and its list is long
+    import timm  # late: it is slow to load, and most configurations name no timm model
     from timm.models import split_model_name_tag
 
     architecture, _ = split_model_name_tag(name.removeprefix("timm/"))
     if name.startswith("timm/"):
         known = timm.is_model(architecture)
         hint = nearest(architecture, timm.list_models())
-        return [] if known else [f"model: timm knows no architecture {architecture!r}{hint}"]
+        return [] if known else [f"model: timm has no architecture {architecture!r}{hint}"]
     hint = f" (did you mean 'timm/{name}'?)" if timm.is_model(architecture) else nearest(name, OWN_MODELS)
     hint = hint or nearest(f"timm/{name}", [f"timm/{model}" for model in timm.list_models()])
     return [

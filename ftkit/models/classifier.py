@@ -1,4 +1,4 @@
-"""A classifier: a model with the image processor that is saved with it; built from a recipe, loaded, saved."""
+"""A classifier: a model with its image processor, built from a recipe, loaded and saved as one object."""
 
 import dataclasses
 import functools
@@ -24,17 +24,17 @@ from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
-_PROBE = 64  # pixels: the side of the image that shows what size the processor gives
+_PROBE = 64  # pixels: the side of the image that `size` is measured with
 
 
 @dataclass(eq=False)
 class Classifier:
-    """A model with its image processor, on the CPU as it is made.
+    """A model with its image processor. A new one is on the CPU.
 
     Attributes:
-        model: its config holds the task; with adapters, PEFT's model around it.
-        processor: turns images into what the model takes.
-        needs_statistics: whether `fit` has still to measure the mean and standard deviation of the training images.
+        model: its config holds the task. With adapters, it is wrapped in a `PeftModel`.
+        processor: turns images into the model's input.
+        needs_statistics: whether `fit` must still measure the mean and standard deviation of the training images.
         needs_first_layer: whether `fit` may still fit the first layer.
     """
 
@@ -45,29 +45,29 @@ class Classifier:
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
-        """Build or load a classifier for `task`; call `fit` before it is used.
+        """Build or load a classifier for `task`. Call `fit` before using it.
 
         Args:
-            args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub, a local folder, or a file of
-                weights for `architecture`.
+            args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub, a local folder, or a weights
+                file for `architecture`.
             task: of the data; it goes into the model's config.
-            images: size and channels of the data, for models that have no size of their own.
-            pretrained: load trained weights, with a new head where the classes differ; otherwise only the architecture
-                is taken, and the weights are random.
+            images: size and channels of the data, for models without a size of their own.
+            pretrained: load trained weights, with a new head if the classes differ; otherwise take only the
+                architecture, with random weights.
 
         Raises:
-            UserError: the model takes other arguments, or cannot be loaded.
+            UserError: the model does not take these arguments, or cannot be loaded.
         """
         labels = task.config_options()
         file = weights_file(args.model)
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
         else:
-            named = dataclasses.replace(args, model=args.architecture, architecture=None)
+            named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
             load_weights(model, file)
         classifier = cls(model, processor, needs_first_layer=not pretrained)
-        if args.image_mean is not None:
+        if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:
             classifier.needs_statistics = not pretrained or file is not None
@@ -75,20 +75,18 @@ class Classifier:
 
     @classmethod
     def load(cls, model: str, revision: str | None = None, trust_remote_code: bool = False) -> Self:
-        """Load a saved classifier, in float32, from a folder (a run's too) or the Hub.
-
-        Adapters are put into the model that they belong to.
+        """Load a saved classifier in float32 from a folder, a run or the Hub; adapters on top of their base model.
 
         Raises:
-            UserError: there is no such model, or it cannot be loaded.
+            UserError: the model does not exist or cannot be loaded.
         """
         return cls(*load_saved(model, revision, trust_remote_code))
 
     def fit(self, train: Images) -> None:
-        """Take from the training images what the recipe and the weights leave open.
+        """Set what the recipe and the weights leave open, from the training images.
 
-        That is the normalisation, where neither says what to take, and the first layer of a new `convnet`, from 5,000
-        images at most.
+        This is the normalisation, unless one of them gives it, and the first layer of a new `convnet`, from up to
+        5,000 images.
         """
         if self.needs_statistics:
             self._set_normalization(*channel_statistics(train.histogram()))
@@ -100,11 +98,11 @@ class Classifier:
 
     @functools.cached_property
     def normalize(self) -> Normalize8Bit:
-        """What turns 8-bit pixels into the numbers that the model takes.
+        """The module that turns 8-bit pixels into the model's input.
 
         Raises:
-            RuntimeError: it is to be measured on the training images, and `fit` has not been called.
-            UserError: the processor does more than a scale and an offset by channel.
+            RuntimeError: `fit` must be called first.
+            UserError: the processor does more than scale and shift each channel.
         """
         if self.needs_statistics or self.needs_first_layer:
             raise RuntimeError("this classifier is not ready: call fit(<the training images>) first")
@@ -112,43 +110,45 @@ class Classifier:
 
     @functools.cached_property
     def geometry(self) -> PixelGeometry:
-        """What resizes and crops images, as 8-bit pixels."""
+        """The resizing and cropping of images, which gives 8-bit pixels."""
         return PixelGeometry(self.processor)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what the model is given, in pixels."""
-        return self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+        """Height and width of the model's input, in pixels."""
+        height, width = self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+        return height, width
 
     @functools.cached_property
     def task(self) -> Task:
-        """What the model answers."""
+        """The task that the model was trained for, from its config."""
         return task_of_config(self.model.config)
 
     @property
     def channels(self) -> int:
-        """How many channels `pixel_values` must have: 1 or 3."""
+        """The number of channels of `pixel_values`: 1 or 3."""
         of_timm = timm_models.channels(self.model.config)
         return getattr(self.model.config, "num_channels", 3) if of_timm is None else of_timm
 
     def channels_of(self, images: ImageInfo) -> int:
-        """How many channels to decode images to: grey ones stay grey, whatever the model makes of them."""
+        """The number of channels to decode images to: grey images stay grey, even for a model of three channels."""
         return min(images.channels, self.channels)
 
     @property
     def has_adapters(self) -> bool:
-        """Whether there are adapters in the model, which are saved without it."""
+        """Whether the model has adapters, which are saved without it."""
         return isinstance(self.model, PeftModel)
 
     def save(self, folder: Path) -> None:
-        """Save what `from_pretrained` and `pipeline` load: weights (safetensors), config, image processor.
+        """Save weights (safetensors), config and image processor, for `from_pretrained` and `pipeline`.
 
-        Of a model with adapters these are the adapters and the head, beside the config of the whole model.
+        The weights of a model with adapters are those of the adapters and the head; the config is that of the model.
         """
-        self.model.save_pretrained(folder)
-        if self.has_adapters:
-            self.model.get_base_model().config.save_pretrained(folder)
-            (folder / "README.md").unlink()  # PEFT's is a form to be filled in
+        self.model.save_pretrained(str(folder))
+        if isinstance(self.model, PeftModel):
+            base: Any = self.model.get_base_model()
+            base.config.save_pretrained(folder)
+            (folder / "README.md").unlink()  # PEFT's is a template to fill in
         self.save_processor(folder)
 
     def save_processor(self, folder: Path) -> None:
@@ -159,10 +159,10 @@ class Classifier:
             self.processor.save_pretrained(folder)
 
     def _set_normalization(self, mean: list[float], std: list[float]) -> None:
-        """One number is spread over three channels, because a plain `pipeline` feeds RGB."""
+        """Set mean and standard deviation; one number is repeated for three channels, as a `pipeline` feeds RGB."""
         mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
         if timm_models.lives_in_config(self.processor):
-            self.processor = timm_models.normalizing(self.model, mean, std)
+            self.processor = timm_models.normalizing(self.model.config, mean, std)
         else:
             self.processor.image_mean, self.processor.image_std = mean, std
 
@@ -200,9 +200,11 @@ def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) 
 
 
 def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
-    """Height and width: as asked for, else those of the data, else `otherwise`."""
+    """Height and width: `image_size`, or the size of the data, or `otherwise`."""
     if args.image_size:
         return (args.image_size[0], args.image_size[-1])
     if images.size is None:
-        logger.info("the images differ in size: they are resized to %d x %d (set image_size)", otherwise, otherwise)
+        logger.info(
+            "the images differ in size and are resized to %d x %d; image_size sets another", otherwise, otherwise
+        )
     return images.size or (otherwise, otherwise)

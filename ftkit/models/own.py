@@ -1,4 +1,6 @@
-"""ftkit's own models. Importing this module makes transformers' Auto classes know them."""
+"""ftkit's own models. Importing this module registers them with transformers' Auto classes."""
+
+from typing import Any
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
@@ -6,15 +8,16 @@ from .modeling_convnet import ConvNetConfig, ConvNetForImageClassification
 from .modeling_mlp import MLPConfig, MLPForImageClassification
 from .modeling_rnn import RNNConfig, RNNForImageClassification
 
-CONFIGS = {"mlp": MLPConfig, "convnet": ConvNetConfig, "rnn": RNNConfig}
+_MODELS: dict[str, tuple[Any, Any]] = {
+    "mlp": (MLPConfig, MLPForImageClassification),
+    "convnet": (ConvNetConfig, ConvNetForImageClassification),
+    "rnn": (RNNConfig, RNNForImageClassification),
+}
+CONFIGS = {name: config for name, (config, _) in _MODELS.items()}
 
-for _config, _model in (
-    (MLPConfig, MLPForImageClassification),
-    (ConvNetConfig, ConvNetForImageClassification),
-    (RNNConfig, RNNForImageClassification),
-):
+for _config, _model in _MODELS.values():
     AutoConfig.register(_config.model_type, _config)
     AutoModelForImageClassification.register(_config, _model)
-    # Saving a model now copies its modelling file beside the weights, so that it loads where ftkit is not installed.
+    # From now on, saving a model copies its modeling file beside the weights, so that it loads without ftkit.
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModelForImageClassification")

@@ -1,4 +1,4 @@
-"""Saved models, from a folder or the Hub, with the weights as they are or with a head for other classes."""
+"""Saved models from a folder or the Hub, loaded as they are or with a head for other classes."""
 
 import logging
 from collections.abc import Callable
@@ -25,16 +25,17 @@ from .anatomy import find_head
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-_DROPOUT = ("dropout", "hidden_dropout_prob", "dropout_rate")  # as the configs of other libraries call it
+_DROPOUT = ("dropout", "hidden_dropout_prob", "dropout_rate")  # its names in transformers' configs
 
 
 def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedModel | PeftModel, Any]:
-    """A saved classifier and its image processor; adapters are put into the model that they belong to.
+    """A saved model, with adapters on top of their base model, and its image processor.
 
     Raises:
-        UserError: there is no such model, or it cannot be loaded.
+        UserError: the model does not exist or cannot be loaded.
     """
-    place, options = str(local_model(name) or name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    place = str(local_model(name) or name)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
 
     def load() -> tuple[PreTrainedModel | PeftModel, Any]:
         adapted = find_adapter_config_file(place, revision=revision) is not None
@@ -45,50 +46,44 @@ def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tupl
 
 
 def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: bool) -> tuple[PreTrainedModel, Any]:
-    """A saved model, or its architecture alone with random weights, for other classes; and its image processor.
+    """A saved model for these classes, with its weights or with random ones, and its image processor.
 
-    The head keeps what it knows where the classes are the same, in any order; else it is new.
+    The head keeps its weights if the classes are the same, in any order; otherwise it is new.
 
     Args:
         labels: `num_labels`, `id2label` and `label2id` of the config.
-        pretrained: whether to take the weights too.
+        pretrained: whether to load the weights too.
 
     Raises:
-        UserError: it takes other arguments, or cannot be loaded.
+        UserError: the model does not take these arguments, or cannot be loaded.
     """
     place = str(local_model(args.model) or hub_name(args.model))
     if local_model(args.model) is not None and (Path(place) / "adapter_config.json").is_file():
         raise UserError(
-            f"model: {place} holds adapters, not a whole model: fine-tune what they belong to, or make them a part "
-            "of it with --merge_adapters true when they are trained"
+            f"model: {place} holds adapters, not a full model: fine-tune their base model, or train them again with "
+            "--merge_adapters true"
         )
     if args.image_size:
-        raise UserError(f"image_size: {place} has its own, in its image processor: leave it out")
+        raise UserError(f"image_size: {place} has its own size, in its image processor: leave image_size out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source))
     changes = {**_overrides(args, config, place), **labels}
     if pretrained:
-        model = _loading(
-            place,
-            lambda: _from_pretrained(place, **source, **changes, ignore_mismatched_sizes=True),
-        )
+        model = _loading(place, lambda: _from_pretrained(place, **source, **changes, ignore_mismatched_sizes=True))
         _fit_head(model, [config.id2label[i] for i in sorted(config.id2label)], list(labels["id2label"].values()))
     else:
         config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source, **changes))
-        code = {"trust_remote_code": args.trust_remote_code}
-        model = _loading(
-            place,
-            lambda: AutoModelForImageClassification.from_config(config, dtype=torch.float32, **code),
-        )
+        options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
+        model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
     timm_models.name_classes(model)
     return model, _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
 
 
 def hub_name(model: str) -> str | None:
-    """The name on the Hub of a model that a run starts from; None for a folder or a file of weights.
+    """The name on the Hub of the model that a run starts from; None for a folder or a weights file.
 
     Raises:
-        UserError: it is one of timm's without trained weights.
+        UserError: timm has no trained weights for it.
     """
     if local_model(model) is not None or weights_file(model) is not None:
         return None
@@ -96,10 +91,10 @@ def hub_name(model: str) -> str | None:
 
 
 def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) -> None:
-    """Refuse what the config of `model` does not have.
+    """Check that the config of `model` has every key of `model_args`.
 
     Raises:
-        UserError: names the first such key, and those that there are.
+        UserError: it does not; the message names the first unknown key and all valid ones.
     """
     for key in model_args or {}:
         if key not in valid:
@@ -107,18 +102,18 @@ def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) 
 
 
 def _from_pretrained(place: str, **options: Any) -> PreTrainedModel:
-    """A classifier with the weights of `place`, in float32: small updates vanish in the 16 bits of many a base."""
+    """The model with the weights of `place`, in float32: small updates would vanish in 16 bits."""
     return AutoModelForImageClassification.from_pretrained(place, dtype=torch.float32, **options)
 
 
 def _with_adapters(place: str, revision: str | None, trust_remote_code: bool) -> PeftModel:
-    """The model that the adapters in a folder or on the Hub belong to, with them in it; the head is theirs."""
+    """The base model of the adapters in a folder or on the Hub, with the adapters and their head."""
     adapters = PeftConfig.from_pretrained(place, revision=revision)
     base, options = adapters.base_model_name_or_path, {"trust_remote_code": trust_remote_code}
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
-            f"model: {place} holds adapters of the model in {base}, which does not exist: bring it back, or write its "
-            f"new place into base_model_name_or_path of its adapter_config.json"
+            f"model: {place} holds adapters of the model in {base}, which does not exist: restore it, or set "
+            "base_model_name_or_path in adapter_config.json to its new place"
         )
     config = AutoConfig.from_pretrained(place, revision=revision, **options)
     model = _from_pretrained(base, config=config, revision=adapters.revision, ignore_mismatched_sizes=True, **options)
@@ -126,7 +121,7 @@ def _with_adapters(place: str, revision: str | None, trust_remote_code: bool) ->
 
 
 def _loading(place: str, load: Callable[[], T]) -> T:
-    """Call `load`; what goes wrong becomes a `UserError` that names the model."""
+    """Call `load`; an error becomes a `UserError` that names the model."""
     if local_model(place) is None:
         fix = "give --model the folder of a saved model"
         return from_hub(load, what=f"model {place} (there is no such folder)", fix=fix)
@@ -137,7 +132,7 @@ def _loading(place: str, load: Callable[[], T]) -> T:
 
 
 def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> dict[str, Any]:
-    """What `model_args` and `dropout` change in the config."""
+    """The changes to the config from `model_args` and `dropout`."""
     theirs = timm_models.overrides(config, timm_models.with_dropout(args.model_args, args.dropout))
     if theirs is not None:
         return theirs
@@ -147,16 +142,16 @@ def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> di
         key = next((key for key in _DROPOUT if hasattr(config, key)), None)
         if key is None:
             raise UserError(
-                f"dropout: the config of {place} has no known dropout: set it by its own name in model_args"
+                f"dropout: the config of {place} has none of {', '.join(_DROPOUT)}: set its own key in model_args"
             )
         overrides[key] = args.dropout
     return overrides
 
 
 def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
-    """Make the loaded head mean the classes `new`, by name.
+    """Fit the rows of the loaded head to the classes `new`, by name.
 
-    Another number of classes has given a new head already; as many under other names would keep the old one.
+    With another number of classes the head is new already; with as many others, it still has the old weights.
     """
     if old == new:
         logger.info("head: kept, the classes are the same")
@@ -166,8 +161,8 @@ def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.copy_(parameter[rows].clone())
-        logger.info("head: kept, its rows brought into the order of the data's classes")
+        logger.info("head: kept, its rows reordered to the order of the data's classes")
     else:
         if len(old) == len(new):
             find_head(model)[1].reset_parameters()
-        logger.info("head: new, the classes differ from the %d that the model knew", len(old))
+        logger.info("head: new, the classes differ from the model's %d", len(old))

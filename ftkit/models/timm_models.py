@@ -1,7 +1,7 @@
-"""timm's models as transformers wraps them: all that differs from other models.
+"""timm's models as transformers wraps them: everything that differs from other models.
 
-Their classes, channels, size and normalisation have places of their own, most of them in the model's config, which the
-image processor is a part of. The functions take any model, and say what they give for one that is not timm's.
+Classes, channels, size, normalisation and even the image processor are part of the model's config. The functions take
+any model, and say what they return for one that is not timm's.
 """
 
 from typing import Any
@@ -19,32 +19,32 @@ from transformers import (
 
 from ftkit.errors import UserError
 
-PREFIX = "timm/"  # of names
-PLACE = "timm_model"  # of timm's own module inside transformers'
+PREFIX = "timm/"  # of the names in recipes
+PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
 def _preset(name: str) -> PretrainedCfg:
-    """What timm says of an architecture: the size and the normalisation that it was designed for."""
+    """timm's settings for an architecture, such as input size and normalisation."""
     return timm.get_pretrained_cfg(split_model_name_tag(name.removeprefix(PREFIX))[0]) or PretrainedCfg()
 
 
 def usual_side(name: str) -> int:
-    """The side of the images that `timm/<architecture>` is meant for, in pixels."""
+    """The usual side of the input of `timm/<architecture>`, in pixels."""
     return _preset(name).input_size[-1]
 
 
 def hub_name(name: str) -> str:
-    """The name on the Hub of the trained weights of `timm/<architecture>`; without a tag, of timm's own choice.
+    """The Hub's name for the trained weights of `timm/<architecture>`; timm's default tag is added if it has no tag.
 
     Raises:
-        UserError: timm has none.
+        UserError: timm has no trained weights.
     """
     if "." in name:
         return name
     default = timm.get_pretrained_cfg(name.removeprefix(PREFIX))
     if default is None or not default.tag:
         raise UserError(
-            f"model: timm has no trained weights of {name!r}: use method: scratch, or another architecture"
+            f"model: timm has no trained weights for {name!r}: use method: scratch or another architecture"
         )
     return f"{name}.{default.tag}"
 
@@ -52,15 +52,15 @@ def hub_name(name: str) -> str:
 def build(
     name: str, side: tuple[int, int], model_args: dict[str, Any] | None, labels: dict[str, Any]
 ) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
-    """`timm/<architecture>` with random weights, for three channels: `pipeline` feeds no others.
+    """`timm/<architecture>` with random weights, for the three channels that a `pipeline` feeds.
 
     Args:
-        side: height and width of its input.
-        model_args: of `timm.create_model`.
+        side: height and width of the input.
+        model_args: for `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
 
     Raises:
-        UserError: timm refuses the arguments.
+        UserError: timm does not accept the arguments.
     """
     architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], _preset(name)
     model_args = dict(model_args or {})
@@ -74,82 +74,85 @@ def build(
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    config = TimmWrapperConfig(
-        architecture=architecture, model_args=model_args or None, pretrained_cfg=preprocessing, **labels
-    )
+    options: dict[str, Any] = {
+        "architecture": architecture,
+        "model_args": model_args or None,
+        "pretrained_cfg": preprocessing,
+    }
+    config = TimmWrapperConfig(**options, **labels)
     try:
         model = TimmWrapperForImageClassification(config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"model: timm cannot build {architecture} with {model_args}: {error}") from error
-    # The weights are transformers' own, N(0, 0.02): resnet18 learned faster from them than from timm's (53% against
-    # 43% with SGD, 54% against 49% with AdamW, on validation after 4 epochs of 5,000 CIFAR-10 images, one seed each).
+    # The initial weights are transformers', N(0, 0.02): resnet18 learned faster with them than with timm's (53% and
+    # 43% with SGD, 54% and 49% with AdamW, on validation after 4 epochs of 5,000 CIFAR-10 images, one seed each).
     name_classes(model)
     return model, TimmWrapperImageProcessor(preprocessing, architecture=architecture)
 
 
 def with_dropout(model_args: dict[str, Any] | None, dropout: float | None) -> dict[str, Any]:
-    """`model_args` with the dropout before the head, which timm calls `drop_rate`."""
+    """`model_args` with the dropout before the head, timm's `drop_rate`."""
     return dict(model_args or {}) | ({} if dropout is None else {"drop_rate": dropout})
 
 
 def overrides(config: PreTrainedConfig, model_args: dict[str, Any]) -> dict[str, Any] | None:
-    """What `model_args` change in the config of a timm model; None for the config of another model."""
+    """The changes to the config of a timm model from `model_args`; None for another model."""
     if not isinstance(config, TimmWrapperConfig):
         return None
     return {"model_args": {**(config.model_args or {}), **model_args}} if model_args else {}
 
 
 def name_classes(model: PreTrainedModel) -> None:
-    """Update the second list of class names, which only the config of a timm model has."""
+    """Update the second list of class names in the config of a timm model; no change to another model."""
     if isinstance(model.config, TimmWrapperConfig):
-        model.config.label_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        names: dict[Any, str] = dict(model.config.id2label or {})
+        model.config.label_names = [names[i] for i in range(len(names))]
 
 
 def is_config(config: PreTrainedConfig) -> bool:
-    """Whether a model of this config needs timm."""
+    """Whether a model with this config needs timm."""
     return isinstance(config, TimmWrapperConfig)
 
 
 def channels(config: PreTrainedConfig) -> int | None:
-    """The number of channels that a timm model takes; None for the config of another model."""
+    """The number of input channels of a timm model; None for another model."""
     return (config.model_args or {}).get("in_chans", 3) if isinstance(config, TimmWrapperConfig) else None
 
 
 def lives_in_config(processor: Any) -> bool:
-    """Whether an image processor is a part of its model's config, without a file of its own."""
+    """Whether an image processor is saved in its model's config instead of its own file."""
     return isinstance(processor, TimmWrapperImageProcessor)
 
 
-def normalizing(model: PreTrainedModel, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
-    """The image processor of a timm model with another normalisation, which is set in the model's config too."""
-    config = model.config
+def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
+    """The image processor of a timm model with a new normalisation, which is also set in its `config."""
     config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
 def head(model: nn.Module) -> nn.Module | None:
-    """The module that gives a timm model's logits; None for another model."""
+    """The module that computes a timm model's logits; None for another model."""
     return model.timm_model.get_classifier() if isinstance(model, TimmWrapperForImageClassification) else None
 
 
 def layer_groups(model: nn.Module) -> list[list[str]] | None:
-    """Parameter names by layer group as timm has them: stem, stages or blocks, head; None where it has none."""
+    """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if timm has none."""
     if not isinstance(model, TimmWrapperForImageClassification):
         return None
     try:
         grouped = group_parameters(model.timm_model, model.timm_model.group_matcher(coarse=True))
     except (AttributeError, AssertionError, NotImplementedError):
-        return None  # timm does not group every one of its models
+        return None  # timm does not group all of its models
     return [[f"{PLACE}.{name}" for name in grouped[key]] for key in sorted(grouped)]
 
 
 def network(model: nn.Module) -> tuple[str, nn.Module]:
-    """The module in which a model's layers lie side by side, and its place: timm's own, or the model itself."""
+    """The module that holds a model's layers, and its name: timm's own module, or the model itself."""
     return (PLACE, model.timm_model) if isinstance(model, TimmWrapperForImageClassification) else ("", model)
 
 
 def not_decayed(module: nn.Module) -> set[str]:
-    """The parameters of a timm model that timm keeps from weight decay; none of another module."""
+    """The parameters that timm excludes from weight decay; none for another model."""
     if not isinstance(module, TimmWrapperForImageClassification):
         return set()
     return {f"{PLACE}.{name}" for name in getattr(module.timm_model, "no_weight_decay", set)()}

@@ -1,6 +1,6 @@
-"""What a right answer is. The rest of ftkit asks the task of a dataset, and never which task it is.
+"""What a right answer is. The rest of ftkit asks the task itself, and never compares its name.
 
-A task is a module here, and a row in `TASKS`.
+To add a task, add a package here and a row to `TASKS`.
 """
 
 from datasets import Features
@@ -21,15 +21,12 @@ __all__ = [
     "task_of",
     "task_of_config",
 ]
-Task = SingleLabel  # what annotations say, as `Predictions`; unions when there are several
+Task = SingleLabel  # for annotations, like `Predictions`: a union once there are several tasks
 TASKS: tuple[type[Task], ...] = (SingleLabel,)
 
 
 def task_of(features: Features) -> Task:
-    """The task of a dataset, or of stored predictions.
-
-    Args:
-        features: their columns.
+    """The task of a dataset, or of stored predictions, with these columns.
 
     Raises:
         ValueError: no task has such columns.
@@ -41,7 +38,7 @@ def task_of(features: Features) -> Task:
 
 
 def task_of_config(config: PreTrainedConfig) -> Task:
-    """The task of a model, by its config.
+    """The task of a model with this config.
 
     Raises:
         ValueError: no task has such a config.

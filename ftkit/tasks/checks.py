@@ -1,4 +1,4 @@
-"""What is wrong with the losses and metrics that a recipe names."""
+"""Checks of the losses and metrics that a recipe names."""
 
 from typing import Any
 
@@ -9,34 +9,34 @@ from ftkit.tasks import Task
 
 
 def check(config: Config, task: type[Task]) -> list[str]:
-    """All that is wrong with the names of the loss and of the metric that chooses a checkpoint, a sentence each."""
+    """Errors in the loss and in the metric that chooses the checkpoint, one sentence each."""
     args, errors = config.loss, []
     if args.loss not in task.losses:
         errors.append(f"loss: {args.loss!r} is not one of {', '.join(task.losses)}{nearest(args.loss, task.losses)}")
     for key, loss in task.loss_options.items():
         if getattr(args, key) != getattr(type(args), key) and args.loss != loss:
-            errors.append(f"{key} belongs to loss: {loss}, and only there (loss: {args.loss})")
+            errors.append(f"{key} belongs to loss: {loss}, but loss is {args.loss}: leave it out")
     return errors + _check_best(vars(config.training), task.validation())
 
 
 def _check_best(values: dict[str, Any], known: dict[str, bool]) -> list[str]:
-    """What is better follows from the metric, for the best checkpoint and for schedules that look at it."""
+    """Errors in `metric_for_best_model`, and in keys that contradict its direction, one sentence each."""
     metric, given = values["metric_for_best_model"] or "loss", values["greater_is_better"]
     name, errors = metric.removeprefix("eval_"), []
     if name not in known:
         hint = nearest(name, known)
-        return [f"metric_for_best_model: {metric!r} is not one of {', '.join(known)}, which validation gives{hint}"]
+        return [f"metric_for_best_model: {metric!r} is not a metric of validation{hint}: {', '.join(known)}"]
     if given is not None and given != known[name]:
         errors.append(
-            f"greater_is_better: {str(given).lower()} would choose the checkpoint with the worst {metric}: leave it "
-            "out"
+            f"greater_is_better: {str(given).lower()} would choose the checkpoint with the worst {metric}: "
+            "leave it out"
         )
     options = from_json(values["lr_scheduler_kwargs"] or "{}")
     mode = options.get("mode") if isinstance(options, dict) else None
     wanted = "max" if known[name] else "min"
     if values["lr_scheduler_type"] in ("reduce_lr_on_plateau", "greedy") and mode not in (None, wanted):
         errors.append(
-            f"lr_scheduler_kwargs: mode: {mode} contradicts metric_for_best_model: {metric}, by which the schedule "
-            f"goes: leave it out, or use {wanted}"
+            f"lr_scheduler_kwargs: mode: {mode} contradicts metric_for_best_model: {metric}, which the schedule "
+            f"follows: leave mode out, or set it to {wanted}"
         )
     return errors

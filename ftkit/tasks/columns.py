@@ -1,4 +1,6 @@
-"""Columns of a dataset: which one is meant, and its values."""
+"""Columns of a dataset, found by name or type, and read as arrays."""
+
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Value
@@ -7,21 +9,21 @@ from ftkit.errors import UserError, nearest
 
 
 def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type, ...], kind: str) -> str:
-    """The column of one of these feature types, or the one that was named.
+    """The name of the column: the given one, or the only one of these feature types.
 
     Args:
-        key: of the configuration, by which a column is named.
+        key: the configuration key that names the column, for messages.
         given: its value.
-        kind: what such a column holds, for messages.
+        kind: what the column holds, for messages.
 
     Raises:
-        UserError: the named column is missing, or there is not exactly one of that type.
+        UserError: the given column is missing, or none or several have the type.
     """
     columns = dataset.column_names
     if given is not None:
         if given not in columns:
             raise UserError(
-                f"{key}: {given!r} is not a column of the data: {', '.join(columns)}{nearest(given, columns)}"
+                f"{key}: {given!r} is not a column of the data{nearest(given, columns)}: {', '.join(columns)}"
             )
         return given
     found = [name for name, feature in dataset.features.items() if isinstance(feature, types)]
@@ -32,11 +34,11 @@ def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type
     raise UserError(f"{key}: {state}: set {key} to one of {described}")
 
 
-def type_name(feature) -> str:
-    """What a column holds, for messages."""
+def type_name(feature: Any) -> str:
+    """The type of a column, for messages."""
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 
 
 def column(dataset: Dataset, name: str) -> np.ndarray:
-    """A column of numbers as an array, straight from Arrow (a formatted column is read row by row)."""
+    """A column of numbers as an array, read from Arrow at once (a formatted column is read row by row)."""
     return dataset.select_columns(name).with_format("arrow")[:][name].to_numpy()

@@ -1,4 +1,4 @@
-"""What a task is made of: metrics, and its part of the report."""
+"""The parts of a task: metrics, and figures and sections of the report."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ Interval = list[float]  # low and high, 95%
 
 @dataclass(frozen=True)
 class Metric:
-    """A row of a task's table of metrics. All that is said about the metric anywhere stands here.
+    """A row of a task's table of metrics, with everything that ftkit knows about the metric.
 
     Attributes:
-        compute: from a task's predictions.
-        title: in reports.
+        compute: takes the task's predictions.
+        title: for reports.
         about: a few words of explanation.
         interval: the 95% interval, from the predictions; None for a metric without one.
-        hub_type: the Hub's name of the metric; None for one that says nothing about the model, such as a baseline.
-        validation: the name under which it is logged on validation and may choose the checkpoint; None if it may not.
+        hub_type: the Hub's name for the metric; None if it says nothing about the model, such as a baseline.
+        validation: the name under which validation logs it and it may choose the checkpoint; None if it may not.
         higher_is_better: whether the checkpoint with the greatest value is the best.
         least_classes: with fewer classes it says little and is left out.
     """
@@ -37,7 +37,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is drawn in the current style of matplotlib, and a description for those who cannot see it."""
+    """A figure, drawn in matplotlib's current style, with a description for screen readers."""
 
     name: str
     title: str
@@ -47,13 +47,13 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report.
+    """A section of the report.
 
     Attributes:
-        template: of its `.html` and `.md`, a name in the task's folder of templates.
-        links: from the top of the page, title by anchor.
-        content: for the templates.
-        drawings: likewise; they arrive there as SVG, by name.
+        template: the name of its `.html` and `.md` in the task's `templates` folder.
+        links: for the top of the page: anchor -> title.
+        content: the variables of the templates.
+        drawings: figures, which the templates get as SVG under their names.
     """
 
     template: str
@@ -63,5 +63,5 @@ class Section:
 
 
 def shortened(text: str, length: int = 16) -> str:
-    """`text`, cut to `length` characters, as matplotlib shows it literally."""
+    """`text` cut to `length` characters, and escaped so that matplotlib shows it literally."""
     return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")

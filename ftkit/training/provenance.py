@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, hardware, memory."""
+"""The provenance of a result: versions, commit, hardware, memory."""
 
 import hashlib
 import importlib.metadata
@@ -24,20 +24,21 @@ def versions() -> dict[str, str]:
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """What changes the last digits of numbers: the device, the threads, the versions."""
+    """Everything that changes the last digits of numbers: the device, the threads, the versions."""
     hardware, threads, _ = arithmetic(device)
     return {"device": hardware, "threads": threads, "python": platform.python_version(), **versions()}
 
 
 def arithmetic(device: torch.device) -> tuple[str, int, str]:
-    """What the last digits of float32 depend on beside versions: the hardware, the threads, and whether it is TF32."""
+    """Everything but versions that changes the last digits of float32: hardware, threads, precision of kernels."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    cudnn: Any = torch.backends.cudnn  # whose `conv` type checkers do not know
+    backends = torch.backends.cuda.matmul, cudnn.conv
     return hardware, torch.get_num_threads(), "/".join(backend.fp32_precision for backend in backends)
 
 
 def git_commit() -> str | None:
-    """The commit of ftkit's checkout, with `-dirty` where files differ from it; None outside of one."""
+    """The commit of ftkit's checkout, with `-dirty` if files differ from it; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
@@ -47,8 +48,8 @@ def git_commit() -> str | None:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """The most memory that this process held so far, in MB: `ram`, and `gpu` where there is one."""
-    # Linux counts in kB, macOS in bytes.
+    """This process's peak memory so far, in MB: `ram`, and `gpu` if there is one."""
+    # kB on Linux, bytes on macOS
     unit = 1024**2 if sys.platform == "darwin" else 1024
     peak = {"ram": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Experiment trackers (`report_to`): what they fail at is theirs, and never ends a run."""
+"""Experiment trackers (`report_to`), whose failures never end a run."""
 
 import logging
 from typing import Any
@@ -13,45 +13,37 @@ from ftkit.compat.transformers import (
 from ftkit.errors import nearest
 
 logger = logging.getLogger(__name__)
-_EVENTS = [name for name in vars(TrainerCallback) if name.startswith("on_")]
 
 
 class Tracker(TrainerCallback):
-    """Passes all that happens on to a tracker; where that fails, it is said once, and the tracker is left alone."""
+    """Passes every event on to a tracker, until one fails: that is logged, and the tracker gets no more events."""
 
     def __init__(self, tracker: TrainerCallback):
         self.tracker: TrainerCallback | None = tracker
 
-    def _tell(self, event: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def _pass_on(self, event: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         if self.tracker is None:
             return
         try:
             getattr(self.tracker, event)(*args, **options)
-        except Exception as error:  # whatever a service's client raises when the service is away
+        except Exception as error:  # a client may raise anything if its service is down
             name = type(self.tracker).__name__.removesuffix("Callback")
-            logger.warning("report_to: %s failed, the run goes on without it: %s", name, error)
+            logger.warning("report_to: %s failed, the run continues without it: %s", name, error)
             self.tracker = None
 
 
-def _passing_on(event: str):
-    def pass_on(self, *args, **options):
-        self._tell(event, args, options)
-
-    return pass_on
+for _event in (name for name in vars(TrainerCallback) if name.startswith("on_")):
+    setattr(Tracker, _event, lambda self, *args, _event=_event, **options: self._pass_on(_event, args, options))
 
 
-for _event in _EVENTS:
-    setattr(Tracker, _event, _passing_on(_event))
-
-
-def shielded(callbacks: list[TrainerCallback], report_to: list[str]) -> list[TrainerCallback]:
-    """The callbacks, with those of trackers behind a `Tracker` each."""
+def shielded(callbacks: list[TrainerCallback], report_to: str | list[str] | None) -> list[TrainerCallback]:
+    """The callbacks, with each tracker's wrapped in a `Tracker`."""
     trackers = tuple(get_reporting_integration_callbacks(report_to))
     return [Tracker(callback) if isinstance(callback, trackers) else callback for callback in callbacks]
 
 
 def check_trackers(report_to: str | list[str] | None) -> list[str]:
-    """All that is wrong with the names in `report_to`, a sentence each."""
+    """The errors in the names of `report_to`, a sentence each."""
     names = [report_to] if isinstance(report_to, str) else report_to or []
     known, errors = list(INTEGRATION_TO_CALLBACK), []
     for name in names:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
-from transformers import PreTrainedModel
 
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
@@ -29,7 +28,7 @@ from ftkit.tasks.columns import column
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5
 CROP_AND_FLIP = ["random_crop", "flip"]
 # How every side trains, by the names of the `Trainer`'s arguments, which are ftkit's too.
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "num_train_epochs": 1,
     "optim": "sgd",
     "optim_args": f"momentum={MOMENTUM}",
@@ -66,6 +65,12 @@ class Setup(NamedTuple):
     def device(self) -> torch.device:
         return self.config.training.device
 
+    @property
+    def tensors(self) -> ImageTensors:
+        """The images of an engine that holds them all."""
+        assert isinstance(self.images, ImageTensors)
+        return self.images
+
     def __str__(self) -> str:
         return f"{len(self.images):,} images in batches of {self.batch_size}"
 
@@ -73,10 +78,10 @@ class Setup(NamedTuple):
         """The same with fewer images."""
         rows = self.rows.select(range(min(count, len(self.rows))))
         return self._replace(
-            rows=rows, images=ImageTensors(self.images.images[: len(rows)], rows, self.images.hashes, "", [])
+            rows=rows, images=ImageTensors(self.tensors.images[: len(rows)], rows, self.images.hashes, "", [])
         )
 
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """ftkit's model with random weights."""
         return Classifier.build(self.config.model, self.images.task, self.info, pretrained=False).model
 

@@ -7,7 +7,7 @@ from typing import Any
 from ftkit.data.pixels.decoding import cores
 from ftkit.data.pixels.images import open_image
 
-HELD: list[dict] = []  # the files, in a process that decodes them
+HELD: list[Any] = []  # in a process that decodes: the files, or their decoder
 
 
 def decode(rows: range) -> None:

@@ -33,8 +33,8 @@ from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.data.pixels.normalize import channel_statistics
 from ftkit.methods.parameter_groups import parameter_settings
 from ftkit.models.anatomy import layer_groups
-from ftkit.training.objective import Objective
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.trainer import ImageTrainer
 
 WARM_UP_BATCHES = 4
 SAMPLE = 2000  # images of train on which loss and accuracy are taken, before and after
@@ -103,7 +103,7 @@ def tutorial(setup: Setup) -> Loop:
     """The loop of PyTorch's tutorials."""
     model, device = plain_model(setup), setup.device
     transform = Compose([ToTensor(), Normalize(*channel_statistics(setup.images.histogram()))])
-    dataset = TutorialDataset(setup.images, transform)
+    dataset = TutorialDataset(setup.tensors, transform)
 
     def epoch() -> None:
         loader = DataLoader(dataset, batch_size=setup.batch_size, shuffle=True)
@@ -124,7 +124,7 @@ def raw(setup: Setup) -> Loop:
     plain, device = setup.config.model.model == "mlp", setup.device
     # channels_last takes about a seventh off a step of the convnet on a CPU, so raw uses it too.
     model = plain_model(setup) if plain else setup.model().to(device, memory_format=torch.channels_last)
-    images, labels = setup.normalizer()(setup.images.images.to(device)), setup.images.labels.to(device)
+    images, labels = setup.normalizer()(setup.tensors.images.to(device)), setup.images.labels.to(device)
     bf16 = setup.config.training.bf16
     precision = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
 
@@ -154,7 +154,7 @@ def ftkit(setup: Setup) -> ImageTrainer:
 
 def score(setup: Setup, model: nn.Module) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `model` on a sample of the training images."""
-    images = setup.normalizer()(setup.images.images[:SAMPLE].to(setup.device))
+    images = setup.normalizer()(setup.tensors.images[:SAMPLE].to(setup.device))
     labels = setup.images.labels[:SAMPLE].to(setup.device)
     model.train()  # BatchNorm's running statistics lag behind
     with torch.no_grad():
@@ -163,7 +163,7 @@ def score(setup: Setup, model: nn.Module) -> tuple[float, float]:
     return F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item()
 
 
-def train(side: Callable[[Setup], Trainer | Loop], setup: Setup, number: int) -> dict[str, float]:
+def train(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, float]:
     """Time an epoch; loss and accuracy show that it trained.
 
     Raises:
@@ -179,7 +179,7 @@ def train(side: Callable[[Setup], Trainer | Loop], setup: Setup, number: int) ->
     return measured | {"loss_before": before, "loss": loss, "accuracy": accuracy}
 
 
-def load(side: Callable[[Setup], Trainer], setup: Setup, number: int) -> dict[str, float]:
+def load(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, float]:
     """Time a pass over all batches, ready for the model: `prepare` is where ftkit augments and normalises."""
     set_seed(number)
     trainer = side(setup)

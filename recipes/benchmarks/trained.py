@@ -30,7 +30,7 @@ def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, A
             run(f"{within(record['command'], place)} --seed {seed}", place.with_suffix(".log"), root)
         found.append(numbers_of(place))
     numbers = {key: summary([each[key] for each in found]) for key in found[0]}
-    if (load := os.getloadavg()[0]) > os.cpu_count():  # accuracies do not depend on the load
+    if (load := os.getloadavg()[0]) > (os.cpu_count() or 1):  # accuracies do not depend on the load
         print(f"{name}: other work on the cores (load {load:.1f}): the seconds are left out")
         del numbers["training_seconds"]
     last = read(folder / f"seed-{record['seeds'][-1]}" / "run.json")

@@ -33,13 +33,13 @@ from ftkit.data.sources.load import load_data
 from ftkit.models.classifier import Classifier
 from ftkit.owners import parse_config
 from ftkit.tasks import task_of
-from ftkit.training import trainer as training
-from ftkit.training.continuity import take_fingerprint
-from ftkit.training.planning import prepare_plan
-from ftkit.training.progress import EvaluationLines
-from ftkit.training.resumption import prepare_resumption
-from ftkit.training.stages import run_plan
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.checkpointing.continuity import take_fingerprint
+from ftkit.training.loop import trainer as training
+from ftkit.training.loop.progress import EvaluationLines
+from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.planning import prepare_plan
+from ftkit.training.stages.resumption import prepare_resumption
+from ftkit.training.stages.running import run_plan
 
 FIELDS = {field.name for field in dataclasses.fields(transformers.TrainingArguments)}
 # Two epochs of three steps; an evaluation and a checkpoint after each epoch, and a line in the log after each step.

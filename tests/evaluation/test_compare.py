@@ -1,4 +1,4 @@
-"""Runs side by side: who may be compared, what is claimed, and how a comparison trains what it needs."""
+"""Comparing runs: which may be compared, what is claimed, and how missing runs are trained."""
 
 import json
 import shutil
@@ -19,13 +19,13 @@ def compare(*arguments):
 
 
 def compared(folder, *runs):
-    """What `comparison.json` says of these runs."""
+    """The `comparison.json` of these runs."""
     compare(*runs, "--output_dir", folder)
     return json.loads((folder / "comparison.json").read_text())
 
 
 def run(folder, method, seed, predictions, **record):
-    """A run's folder as far as a comparison looks into it."""
+    """A run's folder with what a comparison reads."""
     stages = [{"seconds": 10.0 + seed}]
     record = {"method": method, "seed": seed, "stages": stages, "parameters": {"total": 9, "trained": 5},
               "peak_memory_mb": {"ram": 100.0}} | record  # fmt: skip
@@ -64,7 +64,7 @@ def test_two_runs_that_hardly_differ_are_not_distinguishable(tmp_path, capsys):
 
 
 def test_labels_are_aligned_by_name_and_images_by_their_bytes(tmp_path):
-    """The same predictions with classes and images in another order: not one image differs."""
+    """The same predictions with classes and images in another order: no image differs."""
     first = random_predictions(NAMES, 400)
     order, classes = np.random.default_rng(1).permutation(400), np.array([2, 0, 1])
     renumbered = np.argsort(classes)[first.labels]
@@ -97,13 +97,13 @@ def refuse_other_names(first):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (refuse_other_images, ["test images differ", "100 and 100, of which 0 are in both"]),
-        (refuse_fewer_images, ["test images differ", "100 and 50, of which 50 are in both"]),
+        (refuse_other_images, ["test images differ", "100 and 100, 0 of them in both"]),
+        (refuse_fewer_images, ["test images differ", "100 and 50, 50 of them in both"]),
         (refuse_other_labels, ["7 of the 100 test images have another label"]),
         (refuse_other_names, ["the classes differ", "only in the first: owl", "only in the second: eagle"]),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tmp_path, refused, change, words):
+def test_runs_with_other_test_data_are_refused(tmp_path, refused, change, words):
     first = random_predictions(NAMES, 100)
     runs = run(tmp_path / "a", "a", 1, first), run(tmp_path / "b", "b", 1, change(first))
     with refused("cannot be compared", *words):
@@ -136,7 +136,7 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, refused, arguments, wor
 
 @pytest.mark.parametrize("again", ["run/", "./run", "link", "../{}/run"])
 def test_a_folder_counts_once(tmp_path, monkeypatch, refused, again):
-    """Two runs that are one would halve the spread over seeds, and make a winner of a lucky run."""
+    """A run that counts twice would halve the spread over seeds, and a lucky run would win."""
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "run", "full", 0, random_predictions(NAMES, 50))
     run(tmp_path / "other", "full", 1, random_predictions(NAMES, 50, seed=1))
@@ -155,7 +155,7 @@ def test_a_recipe_counts_once(tmp_path, monkeypatch, refused):
 
 @pytest.fixture(scope="module")
 def tuning_recipe(tmp_path_factory):
-    """A recipe that tunes a small network, which knows five digits, to the other five."""
+    """A recipe that fine-tunes a small network trained on five digits to the other five."""
     folder = tmp_path_factory.mktemp("recipe")
     base = finetune(folder / "base", "--model", "mlp", "--model_args", '{"hidden_sizes": [6]}',
                     "--classes", 0, 1, 2, 3, 4, "--num_train_epochs", 5)  # fmt: skip
@@ -178,7 +178,7 @@ def test_the_methods_of_a_recipe_over_three_seeds(tmp_path, tuning_recipe, capsy
         "--output_dir",
         tmp_path,
     ]
-    # What a broken run leaves: it has begun, and cannot go on.
+    # What a broken run leaves: it has started, and cannot resume.
     broken = tmp_path / "lora" / "seed-6"
     broken.mkdir(parents=True)
     (broken / "evaluation").write_text("in the way of a folder")
@@ -197,7 +197,7 @@ def test_the_methods_of_a_recipe_over_three_seeds(tmp_path, tuning_recipe, capsy
 
     shutil.rmtree(broken)
     models = {path: path.stat().st_mtime for path in tmp_path.rglob("model/model.safetensors")}
-    compare(*arguments)  # trains the one that is missing, and no other
+    compare(*arguments)  # trains only the missing run
     assert {path: path.stat().st_mtime for path in models} == models
     row = next(row for row in json.loads((tmp_path / "comparison.json").read_text())["rows"] if row["name"] == "lora")
     assert row["seeds"] == [5, 6, 7] and row["failures"] == []

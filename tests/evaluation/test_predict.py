@@ -1,4 +1,4 @@
-"""recipes/predict.py as a user has it: what it takes, what it writes, and that it sees what an evaluation sees."""
+"""recipes/predict.py as users run it: its inputs, its output, and that it sees the same pixels as an evaluation."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ main = load_recipe_script("predict").main
 
 @pytest.fixture
 def predict(capsys):
-    """Predict with these words: the exit code, standard output and standard error."""
+    """Predict with these arguments, and return the exit code, standard output and standard error."""
 
     def run(*words):
         capsys.readouterr()
@@ -58,7 +58,7 @@ def probabilities_of(lines, names):
 
 @pytest.fixture(scope="module")
 def hostile_model(tmp_path_factory):
-    """A model whose classes have names that are hard to write down."""
+    """A model whose class names are hard to write."""
     path = tmp_path_factory.mktemp("names")
     args = ModelArguments(model="mlp", image_size=[8], model_args={"hidden_sizes": [8]})
     Classifier.build(args, SingleLabel(HOSTILE), ImageInfo((8, 8), 3), pretrained=False).save(path)
@@ -67,7 +67,7 @@ def hostile_model(tmp_path_factory):
 
 @pytest.fixture
 def hostile_files(tmp_path):
-    """Files with names of that kind."""
+    """Files with names like those."""
     names = ("a, b.png", 'the "c".png', "two\nlines.png", "carriage\rreturn.png", "熊猫🐼.png", "plain.png")
     return [draw(tmp_path / name, number) for number, name in enumerate(names)]
 
@@ -89,7 +89,7 @@ def test_the_probabilities_are_those_that_the_run_stored(digits_run, predict, tm
     assert np.array(firsts)[clear].tolist() == [stored.task.names[i] for i in stored.predicted[order][clear]]
 
 
-def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path):
+def test_in_a_tie_the_first_class_is_listed_first(hostile_model, predict, tmp_path):
     """As in an evaluation, which takes the lower index."""
     classifier = Classifier.load(str(hostile_model))
     head = classifier.model.classifier
@@ -98,8 +98,8 @@ def test_of_equals_the_first_class_stands_first(hostile_model, predict, tmp_path
     head.bias.data[[2, 4]] = 1.0
     classifier.save(tmp_path / "model")
     _, lines, _ = predict("--model", tmp_path / "model", draw(tmp_path / "a.png"), "--format", "jsonl", "--top_k", 6)
-    told = [HOSTILE.index(prediction["label"]) for prediction in json.loads(lines)["predictions"]]
-    assert told == [2, 4, 0, 1, 3, 5]
+    listed = [HOSTILE.index(prediction["label"]) for prediction in json.loads(lines)["predictions"]]
+    assert listed == [2, 4, 0, 1, 3, 5]
 
 
 def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
@@ -119,7 +119,7 @@ def test_every_family_sees_what_an_evaluation_sees(folder, predict, tmp_path):
     assert files_of(lines) == files
     expected = softmax(stored.logits, axis=1)
     np.testing.assert_allclose(probabilities_of(lines, stored.task.names), expected, atol=1e-5)
-    _, alone, _ = predict(*options, files[1])  # a grey one is the same without colours beside it
+    _, alone, _ = predict(*options, files[1])  # a grey image has the same answer without colour images beside it
     np.testing.assert_allclose(probabilities_of(alone, stored.task.names), expected[1:2], atol=1e-5)
 
 
@@ -230,8 +230,8 @@ def test_inputs_keep_their_order_wherever_they_stand(mlp, predict, tmp_path, mon
     ]
 
 
-def test_broken_images_are_told_and_left_out(mlp, predict, tmp_path):
-    """With processes that decode, in batches of which one is broken as a whole."""
+def test_broken_images_are_reported_and_skipped(mlp, predict, tmp_path):
+    """With several processes, and a batch in which every image is broken."""
     good = [draw(tmp_path / f"{number}.png", number) for number in range(60)]
     broken = {"3.png": b"", "17.png": b"no image", "41.png": (tmp_path / "41.png").read_bytes()[:60]}
     broken |= {f"{number}.png": b"" for number in range(24, 32)}
@@ -240,15 +240,15 @@ def test_broken_images_are_told_and_left_out(mlp, predict, tmp_path):
     code, lines, said = predict("--model", mlp, tmp_path, "--format", "jsonl", "--batch_size", 8)
     assert code == 1
     assert files_of(lines) == [file for file in good if file.rpartition("/")[2] not in broken]
-    told = said.splitlines()
-    assert [line.partition(": ")[0] for line in told] == [
+    reported = said.splitlines()
+    assert [line.partition(": ")[0] for line in reported] == [
         str(tmp_path / f"{n}.png") for n in (3, 17, *range(24, 32), 41)
     ]
-    assert all(line.partition(": ")[2] for line in told) and "not an image of a known format" in told[0]
+    assert all(line.partition(": ")[2] for line in reported) and "not an image of a known format" in reported[0]
 
 
 def test_only_broken_images(mlp, predict, tmp_path, recwarn):
-    """A line for each, whatever else the decoder has to say."""
+    """One line for each, without the decoder's own warnings."""
     (tmp_path / "a\nb.png").write_text("no image")
     whole = Path(draw(tmp_path / "c.tif")).read_bytes()
     (tmp_path / "c.tif").write_bytes(whole[:20])
@@ -261,8 +261,8 @@ def test_only_broken_images(mlp, predict, tmp_path, recwarn):
     assert not [warning for warning in recwarn if "PIL" in warning.filename]
 
 
-def test_a_reader_who_has_seen_enough(mlp, tmp_path):
-    """A process of its own, with its output cut off: nothing is said, and nothing but the output is written."""
+def test_a_reader_that_closes_the_pipe_is_no_error(mlp, tmp_path):
+    """In a separate process: it exits with 0 and writes nothing to standard error."""
     image = draw(tmp_path / "a.png")
     command = [sys.executable, str(REPO / "recipes" / "predict.py"), "-", "--model", str(mlp), "--format", "jsonl"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -295,7 +295,7 @@ def test_a_reader_who_has_seen_enough(mlp, tmp_path):
         (["--model", "nobody/nothing", "a.png"], ["nobody/nothing", "give --model"]),
     ],
 )
-def test_mistakes_are_told_before_anything_is_loaded(words, expected, mlp, tmp_path, monkeypatch, refused):
+def test_mistakes_are_refused_before_anything_is_loaded(words, expected, mlp, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     draw(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""What a run says of itself, on the last screen, in `run.json`, on its card and in its report."""
+"""What a run reports on its last screen, in `run.json`, on its card and in its report."""
 
 import json
 
@@ -17,22 +17,22 @@ from support import MLP, TINY, finetune, stage_results, train
     ],
     ids=["chosen", "no evaluation", "not kept", "not in the last stage"],
 )  # fmt: skip
-def test_what_validation_has_not_chosen_is_not_called_so(tmp_path, capsys, options, chosen):
+def test_a_checkpoint_is_called_chosen_only_if_validation_chose_it(tmp_path, capsys, options, chosen):
     run = finetune(tmp_path / "run", *TINY, *MLP, "--num_train_epochs", 2, *options)
     result = next(line for line in capsys.readouterr().out.splitlines() if line.lstrip().startswith("accuracy "))
     card, page = (run / "model" / "README.md").read_text(), (run / "evaluation" / "report.html").read_text()
     for text, said in ((result, "chosen on validation"), (card, "was chosen on a validation split")):
         assert (said in text) == chosen, text
-    for text, said in ((result, "the last weights of training"), (card, "the last ones of training")):
+    for text, said in ((result, "the last weights of training"), (card, "those at the end of training")):
         assert (said in text) != chosen, text
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert (stages[-1]["best_step"] is not None) == (stages[-1]["best_metric"] is not None) == chosen
     stars = any(stage["best_step"] is not None for stage in stages)
-    assert ("The star is the checkpoint that validation chose" in page) == ("chosen checkpoint" in page) == stars
+    assert ("The star marks the checkpoint that validation chose" in page) == ("chosen checkpoint" in page) == stars
 
 
-def test_what_any_stage_trains_is_trained(convnet, tmp_path):
-    """Parameters of two stages count once, and so do those that only a smaller stage trains."""
+def test_trained_parameters_are_those_of_all_stages(convnet, tmp_path):
+    """Parameters that two stages train count once; those that only a smaller stage trains count, too."""
     stages = '[{"train": "head"}, {"train": ["stages.0", "stages.1"]}, {"train": ["stages.1", "stem"]}]'
     run = finetune(tmp_path / "run", "--model", convnet, "--method", "full", "--stages", stages,
                    "--max_train_samples", 60, "--num_train_epochs", 1)  # fmt: skip
@@ -42,7 +42,7 @@ def test_what_any_stage_trains_is_trained(convnet, tmp_path):
     assert max(stage["trained_parameters"] for stage in record["stages"]) < record["parameters"]["trained"]
 
 
-def test_the_rate_is_that_of_the_seconds_beside_it(tmp_path):
+def test_images_per_second_agree_with_the_seconds(tmp_path):
     run = train(tmp_path / "run", *TINY, *MLP, "--num_train_epochs", 3).folder
     (stage,) = stage_results(run)
     assert stage["images_per_second"] == pytest.approx(3 * 100 / stage["seconds"], rel=1e-9)

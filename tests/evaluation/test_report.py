@@ -1,4 +1,4 @@
-"""The page: made of what is stored, the same bytes every time, and shown by a browser as it is meant."""
+"""The report: made from stored files, always with the same bytes, and shown correctly by a browser."""
 
 import html
 import json
@@ -30,7 +30,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """The report of a run whose classes have names that mean harm."""
+    """The report of a run with malicious class names."""
     folder = tmp_path_factory.mktemp("hostile") / "evaluation"
     test, validation = random_predictions(HOSTILE, 500), random_predictions(HOSTILE, 200, seed=1)
     skipped = {
@@ -43,7 +43,7 @@ def hostile(tmp_path_factory):
 
 
 def browse(page, folder, width=1280):
-    """The page as Chromium understood it, what it said on its console, and every address that it asked for."""
+    """The DOM of the page in Chromium, the lines on its console, and every address it requested."""
     log = folder / "net.json"
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -54,12 +54,12 @@ def browse(page, folder, width=1280):
     assert done.returncode == 0, done.stderr
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
-    # The browser's own requests, after updates and the time, come from no page.
+    # The browser's own requests, for updates and the time, come from no page.
     asked = {e["url"] for e in events if e.get("initiator", "not an origin") != "not an origin"}
     return done.stdout, console, asked
 
 
-def test_it_is_made_anew_byte_for_byte(tmp_path):
+def test_a_report_is_rebuilt_byte_for_byte(tmp_path):
     run = finetune(tmp_path / "run", "--max_train_samples", 200, "--num_train_epochs", 1)
     folder = run / "evaluation"
     names = ("report.html", "report.md", "metrics.json")
@@ -75,8 +75,8 @@ def test_a_run_of_several_stages_has_all_sections(tmp_path, digits_run):
                    "--test_time_augmentation", "flip")  # fmt: skip
     page = (run / "evaluation" / "report.html").read_text()
     for text in ("chosen checkpoint", "0: head", "1: all", "Confusion matrix", "Reliability diagram", "Dividing the "
-                 "logits", "the most confident", "No image is in two splits", "Every image decoded", "images/s",
-                 "accuracy at test time", "floating-point operations", "seed 42"):  # fmt: skip
+                 "logits", "Most confident errors", "No image is in two splits", "Every image decoded", "images/s",
+                 "accuracy with test-time augmentation", "floating-point operations", "seed 42"):  # fmt: skip
         assert text in page, text
     record = json.loads((run / "run.json").read_text())
     assert record["commit"] is None or record["commit"] in page
@@ -85,7 +85,7 @@ def test_a_run_of_several_stages_has_all_sections(tmp_path, digits_run):
     assert {split: sum(counts.values()) for split, counts in record["class_counts"].items()} == record["splits"]
 
 
-def test_names_are_shown_as_they_are(hostile):
+def test_names_are_shown_literally(hostile):
     page, short = hostile.read_text(encoding="utf-8"), hostile.with_name("report.md").read_text(encoding="utf-8")
     assert "<script" not in page and "<img src=x" not in page and "<b>x</b>" not in page
     for name in HOSTILE:
@@ -96,7 +96,7 @@ def test_names_are_shown_as_they_are(hostile):
 
 
 @needs_browser
-def test_a_page_that_asks_the_network_would_be_noticed(tmp_path):
+def test_a_page_that_uses_the_network_is_noticed(tmp_path):
     page = tmp_path / "page.html"
     page.write_text("<img src='http://example.test/x.png'><script>console.error('no')</script>")
     _, console, asked = browse(page, tmp_path)
@@ -104,7 +104,7 @@ def test_a_page_that_asks_the_network_would_be_noticed(tmp_path):
 
 
 @needs_browser
-def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
+def test_a_browser_shows_the_report_without_errors(hostile, tmp_path):
     dom, console, asked = browse(hostile, tmp_path)
     assert console == [] and asked == set()
     assert "<script" not in dom and "onerror" not in re.sub(r">[^<]*<|\"[^\"]*\"", "", dom)
@@ -114,8 +114,8 @@ def test_a_browser_shows_it_without_complaint(hostile, tmp_path):
 
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_its_window(hostile, tmp_path, width):
-    """Nothing sticks out to the side; only tables may be scrolled within themselves."""
+def test_the_report_fits_its_window(hostile, tmp_path, width):
+    """Nothing overflows to the side; only tables may scroll within themselves."""
     page = tmp_path / "frame.html"
     inner = html.escape(hostile.read_text(encoding="utf-8"))
     page.write_text(
@@ -131,14 +131,14 @@ def test_it_fits_its_window(hostile, tmp_path, width):
 
 
 @pytest.mark.parametrize("skill", [-40.0, 40.0])
-def test_all_wrong_and_all_right_are_reports_as_well(tmp_path, skill):
+def test_a_model_that_is_always_wrong_or_always_right_has_a_report(tmp_path, skill):
     names = ["a", "b"]
     test = random_predictions(names, 60, skill=skill)
     page = write_report(store(tmp_path / "e", test, random_predictions(names, 30, skill=skill))).read_text()
-    assert ("None: every image is right." if skill > 0 else "None: every image is wrong.") in page
+    assert ("None: every prediction is correct." if skill > 0 else "None: every prediction is wrong.") in page
 
 
-def test_hundreds_of_classes_and_many_images_make_a_small_page(tmp_path):
+def test_the_report_stays_small_with_many_classes_and_images(tmp_path):
     names = [f"class number {i}" for i in range(200)]
     page = write_report(store(tmp_path / "e", random_predictions(names, 20_000), random_predictions(names, 5000, 1)))
     assert page.stat().st_size < 5e6
@@ -146,7 +146,7 @@ def test_hundreds_of_classes_and_many_images_make_a_small_page(tmp_path):
 
 
 def test_the_gallery_shows_the_right_pictures(tmp_path):
-    """The surest errors first, the most doubtful hits first, each with its own pixels."""
+    """The most confident errors and the least confident hits first, each with its own pixels."""
     run = finetune(tmp_path / "run", "--max_train_samples", 100, "--num_train_epochs", 1)
     from PIL import Image
 
@@ -171,13 +171,13 @@ def test_the_gallery_shows_the_right_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["nothing", "no record", "not a run"])
-def test_what_is_no_run_is_refused(tmp_path, refused, what):
+def test_a_folder_without_a_finished_run_is_refused(tmp_path, refused, what):
     folder = tmp_path / "run"
     if what == "no record":
         (store(folder, random_predictions(["a", "b"], 20)) / "run.json").unlink()
     elif what == "not a run":
         folder.mkdir()
-    with refused("run", "give the folder of a run that is finished"):
+    with refused("run", "give the folder of a finished run"):
         load_recipe_script("report").main([str(folder)])
 
 
@@ -200,10 +200,10 @@ def test_twins_in_train_and_test_are_found(tmp_path):
     assert sum(pair["with_another_label"] for pair in found.values()) == 1
     assert all(pair["split"] == "test" for pair in found.values())
     page = (run / "evaluation" / "report.html").read_text()
-    assert all(f"are in {other} as well" in page for other in found)
+    assert all(f"test images are also in {other}" in page for other in found)
 
 
-def test_the_two_engines_see_the_same_files(tmp_path):
+def test_both_engines_hash_the_same_files(tmp_path):
     options = ["--max_train_samples", 60, "--num_train_epochs", 1]
     runs = [finetune(tmp_path / engine, *options, "--data_engine", engine) for engine in ("tensor", "stream")]
     from ftkit.evaluation.predictions import read_predictions

@@ -1,12 +1,11 @@
-"""What the tests on a GPU share: they are skipped where there is none, and what they measure is written as JSON.
+"""Fixtures of the tests on a GPU, which are skipped without one; their measurements are written as JSON.
 
     pytest -m gpu -n 4 tests/gpu
     pytest -m gpu tests/gpu/test_speed.py
 
-`FTKIT_DATA_DIR` names a folder with `mnist/`, `hymenoptera/` and `tf_efficientnet_lite0.in1k/`; where one of them is
-missing, generated images and random weights take its place. `FTKIT_GPU_RESULTS` names the JSON file (default:
-gpu-results.json in the working folder), to which a second session at the same commit adds; it becomes
-recipes/results/gpu_<name>.json.
+`FTKIT_DATA_DIR` is a folder with `mnist/`, `hymenoptera/` and `tf_efficientnet_lite0.in1k/`; generated images and
+random weights replace missing ones. `FTKIT_GPU_RESULTS` is the JSON file (default: gpu-results.json in the working
+folder), to which a second session at the same commit adds; it becomes recipes/results/gpu_<name>.json.
 """
 
 import datetime
@@ -75,7 +74,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(autouse=True)
 def device_as_new():
-    """Each test begins with an empty card, and leaves no switch of torch behind."""
+    """Start each test with an empty card, and reset torch's switches after it."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     yield
@@ -85,7 +84,7 @@ def device_as_new():
 
 @pytest.fixture
 def measured(request):
-    """`measured(**numbers)` keeps what a test found, in a row of its name."""
+    """`measured(**numbers)` records a test's numbers in a row with its name."""
 
     def keep(**numbers):
         RESULTS.setdefault(request.node.name.removeprefix("test_"), {}).update(numbers)
@@ -95,7 +94,7 @@ def measured(request):
 
 @pytest.fixture
 def train(tmp_path, measured):
-    """`train(*options)` runs the main job in this process, asserts that it ran on the GPU, and keeps its numbers."""
+    """`train(*options)` runs the main job in this process, asserts that it ran on the GPU, and records its numbers."""
 
     def run(*options, folder="run"):
         started = time.monotonic()
@@ -116,7 +115,7 @@ def train(tmp_path, measured):
 
 @pytest.fixture
 def launch(tmp_path):
-    """`launch(config, *options)` starts the real command, as a user does; returns the run's folder."""
+    """`launch(config, *options)` runs the real command, as a user does; returns the run's folder."""
 
     def start(config, *options, folder="run"):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
@@ -131,7 +130,7 @@ def launch(tmp_path):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Where decoded images are kept between the tests."""
+    """Keep decoded images between the tests."""
     global CACHE
     CACHE = str(tmp_path_factory.mktemp("cache"))
 
@@ -144,7 +143,7 @@ def data(name: str) -> Path | None:
 
 @pytest.fixture(scope="session")
 def digits28(tmp_path_factory):
-    """MNIST, or as large a set of noisy stripes of ten directions, as an options list."""
+    """MNIST, or 22,000 images of noisy stripes in ten directions, as a list of options."""
     if (mnist := data("mnist")) is not None:
         return ["--data_dir", str(mnist)]
     from datasets import ClassLabel, Dataset, DatasetDict, Features
@@ -166,7 +165,7 @@ def digits28(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Photos of two classes, or coloured noise of 300 by 250 pixels, as an options list."""
+    """Photos of two classes, or coloured noise of 300 by 250 pixels, as a list of options."""
     if (folder := data("hymenoptera")) is not None:
         return ["--data_dir", str(folder)]
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
@@ -180,7 +179,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lite0(tmp_path_factory):
-    """EfficientNet-Lite0 with its ImageNet weights, or with random ones, as a folder."""
+    """The folder of EfficientNet-Lite0 with its ImageNet weights, or with random ones."""
     if (folder := data("tf_efficientnet_lite0.in1k")) is not None:
         return str(folder)
     from ftkit.config import ModelArguments

@@ -1,4 +1,4 @@
-"""Runs on a real GPU: what no CPU can show. See conftest.py for the command and the data."""
+"""Runs on a real GPU, for what no CPU can show. See conftest.py for the command and the data."""
 
 import json
 import time
@@ -14,21 +14,21 @@ from ftkit.data.feeding.tensors import ImageTensors
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
 from ftkit.models.classifier import Classifier
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 VIT = ["--model", "timm/test_vit", "--image_size", 32]
 SHORT = ["--num_train_epochs", 2, "--max_train_samples", 400]
 
 
 def assert_close(first, second, atol):
-    """Of what trains: in running statistics 50 steps make 0.05 of a difference of 1e-6 in the pixels."""
+    """Compare trained weights only: 50 steps turn 1e-6 in the pixels into 0.05 in running statistics."""
     expected, found = (load_file(run / "model" / "model.safetensors") for run in (first, second))
     for name in (name for name in expected if "running_" not in name):
         np.testing.assert_allclose(found[name], expected[name], atol=atol, err_msg=name)
 
 
 def gate(run):
-    """The difference between what the GPU evaluated and what a plain pipeline gives on the CPU."""
+    """The difference between the GPU's evaluation and a plain pipeline on the CPU."""
     return check_parity(run / "model", run / "evaluation", read_record(run))
 
 
@@ -84,7 +84,7 @@ def test_linear_probe_on_cached_features(train, photos, lite0, measured):
 
 
 def test_batches_that_do_not_fit(train, photos, lite0, measured):
-    """Out of memory for real: this process may take 3 GB of the card."""
+    """Really out of memory: this process may use 3 GB of the card."""
     options = [*photos, "--model", lite0, "--method", "full", "--bf16", "true", "--num_train_epochs", 2,
                "--per_device_train_batch_size", 200, "--auto_find_batch_size", "true"]  # fmt: skip
     torch.cuda.set_per_process_memory_fraction(3e9 / torch.cuda.mem_get_info()[1])
@@ -96,7 +96,7 @@ def test_batches_that_do_not_fit(train, photos, lite0, measured):
     measured(limit_mb=3000)
 
 
-# --- the same again
+# --- repeated and resumed runs
 
 
 @pytest.mark.parametrize("method", ["convnet", "photos"])
@@ -120,7 +120,7 @@ def test_a_resume_is_exact(train, options):
 
 
 def test_checkpoints_cross_between_devices(tmp_path, train):
-    """A run that was begun on the CPU goes on on the GPU, and the other way round, to nearly the same weights."""
+    """A run resumes from the CPU on the GPU, and the other way round, to nearly the same weights."""
     options = ["--num_train_epochs", 4, "--max_train_samples", 400, "--save_total_limit", 9, "--optim", "sgd",
                "--learning_rate", 0.05, "--tf32", "false"]  # fmt: skip
     whole = train(*options, folder="whole")
@@ -131,7 +131,7 @@ def test_checkpoints_cross_between_devices(tmp_path, train):
         assert_close(whole, run, atol=2e-2)
 
 
-# --- what it is made of
+# --- the parts
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
@@ -161,7 +161,7 @@ WAITLESS = {
 
 @pytest.mark.parametrize("options", WAITLESS.values(), ids=WAITLESS.keys())
 def test_no_step_waits_for_the_device(tmp_path, monkeypatch, options):
-    """From the third step on, from the batch on the host to the end of the optimizer's step."""
+    """Checked from the third step on, from the batch on the host to the end of the optimizer's step."""
     step, after = ImageTrainer.training_step, ImageTrainer._maybe_log_save_evaluate
 
     def watched(self, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""What ftkit costs on a GPU beside the model: each row alone on the card, both sides in one process.
+"""The overhead of ftkit over the model on a GPU: each row alone on the card, both sides in one process.
 
 pytest -m gpu tests/gpu/test_speed.py
 """
@@ -14,7 +14,7 @@ from torch import nn
 from ftkit.evaluation.report import read_record
 from ftkit.models.classifier import Classifier
 
-pytestmark = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="is measured alone: run it without -n")
+pytestmark = pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="measures alone: run it without -n")
 
 
 def seconds_a_step(step, count, warm_up=5):
@@ -57,7 +57,7 @@ def test_mnist_epoch_against_a_bare_loop(train, digits28, measured):
 
 @pytest.mark.parametrize("engine", ["tensor", "stream"])
 def test_lite0_against_random_tensors(train, photos, lite0, measured, engine):
-    """Batches of 64 at 224 pixels, bf16, full fine-tuning: what the data cost beside the model."""
+    """Batches of 64 at 224 pixels, bf16, full fine-tuning: the overhead of the data."""
     options = [*photos, "--model", lite0, "--method", "full", "--data_engine", engine, "--bf16", "true",
                "--per_device_train_batch_size", 64, "--dataloader_drop_last", "true", "--augment", "flip",
                "--eval_strategy", "no", "--save_strategy", "no", "--max_grad_norm", 0]  # fmt: skip

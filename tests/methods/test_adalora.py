@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 from support import KEEP_ALL, KEEP_LAST, REPO, assert_saved_is_trained, finetune, interrupt, train, weights
 
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # 3 steps per epoch, 9 in the stages of adapters; pruning ends after the 6th.
 OPTIONS = ["--max_train_samples", 96, "--per_device_train_batch_size", 32, "--method", "adalora", "--learning_rate",

@@ -19,7 +19,7 @@ from ftkit.methods.adapters import add_adapters, merged
 from ftkit.models.anatomy import find_head
 from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 QUICK = [*TINY, "--learning_rate", 0.01]
 METHODS = ["lora", "dora", "rslora", "adalora", "loha", "lokr", "ia3", "oft", "hira", "ln_tuning"]
@@ -123,10 +123,7 @@ def test_options_of_adapters_go_by_pefts_names(convnet, tmp_path):
         (["--method", "lora", "--adapter_args", '{"modules_to_save": ["stemm"]}'], ["no module 'stemm'", "'stem'"]),
         (["--method", "lora", "--adapter_args", '{"r": "8"}'], ["r: '8' is not a number"]),
         (["--method", "lora", "--adapter_args", '{"modules_to_save": "stem"}'], ["'stem' is not a list of names"]),
-        (
-            ["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'],
-            ["task_type is not for image classifiers"],
-        ),
+        (["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'], ["task_type is not for image"]),
         (["--method", "lora", "--adapter_args", '{"layers_to_transform": [0]}'], ["chooses among target_modules"]),
         (["--method", "lora", "--adapter_args", '{"init_lora_weights": "pissa_niter_4"}'], ["use pissa"]),
         (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with adapters"]),
@@ -221,7 +218,7 @@ def test_cached_features_depend_on_the_adapters(convnet, tmp_path):
 
 def test_a_folder_of_adapters_is_refused_as_the_model_to_start_from(convnet, tmp_path, refused):
     run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora").folder
-    with refused("holds adapters, not a whole model", "--merge_adapters true"):
+    with refused("holds adapters, not a full model", "--merge_adapters true"):
         finetune(tmp_path / "again", *QUICK, "--model", run, "--method", "full")
 
 

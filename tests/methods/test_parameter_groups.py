@@ -88,7 +88,7 @@ def test_the_table_of_a_stage_shows_what_trains(convnet, tmp_path, capsys):
 
 def test_a_plan_that_trains_only_the_head_is_logged(mlp, tmp_path, capsys):
     finetune(tmp_path / "run", "--model", mlp, "--method", "norm_tuning", "--max_train_samples", 64, "--max_steps", 1)
-    assert "before the head there is no norm: the head alone trains" in capsys.readouterr().out
+    assert "the model has no norm before its head, so only the head trains" in capsys.readouterr().out
 
 
 def test_adapters_of_rank_1_decay():

@@ -1,4 +1,4 @@
-"""Models by name: transformers' and timm's from a folder, heads by class name, and what is refused."""
+"""Classifiers by name: transformers' and timm's models from a folder, heads by class name, refused models."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_sizes_and_channels_follow_the_data():
     assert (vit.channels_of(GREY), vit.channels_of(COLOUR), mlp.channels_of(COLOUR)) == (1, 3, 1)
 
 
-def test_dropout_by_one_name():
+def test_dropout_has_one_name_for_every_model():
     args = {"dropout": 0.25, "image_size": [32]}
     mlp = Classifier.build(ModelArguments(model="mlp", **args), ABC, GREY, pretrained=False).model
     timm = Classifier.build(ModelArguments(model="timm/test_resnet", **args), ABC, GREY, pretrained=False).model
@@ -142,7 +142,7 @@ def test_a_new_classifier_is_fitted_to_the_training_images_before_it_is_used(nam
     assert fitted == ({"stem.0.weight"} if model_args else set())
 
 
-def test_what_recipe_or_weights_say_is_not_measured(tmp_path, digit_images):
+def test_a_normalisation_from_recipe_or_weights_is_not_measured(tmp_path, digit_images):
     args = ModelArguments(model="timm/test_resnet", image_size=[8], image_mean=[0.25], image_std=[0.5])
     given = Classifier.build(args, ABC, ImageInfo((8, 8), 1), pretrained=False)
     given.fit(digit_images)

@@ -210,6 +210,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow  # test_reload.py does it with runs
 def test_saved_folders_load_without_ftkit(tmp_path):
     folders = [tmp_path / kind for kind in MODELS]
     for kind, folder in zip(MODELS, folders, strict=True):

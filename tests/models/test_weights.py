@@ -1,4 +1,4 @@
-"""Weights from elsewhere: a `state_dict` of a tutorial, timm or a wrapper; and refused files."""
+"""Weights from elsewhere: a `state_dict` of a tutorial, of timm or of a wrapper; and refused files."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ TUTORIAL = ["--architecture", "mlp", "--model_args", '{"hidden_sizes": [32, 16]}
 
 @pytest.fixture
 def tutorial():
-    """A network as tutorials write it, for images of 8 x 8 pixels."""
+    """A network as in many tutorials, for images of 8 x 8 pixels."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 10)
@@ -30,7 +30,7 @@ def body(run):
 
 @pytest.mark.parametrize("how", ["state_dict", "nested", "module"])
 def test_weights_of_a_tutorial_fit_by_order(tutorial, tmp_path, how):
-    """Learning rate 0: the layers before the head are the file's, whatever their names."""
+    """With a learning rate of 0, the layers before the head equal the file's, whose names differ."""
     path, state = tmp_path / "net.pth", tutorial.state_dict()
     torch.save({"state_dict": state, "nested": {"epoch": 3, "model_state_dict": state}, "module": tutorial}[how], path)
     run = train(tmp_path / "run", *QUICK, "--model", path, *TUTORIAL).folder

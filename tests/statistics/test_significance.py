@@ -1,4 +1,4 @@
-"""A winner is found if there is one, and hardly ever if there is none."""
+"""A better method is found if there is one, and rarely claimed if there is none."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,11 @@ from scipy.stats import binom
 from ftkit.statistics.significance import compare, holm
 
 PAIRS = 200
-MOST = binom.isf(0.005, PAIRS, 0.05)  # winners among pairs of equals, at a true rate of 5%
+MOST = binom.isf(0.005, PAIRS, 0.05)  # false claims among pairs of equal methods, at a true rate of 5%
 
 
 def runs(rng: np.random.Generator, seeds: int, images: np.ndarray, seed_spread: float, better: float = 0.0):
-    """Whether each run is right on each image: images differ in difficulty, seeds in luck."""
+    """Whether each run is correct on each image: images differ in difficulty, seeds in luck."""
     chances = images + better + rng.normal(0, seed_spread, (seeds, 1)) + rng.normal(0, 0.9, (seeds, len(images)))
     return chances > 0
 

@@ -1,4 +1,4 @@
-"""Every number of a report is what scikit-learn computes from the stored predictions."""
+"""Every number of a report equals what scikit-learn computes from the stored predictions."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def assert_recomputed(metrics: dict, labels: np.ndarray, logits: np.ndarray, nam
 
 
 def calibration_error(confidences: np.ndarray, hits: np.ndarray) -> float:
-    """By the definition, one bin after the other."""
+    """By its definition, bin by bin."""
     total = 0.0
     for number in range(15):
         inside = (confidences > number / 15) & (confidences <= (number + 1) / 15)
@@ -88,20 +88,20 @@ def test_a_class_that_does_not_occur_has_no_scores():
 
 
 def test_a_class_without_images_has_no_recall():
-    """But it has a precision, where it was predicted; and the mean of F1 counts that mistake."""
+    """If it was predicted, it has a precision, and the mean F1 counts the mistakes."""
     predictions = random_predictions(["a", "b"], 50)
     wider = np.pad(predictions.logits, ((0, 0), (0, 1)), constant_values=-50.0)
     wider[:5, 2] = 50.0
-    metrics = compute_metrics(replace(predictions, logits=wider, task=SingleLabel(["a", "b", "taken for"])))
-    mistaken = metrics["per_class"]["taken for"]
+    metrics = compute_metrics(replace(predictions, logits=wider, task=SingleLabel(["a", "b", "only predicted"])))
+    mistaken = metrics["per_class"]["only predicted"]
     assert mistaken["n"] == 0 and mistaken["accuracy"] is None and mistaken["intervals"]["accuracy"] is None
     assert mistaken["precision"] == mistaken["f1"] == 0 and mistaken["intervals"]["precision"] is not None
     f1 = sk.f1_score(predictions.labels, wider.argmax(1), average="macro", zero_division=0)
     assert metrics["macro_f1"] == pytest.approx(f1, **EXACT)
 
 
-def test_ties_are_broken_as_argmax_does():
-    """A class has the rank that it would have if the lower index stood first among equals."""
+def test_ties_are_broken_as_argmax_breaks_them():
+    """Of equal logits, the one with the lower index ranks first."""
     rng, names = np.random.default_rng(7), [f"class {i}" for i in range(30)]
     predictions = random_predictions(names, 400)
     for logits in (np.zeros((400, 30)), rng.integers(0, 4, (400, 30))):
@@ -113,8 +113,8 @@ def test_ties_are_broken_as_argmax_does():
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
-def test_what_is_stored_gives_what_is_stored(scale):
-    """The tempered numbers come from the stored temperature and logits, the errors from the edges of stored bins."""
+def test_stored_numbers_follow_from_stored_logits_and_temperature(scale):
+    """Calibration errors, too, at confidences on the edges of bins."""
     names = ["a", "b", "c"]
     test, validation = random_predictions(names, 3000), random_predictions(names, 1000, seed=1)
     test, validation = (replace(some, logits=some.logits * np.float32(scale)) for some in (test, validation))
@@ -122,17 +122,17 @@ def test_what_is_stored_gives_what_is_stored(scale):
     assert_recomputed(compute_metrics(test, validation), test.labels, test.logits, names)
 
 
-def test_the_temperature_undoes_what_made_the_model_too_sure():
+def test_the_temperature_undoes_a_scaling_of_calibrated_logits():
     rng = np.random.default_rng(3)
     logits = rng.normal(size=(20_000, 4)) * 2
     labels = np.array([rng.choice(4, p=p) for p in softmax(logits, axis=1)])
     assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.03)
     assert fit_temperature(logits / 2, labels) == pytest.approx(0.5, rel=0.03)
-    assert fit_temperature(np.eye(4)[labels] * 5, labels) is None  # all right: the colder, the better
+    assert fit_temperature(np.eye(4)[labels] * 5, labels) is None  # all correct: the colder, the better
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """95% of them, in the long run: within 3 standard errors here."""
+def test_intervals_cover_the_true_value_in_95_percent_of_samples():
+    """Within 3 standard errors."""
     rng, n, repeats = np.random.default_rng(5), 300, 400
     held = {"proportion": 0, "mean": 0, "f1": 0, "macro": 0}
     cells = np.array([[0.4, 0.05], [0.1, 0.45]])  # joint distribution of label and prediction

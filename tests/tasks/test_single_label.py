@@ -1,4 +1,4 @@
-"""The task of one class an image: what a target is, what logits say, and that a loss or a metric is one row."""
+"""The task of one class per image: targets, logits, and that a new loss or metric is one row."""
 
 import subprocess
 import sys
@@ -26,13 +26,13 @@ def rows(labels, names=NAMES):
     return Dataset.from_dict({"label": labels, "index": range(len(labels))}, features=features)
 
 
-def test_the_task_is_told_by_the_columns():
+def test_the_columns_determine_the_task():
     assert task_of(rows([0, 1]).features) == TASK
     with pytest.raises(ValueError, match="no task has the columns text"):
         task_of(Features(text=Value("string")))
 
 
-def test_stored_predictions_have_the_same_columns_as_ever_and_come_back(tmp_path):
+def test_stored_predictions_have_fixed_columns_and_are_read_back(tmp_path):
     stored = random_predictions(NAMES, 50)
     write_predictions(tmp_path, stored)
     features = Features.from_arrow_schema(stored.to_table().schema)
@@ -59,14 +59,14 @@ def test_validation_and_report_compute_the_same_numbers():
     assert logged["loss"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_losses_do_not_depend_on_the_parts_they_are_computed_in(monkeypatch):
+def test_losses_do_not_depend_on_the_chunks_they_are_computed_in(monkeypatch):
     whole = random_predictions(NAMES, 500).losses
     monkeypatch.setattr("ftkit.tasks.single_label.predictions._LOGITS", 7 * len(NAMES))
     np.testing.assert_allclose(random_predictions(NAMES, 500).losses, whole, rtol=1e-12)
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_of_equal_logits_the_first_class_comes_first_everywhere(count):
+def test_ties_go_to_the_first_class_everywhere(count):
     logits = torch.tensor([[0.0, 1.0, 1.0], [2.0, 2.0, 2.0]])
     answers = TASK.likeliest(logits, count)
     assert [[name for name, _ in answer] for answer in answers] == [
@@ -87,10 +87,10 @@ def test_targets_are_mixed_as_shares_of_classes():
     assert TASK.mixable(shares) is shares
 
 
-def test_labels_of_other_data_go_by_name(refused):
+def test_labels_of_other_data_are_matched_by_name(refused):
     other = rows([0, 1, 1], ["owl", "cat"])
     assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
-    with refused("test has classes that are not known: 'fox'"):
+    with refused("test has unknown classes: 'fox'; known are 'cat', 'dog', 'owl'"):
         TASK.relabel(rows([1], ["cat", "fox"]), what="test")
 
 
@@ -101,7 +101,7 @@ def test_a_new_loss_is_a_row(monkeypatch):
 
 
 def test_a_new_metric_is_a_row(tmp_path, monkeypatch):
-    """It is computed, shown, and offered for the choice of the checkpoint."""
+    """It is computed, reported, and may choose the checkpoint."""
     row = Metric(lambda found: float(found.confidences.mean()), "mean confidence", "how sure it is",
                  hub_type="confidence", validation="confidence")  # fmt: skip
     monkeypatch.setitem(METRICS, "mean_confidence", row)
@@ -113,7 +113,7 @@ def test_a_new_metric_is_a_row(tmp_path, monkeypatch):
 
 
 def test_the_task_loads_without_what_only_a_report_needs():
-    """`evaluate` and matplotlib take seconds, and a mistake in the configuration is answered before."""
+    """`evaluate` and matplotlib take seconds; errors in the configuration come before that."""
     code = "import sys, ftkit.tasks; print({'evaluate', 'matplotlib'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

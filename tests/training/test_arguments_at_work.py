@@ -1,4 +1,4 @@
-"""What arguments of training do beside checkpoints, stages, accumulated batches and losses that are not finite."""
+"""Effects of training arguments that have no test file of their own."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from support import KEEP_ALL, MLP, finetune, interrupt, losses, stage_results, train, train_log
 
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
 # 48 images: batches of 32 and of 16.
 SMALL = [*MLP, "--max_train_samples", 48, "--per_device_train_batch_size", 32, "--learning_rate", 0.05,
@@ -28,7 +28,7 @@ def last_step(run):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """The trainers of the stages."""
+    """The trainers of all stages."""
     trainers, train = [], ImageTrainer.train
 
     def spy(self, *args, **kwargs):
@@ -50,7 +50,7 @@ def test_each_image_of_accumulated_batches_counts_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
-def test_a_loss_that_is_not_finite_is_found_where_the_cache_is_emptied(tmp_path, monkeypatch, refused, on_nan):
+def test_a_loss_that_is_not_finite_is_found_when_the_cache_is_emptied(tmp_path, monkeypatch, refused, on_nan):
     original, emptied = ImageTrainer.compute_loss, []
 
     def spoil(self, model, inputs, **options):
@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_finite_is_found_where_the_cache_is_emptied(tmp_path,
         return loss * float("nan") if model.training and self.state.global_step == 2 else loss
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", spoil)
-    monkeypatch.setattr("ftkit.training.trainer.clear_device_cache", lambda: emptied.append(1))
+    monkeypatch.setattr("ftkit.training.loop.trainer.clear_device_cache", lambda: emptied.append(1))
     options = [*SMALL, "--torch_empty_cache_steps", 2, "--on_nan", on_nan]
     if on_nan == "stop":
         with refused("the loss is nan at step 3"):
@@ -69,8 +69,8 @@ def test_a_loss_that_is_not_finite_is_found_where_the_cache_is_emptied(tmp_path,
         assert len(emptied) == 2  # of 4 steps
 
 
-def test_an_evaluation_on_start_is_none_of_a_resume(tmp_path):
-    """With a patience of 2, an evaluation that is counted once more ends the run."""
+def test_a_resume_does_not_evaluate_on_start(tmp_path):
+    """With a patience of 2, one more evaluation would end the run."""
     options = [*SMALL, "--num_train_epochs", 3, "--eval_on_start", "true", "--early_stopping_patience", 2,
                "--learning_rate", 0]  # fmt: skip
     whole = train(tmp_path / "whole", *options).folder
@@ -82,17 +82,17 @@ def test_an_evaluation_on_start_is_none_of_a_resume(tmp_path):
     assert lines[0] == lines[1] and last_step(whole) == last_step(part) == 6
 
 
-def test_a_stage_of_weights_alone_begins_anew(tmp_path, capsys, refused):
+def test_a_stage_with_weights_only_starts_again(tmp_path, capsys, refused):
     options = [*SMALL, "--save_only_model", "true", "--warmup_steps", 2]
     whole = train(tmp_path / "whole", *options).folder
     part = shutil.copytree(whole, tmp_path / "part")
     interrupt(part, keep=1)
     (kept,) = part.glob("stages/*/checkpoint-*")
     assert not (kept / "optimizer.pt").exists()
-    with refused("holds weights alone (save_only_model: true)", "leave it out"):
+    with refused("holds only weights (save_only_model: true)", "leave it out"):
         finetune(part, *options, "--resume_from_checkpoint", kept)
     finetune(part, *options)
-    assert "save_only_model: true): this stage begins anew" in capsys.readouterr().out
+    assert "save_only_model: true): the stage starts again" in capsys.readouterr().out
     assert tensors(part).keys() == tensors(whole).keys()
     assert all(np.array_equal(tensors(part)[name], expected) for name, expected in tensors(whole).items())
 
@@ -104,13 +104,13 @@ def test_no_rollback_to_weights_alone(tmp_path, refused):
 
 @pytest.mark.parametrize(("metric", "mode"), [("accuracy", "max"), ("loss", "min")])
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
-def test_a_schedule_goes_down_where_the_metric_gets_no_better(tmp_path, seen, schedule, metric, mode):
+def test_a_plateau_schedule_knows_whether_higher_is_better(tmp_path, seen, schedule, metric, mode):
     train(tmp_path / "run", *SMALL, "--lr_scheduler_type", schedule, "--warmup_steps", 0,
           "--metric_for_best_model", metric)  # fmt: skip
     assert seen[0].lr_scheduler.mode == mode
 
 
-def test_the_rate_stays_while_accuracy_rises(tmp_path, seen, monkeypatch):
+def test_the_learning_rate_is_kept_while_accuracy_rises(tmp_path, seen, monkeypatch):
     rising = iter((0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
     monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: {"accuracy": next(rising), "loss": 1.0})
     train(tmp_path / "run", *SMALL, "--lr_scheduler_type", "reduce_lr_on_plateau", "--warmup_steps", 0,
@@ -131,7 +131,7 @@ def test_every_stage_is_compiled(tmp_path, monkeypatch, seen):
 
 @pytest.fixture(params=["galore", "apollo"])
 def low_rank(request, monkeypatch):
-    """A package of optimizers that group parameters by themselves; the name of one of them."""
+    """A fake package of optimizers with parameter groups of their own; returns the name of one of them."""
 
     class Optimizer(torch.optim.AdamW):
         """Takes options of groups that AdamW does not know."""
@@ -145,7 +145,7 @@ def low_rank(request, monkeypatch):
     return f"{name}_adamw"
 
 
-def test_optimizers_with_groups_of_their_own_know_rates_and_decay(tmp_path, seen, low_rank):
+def test_optimizers_with_groups_of_their_own_get_rates_and_decay(tmp_path, seen, low_rank):
     options = ["--optim", low_rank, "--optim_target_modules", "all-linear", "--optim_args", "rank=2"]
     train(tmp_path / "run", *SMALL, *options, "--layer_decay", 0.5, "--weight_decay", 0.1, "--head_lr_multiplier", 3)
     trainer, found = seen[0], {}
@@ -174,7 +174,7 @@ def test_optimizers_that_step_within_the_backward_pass(tmp_path, refused, optim)
         (["--activation_checkpointing", "true"], "activation_checkpointing: ftkit_mlp does not support it"),
     ],
 )
-def test_what_cannot_be_made_is_told_before_the_start(tmp_path, refused, options, words):
+def test_an_optimizer_or_schedule_with_wrong_arguments_is_refused_before_the_start(tmp_path, refused, options, words):
     with refused(words):
         train(tmp_path / "run", *SMALL, *options)
     assert not (tmp_path / "run").exists()

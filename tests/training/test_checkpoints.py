@@ -1,4 +1,4 @@
-"""A checkpoint is complete or skipped; a run that was killed ends as if it had not been."""
+"""A checkpoint is complete or skipped; a killed run ends with the same model as an undisturbed one."""
 
 import errno
 import json
@@ -9,11 +9,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, finetune, interrupt, train, weights
+from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.models.classifier import Classifier
-from ftkit.training import checkpoints, saving
+from ftkit.training.checkpointing import checkpoints, saving
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def killed(whole, tmp_path):
 
 @pytest.fixture
 def skipped(caplog):
-    """What the log says of checkpoints that are skipped."""
+    """The log messages about skipped checkpoints."""
     logging.getLogger("ftkit").propagate = True
     caplog.set_level(logging.WARNING)
     return lambda: [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
@@ -50,8 +53,16 @@ def remove(path):
     path.unlink()
 
 
+def reseal(checkpoint):
+    """Make a changed checkpoint complete again."""
+    aside = checkpoints.hidden(checkpoint)
+    os.replace(checkpoint, aside)
+    (aside / "manifest.json").unlink()
+    checkpoints.seal(aside, checkpoint)
+
+
 @pytest.mark.parametrize("damage", [truncate, empty, flip, remove])
-def test_whatever_is_damaged_is_named_and_skipped(killed, skipped, damage):
+def test_a_damaged_file_is_named_and_its_checkpoint_skipped(killed, skipped, damage):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     files = sorted(path for path in newest.iterdir() if path.is_file())
@@ -61,22 +72,22 @@ def test_whatever_is_damaged_is_named_and_skipped(killed, skipped, damage):
         before = path.read_bytes()
         damage(path)
         assert checkpoints.newest_complete(stage) == older, path.name
-        told = skipped()
-        assert len(told) == number + 1 and str(newest) in told[-1]
-        assert path.name in told[-1] or path.name == "manifest.json"
+        messages = skipped()
+        assert len(messages) == number + 1 and str(newest) in messages[-1]
+        assert path.name in messages[-1] or path.name == "manifest.json"
         path.write_bytes(before)
     assert checkpoints.newest_complete(stage) == newest
 
 
 @pytest.mark.parametrize("name", ["../checkpoint-1/model.safetensors", "{folder}/model.safetensors", "/etc/passwd"])
-def test_a_manifest_lists_files_of_its_own_alone(killed, skipped, name):
+def test_a_manifest_must_not_list_files_outside_its_checkpoint(killed, skipped, name):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     name = name.format(folder=newest)
     listed = json.loads((newest / "manifest.json").read_text())
     (newest / "manifest.json").write_text(json.dumps({name: listed["model.safetensors"]} | listed))
     assert checkpoints.newest_complete(stage) == older
-    assert f"lists {name}, which lies elsewhere" in skipped()[0]
+    assert f"lists {name}, which is outside the checkpoint" in skipped()[0]
 
 
 @pytest.mark.parametrize("best", ["/etc", "..", "../../..", "/"])
@@ -85,26 +96,57 @@ def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, skipped, b
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     state = json.loads((newest / "trainer_state.json").read_text())
     (newest / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": best}))
-    (newest / "manifest.json").unlink()
-    aside = checkpoints.hidden(newest)
-    os.replace(newest, aside)
-    checkpoints.seal(aside, newest)
+    reseal(newest)
     assert checkpoints.newest_complete(stage) == older
     assert f"skipped {newest}" in skipped()[0]
 
 
-def test_a_run_goes_on_from_the_older_one_to_the_same_model(whole, killed, capsys):
+def test_a_run_resumes_from_the_older_checkpoint_to_the_same_model(whole, killed, capsys):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     truncate(newest / "optimizer.pt")
-    (stage / ".checkpoint-99.part").mkdir()  # a process that was killed while it saved left this
+    (stage / ".checkpoint-99.part").mkdir()  # as left by a process that was killed while saving
     finetune(killed, *FOUR_EPOCHS)
     shown = capsys.readouterr().out
-    assert f"skipped {newest}: it optimizer.pt is" in shown and f"resumes from {older}" in shown
+    assert (
+        f"skipped {newest}: it holds" in shown
+        and "bytes of optimizer.pt instead of" in shown
+        and f"resumes from {older}" in shown
+    )
     assert weights(killed) == weights(whole) and not list(stage.glob(".*"))
 
 
-def test_a_run_that_was_moved_remembers_its_best_checkpoint(whole, killed, tmp_path):
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(("change", "words"), [("lose", "is missing"), ("add", "another is unknown")])
+def test_a_checkpoint_without_the_tensors_of_the_model_is_refused(mlp, tmp_path, refused, method, change, words):
+    options = ["--model", mlp, "--method", method, *FOUR_EPOCHS[4:], "--num_train_epochs", 2]
+    run = train(tmp_path / "run", *options).folder
+    interrupt(run)
+    (checkpoint,) = run.glob("stages/*/checkpoint-*")
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    if change == "add":
+        tensors["another"] = torch.zeros(1)
+    else:
+        words = f"{tensors.popitem()[0]} {words}"
+    save_file(tensors, path)
+    reseal(checkpoint)
+    with refused("output_dir", path, words, "--overwrite true"):
+        train(run, *options)
+
+
+def test_a_shared_tensor_is_saved_under_one_of_its_names(tmp_path, refused):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    tensors = {name: torch.ones_like(value) for name, value in model.state_dict().items() if name != "1.weight"}
+    saving.load_tensors(model, tensors, tmp_path)
+    assert all(bool((value == 1).all()) for value in model.state_dict().values())
+    del tensors["0.weight"]
+    with refused("0.weight is missing, 1.weight is missing"):
+        saving.load_tensors(model, tensors, tmp_path)
+
+
+def test_a_run_that_was_moved_knows_its_best_checkpoint(whole, killed, tmp_path):
     moved = tmp_path / "elsewhere" / "run"
     shutil.move(killed, moved.parent / "run")
     train(moved, *FOUR_EPOCHS)
@@ -117,23 +159,20 @@ def test_a_checkpoint_whose_best_is_damaged_is_skipped(killed, skipped):
     for checkpoint in (second, third):
         state = json.loads((checkpoint / "trainer_state.json").read_text())
         (checkpoint / "trainer_state.json").write_text(json.dumps(state | {"best_model_checkpoint": str(second)}))
-        (checkpoint / "manifest.json").unlink()
-        aside = checkpoints.hidden(checkpoint)
-        os.replace(checkpoint, aside)
-        checkpoints.seal(aside, checkpoint)
+        reseal(checkpoint)
     flip(second / "model.safetensors")
     assert checkpoints.newest_complete(stage) == first
-    assert f"remembers {second.name} as the best" in skipped()[0]
+    assert f"names {second.name} as the best" in skipped()[0]
 
 
-def test_a_named_checkpoint_must_be_whole(killed, refused):
+def test_a_named_checkpoint_must_be_complete(killed, refused):
     named = max((killed / "stages" / "0-all").glob("checkpoint-*"), key=checkpoints.step_of)
     remove(named / "scheduler.pt")
     with refused("resume_from_checkpoint", named.name, "has no scheduler.pt", "true for the newest one"):
         train(killed, *FOUR_EPOCHS, "--resume_from_checkpoint", named)
 
 
-def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed, tmp_path, capsys):
+def test_a_finished_stage_with_damaged_weights_is_trained_again(whole, killed, tmp_path, capsys):
     shutil.copytree(whole, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "model")
     (tmp_path / "again" / "run.json").unlink()
@@ -143,7 +182,7 @@ def test_a_finished_stage_whose_weights_are_damaged_is_done_again(whole, killed,
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
-    """Every second one cannot be written: what was saved stays, and training goes on."""
+    """Every second one cannot be written: saved ones stay, and training continues."""
     seal, count = checkpoints.seal, 0
 
     def sometimes(aside, folder):
@@ -156,14 +195,14 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
     monkeypatch.setattr(saving, "seal", sometimes)
     run = finetune(tmp_path / "run", *FOUR_EPOCHS)
     shown = capsys.readouterr().out
-    assert shown.count("could not be written, training goes on without it: [Errno 28]") == 2
+    assert shown.count("could not be written, training continues without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
     assert len(left) == 2 and all(checkpoints.what_is_wrong(path) is None for path in left)
     state = json.loads((run / "stages" / "0-all" / "trainer_state.json").read_text())
     assert state["best_global_step"] in {checkpoints.step_of(path) for path in left}
 
 
-def test_a_full_disk_at_the_end_ends_the_run_and_the_same_command_goes_on(whole, tmp_path, monkeypatch, refused):
+def test_a_full_disk_at_the_end_ends_the_run_and_the_same_command_resumes(whole, tmp_path, monkeypatch, refused):
     seal, count = checkpoints.seal, 0
 
     def full_after_two(aside, folder):
@@ -192,7 +231,7 @@ def test_no_pickle_is_written(whole):
 
 
 @pytest.mark.parametrize(("limit", "left"), [(None, [1, 2, 3, 10]), (9, [1, 2, 3, 10]), (3, [1, 3, 10]), (1, [1, 10])])
-def test_the_oldest_are_deleted_but_the_best(tmp_path, limit, left):
+def test_the_oldest_are_deleted_except_the_best(tmp_path, limit, left):
     for step in (1, 2, 3, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     checkpoints.rotate(tmp_path, limit, best=tmp_path / "checkpoint-1")
@@ -201,7 +240,7 @@ def test_the_oldest_are_deleted_but_the_best(tmp_path, limit, left):
 
 @pytest.mark.slow
 def test_a_run_of_three_stages_survives_being_killed():
-    """Some of the faults; `python tests/fault_harness.py --long` tries all."""
+    """A few faults; `python tests/fault_harness.py --long` tries all."""
     done = subprocess.run([sys.executable, REPO / "tests" / "fault_harness.py"], capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(REPO / "tests")}, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -209,7 +248,7 @@ def test_a_run_of_three_stages_survives_being_killed():
 
 
 def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch):
-    """transformers' ViT: its best checkpoint is the one that is kept, and a resume goes on from its weights."""
+    """transformers' ViT: the best checkpoint is kept, and a resume continues from its weights."""
     config = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
                        intermediate_size=8, num_labels=10)  # fmt: skip
     Classifier(ViTForImageClassification(config), ViTImageProcessor(size={"height": 8, "width": 8})).save(

@@ -1,16 +1,18 @@
-"""A run goes on with what it began with: the same images, labels, weights, precision and number of processes."""
+"""A run resumes only with the images, labels, weights, precision and number of processes that it started with."""
 
 import json
 import logging
 import os
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 from support import KEEP_ALL, MLP, finetune, interrupt, train, weights
 
-from ftkit.training import checkpoints, provenance
+from ftkit.training import provenance
+from ftkit.training.checkpointing import checkpoints
 
 OPTIONS = [*MLP, *KEEP_ALL]
 STAGES = [{"train": "head", "num_train_epochs": 1}, {"train": "all", "num_train_epochs": 3}]
@@ -24,7 +26,7 @@ def draw(path, number):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """Images of two classes in files, and two runs on them: a finished one, and the same as if it had been killed."""
+    """Image files of two classes, a finished run on them, and the same run as if it had been killed."""
     root = tmp_path_factory.mktemp("begun")
     for first, split, count in ((0, "train", 60), (100, "validation", 20), (200, "test", 20)):
         for number in range(count):
@@ -37,15 +39,15 @@ def begun(tmp_path_factory):
 
 @pytest.fixture
 def copies(begun, tmp_path):
-    """Copies of the images, in another place, and of the run that was killed in its second stage."""
+    """Copies, in another place, of the images and of the run that was killed in its second stage."""
     for name in ("photos", "run"):
         shutil.copytree(begun / name, tmp_path / name)
     return tmp_path
 
 
 @pytest.fixture
-def goes_on(copies):
-    """Gives the command again, with other options after it."""
+def resume(copies):
+    """`resume(*options)` repeats the command with more options."""
 
     def again(*options):
         cache = ["--cache_dir", copies / "cache"]
@@ -56,19 +58,14 @@ def goes_on(copies):
 
 @pytest.fixture
 def refused_untouched(copies, refused):
-    """As `refused`, and nothing in the run's folder has changed."""
+    """As `refused`, and asserts that nothing in the run's folder changes."""
 
+    @contextmanager
     def expect(*words):
-        class Both:
-            def __enter__(self):
-                self.before, self.refusal = contents(copies / "run"), refused(*words)
-                self.refusal.__enter__()
-
-            def __exit__(self, *error):
-                assert contents(copies / "run") == self.before
-                return self.refusal.__exit__(*error)
-
-        return Both()
+        before = contents(copies / "run")
+        with refused(*words):
+            yield
+        assert contents(copies / "run") == before
 
     return expect
 
@@ -88,63 +85,69 @@ def reseal(checkpoint):
     checkpoints.seal(aside, checkpoint)
 
 
-def test_a_run_goes_on_where_its_images_lie_now(begun, copies, goes_on):
-    """Neither paths nor times of files count."""
+def test_a_run_resumes_with_images_that_were_moved(begun, copies, resume):
+    """Neither paths nor times of files matter."""
     for path in (copies / "photos").rglob("*.png"):
         os.utime(path, (1, 1))
-    assert weights(goes_on()) == weights(begun / "whole")
+    assert weights(resume()) == weights(begun / "whole")
     assert f"data_dir: {copies / 'photos'}" in (copies / "run" / "config.yaml").read_text()
 
 
-def test_other_images_are_refused_with_their_number(copies, goes_on, refused_untouched):
+def test_other_images_are_counted_and_refused(copies, resume, refused_untouched):
     train = copies / "photos" / "train"
     for number in (2, 4, 6):
         draw(train / "a" / f"{number}.png", 5000 + number)
     (train / "b" / "1.png").unlink()
-    words = ["output_dir", copies / "run", "train: 3 images are new, 4 are missing", "bring", "--overwrite true"]
+    words = [
+        "output_dir",
+        copies / "run",
+        "train: 3 images are new, 4 images are missing",
+        "restore",
+        "--overwrite true",
+    ]
     with refused_untouched(*words):
-        goes_on()
+        resume()
 
 
-def test_other_images_that_a_finished_stage_rests_on_are_refused(copies, goes_on, refused_untouched):
+def test_other_images_than_those_of_a_finished_stage_are_refused(copies, resume, refused_untouched):
     shutil.rmtree(last_stage(copies / "run"))
     draw(copies / "photos" / "validation" / "a" / "2.png", 5000)
-    with refused_untouched("validation: 1 image is new, 1 is missing"):
-        goes_on()
+    with refused_untouched("validation: 1 image is new, 1 image is missing"):
+        resume()
 
 
-def test_without_a_checkpoint_nothing_rests_on_the_images(copies, goes_on):
+def test_without_a_checkpoint_the_images_may_change(copies, resume):
     shutil.rmtree(copies / "run" / "stages")
     draw(copies / "photos" / "train" / "a" / "2.png", 5000)
-    assert (goes_on() / "run.json").is_file()
+    assert (resume() / "run.json").is_file()
 
 
-def test_other_labels_are_refused(copies, goes_on, refused_untouched):
+def test_other_labels_are_refused(copies, resume, refused_untouched):
     train = copies / "photos" / "train"
     (train / "a" / "2.png").rename(train / "b" / "2.png")
     with refused_untouched("train: 1 image has another label"):
-        goes_on()
+        resume()
 
 
-def test_another_order_is_refused(copies, goes_on, refused_untouched):
-    """It decides which images make a batch."""
+def test_another_order_is_refused(copies, resume, refused_untouched):
+    """The order decides which images share a batch."""
     train = copies / "photos" / "train"
     (train / "a" / "2.png").rename(train / "a" / "7000.png")
     with refused_untouched("train: the same images in another order"):
-        goes_on()
+        resume()
 
 
-def test_other_classes_are_refused(copies, goes_on, refused_untouched):
+def test_other_classes_are_refused(copies, resume, refused_untouched):
     for split in ("train", "validation", "test"):
         (copies / "photos" / split / "b").rename(copies / "photos" / split / "c")
-    with refused_untouched("the classes were a, b, and here they are a, c"):
-        goes_on()
+    with refused_untouched("its classes were a, b, and now they are a, c"):
+        resume()
 
 
-def test_another_precision_of_the_launcher_is_refused(goes_on, refused_untouched, monkeypatch):
+def test_another_precision_of_the_launcher_is_refused(resume, refused_untouched, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with refused_untouched("another configuration", "bf16: false there, true here"):
-        goes_on()
+        resume()
 
 
 def test_other_weights_to_start_from_are_refused(tmp_path, refused):
@@ -160,21 +163,21 @@ def test_other_weights_to_start_from_are_refused(tmp_path, refused):
         train(tmp_path / "run", *options)
 
 
-def test_what_may_differ_is_said_in_one_line(begun, goes_on, monkeypatch, capsys):
+def test_allowed_differences_are_logged_in_one_line(begun, resume, monkeypatch, capsys):
     versions = provenance.versions()
     monkeypatch.setattr(provenance, "versions", lambda: versions | {"torch": "9.9", "timm": "8.8"})
-    assert weights(goes_on()) == weights(begun / "whole")
+    assert weights(resume()) == weights(begun / "whole")
     lines = [line for line in capsys.readouterr().out.splitlines() if "9.9" in line]
     assert len(lines) == 1 and "timm" in lines[0] and "8.8" in lines[0] and "transformers" not in lines[0]
 
 
-def test_nothing_is_said_where_nothing_differs(goes_on, capsys):
-    goes_on()
+def test_nothing_is_logged_if_nothing_differs(resume, capsys):
+    resume()
     assert "since then" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "stage"])
-def test_what_an_older_version_wrote_is_refused(copies, goes_on, refused_untouched, where):
+def test_a_checkpoint_or_stage_of_an_older_version_is_refused(copies, resume, refused_untouched, where):
     if where == "stage":
         result = copies / "run" / "stages" / "0-head" / "result.json"
         known = json.loads(result.read_text())
@@ -185,13 +188,13 @@ def test_what_an_older_version_wrote_is_refused(copies, goes_on, refused_untouch
             (checkpoint / "fingerprint.json").unlink()
             reseal(checkpoint)
     with refused_untouched("an older version of ftkit", "--overwrite true"):
-        goes_on()
+        resume()
 
 
-def test_a_folder_without_its_configuration_is_refused(copies, goes_on, refused_untouched):
+def test_a_folder_without_its_configuration_is_refused(copies, resume, refused_untouched):
     (copies / "run" / "config.yaml").unlink()
     with refused_untouched("config.yaml", "--overwrite true"):
-        goes_on()
+        resume()
 
 
 @pytest.mark.parametrize("output_dir", ["run", "new"])
@@ -204,21 +207,21 @@ def test_a_checkpoint_of_another_run_is_refused(begun, copies, refused_untouched
     assert not (copies / "new").exists()
 
 
-def test_a_checkpoint_of_a_finished_stage_is_refused(copies, goes_on, refused_untouched):
+def test_a_checkpoint_of_a_finished_stage_is_refused(copies, resume, refused_untouched):
     (checkpoint,) = (copies / "run" / "stages" / "0-head").glob("checkpoint-*")
     with refused_untouched("resume_from_checkpoint", checkpoint, "is finished", "leave it out"):
-        goes_on("--resume_from_checkpoint", checkpoint)
+        resume("--resume_from_checkpoint", checkpoint)
 
 
-def test_a_checkpoint_to_go_on_from_is_not_overwritten(copies, goes_on, refused_untouched):
+def test_a_checkpoint_to_resume_from_is_not_overwritten(copies, resume, refused_untouched):
     (checkpoint,) = last_stage(copies / "run").glob("checkpoint-*")
     with refused_untouched("resume_from_checkpoint", "overwrite"):
-        goes_on("--resume_from_checkpoint", checkpoint, "--overwrite", "true")
+        resume("--resume_from_checkpoint", checkpoint, "--overwrite", "true")
 
 
-def test_damaged_tables_of_images_cost_the_count_alone(copies, goes_on, refused_untouched, caplog):
+def test_without_the_table_of_images_only_the_count_is_missing(copies, resume, refused_untouched, caplog):
     logging.getLogger("ftkit").propagate = True
     (copies / "run" / "data.safetensors").write_bytes(b"")
     draw(copies / "photos" / "train" / "a" / "2.png", 5000)
     with refused_untouched("train: other images"):
-        goes_on()
+        resume()

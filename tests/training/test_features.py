@@ -1,4 +1,4 @@
-"""The fast road of a linear probe: features of a frozen body, computed once."""
+"""Linear probes on cached features: a frozen body computes them once."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ def cached_features(cache):
     return sorted(cache.glob("features-*"))
 
 
-def test_the_same_predictions_as_through_the_body(folder, tmp_path):
+def test_features_give_the_same_predictions_as_the_body(folder, tmp_path):
     cache = tmp_path / "cache"
     options = [*PROBE, "--model", folder, "--cache_dir", cache]
     fast = train(tmp_path / "fast", *options)
@@ -73,10 +73,9 @@ def test_features_of_other_batches_are_computed_again(convnet, tmp_path):
 
 
 def features_differ(convnet, tmp_path, change, *options):
-    """Features of train and validation are taken from the cache before the change, and computed after it."""
+    """Assert that features of both splits are computed before the change, and again after it."""
     common = [*PROBE, "--model", convnet, "--cache_dir", tmp_path / "cache", "--num_train_epochs", 1]
-    for number in range(2):
-        train(tmp_path / str(number), *common)
+    train(tmp_path / "one", *common)
     assert len(cached_features(tmp_path / "cache")) == 2
     change()
     train(tmp_path / "other", *common, *options)
@@ -97,11 +96,11 @@ def test_lp_ft_starts_from_the_probe(convnet, tmp_path):
     [["--augment", "flip"], ["--mixup", "0.2"], ["--train_batchnorm_stats", "true"], ["--dropout", "0.5"]],
     ids=lambda options: options[0],
 )
-def test_what_changes_from_step_to_step_takes_the_long_road(convnet, tmp_path, options):
+def test_what_changes_from_step_to_step_runs_the_body(convnet, tmp_path, options):
     cache = tmp_path / "cache"
     job = train(tmp_path / "run", *PROBE, "--model", convnet, "--cache_dir", cache, *options)
     assert not cached_features(cache)
-    assert_saved_is_trained(job)  # by the plain pixels
+    assert_saved_is_trained(job)  # on plain pixels
     assert job.stages[0]["trained_parameters"] == 970
 
 
@@ -114,10 +113,10 @@ def test_a_probe_resumes_to_the_same_bytes(convnet, tmp_path):
     assert weights(part) == weights(whole)
 
 
-def test_a_transform_of_single_images_takes_the_long_road(convnet, tmp_path, capsys):
+def test_a_transform_of_single_images_runs_the_body(convnet, tmp_path, capsys):
     changing = ("--image_transform", '{"hflip": 0.5}', "--dataloader_num_workers", 0)
     cache, options = tmp_path / "cache", [*PROBE, "--model", convnet, "--classes", "0", "1", "--max_train_samples", 20]
     run = finetune(tmp_path / "run", *options, *changing, "--cache_dir", cache)
     assert "stream: image_transform changes single images" in capsys.readouterr().out
     assert not cached_features(cache)
-    assert_reloads(run)  # by the plain pixels
+    assert_reloads(run)  # on plain pixels

@@ -1,21 +1,21 @@
-"""Convolutions run in channels_last, and nothing of that is left when a run is over."""
+"""Convolutions run in channels_last, and the saved weights are contiguous."""
 
 import torch
 from safetensors.torch import load_file
 from support import train
 
-from ftkit.training.inputs import Preparation
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.inputs import Preparation
+from ftkit.training.loop.trainer import ImageTrainer
 
 
-def test_images_weights_and_gradients_lie_alike(tmp_path, monkeypatch):
+def test_images_weights_and_gradients_have_the_same_memory_format(tmp_path, monkeypatch):
     step, prepare, seen = ImageTrainer.training_step, Preparation.__call__, []
 
     def watched_step(self, model, inputs, *more):
         loss = step(self, model, inputs, *more)
         weights = [parameter for parameter in model.parameters() if parameter.ndim == 4]
         seen.append(all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights))
-        seen.append(all(weight.grad.stride() == weight.stride() for weight in weights))  # or DDP warns, and copies
+        seen.append(all(weight.grad.stride() == weight.stride() for weight in weights))  # else DDP warns, and copies
         return loss
 
     def watched_prepare(self, batch):

@@ -1,4 +1,4 @@
-"""Losses and regularisation, against the libraries' own and through the main job."""
+"""Losses and regularisation, compared with the libraries' own and tested in whole runs."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sklearn.metrics import brier_score_loss
-from support import KEEP_ALL, TINY, assert_saved_is_trained, finetune, interrupt, losses, train, weights
+from support import KEEP_ALL, MLP, TINY, assert_saved_is_trained, interrupt, losses, train, weights
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ def of(name, smoothing=0.0, **options):
     return SingleLabel(["a", "b", "c"]).loss(LossArguments(name, **options), smoothing)
 
 
-def test_each_loss_is_what_the_libraries_compute():
+def test_each_loss_equals_that_of_the_libraries():
     one_hot = F.one_hot(LABELS, 3).numpy()
     assert of("cross_entropy")(LOGITS, LABELS).item() == pytest.approx(F.cross_entropy(LOGITS, LABELS).item())
     brier = np.mean([brier_score_loss(one_hot[:, c], LOGITS.softmax(1)[:, c]) for c in range(3)])
@@ -48,22 +48,22 @@ def test_shares_of_classes_and_smoothing_mean_the_same_everywhere(name):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_the_focal_loss_has_a_slope_where_an_image_is_certain(gamma):
+def test_the_focal_loss_has_a_finite_gradient_at_certainty(gamma):
     logits = torch.tensor([[50.0, 0, 0], [0, 200.0, 0]], requires_grad=True)
     of("focal", focal_gamma=gamma)(logits, torch.tensor([0, 2])).backward()
     assert torch.isfinite(logits.grad).all()
 
 
 @pytest.mark.parametrize("name", ["mse", "bce", "focal"])
-def test_a_run_minimises_the_loss_that_was_asked_for(tmp_path, name):
+def test_a_run_minimises_the_chosen_loss(tmp_path, name):
     run = train(tmp_path / "run", *QUICK, "--loss", name, "--label_smoothing_factor", 0).folder
-    first = {"mse": 0.09, "bce": 0.7, "focal": 1.9}[name]  # of probabilities near 0.1 and logits near 0
+    first = {"mse": 0.09, "bce": 0.7, "focal": 1.9}[name]  # for probabilities near 0.1 and logits near 0
     assert losses(run)[0] == pytest.approx(first, rel=0.1)
     assert losses(run)[-1] < losses(run)[0]
 
 
-def test_l1_is_added_to_the_loss_and_makes_weights_small(tmp_path):
-    """At a learning rate of 0 the loss differs by lambda times the sum of the weights, without biases."""
+def test_l1_is_added_to_the_loss(tmp_path):
+    """At a learning rate of 0 the loss differs by `l1` times the absolute sum of the weights, without biases."""
     options = [*QUICK, "--learning_rate", 0, "--max_steps", 1, "--seed", 3]
     plain, with_l1 = train(tmp_path / "0", *options).folder, train(tmp_path / "1", *options, "--l1", "0.001").folder
     weights = load_file(plain / "model" / "model.safetensors")
@@ -72,7 +72,7 @@ def test_l1_is_added_to_the_loss_and_makes_weights_small(tmp_path):
 
 
 def decayed(tmp_path, *options):
-    """The names of the weights that weight decay alone makes smaller."""
+    """The names of the parameters that weight decay changes."""
     runs = [
         train(tmp_path / str(decay), "--model", "convnet", "--max_train_samples", 64, "--max_steps", 1, "--optim",
               "sgd", "--warmup_steps", 0, "--learning_rate", 0.1, "--weight_decay", decay, *options).folder
@@ -82,7 +82,7 @@ def decayed(tmp_path, *options):
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_weight_decay_leaves_out_norms_and_biases_unless_asked(tmp_path):
+def test_weight_decay_skips_norms_and_biases_by_default(tmp_path):
     names = decayed(tmp_path / "default")
     assert names and all(name.endswith(("convolution.weight", "classifier.weight")) for name in names)
     everything = decayed(tmp_path / "all", "--decay_norms_and_biases", "true")
@@ -96,13 +96,12 @@ def test_weight_decay_leaves_out_norms_and_biases_unless_asked(tmp_path):
     ids=lambda options: options[0][2:] + str(options[1]),
 )  # fmt: skip
 def test_the_loss_of_an_epoch_is_that_of_its_images(tmp_path, capsys, options):
-    """At a learning rate of 0 it does not depend on how they are cut: 100 images in batches of 27 end in one of 19."""
-    fixed = ["--model", "mlp", "--model_args", '{"hidden_sizes": [8]}', "--dropout", 0, "--max_train_samples", 100,
-             "--num_train_epochs", 2, "--learning_rate", 0]  # fmt: skip
+    """At a learning rate of 0 the batch size does not matter: 100 images in batches of 27 end with one of 19."""
+    fixed = [*TINY, *MLP, "--dropout", 0, "--learning_rate", 0]
     shown = []
     for size, others in ((100, []), (27, options)):
         capsys.readouterr()
-        finetune(tmp_path / str(size), *fixed, "--per_device_train_batch_size", size, *others)
+        train(tmp_path / str(size), *fixed, "--per_device_train_batch_size", size, *others)
         found = re.findall(r"epoch .* loss (\S+) +validation", capsys.readouterr().out)
         shown.append([float(loss) for loss in found])
     assert len(shown[0]) == 2 and shown[1] == pytest.approx(shown[0], abs=1.1e-4)  # four digits are shown
@@ -125,7 +124,7 @@ def averages(path):
 
 
 def test_the_average_is_evaluated_saved_and_resumed(tmp_path):
-    """The average is what its definition says, over the checkpoints of every step; a resume ends with the same."""
+    """The average follows its definition over the checkpoints of all steps, and a resume ends with the same one."""
     options = ["--max_train_samples", 90, "--num_train_epochs", 2, "--per_device_train_batch_size", 30,
                "--ema_decay", 0.9, "--save_strategy", "steps", "--eval_strategy", "steps", "--eval_steps", 1,
                "--save_steps", 1, *KEEP_ALL]  # fmt: skip
@@ -134,9 +133,9 @@ def test_the_average_is_evaluated_saved_and_resumed(tmp_path):
     checkpoints = sorted(run.glob("stages/0-all/checkpoint-*"), key=lambda path: int(path.name[11:]))
     expected = None
     for count, checkpoint in enumerate(checkpoints):
-        weights = load_file(checkpoint / "model.safetensors")["classifier.weight"]
+        current = load_file(checkpoint / "model.safetensors")["classifier.weight"]
         decay = min(0.9, (1 + count) / (10 + count))
-        expected = weights if expected is None else decay * expected + (1 - decay) * weights
+        expected = current if expected is None else decay * expected + (1 - decay) * current
         torch.testing.assert_close(averages(checkpoint)["classifier.weight"], expected)
     state = json.loads((run / "stages/0-all/trainer_state.json").read_text())
     best = run / "stages" / "0-all" / f"checkpoint-{state['best_global_step']}"

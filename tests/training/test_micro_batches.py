@@ -1,4 +1,4 @@
-"""`auto_find_batch_size`: what does not fit is taken in parts, and the optimizer sees the same batch."""
+"""`auto_find_batch_size`: a batch that does not fit is computed in parts, and the optimizer sees the same batch."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from support import MLP, train, weights
 
 from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 from ftkit.run import evaluate
-from ftkit.training.micro_batches import parts_that_fit
+from ftkit.training.loop.micro_batches import parts_that_fit
 
 SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_train_batch_size", 32]
 SMALL_MLP = [*MLP, *SMALL]
@@ -16,7 +16,7 @@ SMALL_MLP = [*MLP, *SMALL]
 
 @pytest.fixture
 def memory(monkeypatch):
-    """`memory(n)`: no more than n images fit into an MLP while it trains; returns the sizes that were tried."""
+    """`memory(n)` lets no more than n images fit into an MLP in training; returns the sizes that were tried."""
     sizes, forward = [], MLPForImageClassification.forward
 
     def limit(images, evaluated=False):
@@ -67,7 +67,7 @@ def test_features_in_parts_are_the_same(tmp_path, memory, mlp):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5, err_msg=name)
 
 
-def test_what_the_optimizer_keeps_already_is_not_reserved_again(monkeypatch):
+def test_memory_for_an_existing_optimizer_state_is_not_reserved_again(monkeypatch):
     model = MLPForImageClassification(MLPConfig(image_size=8, hidden_sizes=[16]))
     optimizer = torch.optim.AdamW(model.parameters())
     inputs, reserved = {"pixel_values": torch.zeros(4, 1, 8, 8), "labels": torch.zeros(4).long()}, []
@@ -86,8 +86,8 @@ def test_what_the_optimizer_keeps_already_is_not_reserved_again(monkeypatch):
     )
 
 
-def test_looking_for_room_changes_nothing(tmp_path):
-    """BatchNorm's statistics, dropout's random numbers: all is as if nobody had looked."""
+def test_trying_what_fits_changes_nothing(tmp_path):
+    """Neither BatchNorm's statistics nor dropout's random numbers."""
     options = ["--model", "convnet", *SMALL, "--dropout", 0.2, "--mixup", 0.2]
     whole, run = (
         train(tmp_path / "a", *options).folder,
@@ -102,7 +102,7 @@ def test_not_even_one_image(tmp_path, memory, refused):
         train(tmp_path / "run", *SMALL_MLP, "--auto_find_batch_size", "true")
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+def test_another_error_is_not_mistaken_for_a_lack_of_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(MLPForImageClassification, "forward", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         train(tmp_path / "run", *SMALL_MLP, "--auto_find_batch_size", "true")

@@ -1,4 +1,4 @@
-"""A loss that is not finite is told with its step and its batch; it is left out, or gone back from, where one asks."""
+"""A loss that is not finite is reported with its step and batch; `on_nan` stops, skips the update or rolls back."""
 
 import json
 
@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 from support import KEEP_ALL, KEEP_LAST, MLP, stage_results, train, weights
 
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.loop.trainer import ImageTrainer
 
-# 160 training images: 5 steps an epoch. Plain SGD, of which one can say what an update did.
+# 160 training images: 5 steps an epoch. With plain SGD it is clear what an update did.
 OPTIONS = [*MLP, *KEEP_ALL, *KEEP_LAST, "--max_train_samples", 160, "--optim", "sgd", "--learning_rate", 0.1,
            "--num_train_epochs", 3, "--per_device_train_batch_size", 32, "--lr_scheduler_type", "linear",
            "--warmup_steps", 0]  # fmt: skip
@@ -41,22 +41,22 @@ def tensors(folder):
     return load_file(folder / "model.safetensors")
 
 
-def test_the_run_stops_and_tells_step_rate_images_and_checkpoint(tmp_path, spoiled, refused):
+def test_the_run_stops_and_reports_step_rate_images_and_checkpoint(tmp_path, spoiled, refused):
     batches, stage = spoiled(8), tmp_path / "run" / "stages" / "0-all"
-    told = [
+    words = [
         "loss is nan at step 8",
         "learning rate 0.0533",
         f"last good checkpoint is {stage}/checkpoint-5",
         "on_nan: skip",
     ]
-    with refused(*told):
+    with refused(*words):
         train(tmp_path / "run", *OPTIONS)
-    told = json.loads((stage / "not_finite.json").read_text())
-    assert told["step"] == 8 and told["images"] == batches[8] and len(batches[8]) == 32
+    report = json.loads((stage / "not_finite.json").read_text())
+    assert report["step"] == 8 and report["images"] == batches[8] and len(batches[8]) == 32
     assert [path.name for path in stage.glob("checkpoint-*")] == ["checkpoint-5"]  # none of what came after
 
 
-def test_a_run_that_stopped_goes_on_without_that_batch(tmp_path, spoiled, refused):
+def test_a_run_that_stopped_resumes_without_that_batch(tmp_path, spoiled, refused):
     spoiled(8)
     with refused("step 8"):
         train(tmp_path / "run", *OPTIONS)
@@ -69,8 +69,8 @@ def test_a_run_that_stopped_goes_on_without_that_batch(tmp_path, spoiled, refuse
         assert all(np.isfinite(line["loss"]) for line in log if "loss" in line)
 
 
-def test_an_update_that_is_left_out_changes_nothing(tmp_path, spoiled):
-    """Of the last epoch every update is left out: the model is that of the second one."""
+def test_a_skipped_update_changes_nothing(tmp_path, spoiled):
+    """Every update of the last epoch is skipped: the model is that of the second epoch."""
     spoiled(*range(11, 16))
     run = train(tmp_path / "run", *OPTIONS, "--on_nan", "skip", "--max_grad_norm", 0).folder
     before, after = tensors(run / "stages/0-all/checkpoint-10"), tensors(run / "model")
@@ -78,14 +78,14 @@ def test_an_update_that_is_left_out_changes_nothing(tmp_path, spoiled):
 
 
 def test_back_to_the_newest_checkpoint(tmp_path, spoiled, caplog):
-    """The last step is spoiled: what is left is the newest checkpoint, and the run is finished."""
+    """If the last step is spoiled, the run finishes with the newest checkpoint."""
     spoiled(15)
     run = train(tmp_path / "run", *OPTIONS, "--on_nan", "rollback").folder
     before, after = tensors(run / "stages/0-all/checkpoint-10"), tensors(run / "model")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_training_goes_on_after_a_rollback_with_its_schedule(tmp_path, spoiled):
+def test_training_continues_with_its_schedule_after_a_rollback(tmp_path, spoiled):
     spoiled(7)
     run = train(tmp_path / "run", *OPTIONS, "--on_nan", "rollback", "--logging_steps", 1).folder
     log = json.loads((run / "stages/0-all/trainer_state.json").read_text())["log_history"]
@@ -96,7 +96,7 @@ def test_training_goes_on_after_a_rollback_with_its_schedule(tmp_path, spoiled):
                                 ("stages/0-all/checkpoint-5", "model")))  # fmt: skip
 
 
-def test_no_way_back(tmp_path, spoiled, refused):
+def test_a_rollback_that_does_not_help_or_has_no_checkpoint(tmp_path, spoiled, refused):
     spoiled(*range(6, 16))
     with refused("after 3 returns to the same weights", "checkpoint-5"):
         train(tmp_path / "run", *OPTIONS, "--on_nan", "rollback", "--logging_steps", 1)

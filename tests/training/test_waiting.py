@@ -1,4 +1,4 @@
-"""Training that waits for data says so, and how long."""
+"""Waiting for data is measured, logged and reported."""
 
 import time
 
@@ -11,7 +11,7 @@ def waiting(run):
     return stage_results(run)[0]["waiting_for_data"]
 
 
-def test_training_that_waits_for_data_says_so(tmp_path, monkeypatch, capsys, digits_run):
+def test_training_that_waits_for_data_warns(tmp_path, monkeypatch, capsys, digits_run):
     pixels = ImageTensors.pixels
 
     def slow(self, rows, epoch=0):

@@ -1,29 +1,31 @@
-"""What logits say about an image: the class, and how probable each class is."""
+"""Logits -> the predicted class, and the probability of each class."""
 
 import torch
 
 
 def probabilities(logits: torch.Tensor) -> list[float]:
-    """The probability of each class, by its logits float (C,)."""
+    """The probability of each class, from the logits float (C,) of one image."""
     return logits.double().softmax(0).tolist()
 
 
 def likeliest(logits: torch.Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The `count` likeliest classes of each image, of equals the first, and their probabilities.
+    """The `count` likeliest classes of each image, likeliest first, and their probabilities.
+
+    Classes with equal logits keep their order.
 
     Args:
         logits: float (N, C).
-        count: no more than C.
+        count: at most C.
     """
     classes = logits.argsort(stable=True, descending=True)[:, :count]
     return classes.tolist(), logits.softmax(-1).gather(1, classes).tolist()
 
 
 def decide(logits: torch.Tensor) -> torch.Tensor:
-    """The class of each image, int64 (N,), by its logits float (N, C)."""
+    """The predicted class of each image, int64 (N,), from logits float (N, C)."""
     return logits.argmax(1)
 
 
 def agreement(predicted: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images whose class, int64 (N,), from `decide` is that of the other side."""
+    """The share of images with the same class in both, int64 (N,) each, as `decide` returns them."""
     return (predicted == labels).double().mean().item()

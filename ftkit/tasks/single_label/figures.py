@@ -1,4 +1,4 @@
-"""The figures of the report, drawn in the current style of matplotlib: its colours, inks and width."""
+"""The figures of the report, drawn in matplotlib's current style: its colours, text colour and width."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from matplotlib.ticker import StrMethodFormatter
 
 from ftkit.tasks.parts import shortened
 
-_NAMED_CLASSES, _COUNTED_CLASSES = 40, 12  # up to so many classes a matrix shows their names, and its counts
+_NAMED_CLASSES, _COUNTED_CLASSES = 40, 12  # up to this many classes, the matrix shows names, and counts
 
 
 def confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
-    """The matrix int (C, C), rows being true classes, as a picture."""
+    """A confusion matrix int (C, C), with true classes as rows, coloured by the share of the true class."""
     classes = len(names)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     width = matplotlib.rcParams["figure.figsize"][0]
@@ -43,23 +43,23 @@ def confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
 
 
 def reliability_diagram(bins: list[dict[str, Any]], tempered: list[dict[str, Any]] | None) -> Figure:
-    """Accuracy against confidence, with 95% intervals, and how many images have which confidence.
+    """Accuracy against confidence, with 95% intervals, above the number of images in each bin.
 
     Args:
         bins: from `ftkit.statistics.calibration.reliability`.
-        tempered: the same after dividing by the temperature, or None.
+        tempered: the same with the temperature, or None.
     """
     figure = Figure(figsize=(matplotlib.rcParams["figure.figsize"][0], 4.4))
     axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     ink = matplotlib.rcParams["text.color"]
     axis.plot([0, 1], [0, 1], color=ink, linewidth=0.8, linestyle=":", label="calibrated")
-    sides = [(bins, "C0", "o", "as it is")]
+    sides = [(bins, "C0", "o", "without temperature")]
     if tempered:
         sides.append((tempered, "C1", "s", "with temperature"))
     for points, colour, marker, label in sides:
         x, y = ([b[key] for b in points] for key in ("confidence", "accuracy"))
         low, high = zip(*(b["interval"] for b in points), strict=True)
-        # An interval of few images may leave its own point out by a hair's breadth of rounding.
+        # With few images, rounding may put a point just outside its own interval.
         spread = np.maximum([np.subtract(y, low), np.subtract(high, y)], 0)
         axis.errorbar(x, y, spread, color=colour, fmt=marker, markersize=4, elinewidth=0.8, label=label)
     axis.set_ylabel("accuracy")

@@ -1,4 +1,4 @@
-"""Predictions: stored as columns, and what follows from the logits."""
+"""Predictions, stored as columns; losses, probabilities and hits are computed from the logits."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +12,15 @@ from scipy.special import log_softmax, softmax
 if TYPE_CHECKING:
     from ftkit.tasks.single_label import SingleLabel
 
-_LOGITS = 1 << 24  # that become float64 at a time
+_LOGITS = 1 << 24  # how many become float64 at a time
 
 
 @dataclass
 class Predictions:
-    """What is stored of an evaluation, a row an image.
+    """The predictions of an evaluation, one row per image.
 
     Attributes:
-        index: int64 (N,), the row in the split it was read from.
+        index: int64 (N,), the row in the split.
         hashes: uint64 (N,), of the image files' bytes.
         labels: int64 (N,), indices into the names of the task.
         logits: float32 (N, C); all numbers are computed from them in float64.
@@ -38,7 +38,7 @@ class Predictions:
 
     @cached_property
     def losses(self) -> np.ndarray:
-        """float64 (N,), the negative log-likelihood of each true class."""
+        """float64 (N,), the negative log-likelihood of the true class."""
         rows, parts = max(_LOGITS // self.logits.shape[1], 1), []
         for start in range(0, len(self), rows):
             logits, labels = self.logits[start : start + rows], self.labels[start : start + rows]
@@ -47,9 +47,9 @@ class Predictions:
 
     @cached_property
     def briers(self) -> np.ndarray:
-        """float64 (N,), the squared distance of the probabilities from the truth, summed over classes, 0 to 2."""
+        """float64 (N,), the squared distance of the probabilities from the one-hot label, summed over classes."""
         own = self.probabilities[np.arange(len(self)), self.labels]
-        # |p - onehot|² = |p|² - 2 p_label + 1, without a second matrix of that size
+        # |p - onehot|² = |p|² - 2 p_label + 1 needs no second matrix of that size
         return np.square(self.probabilities).sum(1) - 2 * own + 1
 
     @cached_property
@@ -59,7 +59,7 @@ class Predictions:
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """int64 (N,), the class with the greatest logit, of equals the first."""
+        """int64 (N,), the class with the greatest logit; the first one in a tie."""
         return self.logits.argmax(axis=1)
 
     @cached_property
@@ -69,12 +69,12 @@ class Predictions:
 
     @cached_property
     def hits(self) -> np.ndarray:
-        """bool (N,), whether the prediction is right."""
+        """bool (N,), whether the prediction is correct."""
         return self.predicted == self.labels
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """int64 (N,), how many classes stand before the true one: of equal logits the first, as for `predicted`."""
+        """int64 (N,), how many classes rank before the true one; ties go to the first, as in `predicted`."""
         own = self.logits[np.arange(len(self)), self.labels][:, None]
         earlier = np.arange(self.logits.shape[1]) < self.labels[:, None]
         return ((self.logits > own) | ((self.logits == own) & earlier)).sum(axis=1)
@@ -87,11 +87,11 @@ class Predictions:
         return confusion_matrix(self.labels, self.predicted, len(self.task.names))
 
     def by_name(self) -> list[str]:
-        """The true class of each image; that of another model is the same, whatever its number."""
+        """The name of each image's true class, which does not depend on how a model numbers its classes."""
         return [self.task.names[label] for label in self.labels]
 
     def scores(self) -> np.ndarray:
-        """bool (N,), what the score by which runs are compared is the mean of."""
+        """bool (N,), the score of each image; their mean is the score that runs are compared by."""
         return self.hits
 
     def to_table(self) -> pa.Table:
@@ -110,10 +110,11 @@ class Predictions:
 
 
 def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
-    """What `to_table` made a table of.
+    """The predictions that `to_table` made into `table`.
 
     Raises:
         KeyError, ValueError: it is another table.
     """
     logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(task.names))
-    return Predictions(*(table[name].to_numpy() for name in ("index", "hash", "label")), logits, task)
+    index, hashes, labels = (table[name].to_numpy() for name in ("index", "hash", "label"))
+    return Predictions(index, hashes, labels, logits, task)

@@ -1,4 +1,4 @@
-"""What a report, a card and a gallery show of class labels."""
+"""Class labels in the report, the model card and the gallery."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _PICTURES = 24  # of each kind
 
 
 def section(metrics: dict[str, Any], names: list[str]) -> Section:
-    """Confusions, classes, calibration and gallery of a report.
+    """The section of the report: confusions, classes, calibration and images.
 
     Args:
         metrics: from `compute_metrics`.
@@ -24,12 +24,7 @@ def section(metrics: dict[str, Any], names: list[str]) -> Section:
     bins, tempered = calibration["reliability"], calibration.get("tempered_reliability")
     return Section(
         template="single_label",
-        links={
-            "confusions": "Confusions",
-            "classes": "Classes",
-            "calibration": "Calibration",
-            "images": "Images",
-        },
+        links={"confusions": "Confusions", "classes": "Classes", "calibration": "Calibration", "images": "Images"},
         content={"calibration": calibration, "confusions": _confusions(matrix, names)},
         drawings=(
             matrix_drawing(metrics, names),
@@ -44,18 +39,18 @@ def section(metrics: dict[str, Any], names: list[str]) -> Section:
 
 
 def matrix_drawing(metrics: dict[str, Any], names: list[str]) -> Drawing:
-    """The confusion matrix."""
+    """The figure of the confusion matrix."""
     from ftkit.tasks.single_label.figures import confusion_matrix  # late: matplotlib takes a while to load
 
     matrix = np.array(metrics["confusion_matrix"])
-    hits = f"{int(np.trace(matrix)):,} of {matrix.sum():,} images lie on its diagonal"
+    hits = f"{int(np.trace(matrix)):,} of {matrix.sum():,} images are on the diagonal"
     title = "Confusion matrix"
     description = f"{title} of {len(names)} classes: {hits}"
     return Drawing("confusion_matrix", title, lambda: confusion_matrix(matrix, names), description)
 
 
 def _confusions(matrix: np.ndarray, names: list[str]) -> list[tuple[str, str, int, float]]:
-    """The ten most frequent: true class, prediction, images, and their share of the true class."""
+    """The ten most frequent confusions: true class, prediction, images, and their share of the true class."""
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
     cells = zip(*np.unravel_index(order, wrong.shape), strict=True)
@@ -63,7 +58,7 @@ def _confusions(matrix: np.ndarray, names: list[str]) -> list[tuple[str, str, in
 
 
 def gallery(predictions: Predictions) -> dict[str, np.ndarray]:
-    """Positions int64 of the images to show: up to 24 `errors`, the most confident first, and `hits`, the least."""
+    """Positions int64 of the images to show: up to 24 most confident `errors` and 24 least confident `hits`."""
     return {
         "errors": _first(~predictions.hits, -predictions.confidences),
         "hits": _first(predictions.hits, predictions.confidences),
@@ -76,7 +71,7 @@ def _first(chosen: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def caption(predictions: Predictions, position: int) -> dict[str, Any]:
-    """What stands below an image of the gallery: `label`, `predicted` and its `probability`."""
+    """The caption of an image in the gallery: `label`, `predicted` and its `probability`."""
     names = predictions.task.names
     return {
         "label": names[predictions.labels[position]],

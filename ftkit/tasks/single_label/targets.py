@@ -1,4 +1,4 @@
-"""Class labels of a dataset: found, checked, renumbered, and rows chosen by them."""
+"""Class labels of a dataset: finding, checking and renumbering them, and choosing rows by class."""
 
 import math
 
@@ -14,7 +14,7 @@ _USUAL_NAMES = ("label", "labels", "class", "cls", "target")
 
 
 def label_column(dataset: Dataset, given: str | None) -> str:
-    """The name of the column that was `given`, or is a ClassLabel, or else the only one that is called like one."""
+    """The name of the label column: the `given` one, the only ClassLabel, or the only one with a usual name."""
     if given is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
         plain = [name for name in _USUAL_NAMES if name in dataset.column_names]
         if len(plain) == 1:
@@ -23,23 +23,30 @@ def label_column(dataset: Dataset, given: str | None) -> str:
 
 
 def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
-    """The classes of the column `label`: those of a ClassLabel, or else the values of train, in natural order.
+    """The classes of the column `label`: the names of a ClassLabel, or the values in train in natural order.
 
     Raises:
-        UserError: the column holds something else, is empty in some rows, or another split has classes of its own.
+        UserError: the column is not text, integers or class labels, has empty rows, or another split has more classes.
     """
     feature = splits["train"].features[label]
     if isinstance(feature, ClassLabel):
         return feature.names
     if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint", "string", "large_string")):
-        raise UserError(f"label_column: {label!r} holds {type_name(feature)}: expected class labels, text or integers")
+        raise UserError(
+            f"label_column: {label!r} holds {type_name(feature)}: name a column of class labels, text or integers"
+        )
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
-            raise UserError(f"label_column: {label!r} is empty in some rows of {split}")
-        if unknown := natural_sorted(found - values["train"]):
-            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
-    return natural_sorted(values["train"])
+            raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
+        _check_known(found, values["train"], split)
+    return natural_sorted(name for name in values["train"] if name is not None)
+
+
+def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
+    if unknown := natural_sorted(found - known):
+        listed = ", ".join(map(repr, unknown[:5]))
+        raise UserError(f"{split} has classes that train does not: {listed}: add them to train or remove them")
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
@@ -53,26 +60,25 @@ def as_classes(dataset: Dataset, names: list[str], split: str) -> Dataset:
     """`dataset` with its column `label` as a ClassLabel of these names.
 
     Raises:
-        UserError: a row has no label, or one that is not among the names.
+        UserError: a row has no label, or a class that is not in `names`.
     """
     feature = dataset.features["label"]
     if not isinstance(feature, ClassLabel):
-        if unknown := natural_sorted(_values(dataset, "label") - set(names)):
-            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
+        _check_known(_values(dataset, "label"), set(names), split)
         dataset = _with_labels(dataset, [names.index(str(value)) for value in dataset["label"]], names)
     elif feature.names != names:
         dataset = relabel(dataset, names, what=split)
     labels = dataset.data.column("label")
     if labels.null_count or not 0 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < len(names):
-        raise UserError(f"{split} has rows without a label: name another {split}_split, or remove it")
+        raise UserError(f"{split} has rows without a label: name another split with {split}_split")
     return dataset
 
 
 def relabel(dataset: Dataset, names: list[str], what: str) -> Dataset:
-    """`dataset` with its labels numbered as in `names`, class by class name.
+    """`dataset` with its labels renumbered to the order of `names`, by class name.
 
     Raises:
-        UserError: a class of its rows is not among `names`; the message calls the dataset `what`.
+        UserError: a row's class is not in `names`; the message calls the dataset `what`.
     """
     old = dataset.features["label"].names
     if old == names:
@@ -82,7 +88,7 @@ def relabel(dataset: Dataset, names: list[str], what: str) -> Dataset:
     new = np.where(labels >= 0, numbers[labels], labels)
     if unknown := [old[i] for i in np.unique(labels[(new < 0) & (labels >= 0)])]:
         raise UserError(
-            f"{what} has classes that are not known: {', '.join(map(repr, unknown[:5]))}: known are "
+            f"{what} has unknown classes: {', '.join(map(repr, unknown[:5]))}; known are "
             f"{', '.join(map(repr, names[:20]))}{', …' if len(names) > 20 else ''}"
         )
     return _with_labels(dataset, new, names)
@@ -93,10 +99,10 @@ def _with_labels(dataset: Dataset, labels: np.ndarray | list[int], names: list[s
 
 
 def keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
-    """The rows of these classes, their labels numbered anew in the data's order.
+    """The rows of these classes, with labels renumbered in the data's order.
 
     Raises:
-        UserError: a class is unknown, or the split has no row of any.
+        UserError: a class is unknown, or the split has no image of any of them.
     """
     names = dataset.features["label"].names
     if unknown := [name for name in classes if name not in names]:
@@ -112,7 +118,7 @@ def keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
 
 
 def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that stay in train and those that become `split`, a share of each class.
+    """The rows that stay in train and the rows that become `split`: a share of each class.
 
     Raises:
         UserError: a class has too few images.
@@ -123,9 +129,9 @@ def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarr
     if counts[counts > 0].min() < 2 or min(carved, len(train) - carved) < classes:
         rare = train.features["label"].int2str(int(np.where(counts > 0, counts, counts.max() + 1).argmin()))
         raise UserError(
-            f"there is no {split} split, and {len(train)} images ({counts[counts > 0].min()} of class {rare!r}) are "
-            f"too few to carve {share:.0%} of each class out of train: add images, change {split}_size, or give a "
-            f"{split} split"
+            f"the data has no {split} split, and its {len(train)} images ({counts[counts > 0].min()} of class "
+            f"{rare!r}) are too few to carve {share:.0%} of each class out of train: add images, change "
+            f"{split}_size, or add a {split} split"
         )
     from sklearn.model_selection import train_test_split  # `Dataset.train_test_split` reads the labels one by one
 
@@ -134,17 +140,17 @@ def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarr
 
 
 def check_classes(train: Dataset) -> None:
-    """That there is something to tell apart.
+    """Check that train has at least two classes.
 
     Raises:
-        UserError: there is one class.
+        UserError: it has one.
     """
     if len(np.unique(column(train, "label"))) < 2:
-        raise UserError("train holds images of one class: a classifier needs at least two")
+        raise UserError("train has images of one class only: add images of another, a classifier needs at least two")
 
 
 def some_of_each(train: Dataset, count: int, order: np.ndarray) -> np.ndarray:
-    """The first `count` rows of each class in this order of the rows, int64.
+    """The first `count` rows of each class, int64, taken in the given order of the rows.
 
     Raises:
         UserError: a class has fewer.
@@ -152,5 +158,5 @@ def some_of_each(train: Dataset, count: int, order: np.ndarray) -> np.ndarray:
     labels, names = column(train, "label"), train.features["label"].names
     counts = np.bincount(labels, minlength=len(names))
     if short := [f"{names[i]!r} ({n})" for i, n in enumerate(counts) if n < count]:
-        raise UserError(f"samples_per_class: {count} is more than train has of {', '.join(short[:5])}")
+        raise UserError(f"samples_per_class: {count} is more than train has of {', '.join(short[:5])}: lower it")
     return np.concatenate([order[labels[order] == c][:count] for c in range(len(names))])

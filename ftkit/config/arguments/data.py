@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, from_json
 
 EMBEDDED = ("digits", "blobs")  # need no files
 
@@ -55,7 +55,7 @@ class DataArguments:
             "{random_crop: {padding: 2}}. Default: none."
         },
     )
-    image_transform: dict | str | None = field(
+    image_transform: Options | None = field(
         default=None,
         metadata={
             "help": "timm's training transform for single images (crop, flip, colour jitter, AutoAugment, …), with "
@@ -88,7 +88,7 @@ class DataArguments:
         default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
             steps = from_json(self.augment[0])
             self.augment = steps if isinstance(steps, list) else self.augment

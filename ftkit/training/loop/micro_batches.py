@@ -1,4 +1,4 @@
-"""The batches of an optimizer step, and what does not fit into memory in parts that do: the gradient is the same."""
+"""The batches of an optimizer step, in parts if one does not fit into memory: the gradient is the same."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ Inputs = dict[str, torch.Tensor]
 _NOT_ONE = "not even one image fits into memory: take a smaller model or image_size"
 
 
-def weigh(batches: list[Inputs], processes: int) -> None:
-    """Give the batches of an optimizer step their `weight`, a factor of the mean loss: each image counts the same.
+def weigh(batches: list[dict[str, Any]], processes: int) -> None:
+    """Set the `weight` of each batch of an optimizer step, a factor of its mean loss: every image counts the same.
 
     Args:
-        batches: of this process, each with a `weight` where it is not an equal part of those of all processes.
-        processes: whose gradients are averaged.
+        batches: of this process, with a `weight` if the batches of the processes differ in size.
+        processes: how many average their gradients.
     """
     images = [round(len(batch["index"]) * processes / float(batch.get("weight", 1.0))) for batch in batches]
     for batch in batches:
@@ -29,7 +29,7 @@ def weigh(batches: list[Inputs], processes: int) -> None:
 
 
 def in_parts(inputs: Inputs, parts: int) -> Iterator[tuple[Inputs, float]]:
-    """Cut a batch into parts as equal as can be; with each its share of the batch."""
+    """Cut a batch into nearly equal parts, each with its share of the batch."""
     size = len(inputs["pixel_values"])
     pieces = {name: values.tensor_split(min(parts, size)) for name, values in inputs.items()}
     for images, labels in zip(pieces["pixel_values"], pieces["labels"], strict=True):
@@ -37,11 +37,11 @@ def in_parts(inputs: Inputs, parts: int) -> Iterator[tuple[Inputs, float]]:
 
 
 def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tuple[list[tuple[Any, float]], int]:
-    """What `run`, without gradients, gives of each part of a batch, with its share; and how many parts there were.
+    """Run each part of a batch without gradients: the results, each with its share, and the number of parts.
 
     Args:
         inputs: with `pixel_values` and `labels`.
-        parts: to begin with; twice as many, and so on, where memory is too small.
+        parts: to try first; doubled while memory is too small.
 
     Raises:
         UserError: not even one image fits.
@@ -60,17 +60,17 @@ def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tu
 
 
 def parts_that_fit(
-    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], None], optimizer: torch.optim.Optimizer
+    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], object], optimizer: torch.optim.Optimizer
 ) -> int:
-    """Into how many parts batches must be cut so that every process has memory for one: 1, 2, 4, ….
+    """How many parts to cut batches into, so that every process has memory for one: 1, 2, 4, ….
 
-    The model is left as it was, and so are the random numbers.
+    Neither the model nor the state of the random numbers changes.
 
     Args:
         model: not wrapped, so that no process waits for another.
         inputs: the first batch, on the device.
-        backward: forward and backward of a part.
-        optimizer: will need memory for what it keeps, if it has taken no step yet.
+        backward: runs forward and backward on a part.
+        optimizer: memory for its state is reserved if it has taken no step yet.
 
     Raises:
         UserError: not even one image fits.
@@ -80,7 +80,7 @@ def parts_that_fit(
     parts, size, fits = 1, len(inputs["pixel_values"]), False
 
     def step(part: Inputs) -> None:
-        kept = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # as an Adam does
+        kept = [torch.empty_like(parameter) for parameter in trained for _ in range(2)]  # Adam's two moments
         backward(part)
         del kept
 
@@ -94,7 +94,7 @@ def parts_that_fit(
         raise UserError(_NOT_ONE)
     if parts > 1:
         logger.info(
-            "  batches of %d do not fit into memory: each is taken in %d parts, with one step for all", size, parts
+            "  batches of %d do not fit into memory: each is computed in %d parts, for one optimizer step", size, parts
         )
     return parts
 
@@ -102,7 +102,7 @@ def parts_that_fit(
 def _fits(model: nn.Module, part: Inputs, backward: Callable[[Inputs], None]) -> bool:
     device = part["pixel_values"].device
     try:
-        # Of all devices, which is the default, every GPU of the machine would be woken up.
+        # The default, all devices, would initialise every GPU of the machine.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             backward(part)
     except RuntimeError as error:

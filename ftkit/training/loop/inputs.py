@@ -1,4 +1,4 @@
-"""From the batches of a loader to what the model is given: on the device, augmented, normalised, mixed."""
+"""From the batches of a loader to the inputs of the model: on the device, augmented, normalised, mixed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,22 +9,22 @@ from transformers import TrainingArguments
 from ftkit.data.augmentation.augment import augment
 from ftkit.data.augmentation.mixing import Mixing
 from ftkit.data.pixels.normalize import channels_last
-from ftkit.training.objective import Objective
+from ftkit.training.loop.objective import Objective
 
 
 class Preparation:
-    """Makes the inputs of a model of a batch of `Images`, which stays uint8 until it is on the device.
+    """Turns a batch of `Images`, which stays uint8 until it is on the device, into inputs of a model.
 
     Args:
         args: seed and device.
-        normalize: from uint8 to what the model takes.
+        normalize: from uint8 to the model's input.
         to_device: moves floats to the device, in the type of the model's weights.
-        mixable: makes labels what can be mixed.
-        objective: what is done to a batch of training; None where there is none.
-        in_channels_last: how the images lie.
+        mixable: turns labels into values that can be mixed.
+        objective: says how training batches are augmented and mixed; None without training.
+        in_channels_last: the memory format of the images.
 
     Attributes:
-        mixing: mixup and cutmix, where the objective has them.
+        mixing: mixup and cutmix, or None.
     """
 
     def __init__(
@@ -37,26 +37,28 @@ class Preparation:
         in_channels_last: bool,
     ):
         self.args, self.normalize, self.to_device, self.mixable = args, normalize, to_device, mixable
-        self.objective, self.in_channels_last = objective, in_channels_last
+        self.augment, self.in_channels_last = objective.augment if objective else [], in_channels_last
         mixup, cutmix = (objective.args.mixup, objective.args.cutmix) if objective else (0.0, 0.0)
         self.mixing = Mixing(mixup, cutmix) if mixup or cutmix else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """`pixel_values` float (B, C, H, W), and `labels` int64 (B,) or, where images are mixed, shares (B, classes).
+        """`pixel_values` float (B, C, H, W), and `labels` int64 (B,) or, if images are mixed, shares (B, classes).
 
-        A batch of training says its `epoch`; no other is augmented or mixed.
+        Only training batches, which have an `epoch`, are augmented and mixed.
         """
         device, training = self.args.device, "epoch" in batch
         images, labels = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "labels"))
-        rows, following = batch.get("index"), batch.get("following")
-        if following is not None:  # what the last image is mixed with
+        rows: Any = batch.get("index")
+        following = batch.get("following")
+        if following is not None:  # the image that the last one is mixed with
             images = torch.cat([images, following["pixel_values"].to(device, non_blocking=True)])
             labels = torch.cat([labels, following["labels"].to(device, non_blocking=True)])
             rows = torch.cat([rows, following["index"]])
-        if training and self.objective.augment:
-            images = augment(images, rows, self.objective.augment, self.args.seed, batch["epoch"])
+        if training and self.augment:
+            images = augment(images, rows, self.augment, self.args.seed, batch["epoch"])
         images = self.to_device(self.normalize(images))
         if following is not None:
+            assert self.mixing is not None  # the loader adds `following` only for mixing
             images, labels = self.mixing(images, self.mixable(labels), rows, self.args.seed, batch["epoch"])
         if self.in_channels_last:
             images = channels_last(images)

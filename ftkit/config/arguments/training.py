@@ -33,6 +33,8 @@ _RESOLVED = (
 class TrainingArguments(transformers.TrainingArguments):
     """All of transformers' training arguments, with ftkit's defaults; `optim` may also be `timm/<optimizer>`."""
 
+    # Never None once the configuration is read.
+    output_dir: str = field(default=None, metadata=_THEIRS["output_dir"].metadata)  # type: ignore[assignment]
     eval_strategy: IntervalStrategy | str = field(default="epoch", metadata=_THEIRS["eval_strategy"].metadata)
     per_device_eval_batch_size: int = field(default=256, metadata=_THEIRS["per_device_eval_batch_size"].metadata)
     logging_steps: float = field(default=50, metadata=_THEIRS["logging_steps"].metadata)
@@ -44,14 +46,16 @@ class TrainingArguments(transformers.TrainingArguments):
         default=OptimizerNames.ADAMW_TORCH_FUSED.value,
         metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
     )
-    fsdp: bool | None = field(
+    fsdp: bool | None = field(  # type: ignore[assignment]  # transformers also takes text
         default=None, metadata={"help": "Shard the model (FSDP), with the options in fsdp_config."}
     )
     # Texts, so that any value of these gets past the parser to the reason why they are refused.
     parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
-    liger_kernel_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
+    liger_kernel_config: str | None = field(  # type: ignore[assignment]  # as said above
+        default=None, metadata={"help": "Refused: it is for language models."}
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.use_cpu = runs_on_cpu(vars(self))  # otherwise transformers refuses bf16 without an accelerator
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()

@@ -1,8 +1,9 @@
-"""Losses and gradients that are not finite: found at no cost to a step, reported, and dealt with as `on_nan` says."""
+"""Losses and gradients that are not finite: found without slowing a step, reported, and handled as `on_nan` says."""
 
 import json
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,22 +12,22 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ftkit.errors import UserError
-from ftkit.training.checkpoints import newest_complete
-from ftkit.training.saving import CheckpointingTrainer
+from ftkit.training.checkpointing.checkpoints import newest_complete
+from ftkit.training.checkpointing.saving import CheckpointingTrainer
 
 logger = logging.getLogger(__name__)
-_SHOWN = 8  # images
-_ROLLBACKS = 3  # to the same checkpoint
+_SHOWN = 8  # images in a message
+_ROLLBACKS = 3  # to one checkpoint
 _FILE = "not_finite.json"  # in a stage's folder
 
 
 class NotFinite(NamedTuple):
-    """A step whose loss, or whose weights, are not finite.
+    """A batch whose loss, gradient or updated weights are not finite.
 
     Attributes:
-        step: the optimizer step that it belongs to, from 1.
+        step: its optimizer step, from 1.
         learning_rate: of that step.
-        loss: NaN or infinite.
+        loss: NaN or infinite, unless only the gradient is.
         images: of the batch, by their `index` in the data.
     """
 
@@ -39,27 +40,23 @@ class NotFinite(NamedTuple):
         images = ", ".join(map(str, self.images[:_SHOWN])) + (", …" if len(self.images) > _SHOWN else "")
         return f"the loss is {self.loss} at step {self.step} (learning rate {self.learning_rate:.3g}, images {images})"
 
-    def write(self, path: Path) -> None:
-        """Write all of it, as JSON."""
-        path.write_text(json.dumps({**self._asdict(), "loss": str(self.loss)}) + "\n")
-
 
 class Losses:
-    """The losses since the last look at them, with their batches. Nothing waits for a device until then."""
+    """The losses since the last check, with their batches. Until a check nothing waits for a device."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
         self._gradients: list[tuple[int, torch.Tensor]] = []
 
     def note(self, step: int, learning_rate: float, images: torch.Tensor, loss: torch.Tensor) -> None:
-        """Remember a batch: its step, the indices int64 (B,) of its images, and its loss, a scalar."""
+        """Add a batch: its step, the indices int64 (B,) of its images, and its loss, a scalar."""
         self._seen.append((step, learning_rate, images, loss))
 
-    def take(self, weights: list[torch.Tensor] = ()) -> NotFinite | None:
-        """The first loss that is not finite, of all processes; what was seen is forgotten.
+    def take(self, weights: Collection[torch.Tensor] = ()) -> NotFinite | None:
+        """The first loss that is not finite in any process. All noted losses are forgotten.
 
         Args:
-            weights: are asked as well. Where they are not finite, it is the last step that made them so.
+            weights: are checked too; if they are not finite, the last step is blamed.
         """
         seen, self._seen, found = self._seen, [], None
         losses = torch.stack([loss for *_, loss in seen]).tolist() if seen else []
@@ -72,30 +69,30 @@ class Losses:
         return min((one for one in gather_object([found]) if one is not None), default=None, key=lambda one: one.step)
 
     def note_gradient(self, norm: torch.Tensor) -> None:
-        """Remember the norm of the gradient, a scalar, of the step that the last batch belongs to."""
+        """Add the norm of the gradient, a scalar, of the last batch's step."""
         self._gradients.append((self._seen[-1][0], norm))
 
     def without_finite_gradient(self) -> list[NotFinite]:
-        """The steps whose gradients were not finite; what was noted of gradients is forgotten."""
+        """The steps whose gradients were not finite. All noted norms are forgotten."""
         noted, self._gradients = self._gradients, []
         norms = torch.stack([norm for _, norm in noted]).tolist() if noted else []
         return [self.of(step) for (step, _), norm in zip(noted, norms, strict=True) if not math.isfinite(norm)]
 
     def of(self, step: int) -> NotFinite:
-        """The last batch of a step, for what is wrong with its gradient."""
+        """The last batch of a step, to report its gradient."""
         _, learning_rate, images, loss = next(batch for batch in reversed(self._seen) if batch[0] == step)
         return NotFinite(step, learning_rate, float(loss), images.tolist())
 
 
 class Undo:
-    """Undoes steps of an optimizer where the device finds that they should be, so that the host never waits for it.
+    """Undoes optimizer steps on the device, if their gradient is not finite; the host never waits for the answer.
 
-    Each step is taken; before it, what it changes on the device is copied: weights, and all that the optimizer keeps
-    for them. An optimizer that counts its steps on the host counts an undone one too, as the schedule does; a fused
-    one, which counts on the device, does not.
+    Before each step the weights and the optimizer's state on the device are copied; after it the device selects the
+    old or the new values. A fused optimizer, which counts its steps on the device, does not count an undone one; one
+    that counts on the host does, as the schedule does.
 
     Attributes:
-        possible: whether the optimizer has taken a step, and with it has all that it keeps.
+        possible: whether the optimizer has taken a step, and so has its full state.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
@@ -110,12 +107,12 @@ class Undo:
         self._finite = finite
 
     @torch.no_grad()
-    def _remember(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._finite is not None:
             self._before = _copy(_changing(optimizer))
 
     @torch.no_grad()
-    def _put_back(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _put_back(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._finite is not None:
             _select(self._finite, _changing(optimizer), self._before)
         self._finite = self._before = None
@@ -123,7 +120,7 @@ class Undo:
 
 
 def _changing(optimizer: torch.optim.Optimizer) -> list:
-    """Each parameter that has a gradient, with what the optimizer keeps for it."""
+    """Each parameter with a gradient, and the optimizer's state for it."""
     moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     return [(parameter, optimizer.state.get(parameter, {})) for parameter in moved]
 
@@ -146,10 +143,10 @@ def _select(finite: torch.Tensor, kept: Any, before: Any) -> None:
 
 
 class Guard:
-    """Looks at the losses and gradients of a trainer, and does what `on_nan` says of those that are not finite.
+    """Checks the losses and gradients of a trainer, and handles those that are not finite as `on_nan` says.
 
     Attributes:
-        losses: since the last look at them.
+        losses: since the last check.
     """
 
     def __init__(self, trainer: CheckpointingTrainer, on_nan: str):
@@ -158,19 +155,19 @@ class Guard:
         self._undo: Undo | None = None
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip updates of this optimizer on its device, if they are to be skipped and the host would have to wait."""
+        """Undo this optimizer's updates on its device, if `on_nan` is `skip` and the device is not the CPU."""
         if self.on_nan == "skip" and self.trainer.args.device.type != "cpu":
             self._undo = Undo(optimizer)
 
     def look_at_gradient(self, model: nn.Module, norm: torch.Tensor | None) -> torch.Tensor | None:
-        """Skip the update of a gradient that is not finite, if `on_nan` says so.
+        """Skip the update of a gradient that is not finite, if `on_nan` is `skip`.
 
         Args:
             model: after the backward pass of a step.
-            norm: of the gradient, where it is known.
+            norm: of the gradient, or None if clipping has not computed it.
 
         Returns:
-            The norm, where it is known now.
+            The norm, or None if it is still unknown.
         """
         if self.on_nan != "skip" or self.trainer.accelerator.scaler:  # a scaler skips such updates itself
             return norm
@@ -180,15 +177,15 @@ class Guard:
             self._undo.unless(norm.isfinite())
             self.losses.note_gradient(norm)
         elif not math.isfinite(norm):
-            model.zero_grad(set_to_none=True)  # an optimizer skips what has no gradient
+            model.zero_grad(set_to_none=True)  # an optimizer skips parameters without a gradient
             self._report(self.losses.of(self.trainer.state.global_step + 1))
         return norm
 
     def look_at_losses(self) -> None:
-        """Do what `on_nan` says about a loss that is not finite; before anything is evaluated, saved or logged.
+        """Handle a loss that is not finite as `on_nan` says, before anything is evaluated, saved or logged.
 
         Raises:
-            UserError: there is such a loss, and the run is to stop, or cannot go back any more.
+            UserError: there is one, and `on_nan` is `stop`, or no checkpoint is left to return to.
         """
         trainer = self.trainer
         for update in self.losses.without_finite_gradient():
@@ -204,20 +201,20 @@ class Guard:
             return
         file = Path(trainer.args.output_dir) / _FILE
         if trainer.args.should_save:
-            found.write(file)
+            file.write_text(json.dumps({**found._asdict(), "loss": str(found.loss)}) + "\n")
         saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         often = f" after {again} returns to the same weights" if again else ""
         raise UserError(
-            f"{found}{often}; {saved}, and all images of the batch are in {file}. Lower learning_rate, clip with "
+            f"{found}{often}; {saved}, and {file} lists all images of the batch. Lower learning_rate, clip with "
             "max_grad_norm: 1.0, or set on_nan: skip or rollback"
         )
 
     def _report(self, update: NotFinite) -> None:
         self.trainer.progress.left_out += 1
-        logger.warning("  the gradient is not finite, and this update is left out: %s", update)
+        logger.warning("  the gradient is not finite, this update is skipped: %s", update)
 
     def _weights_are_finite(self) -> bool:
-        # A forward pass moves buffers even if it overflows.
+        # A forward pass updates buffers even if it overflows.
         model = self.trainer.model
         kept = (*_trained_weights(model), *model.buffers())
         return self.trainer.sharded or all(bool(tensor.isfinite().all()) for tensor in kept)

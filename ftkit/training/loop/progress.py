@@ -1,46 +1,47 @@
-"""What is shown while a stage trains, and what of it a checkpoint must remember."""
+"""What is shown while a stage trains, and the part of it that checkpoints keep."""
 
 import json
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 
 class MeanLoss:
-    """The training loss by image: since the last line of the log, since the last evaluation, and of the whole stage.
+    """The mean training loss over images: since the last log, since the last evaluation, and over the whole stage.
 
-    A batch counts by its images, so that a short one weighs less than a full one. Losses stay on their device until
-    they are logged: no step waits for it. Those that are not finite are left out.
+    A batch counts by its images, so a short one weighs less than a full one. Losses stay on their device until they
+    are logged, so no step waits for it. Those that are not finite do not count.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._batches: list[tuple[torch.Tensor, int]] = []
         self._unlogged = self._unshown = self._stage = (0.0, 0)  # the sum over images, and their number
 
     def note(self, loss: torch.Tensor, images: int) -> None:
-        """Add a batch: its mean loss, a scalar, and how many images it has."""
+        """Add a batch: its mean loss, a scalar, and its number of images."""
         self._batches.append((loss, images))
 
     def log(self) -> float | None:
-        """The mean since the last time, over the images of all processes; None where there were none."""
+        """The mean since the last call, over the images of all processes; None if there were none."""
         sums, counts = zip(*gather_object([self._summed()]), strict=True)
         self._unlogged, new = (0.0, 0), (sum(sums), sum(counts))
         self._unshown, self._stage = _added(self._unshown, new), _added(self._stage, new)
         return _mean(new)
 
     def show(self) -> float | None:
-        """The mean of all that was logged since the last time; None where nothing was."""
+        """The mean of everything logged since the last call; None if nothing was."""
         shown, self._unshown = self._unshown, (0.0, 0)
         return _mean(shown)
 
     def of_stage(self) -> float | None:
-        """The mean of all that was logged; None where nothing was."""
+        """The mean of everything logged; None if nothing was."""
         return _mean(self._stage)
 
     def _summed(self) -> tuple[float, int]:
@@ -52,11 +53,11 @@ class MeanLoss:
         return self._unlogged
 
     def state(self) -> dict[str, tuple[float, int]]:
-        """What a checkpoint keeps of this process."""
+        """The sums and counts of this process that a checkpoint keeps."""
         return {"unlogged": self._summed(), "unshown": self._unshown, "stage": self._stage}
 
     def restore(self, unlogged: Sequence = (0.0, 0), unshown: Sequence = (0.0, 0), stage: Sequence = (0.0, 0)) -> None:
-        """Continue from `state`; older checkpoints have less of it."""
+        """Continue from `state`; older checkpoints lack parts of it."""
         self._batches = []
         self._unlogged, self._unshown, self._stage = tuple(unlogged), tuple(unshown), tuple(stage)
 
@@ -70,35 +71,37 @@ def _mean(total: tuple[float, int]) -> float | None:
 
 
 class EvaluationLines(ProgressCallback):
-    """The progress bars of transformers, and one line for each evaluation instead of a dictionary for each log.
+    """The progress bars of transformers, with a line for each evaluation instead of a dictionary for each log.
 
     Args:
         losses: of training.
-        shown: the metrics on validation.
+        shown: the names of the validation metrics.
     """
 
     def __init__(self, losses: MeanLoss, shown: Sequence[str]):
         super().__init__()
         self.losses, self.shown = losses, shown
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.started, self.current_step = time.monotonic(), state.global_step
         if state.is_world_process_zero:
             self.training_bar = tqdm(
                 total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=args.disable_tqdm
             )
 
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+    def on_prediction_step(
+        self, args: Any, state: TrainerState, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
         if not args.disable_tqdm:
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         control.should_log = True  # an epoch may be shorter than logging_steps
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Nothing is shown before the evaluation."""
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show nothing before the evaluation."""
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         super().on_evaluate(args, state, control, **kwargs)
         mean = self.losses.show()
         if not state.is_world_process_zero or self.training_bar is None:
@@ -113,13 +116,13 @@ class EvaluationLines(ProgressCallback):
 
 
 class Progress(TrainerCallback):
-    """What a stage knows of itself and the checkpoints of a `Trainer` leave out: losses, seconds, updates left out.
+    """The state of a stage that the `Trainer`'s checkpoints leave out: losses, seconds, skipped updates.
 
     Attributes:
-        losses: the mean by image.
+        losses: the means over images.
         within_epoch: whether the last step belongs to an epoch that has not ended.
-        left_out: updates whose gradient was not finite.
-        rolled_back: how often training went back to the newest checkpoint.
+        left_out: updates skipped because the gradient was not finite.
+        rolled_back: how often training returned to the newest checkpoint.
     """
 
     def __init__(self, process: int):
@@ -128,18 +131,18 @@ class Progress(TrainerCallback):
         self._file = f"progress_{process}.json"
         self._earlier, self._started = 0.0, time.monotonic()
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._started = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.within_epoch = True
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.within_epoch = False
 
     @property
     def seconds(self) -> float:
-        """How long the stage has trained, in processes that were killed too, up to their last checkpoint."""
+        """How long the stage has trained, including killed processes up to their last checkpoint."""
         return self._earlier + time.monotonic() - self._started
 
     def save(self, checkpoint: Path) -> None:
@@ -149,7 +152,7 @@ class Progress(TrainerCallback):
         (checkpoint / self._file).write_text(json.dumps(state))
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from what this process wrote into a checkpoint."""
+        """Continue from this process's part of a checkpoint."""
         state = json.loads((checkpoint / self._file).read_text())
         self._earlier, self._started, self.left_out = state["seconds"], time.monotonic(), state["left_out"]
         self.losses.restore(**state.get("losses", {}))

@@ -1,4 +1,4 @@
-"""The optimizer and the schedule of a stage: transformers' and timm's, with a setting for each parameter."""
+"""The optimizer and the schedule of a stage, of transformers or timm, with a setting for each parameter."""
 
 import ast
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from torch import nn
 from transformers import SchedulerType, get_scheduler
 from transformers.training_args import OptimizerNames
 
-from ftkit.config.training import TIMM_OPTIMIZERS, TrainingArguments
+from ftkit.config.arguments.training import TIMM_OPTIMIZERS, TrainingArguments
 from ftkit.errors import UserError, nearest
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 
-# Optimizers that change the weights while gradients are still being computed.
+# Optimizers that change weights while other gradients are still being computed.
 _WITHIN_BACKWARD = ("lomo", "layerwise")
-# What those of torch read of `optim_args`; the weight decay is `weight_decay`, for all.
-_OPTIM_ARGS = {
+# The options that torch's optimizers read from `optim_args`; weight decay is `weight_decay` for all of them.
+_OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
     "adafactor": (),
@@ -29,7 +29,7 @@ _BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 def check_optimizer(optim: str, options: str | None) -> list[str]:
-    """All that is wrong with `optim` and `optim_args`, a sentence each."""
+    """The errors in `optim` and `optim_args`, a sentence each."""
     if optim.startswith(TIMM_OPTIMIZERS):
         return _check_timm(optim, options)
     known = [name.value for name in OptimizerNames]
@@ -38,27 +38,27 @@ def check_optimizer(optim: str, options: str | None) -> list[str]:
     errors = []
     if any(part in optim for part in _WITHIN_BACKWARD):
         errors.append(
-            f"optim: {optim} changes weights before all gradients are known, which nothing could then clip, "
-            "accumulate or look at: use adamw_torch"
+            f"optim: {optim} changes weights before all gradients are known, so they could not be clipped, "
+            "accumulated or checked: use adamw_torch"
         )
     if options and optim in _OPTIM_ARGS:
-        known = _OPTIM_ARGS[optim]
-        takes = f"it takes {', '.join(known)}" if known else "it takes none, but the adam_ keys"
+        own = _OPTIM_ARGS[optim]
+        takes = f"it takes {', '.join(own)}" if own else "it takes none: use the adam_ keys"
         errors += [
             f"optim_args: {name!r} is no option of {optim}: {takes}; weight_decay is a key of its own"
             for name in (part.partition("=")[0].strip() for part in options.split(","))
-            if name not in known
+            if name not in own
         ]
     return errors
 
 
 def _check_timm(optim: str, options: str | None) -> list[str]:
-    from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes take another
+    from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes do not use timm's
 
-    known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)
+    known, name = [str(found) for found in list_optimizers()], optim.removeprefix(TIMM_OPTIMIZERS)
     errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
     if name in known and get_optimizer_info(name).second_order:
-        errors.append(f"optim: {optim} wants gradients of gradients, which the Trainer does not make: use another")
+        errors.append(f"optim: {optim} needs second-order gradients, which the Trainer does not compute: use another")
     try:
         _timm_options(options)
     except ValueError as error:
@@ -67,25 +67,25 @@ def _check_timm(optim: str, options: str | None) -> list[str]:
 
 
 def make_optimizer(args: TrainingArguments, model: nn.Module, settings: dict[str, Setting]) -> torch.optim.Optimizer:
-    """The optimizer of what trains of a model.
+    """The optimizer of a model's trainable parameters.
 
     Args:
         settings: learning rate and weight decay of every parameter, by name.
 
     Raises:
-        UserError: a package is missing, or an option is unknown, missing or of another type.
+        UserError: a package is missing, or an option is unknown, missing or of the wrong type.
     """
     with _explained(args, "optim", "optim_args"):
         make, options = _maker(args, model)
-        low_rank = options.pop("params", [])  # of GaLore and APOLLO, which treat some matrices otherwise
+        low_rank = options.pop("params", [])  # groups of GaLore and APOLLO, which project some matrices
         muon = args.optim.startswith(TIMM_OPTIMIZERS) and "muon" in args.optim
         return make(optimizer_groups(model, settings, args.weight_decay, muon, low_rank), **options)
 
 
-def _maker(args: TrainingArguments, model: nn.Module) -> tuple[Any, dict[str, Any]]:
-    """What makes the optimizer, and its options."""
+def _maker(args: TrainingArguments, model: Any) -> tuple[Any, dict[str, Any]]:
+    """The class or function of the optimizer, and its options."""
     if not args.optim.startswith(TIMM_OPTIMIZERS):
-        from transformers import Trainer  # late: a misspelt name is answered before it is loaded
+        from transformers import Trainer  # late: a misspelt name is reported before it is loaded
 
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
     from timm.optim import create_optimizer_v2
@@ -102,7 +102,7 @@ def _timm_options(text: str | None) -> dict[str, Any]:
         ValueError: it is not a list of `name=value`.
     """
     try:
-        call = ast.parse(f"f({text or ''})", mode="eval").body
+        call: Any = ast.parse(f"f({text or ''})", mode="eval").body
         if call.args:
             raise ValueError("a value without a name")
         return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
@@ -111,22 +111,17 @@ def _timm_options(text: str | None) -> dict[str, Any]:
 
 
 def make_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """The schedule of the learning rate; one that goes by a metric knows which of two values is the better one.
+    """The schedule of the learning rate; one that follows a metric is told whether higher is better.
 
     Raises:
-        UserError: an option is unknown, missing or of another type.
+        UserError: an option is unknown, missing or of the wrong type.
     """
-    options = dict(args.lr_scheduler_kwargs or {})
+    given: Any = args.lr_scheduler_kwargs or {}  # a mapping, once checked
+    options = dict(given)
     if args.lr_scheduler_type in _BY_METRIC:
         options["mode"] = "max" if args.greater_is_better else "min"
     with _explained(args, "lr_scheduler_type", "lr_scheduler_kwargs"):
-        return get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=args.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=options,
-        )
+        return get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, options)
 
 
 @contextmanager
@@ -134,6 +129,6 @@ def _explained(args: TrainingArguments, *names: str) -> Iterator[None]:
     try:
         yield
     except (ImportError, TypeError, ValueError) as error:
-        values = args.to_dict()  # enums as their texts
+        values = args.to_dict()  # with enums as strings
         given = ", ".join(f"{name}: {values[name]}" for name in names)
         raise UserError(f"{given}: {error}") from error

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, StageList, from_json
 
 _MAPPINGS = ("stages", "adapter_args")
 
@@ -20,14 +20,14 @@ class MethodArguments:
             "vera, …). scratch starts from random weights, all others from trained ones."
         },
     )
-    stages: list | str | None = field(
+    stages: StageList | None = field(
         default=None,
         metadata={"help": "A plan of your own: a list of mappings with `train` and training arguments (JSON)."},
     )
     surgical_groups: list[str] | None = field(
         default=None, metadata={"help": "The layer groups or patterns of module names that `surgical` trains."}
     )
-    adapter_args: dict | str | None = field(
+    adapter_args: Options | None = field(
         default=None,
         metadata={
             "help": "Options of the adapter by PEFT's own names, such as {r: 16, target_modules: [qkv]} (JSON)."
@@ -52,7 +52,7 @@ class MethodArguments:
         metadata={"help": "Compute the features of a frozen body once, if the head alone trains on fixed pixels."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in _MAPPINGS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith(("[", "{")):

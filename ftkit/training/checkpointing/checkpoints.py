@@ -1,8 +1,7 @@
 """Checkpoints that are complete or invisible, and the newest complete one.
 
-A checkpoint is written into a hidden folder, synced to the disk, listed in a manifest with sizes and hashes, and
-renamed. Whatever happens in between, a folder called `checkpoint-<step>` holds all that its manifest lists, or is
-skipped.
+A checkpoint is written to a hidden folder, listed in a manifest with sizes and hashes, synced to the disk, and
+renamed. A folder named `checkpoint-<step>` that does not hold everything its manifest lists is skipped.
 """
 
 import json
@@ -14,13 +13,13 @@ from pathlib import Path
 from ftkit.files import file_hash, hidden, rename, sync
 
 logger = logging.getLogger(__name__)
-STATE = "trainer_state.json"  # of the `Trainer`, in a checkpoint
+STATE = "trainer_state.json"  # written by the `Trainer`
 _MANIFEST = "manifest.json"
-_PREFIX = "checkpoint-"
+PREFIX = "checkpoint-"  # before the step, in the name of a checkpoint
 
 
 def seal(aside: Path, folder: Path) -> None:
-    """List what lies in `aside`, sync it to the disk, and give it its name, `folder`."""
+    """Write the manifest of the folder `aside`, sync everything to the disk, and rename it to `folder`."""
     files = sorted(path for path in aside.rglob("*") if path.is_file())
     listed = {
         str(path.relative_to(aside)): {"size": path.stat().st_size, "xxh3_128": file_hash(path)} for path in files
@@ -34,54 +33,49 @@ def seal(aside: Path, folder: Path) -> None:
 
 
 def what_is_wrong(folder: Path) -> str | None:
-    """Why a folder is no checkpoint to go on from; None where it holds, byte for byte, what its manifest lists."""
+    """Why a folder is not a complete checkpoint; None if it holds, byte for byte, what its manifest lists."""
     if not folder.is_dir():
-        return "is not there"
+        return "does not exist"
     try:
         listed = json.loads((folder / _MANIFEST).read_text())
         for name, about in listed.items():
             path = folder / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                return f"{_MANIFEST} lists {name}, which lies elsewhere"
+                return f"has a {_MANIFEST} that lists {name}, which is outside the checkpoint"
             if not path.is_file():
                 return f"has no {name}"
             if path.stat().st_size != about["size"]:
-                return f"{name} is {path.stat().st_size:,} bytes instead of {about['size']:,}"
+                return f"holds {path.stat().st_size:,} bytes of {name} instead of {about['size']:,}"
             if file_hash(path) != about["xxh3_128"]:
-                return f"{name} is not what was written"
+                return f"holds a changed {name}"
     except FileNotFoundError:
         return f"has no {_MANIFEST}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} cannot be read: {error}"
+        return f"has a {_MANIFEST} that cannot be read: {error}"
     return None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a stage, complete or not, by their steps."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    """The checkpoints of a stage, complete or not, sorted by step."""
+    found = [path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=step_of)
-
-
-def checkpoint_of(folder: Path, step: int) -> Path:
-    """The folder of the checkpoint after an optimizer step of a stage."""
-    return folder / f"{_PREFIX}{step}"
 
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+    return int(checkpoint.name.removeprefix(PREFIX))
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The best checkpoint so far, in the same folder, as a complete one remembers it; None if there was none."""
+    """The best checkpoint up to a complete one, in the same folder; None if there was none."""
     best = json.loads((checkpoint / STATE).read_text())["best_model_checkpoint"]
     return checkpoint.with_name(Path(best).name) if best else None
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint of a stage to resume from; those that are skipped are named in the log.
+    """The newest complete checkpoint of a stage, or None; those that are skipped are named in the log.
 
-    The best one that it remembers must be complete as well: its weights may be the stage's result.
+    The best checkpoint that it names must be complete too: its weights may be the stage's result.
     """
     for checkpoint in reversed(checkpoints(folder)):
         wrong = what_is_wrong(checkpoint) or _wrong_with_best(checkpoint)
@@ -95,13 +89,14 @@ def _wrong_with_best(checkpoint: Path) -> str | None:
     try:
         best = best_of(checkpoint)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        return f"holds a trainer_state.json that cannot be read: {error}"
-    fault = what_is_wrong(best) if best is not None else None
-    return f"remembers {best.name} as the best, which {fault}" if fault else None
+        return f"has a {STATE} that cannot be read: {error}"
+    if best is None or (fault := what_is_wrong(best)) is None:
+        return None
+    return f"names {best.name} as the best, which {fault}"
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder; it loses its name first, so that what is left never looks like a complete one."""
+    """Rename a folder, then delete it: what a crash leaves does not look like a complete one."""
     if folder.exists():
         shutil.rmtree(hidden(folder), ignore_errors=True)
         os.replace(folder, hidden(folder))
@@ -109,7 +104,7 @@ def remove(folder: Path) -> None:
 
 
 def rotate(folder: Path, limit: int | None, best: Path | None) -> None:
-    """Delete the oldest checkpoints, so that `limit` are left; the newest and the best one are kept in any case."""
+    """Delete the oldest checkpoints beyond `limit`, but never the newest or the best one."""
     present = checkpoints(folder)
     kept = {present[-1], *([best] if best is not None else [])}
     surplus = len(present) - max(limit, len(kept)) if limit else 0
@@ -118,6 +113,6 @@ def rotate(folder: Path, limit: int | None, best: Path | None) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a process that was killed left unfinished."""
+    """Delete the unfinished folders of a process that was killed."""
     for path in folder.glob(".*.part"):
         shutil.rmtree(path, ignore_errors=True)

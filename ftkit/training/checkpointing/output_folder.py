@@ -1,4 +1,4 @@
-"""A run's folder: whether it is free, and what is cleared and written when the run begins."""
+"""A run's folder: check that it is free, keep it to one run, clear it and write its configuration."""
 
 import json
 import logging
@@ -16,47 +16,30 @@ from ftkit.errors import UserError
 from ftkit.files import atomic_write
 
 logger = logging.getLogger(__name__)
-# What of a configuration changes nothing of the model that comes out.
+# Keys that do not change the trained model.
 CHANGES_NOTHING = {
-    "output_dir",
-    "cache_dir",
-    "dataloader_multiprocessing_context",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "ddp_timeout",
-    "disable_tqdm",
-    "eval_accumulation_steps",
-    "hub_license",
-    "hub_model_id",
-    "hub_private_repo",
-    "hub_revision",
-    "on_nan",  # unless a run stopped for it, and is to go on
-    "push_to_hub",
-    "project",
-    "report_to",
-    "run_name",
-    "save_total_limit",
-    "torch_empty_cache_steps",
-    "use_cpu",
-}
+    "output_dir", "cache_dir", "dataloader_multiprocessing_context", "dataloader_num_workers",
+    "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_timeout",
+    "disable_tqdm", "eval_accumulation_steps", "hub_license", "hub_model_id", "hub_private_repo", "hub_revision",
+    "on_nan",  # so that a run that stopped at a NaN can resume with another value
+    "push_to_hub", "project", "report_to", "run_name", "save_total_limit", "torch_empty_cache_steps", "use_cpu",
+}  # fmt: skip
 _ENTRIES = ("config.yaml", "data.safetensors", "run.json", "stages", "model", "evaluation")
 
 
 def check_run_folder(config: Config) -> Path:
-    """The run's folder, if it is free, if an unfinished run of this configuration lies there, or if it may be cleared.
+    """The run's folder, if it is free, holds an unfinished run of this configuration, or may be overwritten.
 
-    `config.training.resume_from_checkpoint` is afterwards what to go on from: None, `true` or a checkpoint's folder.
+    Sets `config.training.resume_from_checkpoint` to None, `true` or a checkpoint's folder.
 
     Raises:
-        UserError: it holds a finished run, or one of another configuration, or is no folder; or the checkpoint that
-            is named is of another run, or would be deleted.
+        UserError: it is a file, or holds a finished run or one of another configuration; or the named checkpoint
+            belongs to another run, or would be deleted.
     """
     folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint or "auto"
     config.training.resume_from_checkpoint = None
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file: give the name of a folder")
+        raise UserError(f"output_dir: {folder} is a file: name a folder")
     if resume not in ("auto", "true", "false"):
         _check_named(Path(resume), folder, config.job.overwrite)
     if config.job.overwrite or not any((folder / entry).exists() for entry in _ENTRIES):
@@ -67,8 +50,8 @@ def check_run_folder(config: Config) -> Path:
         )
     if resume == "false":
         raise UserError(
-            f"output_dir: {folder} holds an unfinished run: --overwrite true replaces it, and without "
-            "--resume_from_checkpoint false it goes on"
+            f"output_dir: {folder} holds an unfinished run: replace it with --overwrite true, or leave "
+            "--resume_from_checkpoint false out to resume it"
         )
     if changed := changes(folder, config):
         raise UserError(
@@ -76,35 +59,35 @@ def check_run_folder(config: Config) -> Path:
             "another --output_dir, or --overwrite true to replace it"
         )
     config.training.resume_from_checkpoint = "true" if resume == "auto" else resume
-    logger.info("goes on with the unfinished run in %s", folder)
+    logger.info("resuming the unfinished run in %s", folder)
     return folder
 
 
 def _check_named(checkpoint: Path, folder: Path, overwrite: bool) -> None:
     if checkpoint.resolve().parent.parent != (folder / "stages").resolve():
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint} is no checkpoint of the run in {folder}, whose own lie in "
-            f"{folder / 'stages'}: name one of those, or give --output_dir the folder of its own run"
+            f"resume_from_checkpoint: {checkpoint} is no checkpoint of the run in {folder}: name one in "
+            f"{folder / 'stages'}, or set --output_dir to the folder of its run"
         )
     if overwrite:
-        raise UserError(f"resume_from_checkpoint: overwrite: true would delete {checkpoint}: leave one of them out")
+        raise UserError(f"resume_from_checkpoint: overwrite: true would delete {checkpoint}: leave out one of the two")
 
 
 def changes(folder: Path, config: Config) -> list[str]:
-    """Which keys the run in a folder has other values of; those that change nothing of its result do not count.
+    """The keys in which the run in a folder differs, with both values; keys that do not affect its result are ignored.
 
-    Nor does it count where the data of an unfinished run lie: see `ftkit.training.continuity` for what they are.
+    `data_dir` is ignored for an unfinished run: a resume recognises images by their bytes.
 
     Raises:
-        UserError: there is a run, and no configuration.
+        UserError: there is a run without its configuration.
     """
     saved = folder / "config.yaml"
     if not saved.is_file():
         if not (folder / "stages").exists():
             return []
         raise UserError(
-            f"output_dir: {saved} is missing, without which it is not known what run {folder / 'stages'} belongs to: "
-            "bring it back, give another --output_dir, or begin anew with --overwrite true"
+            f"output_dir: {saved}, the configuration of the run in {folder / 'stages'}, is missing: restore it, give "
+            "another --output_dir, or start again with --overwrite true"
         )
     there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
     places = set() if (folder / "run.json").exists() else {"data_dir"}
@@ -121,22 +104,22 @@ def _as_in_yaml(value: Any) -> str:
 
 
 def check_shared(config: Config) -> None:
-    """That every machine sees the folder that the first process has begun.
+    """Check that this machine sees the folder that the first process has created.
 
     Raises:
-        UserError: this one does not.
+        UserError: it does not.
     """
     folder = Path(config.training.output_dir)
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"output_dir: {folder} is not there on this machine: all machines must share one folder")
+        raise UserError(f"output_dir: {folder} does not exist on this machine: use one that all machines share")
 
 
 @contextmanager
 def claimed(config: Config) -> Iterator[None]:
-    """Within, this run has its folder, which is made, to itself. For the first process; the others follow it.
+    """Create the run's folder and keep other runs out of it within the block. Only the first process does.
 
     Raises:
-        UserError: another run writes it, or it cannot be written.
+        UserError: another run is writing it, or it cannot be written.
     """
     folder = Path(config.training.output_dir)
     if config.training.process_index != 0:
@@ -155,13 +138,13 @@ def claimed(config: Config) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # where nothing can be written any more
+        with suppress(OSError):  # if the disk has become read-only
             Path(lock.lock_file).unlink()
         lock.release()
 
 
 def begin_run(config: Config) -> None:
-    """Clear what a run to be overwritten left (nothing else in that folder is touched) and save the configuration."""
+    """Delete the files of a run to be overwritten, and no others, and save the configuration."""
     folder = Path(config.training.output_dir)
     if config.job.overwrite:
         for entry in _ENTRIES:

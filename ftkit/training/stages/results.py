@@ -12,9 +12,9 @@ from transformers.trainer_utils import TrainOutput
 
 from ftkit.files import atomic_write, file_hash
 from ftkit.methods.adapter_kinds import hooks_of
-from ftkit.training.continuity import Fingerprint
-from ftkit.training.planning import PreparedStage, size
-from ftkit.training.trainer import ImageTrainer
+from ftkit.training.checkpointing.continuity import Fingerprint
+from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.planning import PreparedStage, size
 
 logger = logging.getLogger(__name__)
 _WEIGHTS, _RESULT = "model.safetensors", "result.json"
@@ -23,7 +23,7 @@ _WEIGHTS, _RESULT = "model.safetensors", "result.json"
 def describe_result(
     prepared: PreparedStage, model: PreTrainedModel | PeftModel, trainer: ImageTrainer, output: TrainOutput
 ) -> dict[str, Any]:
-    """What `run.json` records of a stage that has just been trained."""
+    """The record of a stage that has just been trained, for `run.json`."""
     state, seconds = trainer.state, round(trainer.progress.seconds, 3)
     chosen = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
     return {
@@ -44,8 +44,8 @@ def describe_result(
 def keep_result(
     folder: Path, model: PreTrainedModel | PeftModel, result: dict[str, Any], fingerprint: Fingerprint
 ) -> None:
-    """Write the weights of a finished stage, then its result; each file is complete or absent."""
-    # On a GPU the weights of a recurrent layer are views of one buffer, which safetensors refuses to write.
+    """Write the weights of a finished stage, then its result; each file is complete or missing."""
+    # On a GPU a recurrent layer's weights are views of one buffer, which safetensors refuses to write.
     weights = {name: value.to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
     with atomic_write(folder / _WEIGHTS) as aside:
         save_file(weights, aside)
@@ -56,14 +56,14 @@ def keep_result(
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result in a stage's folder and its fingerprint; None if there is none, or the weights have changed."""
+    """The result in a stage's folder, with its fingerprint; None if it is missing or the weights have changed."""
     try:
         result = json.loads((folder / _RESULT).read_text())
         unchanged = _hashes(folder) == result.pop("weights")
     except (OSError, ValueError, KeyError):
         return None
     if not unchanged:
-        logger.warning("skipped %s: it is not the file that was written", folder / _WEIGHTS)
+        logger.warning("skipped %s: it has changed since it was written", folder / _WEIGHTS)
     return result if unchanged else None
 
 
@@ -74,5 +74,5 @@ def restore_weights(folder: Path, model: PreTrainedModel | PeftModel) -> None:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Of the tensors of a finished stage, by file name."""
+    """The hashes of a finished stage's tensor files, by name."""
     return {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}

@@ -1,9 +1,10 @@
-"""The fast road of a linear probe: the features of a frozen body are computed once, and the head trains on them."""
+"""A linear probe on cached features: a frozen body computes them once, and the head trains on them."""
 
 import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +22,17 @@ from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import plain_name
 from ftkit.precision import exact_float32, precision_of
-from ftkit.training.micro_batches import run_in_parts
+from ftkit.training.loop.micro_batches import run_in_parts
 from ftkit.training.provenance import arithmetic
 
 logger = logging.getLogger(__name__)
-_VERSION = 1  # of what is cached: raise it when the computation changes
+_VERSION = 1  # raise it when the computation changes
 
 
 class HeadAlone(nn.Module):
     """The head of a model, for features instead of pixels; training it trains the model's own head."""
 
-    def __init__(self, model: PreTrainedModel, head: str):
+    def __init__(self, model: PreTrainedModel | PeftModel, head: str):
         super().__init__()
         self.head, self.config = model.get_submodule(head), model.config
 
@@ -41,7 +42,7 @@ class HeadAlone(nn.Module):
 
 
 class Features(Dataset):
-    """The features of a split, in place of its pixels: float32 (N, D)."""
+    """The features of a split in place of its pixels, float32 (N, D)."""
 
     def __init__(self, features: torch.Tensor, tensors: Images):
         self.features, self.task = features, tensors.task
@@ -50,35 +51,31 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"pixel_values": self.features[row], "labels": self.labels[row], "index": self.index[row]}
-
-    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch as `Images` give it, with `pixel_values` float32 (B, D)."""
-        training = isinstance(batch, Batch)
-        rows, epoch, weight, _ = batch if training else Batch(torch.as_tensor(batch), 0)
+    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, Any]:
+        """The batch as `Images` returns it, but with `pixel_values` float32 (B, D)."""
+        rows, epoch, weight, _ = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
         columns = {"pixel_values": self.features, "labels": self.labels, "index": self.index}
-        found = {name: column.index_select(0, rows) for name, column in columns.items()}
-        if training:
+        found: dict[str, Any] = {name: column.index_select(0, rows) for name, column in columns.items()}
+        if isinstance(batch, Batch):
             found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
 
 class FeatureExtractor:
-    """What the head of a model is given, for every image of a split.
+    """Computes the input of a model's head for every image of a split.
 
     Args:
-        model: whose body is frozen.
+        model: with a frozen body.
         head: the name of its head.
         args: device, batch size and precision of the run.
-        normalize: from uint8 to what the model takes.
-        cache_dir: where features are kept, by the weights, the pixels and their normalisation, and by all that
-            changes the last digits of what is computed.
+        normalize: from uint8 to the model's input.
+        cache_dir: where features are cached, keyed by weights, pixels, normalisation, and everything that changes
+            their last digits.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         head: str,
         args: TrainingArguments,
         normalize: Normalize8Bit,
@@ -92,29 +89,29 @@ class FeatureExtractor:
 
     @exact_float32()
     def why_not(self, tensors: Images) -> str | None:
-        """Why the features would not give what training through the body gives, or None. A few images are tried."""
+        """Why training on features would differ from training through the body, or None; tried on a few images."""
         images, training = tensors.sample(8), self.model.training
         try:
             features, logits = self._run(images, training=False)
             in_training, _ = self._run(images, training=True)
             if not torch.equal(features, in_training):
-                return "the body computes something else in training than in evaluation, such as dropout"
+                return "it behaves differently in training, as with dropout"
             if features.ndim != 2 or not torch.allclose(
                 self._apply(self.head, features), logits, atol=1e-5, rtol=1e-4
             ):
-                return "the model computes more behind its head"
+                return "the logits need more than its output and the head"
         finally:
             self.model.train(training)
         return None
 
     def __call__(self, tensors: Images) -> Features:
-        """The features of a split, computed or taken from the cache."""
+        """The features of a split, computed or from the cache."""
 
         def write(folder: Path) -> None:
-            logger.info("  features of %s images: computed once, kept for the next run", f"{len(tensors):,}")
+            logger.info("  features of %s images: computed once, cached for the next run", f"{len(tensors):,}")
             size, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
             batches = DataLoader(tensors, size, collate_fn=collate, num_workers=workers, generator=torch.Generator())
-            # Not through a memory map: on a full disk the process would be killed.
+            # Not through a memory map: a full disk would kill the process.
             with (folder / "features.npy").open("wb") as file:
                 for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
                     features = self._features(batch)
@@ -122,7 +119,7 @@ class FeatureExtractor:
                         shape = (len(tensors), features.shape[1])
                         about = {"descr": "<f4", "fortran_order": False, "shape": shape}
                         np.lib.format.write_array_header_1_0(file, about)
-                    file.write(np.ascontiguousarray(features.numpy()))
+                    file.write(np.ascontiguousarray(features.numpy()).data)
                 file.flush()
                 os.fsync(file.fileno())  # before the folder gets its name
 
@@ -133,13 +130,13 @@ class FeatureExtractor:
         return Features(torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c")), tensors)
 
     def _features(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """float32 (B, D), on the CPU, in as many parts as memory asks for."""
+        """float32 (B, D), on the CPU; computed in more parts if memory is short."""
         given, self.parts = run_in_parts(lambda part: self._run(part["pixel_values"], False)[0], batch, self.parts)
         return torch.cat([features for features, _ in given])
 
     @torch.no_grad()
     def _run(self, images: torch.Tensor, training: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the head is given, and the logits, float32 on the CPU, of uint8 images."""
+        """The head's input and the logits of uint8 images, float32 on the CPU."""
         given: list[torch.Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _head, inputs: given.append(inputs[0]))
         try:

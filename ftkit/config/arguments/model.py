@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, from_json
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -25,7 +25,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "The model that a file of weights belongs to, such as timm/resnet18 (see model_args)."},
     )
-    model_args: dict | str | None = field(
+    model_args: Options | None = field(
         default=None,
         metadata={"help": "Further arguments of the model's configuration, as a mapping (JSON on the command line)."},
     )
@@ -45,7 +45,7 @@ class ModelArguments:
         default=False, metadata={"help": "Run code that comes with the model. Only for a source that you trust."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.model_args, str) and self.model_args.startswith("{"):
             self.model_args = from_json(self.model_args)
 

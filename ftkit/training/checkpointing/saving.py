@@ -1,51 +1,56 @@
-"""A `Trainer` whose checkpoints are complete or invisible, and which resumes from one exactly where it was."""
+"""A `Trainer` whose checkpoints are complete or invisible, and from which it resumes exactly."""
 
 import logging
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.compat.trainer import HookedTrainer
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
 from ftkit.signals import signals
-from ftkit.training.checkpoints import STATE, best_of, checkpoint_of, rotate, seal
-from ftkit.training.continuity import Fingerprint
-from ftkit.training.ema import WeightAverage
-from ftkit.training.progress import Progress
+from ftkit.training.checkpointing.checkpoints import PREFIX, STATE, best_of, rotate, seal
+from ftkit.training.checkpointing.continuity import Fingerprint
+from ftkit.training.loop.ema import WeightAverage
+from ftkit.training.loop.progress import Progress
 
 logger = logging.getLogger(__name__)
-_FAILURES = (OSError, RuntimeError, SafetensorError)  # to write a file
+_FAILURES = (OSError, RuntimeError, SafetensorError)  # of writing a file
 
 
 class CheckpointingTrainer(HookedTrainer):
-    """`Trainer` with checkpoints that hold all that a run depends on, adapters and averages too, or do not exist.
+    """`Trainer` with checkpoints that hold everything a run needs to resume, adapters and averages too.
 
     Attributes:
-        original: the model as it was given; where FSDP or DeepSpeed shard, `model` is a copy of it.
-        progress: what a `Trainer` forgets between two lines of its log.
-        fingerprint: of the run, which lies in every checkpoint; None for a trainer that only predicts.
-        average: of the weights, where there is one.
-        saved_best: the best value so far whose weights lie in a checkpoint, its step and that checkpoint.
-        lost_best: a checkpoint that validation preferred to these, if neither it nor a later one could be written.
+        original: the model that was passed in; under FSDP or DeepSpeed `model` is a sharded copy of it.
+        progress: losses and times that the `Trainer`'s own checkpoints leave out.
+        fingerprint: of the run, saved in every checkpoint; None for a trainer that only predicts.
+        average: of the weights, if the stage keeps one.
+        saved_best: the best value so far whose weights were saved, its step and its checkpoint.
+        lost_best: a better checkpoint than that, if neither it nor a later one could be written.
     """
 
-    def __init__(self, **options):
+    args: TrainingArguments
+
+    def __init__(self, **options: Any):
         super().__init__(**options)
         self.original = self.model
-        self.progress, self.average = Progress(self.args.process_index), None
-        self.average: WeightAverage | None
+        self.progress = Progress(self.args.process_index)
+        self.average: WeightAverage | None = None
         self.fingerprint: Fingerprint | None = None
         self.add_callback(self.progress)
         self.saved_best: tuple[float | None, int | None, str | None] = (None, None, None)
@@ -56,29 +61,29 @@ class CheckpointingTrainer(HookedTrainer):
         """Whether a copy of the model trains, in pieces."""
         return self.model is not self.original
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
-        """As the `Trainer` does.
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
+        """Train, from a checkpoint if one is given.
 
         Raises:
-            UserError: from the checkpoint that validation chose to the end, none could be written. With other weights
-                the stage would count as done.
+            UserError: no checkpoint could be written from the one that validation chose to the end, so that the stage
+                would finish with other weights.
         """
         if resume_from_checkpoint is not None:
             self.add_callback(_Resume(self, Path(resume_from_checkpoint)))
         output = super().train(resume_from_checkpoint)
         if self.lost_best is not None and self.args.load_best_model_at_end:
             raise UserError(
-                f"output_dir: validation chose {self.lost_best}, which could not be written: make room there, or "
-                "allow it, and the same command goes on from what is saved"
+                f"output_dir: {self.lost_best}, which validation chose, could not be written: make room there, or "
+                "make it writable, and run the same command again: it resumes from what is saved"
             )
         return output
 
     def finished_before(self, checkpoint: Path, patience: int | None) -> TrainOutput | None:
-        """The result of a stage that had finished when this checkpoint was written; None where steps are left.
+        """The result of a stage whose last step this checkpoint holds; None if steps are left.
 
         Args:
             checkpoint: to resume from.
-            patience: evaluations without improvement that end the stage early.
+            patience: evaluations without improvement after which the stage ends early.
         """
         state, left = TrainerState.load_from_json(str(checkpoint / STATE)), math.inf
         if patience is not None:
@@ -97,14 +102,14 @@ class CheckpointingTrainer(HookedTrainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def waits_for_epoch_end(self) -> bool:
-        """A checkpoint between the last step of an epoch and its end would resume in the next epoch, and never
-        evaluate this one."""
+        """Whether this is the last step of an epoch that has not ended: a checkpoint of it would resume in the next
+        epoch, and this one would never be evaluated."""
         return self.progress.within_epoch and (
             self.state.epoch % 1 == 0 or self.state.global_step >= self.state.max_steps
         )
 
     def after_step(self) -> None:
-        """Save and end if a signal said so."""
+        """Save, and end, if a signal asked for it."""
         save, stop = signals.agreed()
         if save and not self._checkpoint().is_dir():
             self.save_checkpoint()
@@ -112,10 +117,10 @@ class CheckpointingTrainer(HookedTrainer):
             raise Interrupted(stop)
 
     def _checkpoint(self) -> Path:
-        return checkpoint_of(Path(self.args.output_dir), self.state.global_step)
+        return Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
 
     def save_checkpoint(self) -> None:
-        """Save aside, seal, rename. Where the disk is full, training goes on without this checkpoint."""
+        """Write a checkpoint aside, seal and rename it. If the disk is full, training continues without it."""
         checkpoint = self._checkpoint()
         aside = hidden(checkpoint.with_name("saving"))
         if self.args.should_save:
@@ -127,12 +132,12 @@ class CheckpointingTrainer(HookedTrainer):
         if failure is None:
             failure = self._give_name(aside / checkpoint.name, checkpoint)
         if failure is not None:
-            # A best value whose weights were not kept is forgotten.
+            # A best value without saved weights does not count.
             if self.state.best_global_step == self.state.global_step:
                 self.lost_best = checkpoint
             self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint = self.saved_best
             level = logging.WARNING if self.args.should_save else logging.DEBUG  # once for all processes
-            logger.log(level, "%s could not be written, training goes on without it: %s", checkpoint, failure)
+            logger.log(level, "%s could not be written, training continues without it: %s", checkpoint, failure)
         elif self.state.best_model_checkpoint is not None:
             self.lost_best = None
             self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
@@ -141,20 +146,21 @@ class CheckpointingTrainer(HookedTrainer):
         self.accelerator.wait_for_everyone()
 
     def _write(self, folder: Path) -> str | None:
-        """Each process writes its part; why one could not, the same in all of them."""
-        self.failure, output_dir = None, self.args.output_dir
+        """Write this process's part; returns why one of the processes could not, the same in all of them."""
+        self.failure: Exception | None = None
+        output_dir = self.args.output_dir
         self.args.output_dir = str(folder.parent)
         try:
             super().save_checkpoint()
             self.progress.save(folder)
-            if self.args.should_save:
+            if self.args.should_save and self.fingerprint is not None:
                 self.fingerprint.save(folder)
         except _FAILURES as error:
             self.failure = self.failure or error
         finally:
             self.args.output_dir = output_dir
         full = "inline_container" in str(self.failure)  # torch does not say why it could not write
-        return _first("the disk is full" if full else self.failure and str(self.failure))
+        return _first("the disk is full" if full else None if self.failure is None else str(self.failure))
 
     def _give_name(self, aside: Path, checkpoint: Path) -> str | None:
         failure = None
@@ -167,24 +173,24 @@ class CheckpointingTrainer(HookedTrainer):
         return _first(failure)
 
     def remember_best(self, checkpoint: Path) -> None:
-        """The best checkpoint lies beside this one, wherever that is now."""
+        """Take the best checkpoint so far from this one, beside which it lies even if the run was moved."""
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = str(best) if best is not None else None
         self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
 
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write what `load_weights` takes. A failure is reported when all processes, who wait for this one, meet."""
-        if not self.args.should_save:  # FSDP and DeepSpeed ask every process, since all gather the `state_dict`
+        """Write what `load_weights` reads. A failure is kept, and reported when all processes meet."""
+        if not self.args.should_save:  # FSDP and DeepSpeed call this in every process, as all gather the `state_dict`
             return
         try:
             if isinstance(self.model, PeftModel):
-                # PEFT's own file leaves out the ranks that AdaLoRA masks, and does not load into the same model then.
+                # PEFT's own file leaves out the ranks that AdaLoRA masks, and then does not fit the model.
                 folder.mkdir(parents=True, exist_ok=True)
                 adapters = adapter_state(self.model)
                 save_file({name: (state_dict or adapters)[name] for name in adapters}, folder / SAFE_WEIGHTS_NAME)
                 hooks_of(self.model).save(self.model, folder)
             elif isinstance(self.model, PreTrainedModel):
-                # By the names that they are loaded by: those of the Hub differ, for some models of transformers.
+                # By the model's own names; for some models of transformers those on the Hub differ.
                 self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
             else:
                 super().save_weights(folder, state_dict)
@@ -194,23 +200,27 @@ class CheckpointingTrainer(HookedTrainer):
             self.failure = error
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Load the weights of a checkpoint, with what belongs to them, into a model that is not sharded."""
-        self.model.load_state_dict(load_file(checkpoint / SAFE_WEIGHTS_NAME), strict=False)  # adapters, without a base
+        """Load the weights of a checkpoint, and what lies beside them, into a model that is not sharded.
+
+        Raises:
+            UserError: see `load_tensors`.
+        """
+        load_tensors(self.model, load_file(checkpoint / SAFE_WEIGHTS_NAME), checkpoint)
         self.load_beside_weights(checkpoint)
 
     def load_beside_weights(self, checkpoint: Path) -> None:
-        """Load what adapters keep beside their weights, and the average."""
+        """Load what adapters save beside their weights, and the average."""
         hooks_of(self.model).restore(self.model, checkpoint)
         if self.average is not None:
             self.average.load(checkpoint)
 
     def load_best_model(self) -> None:
-        """Load the weights that validation chose; the original of a sharded model gets them after training."""
-        if not self.sharded:
+        """Load the weights that validation chose. If a sharded copy trains, the original gets them after training."""
+        if not self.sharded and self.state.best_model_checkpoint is not None:
             self.load_weights(Path(self.state.best_model_checkpoint))
 
     def roll_back(self, checkpoint: Path) -> None:
-        """Load weights and optimizer of a checkpoint; the schedule, the order of images and the log go on."""
+        """Load weights and optimizer of a checkpoint; schedule, order of images and log continue."""
         schedule = self.lr_scheduler.state_dict()
         self.load_weights(checkpoint)
         self.load_optimizer(checkpoint)
@@ -219,18 +229,40 @@ class CheckpointingTrainer(HookedTrainer):
 
 
 class _Resume(TrainerCallback):
-    """Loads what the `Trainer` does not know of its checkpoint, or what only some of its ways to load one do."""
+    """Loads the parts of a checkpoint that the `Trainer` does not know, and checks that no weights are missing."""
 
     def __init__(self, trainer: CheckpointingTrainer, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.remember_best(self.checkpoint)
         self.trainer.progress.load(self.checkpoint)
-        self.trainer.load_beside_weights(self.checkpoint)
-        args.eval_on_start = False  # a resume is no start, and early stopping would count it
+        if self.trainer.sharded:
+            self.trainer.load_beside_weights(self.checkpoint)
+        else:
+            self.trainer.load_weights(self.checkpoint)  # the `Trainer` lets a missing tensor pass with a warning
+        args.eval_on_start = False  # early stopping would count it once more
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], checkpoint: Path) -> None:
+    """Load the tensors of a checkpoint. Only what `save_weights` leaves out may be missing.
+
+    That is the frozen weights of a model with adapters, and further names of shared weights.
+
+    Raises:
+        UserError: another tensor is missing, or the model has no tensor of that name.
+    """
+    missing, unknown = model.load_state_dict(tensors, strict=False)
+    state, saved = model.state_dict(), adapter_state(model) if isinstance(model, PeftModel) else missing
+    loaded = {state[name].data_ptr() for name in tensors.keys() & state.keys()}
+    missing = [name for name in missing if name in saved and state[name].data_ptr() not in loaded]
+    if wrong := [*(f"{name} is missing" for name in missing), *(f"{name} is unknown" for name in unknown)]:
+        raise UserError(
+            f"output_dir: {checkpoint / SAFE_WEIGHTS_NAME} does not fit the model ({', '.join(wrong[:3])}): resume "
+            "with the versions that wrote it, or start again with --overwrite true"
+        )
 
 
 def _first(failure: str | None) -> str | None:
     """The failure of the first process that has one, in all of them."""
-    return next((told for told in gather_object([failure]) if told is not None), None)
+    return next((found for found in gather_object([failure]) if found is not None), None)

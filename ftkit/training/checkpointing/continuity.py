@@ -1,7 +1,7 @@
-"""What a run rests on beside its configuration; a run that goes on must find the same, or is refused.
+"""The fingerprint of a run: everything its result depends on beside the configuration. A resume must find the same.
 
-The fingerprint lies in every checkpoint and in the result of every stage that is done. Where files lie and when they
-were written is no part of it: the images of a folder that was moved are the same images.
+It is saved in every checkpoint and in the result of every finished stage. Paths and times of files are not part of
+it: the images of a folder that was moved are the same images.
 """
 
 import json
@@ -27,16 +27,17 @@ from ftkit.training import provenance
 
 FINGERPRINT = "fingerprint.json"  # in a checkpoint
 TABLE = "data.safetensors"  # in a run's folder
-_MANY = 20  # class names are too many for a message
+_SHOWN = 20  # class names in a message
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What the weights and the optimizer of a checkpoint rest on.
+    """What the weights and the optimizer of a checkpoint depend on.
 
     Attributes:
-        same: what must be equal: `classes`, `images` (a hash by split), `weights`, `precision`, `processes`.
-        noted: what may differ, by name: it changes the last digits of numbers, not what they mean.
+        same: what a resume must find again: `classes`, `images` (a hash by split), `weights`, `precision`,
+            `processes`.
+        noted: what may differ, by name, since it changes only the last digits of numbers.
         table: `<split>/hashes` uint64 (N,), `<split>/labels` (N, …), see `Task.compact`, and `<split>/index` int32
             (N,), in the order of the data.
     """
@@ -46,64 +47,64 @@ class Fingerprint:
     table: dict[str, np.ndarray]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the table, which is the same in all of a run."""
+        """All but the table, which is saved once in the run's folder."""
         return {"same": self.same, "noted": self.noted}
 
     def save(self, checkpoint: Path) -> None:
-        """Write it into a checkpoint's folder."""
+        """Write it into a checkpoint."""
         (checkpoint / FINGERPRINT).write_text(json.dumps(self.to_json(), indent=1))
 
     def save_table(self, folder: Path) -> None:
-        """Write the table into a run's folder: by it a refusal counts the images that differ."""
+        """Write the table into a run's folder: error messages count the images that differ from it."""
         with atomic_write(folder / TABLE) as aside:
             save_file(self.table, aside)
 
     def check(self, there: dict[str, Any] | None, source: Path, folder: Path) -> str:
-        """That what `source` rests on is here.
+        """Compare this fingerprint with that of a checkpoint or a finished stage to resume from.
 
         Args:
-            there: the fingerprint of a checkpoint or of a stage that is done, as `to_json` gave it.
-            source: its folder, for messages.
+            there: the other fingerprint, from `to_json`; None if there is none.
+            source: the folder that it was read from, for messages.
             folder: of the run.
 
         Returns:
-            What differs and may, such as `torch 2.14.0 -> 2.15.0`; an empty text where nothing does.
+            The allowed differences, such as `torch 2.14.0 -> 2.15.0`; an empty string if there are none.
 
         Raises:
-            UserError: something differs that must be equal, or there is no fingerprint.
+            UserError: something differs that must not, or there is no other fingerprint.
         """
-        otherwise = "give another --output_dir, or begin anew with --overwrite true"
+        otherwise = "give another --output_dir, or start again with --overwrite true"
         if there is None:
             raise UserError(
-                f"output_dir: {source} was written by an older version of ftkit, and does not say on which images it "
-                f"was trained: {otherwise}"
+                f"output_dir: {source} was written by an older version of ftkit, which did not record the images it "
+                f"trained on: {otherwise}"
             )
-        if told := [*self._other_circumstances(there["same"]), *self._other_data(there["same"], folder)]:
-            raise UserError(f"output_dir: {source} {'; '.join(told)}; or {otherwise}")
+        if differences := [*self._other_circumstances(there["same"]), *self._other_data(there["same"], folder)]:
+            raise UserError(f"output_dir: {source} {'; '.join(differences)}; or {otherwise}")
         keys = sorted({*there["noted"], *self.noted})
         changed = [key for key in keys if there["noted"].get(key) != self.noted.get(key)]
         return ", ".join(f"{key} {there['noted'].get(key)} -> {self.noted.get(key)}" for key in changed)
 
     def _other_circumstances(self, there: dict[str, Any]) -> list[str]:
-        told, here = [], self.same
+        found, here = [], self.same
         if there["processes"] != here["processes"]:
-            told.append(
+            found.append(
                 f"was written by {there['processes']} processes, and this run has {here['processes']}, which would "
                 f"draw other batches: launch with --num_processes {there['processes']}"
             )
         if there["precision"] != here["precision"]:
-            told.append(
-                f"was trained in precision {there['precision']}, and here it is {here['precision']}: launch with the "
+            found.append(
+                f"was trained in precision {there['precision']}, and this run in {here['precision']}: launch with the "
                 "same mixed_precision"
             )
         if there["weights"] != here["weights"]:
-            told.append("started from other weights than this model's: start from the same weights again")
-        return told
+            found.append("started from other weights than this run's model: start from the same weights again")
+        return found
 
     def _other_data(self, there: dict[str, Any], folder: Path) -> list[str]:
         if there["classes"] != self.same["classes"]:
-            before, now = (", ".join(names[:_MANY]) for names in (there["classes"], self.same["classes"]))
-            return [f"was trained on other data: the classes were {before}, and here they are {now}: bring them back"]
+            before, now = (", ".join(names[:_SHOWN]) for names in (there["classes"], self.same["classes"]))
+            return [f"was trained on other data: its classes were {before}, and now they are {now}: restore them"]
         images = self.same["images"]
         if not (changed := [split for split in images if images[split] != there["images"].get(split)]):
             return []
@@ -111,37 +112,39 @@ class Fingerprint:
             table = load_file(folder / TABLE)
         except (OSError, SafetensorError):
             table = {}
-        told = (f"{split}: {self._other_images(table, split)}" for split in changed)
-        return [f"was trained on other data: {'; '.join(told)}: bring those images back"]
+        found = (f"{split}: {self._other_images(table, split)}" for split in changed)
+        return [f"was trained on other data: {'; '.join(found)}: restore its images"]
 
     def _other_images(self, table: dict[str, np.ndarray], split: str) -> str:
-        """What the images of a split are to those of the table."""
+        """How the images of a split differ from those of the run's table."""
         if f"{split}/hashes" not in table:
             return "other images"
-        hashes = [there_and_here[f"{split}/hashes"].tolist() for there_and_here in (table, self.table)]
-        labels = [
-            [one.tobytes() for one in there_and_here[f"{split}/labels"]] for there_and_here in (table, self.table)
-        ]
+        hashes = [side[f"{split}/hashes"].tolist() for side in (table, self.table)]
+        labels = [[label.tobytes() for label in side[f"{split}/labels"]] for side in (table, self.table)]
         missing, new = _surplus(*hashes)
         if missing or new:
-            kinds = [f"{new:,} image{'s are' if new > 1 else ' is'} new"] if new else []
-            noun = "" if new else " images" if missing > 1 else " image"
-            kinds += [f"{missing:,}{noun} {'are' if missing > 1 else 'is'} missing"] if missing else []
-            return ", ".join(kinds)
+            counts = ((new, "new"), (missing, "missing"))
+            return ", ".join(
+                f"{_images(count)} {'are' if count > 1 else 'is'} {what}" for count, what in counts if count
+            )
         _, relabelled = _surplus(*(list(zip(*pair, strict=True)) for pair in zip(hashes, labels, strict=True)))
         if relabelled:
-            return f"{relabelled:,} image{'s have' if relabelled > 1 else ' has'} another label"
+            return f"{_images(relabelled)} {'have' if relabelled > 1 else 'has'} another label"
         return "the same images in another order"
 
 
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' if count > 1 else ''}"
+
+
 def _surplus(there: list, here: list) -> tuple[int, int]:
-    """How many are only there, and only here."""
+    """How many are only in the first list, and only in the second."""
     counts = Counter(there), Counter(here)
     return (counts[0] - counts[1]).total(), (counts[1] - counts[0]).total()
 
 
 def read_fingerprint(checkpoint: Path) -> dict[str, Any] | None:
-    """The fingerprint in a complete checkpoint; None in one that an older version wrote."""
+    """The fingerprint in a complete checkpoint; None if an older version wrote it."""
     path = checkpoint / FINGERPRINT
     return json.loads(path.read_text()) if path.is_file() else None
 
@@ -151,9 +154,9 @@ def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrai
 
     Args:
         args: of the run.
-        images: of every split.
-        pretrained: the model as it is before anything is added to it, if it begins with trained weights. Its head,
-            which may be a new one, does not count.
+        images: by split.
+        pretrained: the model before adapters are added, if it starts from trained weights. Its head, which may be
+            new, does not count.
     """
     table = {}
     for split, rows in images.items():
@@ -171,7 +174,7 @@ def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrai
 
 
 def _weights_hash(model: nn.Module) -> str:
-    """Of all values but those of the head; not of their names, which a version of a library may change."""
+    """The hash of all values but the head's, without their names, which another version of a library may change."""
     head, _ = find_head(model)
     body = digests(model, {name for name in model.state_dict() if name.startswith(f"{head}.")})
     return _hash(*sorted(body.values()))

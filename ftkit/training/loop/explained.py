@@ -1,4 +1,4 @@
-"""Errors of torch in the middle of training, as messages that say how to avoid them."""
+"""Errors that torch raises in training, as messages that say how to avoid them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,15 @@ from ftkit.errors import UserError
 
 @contextmanager
 def explained(args: TrainingArguments, images: int) -> Iterator[None]:
-    """Within, turn errors of torch that the user can avoid into a `UserError`.
+    """Turn errors of torch within the block into a `UserError` if the user can avoid them.
 
     Args:
         args: of the stage.
-        images: that it trains on.
+        images: how many it trains on.
 
     Raises:
-        UserError: a batch of one image meets a BatchNorm that needs two, or an operation has no deterministic version
-            and `full_determinism` asks for one.
+        UserError: a BatchNorm gets a batch of one image, or `full_determinism` is on and an operation has no
+            deterministic version.
     """
     try:
         yield
@@ -26,7 +26,7 @@ def explained(args: TrainingArguments, images: int) -> Iterator[None]:
         if not args.full_determinism or "deterministic" not in str(error):
             raise
         raise UserError(
-            f"full_determinism: {str(error).partition(',')[0]}: leave it out, or take another model"
+            f"full_determinism: {str(error).partition(',')[0]}: leave it out, or use another model"
         ) from error
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
@@ -38,11 +38,8 @@ def _batch_of_one(args: TrainingArguments, images: int) -> str:
     size, processes = args.per_device_train_batch_size, args.world_size
     rests = ((n, images % (n * processes)) for n in range(size, 1, -1))
     smaller = next((n for n, rest in rests if rest == 0 or rest >= 2 * processes), None)
-    fix = (
-        f"set dataloader_drop_last: true, or per_device_train_batch_size: {smaller}" if smaller else "take more images"
-    )
-    # The first batches have trained by now, so that the run's folder exists.
+    fix = f"set dataloader_drop_last: true or per_device_train_batch_size: {smaller}" if smaller else "add images"
     return (
-        f"the last of the {images:,} images makes a batch alone, and BatchNorm needs two: {fix}. The run's folder "
-        "exists by now: add --overwrite true"
+        f"the last of the {images:,} images makes a batch alone, and BatchNorm needs two: {fix}, and --overwrite "
+        "true to replace the run that has begun"
     )

@@ -1,16 +1,16 @@
-"""The plan of a run: the stages of its method for this model and these data, checked before anything is written."""
+"""The plan of a run: its method's stages for this model and this data, checked before anything is written."""
 
 import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
 
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
@@ -20,7 +20,7 @@ from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups, regroup
 from ftkit.models.classifier import Classifier
-from ftkit.training.optimizers import make_optimizer, make_schedule
+from ftkit.training.loop.optimizers import make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ class PreparedStage(NamedTuple):
     """A stage of a plan.
 
     Attributes:
-        stage: its name and what it trains.
+        stage: its name and the groups that it trains.
         folder: of its checkpoints.
         args: its training arguments.
         trained: the names of the parameters that it trains.
-        settings: what the optimizer does with each parameter, by name.
-        steps_before: optimizer steps that earlier stages train adapters for.
+        settings: learning rate and weight decay of each parameter, by name.
+        steps_before: optimizer steps in which earlier stages train adapters.
     """
 
     stage: Stage
@@ -47,15 +47,15 @@ class PreparedStage(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run, the model that they train, and the images that they train it on.
+    """The stages of a run, with their model and images.
 
     Attributes:
         config: of the run.
-        classifier: with adapters in its model where the method has them.
+        classifier: with the method's adapters, if any, in its model.
         images: by split; `train` is trained on, `validation` chooses the checkpoint.
         groups: parameter names by layer group, from input to output, the head last.
-        stages: in their order.
-        trained: how many parameters any stage trains.
+        stages: in order.
+        trained: how many parameters train in at least one stage.
     """
 
     config: Config
@@ -80,7 +80,7 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
         images: by split; see `Plan`.
 
     Raises:
-        UserError: a stage names what the model does not have, its training arguments contradict each other, or no
+        UserError: a stage names a part that the model lacks, its training arguments contradict each other, or no
             layer takes the adapters.
     """
     groups, length = layer_groups(classifier.model), len(images["train"])
@@ -111,12 +111,12 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
 
 
 def size(model: nn.Module, names: set[str]) -> int:
-    """How many numbers the parameters of these names have together."""
+    """The total number of values in the named parameters."""
     return sum(model.get_parameter(name).numel() for name in names)
 
 
 def _draft(config: Config, layer_groups: int, images: int) -> list[tuple[Stage, Path, TrainingArguments]]:
-    """The stages with their folders and training arguments, as far as they do not need the model."""
+    """The stages with their folders and training arguments, which do not depend on the model."""
     training, factor, drafts = config.training, _scale(config), []
     for number, stage in enumerate(make_plan(config.method, layer_groups, training.learning_rate)):
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
@@ -128,14 +128,14 @@ def _draft(config: Config, layer_groups: int, images: int) -> list[tuple[Stage, 
 
 
 def _where(config: Config, number: int) -> str:
-    """The start of a message about a stage: its number, where the recipe lists stages."""
+    """The start of a message about a stage: its number, if the recipe lists stages."""
     return f"stages[{number}]: " if config.method.stages else ""
 
 
 def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
-    """The seeds of a stage: each draws its own order, augmentation, mixup and dropout.
+    """The seeds of a stage, each with its own order, augmentation, mixup and dropout.
 
-    The first stage has the run's own seeds, and equals a run of one stage.
+    The first stage has the run's seeds, so it equals a run of one stage.
     """
     seeds = {name: getattr(args, name) for name in ("seed", "data_seed") if getattr(args, name) is not None}
     if number == 0:
@@ -144,7 +144,7 @@ def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
 
 
 def _scale(config: Config) -> float:
-    """What `scale_lr` multiplies learning rates by; logged where there are several processes."""
+    """The factor by which `scale_lr` multiplies learning rates; logged if there are several processes."""
     args, how = config.training, config.job.scale_lr
     processes, images = args.world_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
     factor = {"linear": float(processes), "sqrt": math.sqrt(processes), "none": 1.0}[how]
@@ -157,7 +157,7 @@ def _scale(config: Config) -> float:
 
 
 def _steps(args: TrainingArguments, images: int) -> int:
-    """Optimizer steps of a stage."""
+    """The number of optimizer steps of a stage."""
     if args.max_steps > 0:
         return args.max_steps
     return math.ceil(_steps_of_an_epoch(args, images) * args.num_train_epochs)
@@ -170,35 +170,35 @@ def _steps_of_an_epoch(args: TrainingArguments, images: int) -> int:
 
 
 def _check_length(where: str, args: TrainingArguments, images: int) -> None:
-    """Raise a `UserError` for arguments of a stage that do not fit the number of images."""
+    """Raise a `UserError` if a stage of so many images has no step, no checkpoint to choose, or only warm-up."""
     steps = _steps(args, images)
     if steps == 0:
         raise UserError(
             f"{where}per_device_train_batch_size: {args.per_device_train_batch_size} on {args.world_size} processes: "
-            f"the {images} images fill no batch, and dataloader_drop_last: true leaves them out: lower "
+            f"the {images} images fill no batch, and dataloader_drop_last: true drops them: lower "
             "per_device_train_batch_size, or set dataloader_drop_last: false"
         )
     by_steps = args.eval_strategy == "steps"
     length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")
-    if args.load_best_model_at_end and by_steps and args.eval_steps > steps:
+    if args.load_best_model_at_end and by_steps and (args.eval_steps or 0) > steps:
         raise UserError(
-            f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so that no "
-            f"checkpoint would be chosen: set it to {steps} or less, or eval_strategy: epoch"
+            f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so no checkpoint "
+            f"would be chosen: set it to {steps} or less, or eval_strategy: epoch"
         )
     if args.load_best_model_at_end and args.eval_delay > math.ceil(length):
         raise UserError(
-            f"{where}eval_delay: {args.eval_delay:g} is more than the {math.ceil(length)} {unit} of training: set it "
-            f"to {math.ceil(length)} or less, or no checkpoint is chosen"
+            f"{where}eval_delay: {args.eval_delay:g} is more than the {math.ceil(length)} {unit} of training, so no "
+            f"checkpoint would be chosen: set it to {math.ceil(length)} or less"
         )
     if (warmup := args.get_warmup_steps(steps)) >= steps > 1:
         raise UserError(
             f"{where}warmup_steps: {warmup:g} takes all of the {steps} steps of training, which would never reach the "
-            "learning rate: set it to a share of them, such as 0.1"
+            "learning rate: set it to a fraction of them, such as 0.1"
         )
 
 
-def _try_out(where: str, stage: PreparedStage, model: nn.Module, steps: int) -> None:
-    """Make the optimizer and the schedule of a stage once, to find wrong arguments before anything starts.
+def _try_out(where: str, stage: PreparedStage, model: Any, steps: int) -> None:
+    """Create the optimizer and the schedule of a stage, to find wrong arguments before anything starts.
 
     Raises:
         UserError: an argument is wrong, or the model does not support it.
@@ -214,16 +214,16 @@ def _try_out(where: str, stage: PreparedStage, model: nn.Module, steps: int) -> 
         raise UserError(f"{where}lr_scheduler_kwargs: {args.lr_scheduler_kwargs}: {error}") from error
     if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UserError(
-            f"{where}activation_checkpointing: {model.config.model_type} does not support it: leave it out, and use "
-            "auto_find_batch_size: true or gradient_accumulation_steps where memory is short"
+            f"{where}activation_checkpointing: {model.config.model_type} does not support it: leave it out; if memory "
+            "is short, use auto_find_batch_size: true or gradient_accumulation_steps"
         )
 
 
 def _warn_about_the_head(plan: Plan) -> None:
-    """Warn where the head stays as it is, or trains alone although the method means more."""
+    """Warn if the head is frozen in all stages, or trains alone although the method should train more."""
     if not any(stage.trained.intersection(plan.groups[plan.head]) for stage in plan.stages):
-        logger.warning("no stage trains the head, %s: where its classes are new, name it as well", plan.head)
+        logger.warning("no stage trains the head, %s: if its classes are new, add it to a stage", plan.head)
     for prepared in plan.stages:
         kind = prepared.stage.kind
         if kind.beside_head and prepared.trained <= set(plan.groups[plan.head]):
-            logger.warning("before the head there is no %s: the head alone trains", kind.written)
+            logger.warning("the model has no %s before its head, so only the head trains", kind.written)

@@ -1,4 +1,4 @@
-"""What a stage minimises, and how."""
+"""The objective of a stage: its loss and the settings of what it trains."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from ftkit.methods.parameter_groups import Setting
 
 @dataclass
 class Objective:
-    """What a stage minimises, and how.
+    """What a stage minimises, on which images, and with which learning rates.
 
     Attributes:
         args: the loss and its regularisation.
         settings: learning rate and weight decay of every parameter, by name.
-        augment: what is done to training images; see `ftkit.data.augmentation.augment`.
-        on_nan: what a loss that is not finite leads to; see `JobArguments`.
-        steps_before: optimizer steps that were planned for adapters in earlier stages.
+        augment: names of the augmentations of training images; see `ftkit.data.augmentation.augment`.
+        on_nan: how a loss that is not finite is handled; see `JobArguments`.
+        steps_before: optimizer steps planned for adapters in earlier stages.
     """
 
     args: LossArguments
@@ -27,6 +27,6 @@ class Objective:
     steps_before: int = 0
 
     def penalised(self, model: nn.Module) -> list[nn.Parameter]:
-        """The parameters that L1 counts: those that train and decay."""
+        """The parameters under L1: those that train and decay."""
         named = model.named_parameters() if self.args.l1 else ()
         return [weights for name, weights in named if weights.requires_grad and self.settings[name].decays]

@@ -1,9 +1,10 @@
-"""A `Trainer` for batches of uint8 images."""
+"""The `Trainer` for batches of uint8 images."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,24 +14,25 @@ from transformers.trainer_utils import TrainOutput
 
 from ftkit.compat.accelerate import clear_device_cache, inner_loader
 from ftkit.compat.torch import end_workers
-from ftkit.config.training import TrainingArguments
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.data.feeding.loader import TrainingLoader, training_loader
 from ftkit.data.feeding.tensors import collate
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.models.anatomy import is_convolutional
 from ftkit.precision import exact_float32
 from ftkit.signals import signals
-from ftkit.training.ema import WeightAverage
-from ftkit.training.explained import explained
-from ftkit.training.inputs import Preparation
-from ftkit.training.lean import lean
-from ftkit.training.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
-from ftkit.training.not_finite import Guard
-from ftkit.training.objective import Objective
-from ftkit.training.optimizers import make_optimizer, make_schedule
-from ftkit.training.progress import EvaluationLines
-from ftkit.training.saving import CheckpointingTrainer
-from ftkit.training.sharding import (
+from ftkit.tasks import Task
+from ftkit.training.checkpointing.saving import CheckpointingTrainer
+from ftkit.training.loop.ema import WeightAverage
+from ftkit.training.loop.explained import explained
+from ftkit.training.loop.inputs import Preparation
+from ftkit.training.loop.lean import lean
+from ftkit.training.loop.micro_batches import Inputs, in_parts, parts_that_fit, run_in_parts, weigh
+from ftkit.training.loop.not_finite import Guard
+from ftkit.training.loop.objective import Objective
+from ftkit.training.loop.optimizers import make_optimizer, make_schedule
+from ftkit.training.loop.progress import EvaluationLines
+from ftkit.training.loop.sharding import (
     allow_another_trainer,
     backward,
     gather_into,
@@ -39,29 +41,31 @@ from ftkit.training.sharding import (
     share_buffers,
     train_a_copy,
 )
+from ftkit.training.loop.waiting import Waiting
 from ftkit.training.trackers import shielded
-from ftkit.training.waiting import Waiting
 
-_LOGITS = 1 << 24  # that wait on a device in an evaluation at a time
+_LOGITS = 1 << 24  # that an evaluation keeps on a device at most
 
 
 class ImageTrainer(CheckpointingTrainer):
     """`Trainer` over `Images`, whose batches stay uint8 until they are on the device.
 
-    It also leaves out what costs a step and changes nothing: the walk over all parameters to count floating-point
-    operations, the gradient norm where it is not clipped (`max_grad_norm: 0`), and the search for missing packages.
-    Where FSDP or DeepSpeed shard, they shard a copy of the model, which gets the result.
+    It skips work that slows a step and changes nothing: the walk over all parameters to count floating-point
+    operations, the gradient norm if nothing is clipped (`max_grad_norm: 0`), and the search for missing packages.
+    FSDP and DeepSpeed shard a copy of the model, which itself gets the trained weights at the end.
 
     Args:
         model: a classifier whose output has `logits` (N, C).
         args: of the stage.
-        normalize: from uint8 to what the model takes.
-        objective: the loss and what belongs to it; None for a trainer that only predicts.
+        normalize: from uint8 to the model's input.
+        objective: the loss and its settings; None for a trainer that only predicts.
         train_dataset: to train on.
-        eval_dataset: to choose the checkpoint on; needed where there is nothing to train on, for its task.
+        eval_dataset: to choose the checkpoint on; without `train_dataset` it is needed for its task.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean over the batch
+    objective: Objective  # where it trains
+    train_dataset: Any  # `Images`, or `Features` in their place
 
     def __init__(
         self,
@@ -72,15 +76,17 @@ class ImageTrainer(CheckpointingTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | None = None,
     ):
-        # Batches of `Images` need no columns removed, and no names of labels looked up.
+        # `Images` have no columns to remove, and the signature need not be searched for labels.
         args.remove_unused_columns, args.label_names = False, ["labels"]
-        args.logging_nan_inf_filter = False  # the host would wait for every loss
-        self.loaders: list[DataLoader] = []  # whose workers are to be ended
-        self.evaluated_parts = 1  # of a batch, by the memory there is
+        args.logging_nan_inf_filter = False  # with it the host waits for every loss
+        self.loaders: list[DataLoader] = []  # their workers are ended after training
+        self.evaluated_parts = 1  # parts of a batch in an evaluation, more if memory is short
         if args.eval_accumulation_steps is None:
-            logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
+            config: Any = model.config
+            logits = args.eval_batch_size * args.world_size * config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
-        self.task = (eval_dataset if train_dataset is None else train_dataset).task
+        images: Any = eval_dataset if train_dataset is None else train_dataset
+        self.task: Task = images.task
         if args.metric_for_best_model is not None:
             args.greater_is_better = self.task.validation()[args.metric_for_best_model.removeprefix("eval_")]
         allow_another_trainer(args)
@@ -95,25 +101,25 @@ class ImageTrainer(CheckpointingTrainer):
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines(self.progress.losses, [*self.task.validation()]))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
-        self.objective, self.waiting, mixable = objective, Waiting(), self.task.mixable
+        self.waiting, mixable = Waiting(), self.task.mixable
         self.prepare = Preparation(args, normalize, self.to_device, mixable, objective, is_convolutional(model))
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         if objective is None:
-            self.accelerator.native_amp = False  # predictions are in float32, as a plain `pipeline` gives them
+            self.accelerator.native_amp = False  # predict in float32, as a plain `pipeline` does
             predict_unsharded(self)
         else:
             self._set_up(objective)
 
     def _set_up(self, objective: Objective) -> None:
-        args = objective.args
+        self.objective, args = objective, objective.args
         train_a_copy(self)
         self.loss, self.guard = self.task.loss(args, self.args.label_smoothing_factor), Guard(self, objective.on_nan)
         self.parts = None if self.args.auto_find_batch_size else 1
-        self.args.auto_find_batch_size = False  # the `Trainer` would take other batches
+        self.args.auto_find_batch_size = False  # the `Trainer` would train on other batches
         self.penalised = objective.penalised(self.model)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-            self.args.restore_callback_states_from_checkpoint = True  # a resume goes on counting
+            self.args.restore_callback_states_from_checkpoint = True  # a resume continues the count
         if args.ema_decay is not None:
             self.average = WeightAverage(self.model, args.ema_decay)
             self.add_callback(self.average)
@@ -121,21 +127,21 @@ class ImageTrainer(CheckpointingTrainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> TrainingLoader:
-        """Batches of `train_dataset`, which are this process's own: accelerate has nothing to add."""
+        """Batches of `train_dataset` for this process alone: accelerate need not distribute them."""
         loader = training_loader(self.args, self.train_dataset, mixed=self.prepare.mixing is not None)
         self.loaders.append(loader)
         return loader
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
-        """As the `Trainer` does, of all images."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The `Trainer`'s own loader, over all images."""
         return self._of_all_images(super().get_eval_dataloader, eval_dataset)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """As the `Trainer` does, of all images."""
+        """The `Trainer`'s own loader, over all images."""
         return self._of_all_images(super().get_test_dataloader, test_dataset)
 
-    def _of_all_images(self, make: Callable[[Dataset | None], DataLoader], images: Dataset | None) -> DataLoader:
-        """`dataloader_drop_last` is for training, where the `Trainer` would leave images out of evaluations too."""
+    def _of_all_images(self, make: Callable[[Any], DataLoader], images: Dataset | None) -> DataLoader:
+        """Make a loader without `dataloader_drop_last`, which the `Trainer` would apply to evaluations too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             loader = make(images)
@@ -148,21 +154,21 @@ class ImageTrainer(CheckpointingTrainer):
         for loader in self.loaders:
             end_workers(loader)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of a step, and the time that it took to get them."""
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
+        """The weighted batches of an optimizer step; the time that they took counts as waiting."""
         with self.waiting.counted():
             batches = list(itertools.islice(epoch_iterator, num_batches))
         weigh(batches, self.args.world_size)
         return batches, None
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """Forward and backward, without what the `Trainer` asks at every step for others' sake."""
-        if not self.model.training:  # an evaluation leaves a wrapper around it as it was
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
+        if not self.model.training:  # after an evaluation; a wrapper around the model still says that it trains
             model.train()
         self.optimizer.train()
         weight, images, inputs = inputs["weight"], inputs["index"], self.prepare(inputs)
         if self.parts is None:
-            own = self.model  # not wrapped, so that no process waits for another
+            own = self.model  # not wrapped: no process waits for another
             self.parts = parts_that_fit(own, inputs, lambda part: self._backward(own, part, 1.0), self.optimizer)
         *parts, last = in_parts(inputs, self.parts)
         losses = [self._backward(model, part, share * weight, last=False) for part, share in parts]
@@ -175,15 +181,17 @@ class ImageTrainer(CheckpointingTrainer):
         return loss
 
     def _backward(self, model: nn.Module, inputs: Inputs, weight: float, last: bool = True) -> torch.Tensor:
-        """The loss times `weight`, and its gradients; processes exchange them after the `last` part of a batch."""
+        """The loss times `weight`, with its gradients added; processes average them after a batch's `last` part."""
         with nullcontext() if last else self.accelerator.no_sync(model):
             with self.compute_loss_context_manager():
                 loss = self.compute_loss(model, inputs) * weight
             backward(self.accelerator, loss)
         return loss.detach()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The mean loss of the batch; in training with L1 and what an adapter adds."""
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss of the batch; in training, L1 and the adapter's own term are added."""
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
         if not self.model.training:
@@ -194,8 +202,10 @@ class ImageTrainer(CheckpointingTrainer):
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, logits and labels of a batch, in as many parts as memory asks for: which changes none of them."""
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Loss, logits and labels of a batch, computed in more parts if memory is short; the values are the same."""
         step = super().prediction_step
         parts = self.evaluated_parts
         given, self.evaluated_parts = run_in_parts(
@@ -203,34 +213,34 @@ class ImageTrainer(CheckpointingTrainer):
         )
         losses, logits, labels = zip(*(found for found, _ in given), strict=True)
         loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
-        # Of a model that returns more than logits, only these.
-        logits = torch.cat([some[0] if isinstance(some, tuple) else some for some in logits])
-        return loss, logits, torch.cat(labels)
+        # A model may return more than logits.
+        plain = torch.cat([some[0] if isinstance(some, tuple) else some for some in logits])
+        return loss, plain, torch.cat(labels)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer, with the learning rate and weight decay that each parameter has in the objective."""
+        """The optimizer, with each parameter's learning rate and weight decay from the objective."""
         if self.optimizer is None:
             model = self.model if model is None else model
             self.optimizer = make_optimizer(self.args, model, self.objective.settings)
             self.guard.watch(self.optimizer)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule of the learning rate."""
         self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
-        """Train; the model ends with the weights that validation chose, averaged if they are.
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
+        """Train; the model ends with the weights that validation chose, or their average with `ema_decay`.
 
         Raises:
-            UserError: the loss is not finite, or torch cannot do what was asked for; see `explained`.
+            UserError: the loss is not finite, or torch cannot do what an argument asks for; see `explained`.
         """
         checkpoint, done = resume_from_checkpoint and Path(resume_from_checkpoint), None
         with explained(self.args, len(self.train_dataset)), signals.awaited():
             try:
-                with lean(self.original, self.sharded, self.args.gradient_checkpointing):
-                    self.model.train()  # a `PeftModel` says that it trains, and is wrapped around one that evaluates
+                with lean(self.original, self.sharded, bool(self.args.gradient_checkpointing)):
+                    self.model.train()  # a new `PeftModel` says that it trains, but its base model may not
                     if checkpoint:
                         done = self.finished_before(checkpoint, self.objective.args.early_stopping_patience)
                     output = done or super().train(resume_from_checkpoint)
@@ -249,15 +259,15 @@ class ImageTrainer(CheckpointingTrainer):
             self.average.keep(best)
         return output
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate the averaged weights where there are such, else the model's own."""
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the averaged weights if there are any, else the model's own."""
         self._look_at_losses()
         self._share_buffers()
         with self.waiting.suspended(), self.average.applied() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
 
-    def predict(self, *args, **kwargs):
-        """As the `Trainer` does; the worker processes end with it."""
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict in exact float32, and end the worker processes."""
         try:
             with exact_float32():
                 return super().predict(*args, **kwargs)
@@ -265,16 +275,16 @@ class ImageTrainer(CheckpointingTrainer):
             self._end_workers()
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """The `Trainer`'s own estimate, without counting the parameters at every step."""
+        """The `Trainer`'s own estimate, with the parameters counted once instead of at every step."""
         return 6 * inputs["pixel_values"].numel() * self.parameter_count
 
     def gradient_norm(self, model: nn.Module, clipped: torch.Tensor | None) -> torch.Tensor | float | None:
-        """The norm for the log, where something else needs it too, after the guard has looked at it."""
+        """The norm for the log, checked by the guard; computed only if something else needs it too."""
         norm = self.guard.look_at_gradient(model, clipped)
         return norm if self.args.max_grad_norm == 0 else super().gradient_norm(model, norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, after a look at the losses since the last time; means are over images whose loss is finite."""
+        """Log, after checking the losses so far; means are over images whose loss is finite."""
         self._look_at_losses()
         for name, mean in (("loss", self.progress.losses.log), ("train_loss", self.progress.losses.of_stage)):
             if name in logs and (value := mean()) is not None:
@@ -284,7 +294,7 @@ class ImageTrainer(CheckpointingTrainer):
         super().log(logs, start_time)
 
     def save_checkpoint(self) -> None:
-        """Save a checkpoint, of weights that are finite and the same in all processes."""
+        """Save a checkpoint of weights that are finite, with the same buffers in all processes."""
         self._look_at_losses()
         self._share_buffers()
         super().save_checkpoint()
@@ -294,7 +304,7 @@ class ImageTrainer(CheckpointingTrainer):
             self.guard.look_at_losses()
 
     def _share_buffers(self) -> None:
-        """Before weights are evaluated or kept: the same buffers in all processes, those of the average too."""
+        """Give all processes the same buffers, those of the average too, before weights are evaluated or saved."""
         share_buffers(self.model)
         if self.average is not None:
             share_buffers(self.average.averaged)

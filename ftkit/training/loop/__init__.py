@@ -1,0 +1,1 @@
+"""The `Trainer` and the parts of a training step."""

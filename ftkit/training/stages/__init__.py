@@ -1,0 +1,1 @@
+"""A plan: prepared, checked, run stage by stage, resumed."""
