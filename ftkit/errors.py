@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -162,7 +162,7 @@ def printable(text: str, but: str = "") -> str:
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
 
 
-def nearest(name: str, valid: list[str] | tuple[str, ...], n: int = 3) -> str:
+def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
     """`" (did you mean 'a' or 'b'?)"` for the valid names closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, valid, n=n, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

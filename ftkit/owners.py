@@ -1,4 +1,4 @@
-"""The reading of a configuration, with all who own the names in it: one line each."""
+"""Read configurations, and check the names in them with the modules that own these: one line each."""
 
 from pathlib import Path
 
@@ -34,11 +34,11 @@ def _check_evaluation(config: Evaluation) -> list[str]:
 OWNERS = Owners(
     _check,
     default_learning_rate,
-    SingleLabel.metrics[SingleLabel.score].validation,
+    SingleLabel.metrics[SingleLabel.score].validation or "loss",
     {
         "model": (*models.OWN_MODELS, "timm/<architecture>"),
         "augment": AUGMENTATIONS,
-        "loss": [f"{name} ({loss.__doc__.rstrip('.')})" for name, loss in SingleLabel.losses.items()],
+        "loss": [f"{name} ({(loss.__doc__ or '').rstrip('.')})" for name, loss in SingleLabel.losses.items()],
         "metric_for_best_model": SingleLabel.validation(),
         "method": (*METHODS, *LORA_VARIANTS, "any adapter of peft"),
     },

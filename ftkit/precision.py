@@ -94,9 +94,10 @@ def remove_autocast(model: nn.Module) -> None:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Within the block, no float32 product is rounded to TF32, as GPUs do in convolutions by default."""
-    before, torch.backends.fp32_precision = torch.backends.fp32_precision, "ieee"
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    alone = [(backend, backend.fp32_precision) for backend in backends if backend.fp32_precision != "ieee"]
+    backends: Any = torch.backends  # whose modules get these attributes in a way that type checkers do not follow
+    before, backends.fp32_precision = backends.fp32_precision, "ieee"
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    alone = [(backend, backend.fp32_precision) for backend in parts if backend.fp32_precision != "ieee"]
     try:
         for backend, _ in alone:  # set individually
             backend.fp32_precision = "ieee"
@@ -104,4 +105,4 @@ def exact_float32() -> Iterator[None]:
     finally:
         for backend, precision in alone:
             backend.fp32_precision = precision
-        torch.backends.fp32_precision = before
+        backends.fp32_precision = before

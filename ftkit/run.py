@@ -1,10 +1,10 @@
-"""The whole job as functions, for scripts and notebooks: what recipes/finetune.py does, in the same order.
+"""The whole job as functions, for scripts and notebooks: the steps of recipes/finetune.py, in its order.
 
     from ftkit.run import run
     job = run(["--dataset", "digits", "--model", "convnet", "--num_train_epochs", "5"])
     print(job.metrics["accuracy"], job.folder)
 
-Each step takes the `Job`, and fills in what the next ones need.
+Each step takes the `Job` and sets what the next steps need.
 """
 
 import time
@@ -42,22 +42,22 @@ from ftkit.training.stages.running import run_plan
 
 @dataclass(repr=False)
 class Job:
-    """What a run is made of. Each step fills in the attributes that its name stands before.
+    """The state of a run; most attributes are set by the step in brackets.
 
     Attributes:
-        config: what was asked for.
-        folder: of the run.
-        started: when, by `time.monotonic`.
-        dataset: `read_data`: the splits, of columns `image`, `label`, `index`.
-        task: `read_data`: what a right answer is.
-        classifier: `build_classifier`: the model with its image processor.
-        images: `build_classifier`: the splits as the model takes them.
-        fingerprint: `make_plan`: by which a run that is resumed recognises its data and its weights.
-        plan: `make_plan`: the method's stages for this model.
-        stages: `train`: the result of each.
-        predicted: `evaluate`: the predictions for test, by kind, and for `validation`.
-        metrics: `write_results`: of the test split.
-        record: `write_results`: what `run.json` says beside the metrics.
+        config: the run's configuration.
+        folder: the run's folder.
+        started: the time of the start, by `time.monotonic`.
+        dataset: (read_data) the splits, with columns `image`, `label`, `index`.
+        task: (read_data) what a right answer is.
+        classifier: (build_classifier) the model with its image processor.
+        images: (build_classifier) the splits as the model takes them.
+        fingerprint: (make_plan) identifies the data and the weights, for a resume.
+        plan: (make_plan) the method's stages for this model.
+        stages: (train) the result of each stage.
+        predicted: (evaluate) the predictions for test, by kind, and for `validation`.
+        metrics: (write_results) those of the test split.
+        record: (write_results) the contents of `run.json` beside the metrics.
     """
 
     config: Config
@@ -76,16 +76,16 @@ class Job:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one process, of several, that writes."""
+        """Whether this is the process that writes files."""
         return self.config.training.process_index == 0
 
 
 def run(arguments: list[str], default_recipe: Path | None = None) -> Job:
-    """Train, evaluate and report as a command line says: all steps, in their order.
+    """Train, evaluate and report: all steps, in order.
 
     Args:
-        arguments: as recipes/finetune.py takes them.
-        default_recipe: read where there is no `--config`, as recipes/finetune.py reads recipes/digits/convnet.yaml.
+        arguments: the command line of recipes/finetune.py.
+        default_recipe: read without `--config`, as recipes/finetune.py reads recipes/digits/convnet.yaml.
 
     Raises:
         UserError: the arguments, the data or the model cannot be used.
@@ -104,13 +104,13 @@ def run(arguments: list[str], default_recipe: Path | None = None) -> Job:
 
 
 def start(config: Config, started: float | None = None) -> Job:
-    """Seed the random numbers; check that the run's folder is free and, if the model is to be pushed, the login.
+    """Seed the random numbers; check the run's folder and, if the model is to be pushed, the login to the Hub.
 
     Args:
-        started: since when the run's seconds count, by `time.monotonic`; now where it is None.
+        started: the start of the run's seconds, by `time.monotonic`; None: now.
 
     Raises:
-        UserError: the folder holds another run, or the Hub refuses the user.
+        UserError: the folder holds another run, or the Hub refuses the login.
     """
     set_seed(config.training.seed)
     job = Job(config, check_run_folder(config), time.monotonic() if started is None else started)
@@ -128,7 +128,7 @@ def read_data(job: Job) -> None:
 
 
 def build_classifier(job: Job) -> None:
-    """Build or load the model, decode the images to the pixels that it takes, and fit it to those of train."""
+    """Build or load the model, decode the images to the pixels that it takes, and fit it to the train split."""
     config = job.config
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
@@ -139,7 +139,7 @@ def build_classifier(job: Job) -> None:
 
 
 def make_plan(job: Job) -> None:
-    """Make the method's stages for this model and check their arguments; adapters are added to the model here."""
+    """Make the method's stages for this model and check their arguments; adds adapters to the model."""
     config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
     job.fingerprint = take_fingerprint(config.training, job.images, job.classifier.model if pretrained else None)
@@ -148,13 +148,13 @@ def make_plan(job: Job) -> None:
 
 @contextmanager
 def own_folder(job: Job) -> Iterator[None]:
-    """Within, no other run writes to this run's folder, and a full disk becomes a `UserError`."""
+    """Within the block, no other run writes to this run's folder, and a full disk becomes a `UserError`."""
     with writing("output_dir", job.folder), claimed(job.config):
         yield
 
 
 def train(job: Job) -> None:
-    """Train stage by stage; an unfinished run in the same folder is resumed."""
+    """Train stage by stage, or resume an unfinished run in the same folder."""
     config = job.config
     resumption = prepare_resumption(job.plan, job.fingerprint)
     with config.training.main_process_first(local=False, desc="making the run's folder"):
@@ -174,7 +174,7 @@ def evaluate(job: Job) -> None:
 
 
 def write_results(job: Job) -> None:
-    """Write the model, predictions, metrics, report, card and `run.json`; the first process alone does."""
+    """Write the model, predictions, metrics, report, card and `run.json`, in the first process alone."""
     if not job.is_first:
         return
     classifier, test = job.classifier, job.images["test"]
@@ -186,11 +186,11 @@ def write_results(job: Job) -> None:
     job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
     write_report(job.folder, job.record)
     write_card(job.folder, record=job.record)
-    write_run_record(job.folder, job.record, job.task, job.metrics)  # last: by it a run counts as finished
+    write_run_record(job.folder, job.record, job.task, job.metrics)  # last: it marks the run as finished
 
 
 def push(job: Job) -> str | None:
-    """Push the model to the Hub if the configuration says so; gives the address of the commit."""
+    """Push the model to the Hub if the configuration says so; returns the address of the commit."""
     if not (job.is_first and job.config.pushes):
         return None
 

@@ -1,10 +1,10 @@
-"""What ftkit costs and what it saves: its data path and its training loop beside their baselines.
+"""Time ftkit's data path and training loop beside their baselines.
 
     python recipes/benchmark.py
     python recipes/benchmark.py --rows mnist_loader,augmentation --rounds 5 --mnist_dir path/to/mnist
     python recipes/benchmark.py --images 2000 --steps 3 --rounds 1 --cifar_dir path/to/cifar10 --output /tmp/look
 
-Absolute times are not comparable between runs on a busy machine; ratios are, since the sides of a row take turns.
+Absolute times are not comparable between runs on a busy machine; ratios are, because the sides of a row take turns.
 Each row prints the median and all rounds of its sides, and the ratios with their targets, and is stored as a JSON file
 in `--output`. recipes/benchmarks/ has a module for each row; its `__init__.py` says what they measure.
 
@@ -31,9 +31,9 @@ from ftkit.errors import UserError, nearest, user_errors
 def parse_arguments(arguments: list[str]) -> Namespace:
     """The command line, checked."""
     parser = ScriptParser(prog="benchmark.py", formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help="what is measured, and in which order")
+    parser.add_argument("--rows", default=",".join(ROWS), help="what to measure, in this order")
     parser.add_argument("--rounds", type=whole_number, default=3, help="how often each side runs")
-    parser.add_argument("--images", type=whole_number, help="at most so many images in every row, for a quick look")
+    parser.add_argument("--images", type=whole_number, help="at most this many images in every row, for a quick look")
     parser.add_argument("--steps", type=whole_number, default=25, help="training steps of cifar_resnet18")
     parser.add_argument("--mnist_dir", help="a folder with MNIST")
     parser.add_argument("--cifar_dir", help="a folder with CIFAR-10")
@@ -47,7 +47,7 @@ def parse_arguments(arguments: list[str]) -> Namespace:
 
 
 def measure_row(name: str, args: Namespace) -> dict[str, Any]:
-    """Measure one row; returns the whole result."""
+    """Measure one row and return its result."""
     from benchmarks.data import Bench, read_config
     from benchmarks.record import definition, machine
     from benchmarks.timing import measure
@@ -71,7 +71,7 @@ def measure_row(name: str, args: Namespace) -> dict[str, Any]:
 
 
 def show(name: str, record: dict[str, Any]) -> None:
-    """A result on standard output: a line for each side and for each goal."""
+    """Print a result: a line for each side and each goal."""
     print(f"{name}: {record['what']} ({record['measure'].replace('_', ' ')})")
     for side, number in record["numbers"].items():
         each = " ".join(f"{value:.3g}" for value in number["values"])
@@ -86,7 +86,7 @@ def show(name: str, record: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the benchmark that `arguments`, a command line without the program's name, describe."""
+    """Measure the rows; `arguments` is the command line without the program's name."""
     args = parse_arguments(arguments)
     from benchmarks.record import write_result
 
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
         banner(name)
         try:
             record = measure_row(name, args)
-        except Exception as error:  # it is shown, and the other rows are measured
+        except Exception as error:  # printed; the other rows are still measured
             if not isinstance(error, UserError):
                 traceback.print_exc()
             print(f"{name}: FAILED: {type(error).__name__}: {error}")

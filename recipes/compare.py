@@ -1,11 +1,11 @@
-"""Compare runs, or the methods of a recipe over seeds: which one is better, by how much, and what it costs.
+"""Compare runs, or the methods of a recipe over seeds: which is better, by how much, and at what cost.
 
     python recipes/compare.py runs/a runs/b runs/c
     python recipes/compare.py --recipe recipes/cifar10/convnet_full.yaml --methods linear_probe,lora,full --seeds 5
 
-The second line trains what is missing, goes on with what is unfinished, and marks what fails as FAILED. Further
-`--key value` pairs go to each of its runs, and `--launch_config accelerate_configs/multi_gpu.yaml` launches them so.
-A page, `comparison.html`, goes into `--output_dir`, as Markdown and JSON as well.
+The second line trains missing runs, resumes unfinished ones, and marks those that fail as FAILED. Other `--key value`
+pairs go to each run, and `--launch_config accelerate_configs/multi_gpu.yaml` launches them on several GPUs. The result
+is written to `--output_dir` as a page, `comparison.html`, and as Markdown and JSON.
 """
 
 import sys
@@ -22,7 +22,7 @@ KEYS = ("recipe", "methods", "seeds", "output_dir", "launch_config")
 
 @dataclass
 class Comparison:
-    """What is to be compared: runs that are there, or methods of recipes over seeds."""
+    """What to compare: existing runs, or methods of recipes over seeds."""
 
     runs: list[Path]
     recipes: list[Path]
@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     """Read the command line.
 
     Raises:
-        UserError: something is missing, or contradicts something else.
+        UserError: an option is missing or contradicts another.
     """
     if "--help" in arguments or "-h" in arguments:
         print(__doc__)
@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     if runs and (extra := [f"--{setting.key}" for setting in others] + [f"--{k}" for k in own if k != "output_dir"]):
         key = extra[0].removeprefix("--")
         raise UserError(
-            f"{', '.join(extra)}: is for runs that are still to be trained, with --recipe{nearest(key, KEYS)}"
+            f"{', '.join(extra)}: only applies to runs that --recipe trains{nearest(key, KEYS)}: leave it out"
         )
     seeds = own.get("seeds", ["1"])[0]
     if not seeds.isdecimal() or int(seeds) < 1:
@@ -70,19 +70,15 @@ def parse_arguments(arguments: list[str]) -> Comparison:
     methods = [method for text in own.get("methods", []) for method in text.split(",") if method]
     if repeated := {method for method in methods if methods.count(method) > 1}:
         raise UserError(f"--methods names {', '.join(sorted(repeated))} twice")
-    default = (
-        Path("runs") / f"{'-'.join(recipe.stem for recipe in recipes)}-comparison"
-        if recipes
-        else Path("runs") / "comparison"
-    )
+    default = Path("runs") / "-".join([*(recipe.stem for recipe in recipes), "comparison"])
     output_dir = Path(own.get("output_dir", [default])[0])
     launch = Path(own["launch_config"][0]) if "launch_config" in own else None
-    overrides = [word for setting in others for word in (f"--{setting.key}", *setting.texts)]
+    overrides = [word for setting in others for word in (f"--{setting.key}", *(setting.texts or []))]
     return Comparison(runs, recipes, methods, int(seeds), output_dir, launch, overrides)
 
 
 def main(arguments: list[str]) -> None:
-    """Compare as `arguments`, a command line without the program's name, say."""
+    """Compare; `arguments` is the command line without the program's name."""
     given = parse_arguments(arguments)
     jobs = plan_jobs(given.recipes, given.methods, given.seeds, given.output_dir, given.overrides)
 

@@ -1,15 +1,15 @@
-"""Try a model in the browser: upload, paste or photograph an image, or draw a digit, and see what it is taken for.
+"""Try a model in the browser: upload, paste or photograph an image, or draw a digit, and see the likeliest classes.
 
     python recipes/demo.py --model runs/digits-convnet-scratch
     python recipes/demo.py --model path/to/model --port 8000
     python recipes/demo.py --model runs/digits-convnet-scratch --space spaces/digits
 
-It needs `pip install -e '.[demo]'`. The page is for this machine alone unless `--host` says otherwise, and asks
-nothing of the network. There is a pad to draw on where the classes are the ten digits or the images are small and
-grey. The pixels are those of recipes/eval.py.
+It needs `pip install -e '.[demo]'`. Only this machine sees the page unless `--host` says otherwise, and the page uses
+no network. It has a drawing pad if the classes are the ten digits or the images are small and grey. Images are
+preprocessed as in recipes/eval.py.
 
-The last line writes a folder to push as a Space of the Hub: the same page, which does not need ftkit, with the model
-in it, or with its name on the Hub, `--hub_model_id`.
+The last line writes a folder to push as a Space of the Hub: the same page, without ftkit, with a copy of the model or,
+with `--hub_model_id`, its name on the Hub.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line.
 
     Raises:
-        UserError: an option is unknown, or has no value that it can take.
-        ConfigError: with what is wrong otherwise.
+        UserError: an option is unknown, or its value is invalid.
+        ConfigError: with all other errors.
     """
     parser = ScriptParser(prog="demo.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="a folder (of a model, or of a run) or a name on the Hub")
@@ -42,9 +42,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="run code that comes with the model; only for a source that you trust",
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=port, help="default: the first that is free from 7860 on")
-    parser.add_argument("--space", type=Path, help="write a Space into this new folder instead")
-    parser.add_argument("--hub_model_id", help="where the Space finds the model; it is copied into it otherwise")
+    parser.add_argument("--port", type=port, help="default: the first free one from 7860 on")
+    parser.add_argument("--space", type=Path, help="write a Space into this new folder instead of serving")
+    parser.add_argument("--hub_model_id", help="the Space loads this model (default: it has a copy)")
     args = parser.parse_args(arguments)
     errors = check_saved(args.model)
     if args.space is not None and args.space.exists():
@@ -57,7 +57,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> None:
-    """Start the page, or write the Space, that `arguments`, a command line without the program's name, ask for."""
+    """Serve the page or write the Space; `arguments` is the command line without the program's name."""
     args = parse_arguments(arguments)
     if args.space is None:
         check_address(args.host, args.port)

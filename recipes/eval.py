@@ -1,9 +1,9 @@
-"""Repeat an evaluation from a saved model: accuracy, macro F1 and, with `--output_dir`, the whole report.
+"""Evaluate a saved model: accuracy, macro F1 and, with `--output_dir`, the whole report.
 
     accelerate launch recipes/eval.py --model runs/digits-convnet-scratch
     accelerate launch recipes/eval.py --model path/to/model --data_dir path/to/images --split validation
 
-The data are those of the run that the model lies in, unless `--dataset` or `--data_dir` names others. Labels are
+The data are those of the run that the model belongs to, unless `--dataset` or `--data_dir` names others. Labels are
 matched by class name, never by number.
 """
 
@@ -16,7 +16,7 @@ from ftkit.owners import parse_evaluation
 
 
 def main(arguments: list[str]) -> None:
-    """Evaluate as `arguments`, a command line without the program's name, say."""
+    """Evaluate; `arguments` is the command line without the program's name."""
     data, evaluation = parse_evaluation(arguments)
 
     from datasets import DatasetDict
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         banner("data")
         rows = task.relabel(load_data(data)[evaluation.split], what=f"split {evaluation.split}")
         split = DatasetDict({evaluation.split: rows})
-        data.image_transform = None  # is for training
+        data.image_transform = None  # for training only
         channels = classifier.channels_of(describe_images(rows))
         splits = load_images(split, classifier.processor, channels, data, seed=0)
         set_up_loading(args, splits, workers=None)

@@ -1,11 +1,11 @@
-"""Export a trained model to a file that runs without ftkit, checked against PyTorch on images of the run's data.
+"""Export a trained model to files that run without ftkit, checked against PyTorch on images of the run's data.
 
     python recipes/export.py --model runs/digits-convnet-scratch --format onnx
     python recipes/export.py --model path/to/model --data_dir path/to/images --format all --output_dir path/to/exported
 
-`onnx` is ONNX, `torch_export` a .pt2 file of torch.export, `int8` ONNX quantised to 8 bits, its ranges measured on
-training images. The data are those of the run that the model lies in, unless `--dataset` or `--data_dir` names others;
-these and all further options of recipes/eval.py are taken too (`--split`, `--batch_size`, `--revision`, …).
+`onnx` is ONNX, `torch_export` a .pt2 file of torch.export, `int8` ONNX quantised to 8 bits and calibrated on training
+images. The data are those of the run that the model belongs to, unless `--dataset` or `--data_dir` names others; these
+and all other options of recipes/eval.py work too (`--split`, `--batch_size`, `--revision`, …).
 """
 
 import argparse
@@ -21,22 +21,23 @@ from ftkit.export import FORMATS
 from ftkit.export.checks import check_folder, check_packages, default_folder
 from ftkit.owners import parse_evaluation
 
-LOSS_TO_TELL = 0.01  # of the score, by int8
+LOSS_TO_TELL = 0.01  # a drop of the score by int8 that is reported
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line; the words that belong to an evaluation are kept for `parse_evaluation`.
+    """Read the command line; options of an evaluation are left for `parse_evaluation`.
 
     Raises:
-        UserError: an option is unknown, or has no value that it can take.
+        UserError: an option is unknown, or its value is invalid.
     """
     parser = ScriptParser(prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", nargs="+", action="extend", default=[], help=f"{', '.join(FORMATS)}, or all")
     parser.add_argument("--output_dir", type=Path, help="a new folder (default: export/ in the run's folder)")
     parser.add_argument("--overwrite", choices=("true", "false"), default="false", help="replace an earlier export")
-    parser.add_argument("--max_images", type=whole_number, help="measure accuracy on as many images (default: on all)")
+    parser.add_argument("--max_images", type=whole_number, help="measure accuracy on this many images (default: all)")
     parser.add_argument("--repeats", type=whole_number, default=100, help="how often a batch is timed (default: 100)")
-    args, args.evaluation = parser.parse_known_args(arguments)
+    args, evaluation = parser.parse_known_args(arguments)
+    args.evaluation = evaluation
     known = {field.name for group in (DataArguments, EvaluationArguments) for field in dataclasses.fields(group)}
     known |= vars(args).keys() - {"evaluation"}
     for word in args.evaluation:
@@ -55,7 +56,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> None:
-    """Export as `arguments`, a command line without the program's name, say."""
+    """Export; `arguments` is the command line without the program's name."""
     args = parse_arguments(arguments)
     config = parse_evaluation(args.evaluation)
     data, evaluation = config

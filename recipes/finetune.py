@@ -4,8 +4,8 @@
     accelerate launch recipes/finetune.py --config recipes/mnist/mlp.yaml --data_dir path/to/mnist
     accelerate launch recipes/finetune.py --data_dir path/to/photos --model timm/resnet18 --image_size 64
 
-Without `--config` it is recipes/digits/convnet.yaml: data that ship with scikit-learn, no network. Every key of a
-recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`,
+Without `--config` it runs recipes/digits/convnet.yaml, whose data ship with scikit-learn, without a network. Every key
+of a recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder in which `mnist`,
 `cifar10`, … are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
 """
 
@@ -21,11 +21,11 @@ DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
 
 
 def main(arguments: list[str]) -> None:
-    """Run the job that `arguments`, a command line without the program's name, describe."""
+    """Run the job; `arguments` is the command line without the program's name."""
     started = time.monotonic()
     config = parse_config(arguments, DEFAULT_RECIPE)
 
-    # These take seconds to load; a mistake in the configuration is answered before.
+    # These take seconds to load: a mistake in the configuration is reported first.
     from ftkit import run
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
     from ftkit.evaluation.record import next_steps

@@ -4,9 +4,9 @@
     python recipes/predict.py --model path/to/model 'photos/**/*.jpg' one/more.png --top_k 3
     python recipes/predict.py --model path/to/model - --format csv --output labels.csv < list_of_paths.txt
 
-Takes image files, folders (all images below them), patterns in quotes, and `-` for paths from standard input, one on
-each line. The pixels are those of recipes/eval.py. An image that does not decode is told on standard error and
-left out, the others are classified all the same, and the exit code is 1.
+Takes image files, folders (all images below them), patterns in quotes, and `-` for paths from standard input, one per
+line. Images are preprocessed as in recipes/eval.py. An image that does not decode is reported on standard error and
+skipped; the others are still classified, and the exit code is 1.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; files are not looked for yet.
 
     Raises:
-        UserError: an option is unknown, or has no value that it can take.
-        ConfigError: with what is wrong otherwise.
+        UserError: an option is unknown, or its value is invalid.
+        ConfigError: with all other errors.
     """
     parser = ScriptParser(prog="predict.py", description=__doc__.partition("\n")[0])
     parser.add_argument("inputs", nargs="*", help="image files, folders, patterns in quotes, or - for a list of paths")
@@ -65,7 +65,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Classify as `arguments`, a command line without the program's name, say; returns the exit code."""
+    """Classify images and return the exit code; `arguments` is the command line without the program's name."""
     args = parse_arguments(arguments)
     files = find_images(args.inputs)
 
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told once, and in one line
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # a bad file is reported once, in one line
     classifier = Classifier.load(args.model, args.revision, args.trust_remote_code)
     top_k, failed = min(args.top_k, len(classifier.task.names)), 0
     with contextlib.suppress(BrokenPipeError), opened(args.output) as out:

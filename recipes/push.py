@@ -1,11 +1,11 @@
-"""Push the model of a finished run to the Hub, with its card and its report, after it has been checked.
+"""Check the model of a finished run, and push it to the Hub with its card and its report.
 
     python recipes/push.py runs/digits-convnet-scratch --hub_model_id me/digits
     python recipes/push.py runs/digits-convnet-scratch --verify
 
-A process without ftkit loads the model first, offline, and must give the logits that the evaluation saw. `--verify`
-pushes nothing: it computes the numbers of the card anew from the stored predictions, and of the card on the Hub where
-`--hub_model_id` names it. The token comes from `hf auth login` or HF_TOKEN.
+First a process without ftkit loads the model, offline, and must get the logits of the evaluation. `--verify` pushes
+nothing: it compares the numbers of the card, and of the card on the Hub that `--hub_model_id` names, with the stored
+predictions. The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse
@@ -20,15 +20,15 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
     parser = ScriptParser(prog="push.py", description="Push the model of a finished run.")
     parser.add_argument("run", type=Path, help="the folder of a run")
-    parser.add_argument("--hub_model_id", help="its name on the Hub; that of the run's recipe, or of its folder")
+    parser.add_argument("--hub_model_id", help="its name on the Hub (default: from the recipe, else the folder's)")
     parser.add_argument("--hub_private_repo", action="store_true", default=None, help="make a new repository private")
-    parser.add_argument("--hub_revision", help="a branch to push to, made where it is missing")
+    parser.add_argument("--hub_revision", help="a branch to push to, created if it is missing")
     parser.add_argument("--verify", action="store_true", help="push nothing; compare card and predictions")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    """Push, or verify, as `arguments`, a command line without the program's name, say."""
+    """Push or verify; `arguments` is the command line without the program's name."""
     given = parse_arguments(arguments)
 
     import logging
@@ -51,10 +51,10 @@ def main(arguments: list[str]) -> None:
 
 
 def verify(run: Path, repo_id: str | None) -> None:
-    """Compare the numbers of the card, here and on the Hub, with those that the stored predictions give.
+    """Compare the numbers of the card, here and on the Hub, with those of the stored predictions.
 
     Raises:
-        UserError: one differs.
+        UserError: a number differs, or there is no card.
     """
     from huggingface_hub import ModelCard
 
@@ -62,7 +62,8 @@ def verify(run: Path, repo_id: str | None) -> None:
 
     if not (run / "model" / "README.md").is_file():
         raise UserError(f"{run / 'model' / 'README.md'}: there is no card: give the folder of a finished run")
-    for place in [run / "model" / "README.md", *([repo_id] if repo_id else [])]:
+    places: list[Path | str] = [run / "model" / "README.md", *([repo_id] if repo_id else [])]
+    for place in places:
         if wrong := verify_card(run, ModelCard.load(place)):
             raise UserError(f"{place}:\n" + "\n".join(f"  - {sentence}" for sentence in wrong))
         print(f"{place}: every number follows from the predictions of {run}")

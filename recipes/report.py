@@ -1,8 +1,8 @@
-"""Make the report of a run anew: metrics, page and Markdown, from the predictions that the run stored.
+"""Write the report of a run again: metrics, page and Markdown, from the stored predictions.
 
     python recipes/report.py runs/digits-convnet-scratch
 
-The same bytes come out as at the end of the run. It takes a run's folder, or one that recipes/eval.py wrote.
+It writes the same bytes as the run did. It takes a run's folder, or one that recipes/eval.py wrote.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from ftkit.errors import user_errors
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
-    parser = ScriptParser(prog="report.py", description="Make the report of a run anew.")
+    parser = ScriptParser(prog="report.py", description="Write the report of a run again.")
     parser.add_argument("run", type=Path, help="the folder of a run, or of an evaluation")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> None:
-    """Make the report of the run that `arguments`, a command line without the program's name, name."""
+    """Write the report; `arguments` is the command line without the program's name."""
     run = parse_arguments(arguments).run
 
     from ftkit.evaluation.predictions import write_metrics

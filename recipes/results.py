@@ -1,12 +1,12 @@
-"""List, measure and write the numbers that README, guides and recipes show.
+"""List and measure the results that README, guides and recipes show, and write them into these.
 
     python recipes/results.py --list
     python recipes/results.py --measure digits/mlp benchmarks/mnist_mlp
     python recipes/results.py --write
 
-Each result is a JSON file in recipes/results/. `--list` says whether it is up to date, and if not, why. `--measure`
-runs the commands of the named results, or of all that are missing or stale; for a recipe without a result, `--seeds`
-says which seeds. `--write` writes all results into the texts. recipes/guides/contributing.md has the details.
+Each result is a JSON file in recipes/results/. `--list` shows whether it is up to date, and if not, why. `--measure`
+runs the commands of the named results, or of all that are missing or stale; `--seeds` gives the seeds for a recipe
+without a result. `--write` writes all results into the texts. recipes/guides/contributing.md has the details.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from ftkit.errors import UserError, nearest, user_errors
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """The command line of this script."""
-    parser = ScriptParser(prog="results.py", description="List, measure and write the numbers of the texts.")
-    parser.add_argument("--list", action="store_true", help="say whether each result is up to date")
+    parser = ScriptParser(prog="results.py", description="List, measure and write the results in the texts.")
+    parser.add_argument("--list", action="store_true", help="show whether each result is up to date")
     parser.add_argument("--measure", nargs="*", metavar="NAME", help="measure these, or all missing and stale results")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of a recipe without a result")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="for a recipe without a result")
     parser.add_argument("--write", action="store_true", help="write the results into the texts")
     args = parser.parse_args(arguments)
     if not args.list and args.measure is None and not args.write:
@@ -41,7 +41,7 @@ def recipes(root: Path) -> list[str]:
 
 
 def show_list(results: dict[str, dict[str, Any]], root: Path) -> None:
-    """A line for each result, and for each recipe without one."""
+    """Print a line for each result, and for each recipe without one."""
     shown = {record.get("recipe") for record in results.values()}
     for name in recipes(root):
         if f"recipes/{name}.yaml" not in shown:
@@ -54,12 +54,12 @@ def show_list(results: dict[str, dict[str, Any]], root: Path) -> None:
 
 
 def measurable(record: dict[str, Any]) -> bool:
-    """Whether a command measures the result on any machine."""
+    """Whether a command can measure the result on any machine."""
     return record["command"] is not None and record["kind"] != "gpu"
 
 
 def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], root: Path) -> dict[str, Any]:
-    """Measure one result anew, or a recipe for the first time."""
+    """Measure one result again, or a recipe for the first time."""
     from benchmark import measure_row
     from benchmark import parse_arguments as benchmark_arguments
     from benchmarks.trained import measure_export, measure_recipe
@@ -76,7 +76,7 @@ def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], roo
 
 
 def main(arguments: list[str], root: Path = REPO) -> None:
-    """Do what `arguments`, a command line without the program's name, say, with the results of `root`."""
+    """List, measure or write the results of `root`; `arguments` is the command line without the program's name."""
     args = parse_arguments(arguments)
     results = read_results(root)
     if args.list:
@@ -88,7 +88,7 @@ def main(arguments: list[str], root: Path = REPO) -> None:
     if args.measure is not None:
         from ftkit.training.provenance import git_commit
 
-        commit = git_commit()  # before the first result is written, which changes the checkout
+        commit = git_commit()  # now: writing the first result changes the checkout
         outdated = [name for name, record in results.items() if measurable(record) and stale(name, record, root)]
         for name in args.measure or [*(name for name in known if name not in results), *outdated]:
             print(f"measuring {name}", flush=True)

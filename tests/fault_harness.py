@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-from support import load_recipe_script
+from support import load_recipe_script, weights
 
 from ftkit.errors import user_errors
 from ftkit.signals import signals
@@ -81,7 +81,7 @@ def happens(where: str, folder: Path, then: Callable[[int], None]) -> None:
 
 
 def attempt(folder: Path, prepare: Callable[[], None] = lambda: None, options: list[str] = OPTIONS) -> int:
-    """Run the command in a forked process, with its output in `<folder>.log`; the exit code, or minus the signal."""
+    """Run the command in a forked process, output to `<folder>.log`; returns the exit code, or minus the signal."""
     shown, shows = os.pipe()  # not a file: the process may have a limit on file sizes
     child = os.fork()
     if child == 0:
@@ -118,7 +118,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     ]
     chosen = [(state["best_metric"], state["best_global_step"]) for state in states]
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
-    model = (folder / "model" / "model.safetensors").read_bytes()
+    model = weights(folder)
     return {"model": model, "metrics": metrics, "chosen": chosen, "logs": logs}
 
 

@@ -1,4 +1,4 @@
-"""recipes/benchmark.py on a few generated images: every row runs, and is shown and stored. No timing."""
+"""recipes/benchmark.py on a few generated images: every row runs, is shown and is stored. No time is asserted."""
 
 import gzip
 import importlib
@@ -32,14 +32,14 @@ CIFAR_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 def benchmark(monkeypatch):
     """The script."""
     timing = importlib.import_module("benchmarks.timing")
-    # Before every measurement it would look through all that pytest holds, which takes longer than the rest.
+    # Collecting all that pytest holds before every measurement would take longer than the rest.
     monkeypatch.setattr(timing, "gc", SimpleNamespace(collect=lambda: 0))
     return load_recipe_script("benchmark")
 
 
 @pytest.fixture
 def mnist(tmp_path) -> Path:
-    """MNIST's four files with images that are easy to learn: noise, and a bright bar where the label says."""
+    """MNIST's four files with images that are easy to learn: noise, and a bright bar at a place for each label."""
     folder, rng = tmp_path / "mnist", np.random.default_rng(0)
     folder.mkdir()
     for name, count in (("train", 300), ("t10k", 20)):
@@ -91,7 +91,7 @@ def test_every_row_is_measured_shown_and_stored(benchmark, mnist, cifar, tmp_pat
     for name in ("mnist_mlp", "mnist_convnet"):
         runs = {side: rounds[0] for side, rounds in records[name]["rounds"].items()}
         assert all(run["loss"] < run["loss_before"] and 0 <= run["accuracy"] <= 1 for run in runs.values())
-        # Not stock: the Trainer's default clips the gradients, which are large in the first steps.
+        # Not stock: the Trainer clips gradients by default, and they are large in the first steps.
         losses = [run["loss"] for side, run in runs.items() if side != "stock"]
         assert max(losses) - min(losses) < 0.5, f"the sides do not do the same training: {losses}"
     (grown,) = records["memory"]["rounds"]["ftkit"]
@@ -102,7 +102,7 @@ def test_every_row_is_measured_shown_and_stored(benchmark, mnist, cifar, tmp_pat
     assert all(0 < run["stage_seconds"] < run["seconds"] for run in probe.values())
 
 
-def test_a_row_without_data_leaves_the_others(benchmark, tmp_path, capsys, refused):
+def test_a_row_without_data_fails_alone(benchmark, tmp_path, capsys, refused):
     output = tmp_path / "results"
     arguments = ["--rows", "mnist_mlp,augmentation", "--images", "8", "--mnist_dir", str(tmp_path / "nothing")]
     with refused("not measured", "mnist_mlp"):
@@ -125,7 +125,7 @@ def test_a_row_without_data_leaves_the_others(benchmark, tmp_path, capsys, refus
         (["--images", "-5"], ["--images: '-5' is not a whole number from 1 on"]),
     ],
 )
-def test_a_mistake_in_the_benchmarks_options_is_named(benchmark, refused, arguments, words):
+def test_a_mistake_in_the_options_is_refused(benchmark, refused, arguments, words):
     with refused(*words):
         benchmark.parse_arguments(arguments)
 
@@ -134,7 +134,7 @@ def test_a_mistake_in_the_benchmarks_options_is_named(benchmark, refused, argume
     ("goal", "value", "met"),
     [("a / b >= 40", 50.0, True), ("b / a < 0.02", 0.02, False), ("a <= 100", 100.0, True)],
 )
-def test_a_goal_is_judged_by_medians(benchmark, goal, value, met):
+def test_a_goal_is_met_by_medians(benchmark, goal, value, met):
     judged = importlib.import_module("benchmarks.timing").judge(goal, {"a": 100.0, "b": 2.0})
     assert (judged["value"], judged["met"]) == (value, met)
 

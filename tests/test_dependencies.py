@@ -117,6 +117,6 @@ def test_ci_tries_the_oldest_versions_that_are_allowed():
         lower = [Version(spec.version) for spec in requirement.specifier if spec.operator == ">="]
         if name == "torchvision":  # it wants one version of torch, and torch's bound is its own
             assert not lower and name in tried
-        elif name != "ruff":
+        elif name not in ("deepspeed", "ruff"):  # CI tries the newest; DeepSpeed 0.18 fails with gloo in torch 2.10
             assert [tried.get(name)] == lower, f"{requirement}: .ci/oldest.txt has {tried.get(name)}"
     assert set(tried) <= set(EVERYTHING)

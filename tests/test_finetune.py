@@ -1,4 +1,4 @@
-"""The main job, through its face: a command line in, a run's folder out."""
+"""The main job from outside: a command line in, a run's folder out."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ from ftkit.training.checkpointing.checkpoints import step_of, what_is_wrong
 QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
 
 
-def test_a_run_leaves_all_it_promises(digits_run):
+def test_a_run_writes_all_its_files(digits_run):
     entries = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
     assert {
         "config.yaml",
@@ -50,7 +50,7 @@ def test_a_run_leaves_all_it_promises(digits_run):
     assert list(config["id2label"].values()) == [str(i) for i in range(10)]
 
 
-def test_same_seed_same_bytes_and_another_seed_other_bytes(tmp_path):
+def test_the_seed_determines_the_bytes(tmp_path):
     runs = [train(tmp_path / name, *QUICK, "--seed", seed).folder for name, seed in (("a", 7), ("b", 7), ("c", 8))]
     assert weights(runs[0]) == weights(runs[1])
     assert weights(runs[0]) != weights(runs[2])
@@ -66,8 +66,8 @@ def test_a_run_of_the_saved_configuration_has_the_same_weights(tmp_path):
     assert saved[0] == saved[1] and saved[0]["classes"] == ["1", "7", "3"]
 
 
-def test_weights_that_are_pieces_of_one_buffer(tmp_path, monkeypatch):
-    """As cuDNN lays out those of a recurrent layer on a GPU."""
+def test_weights_that_share_a_buffer(tmp_path, monkeypatch):
+    """As in cuDNN's layout of a recurrent layer on a GPU."""
 
     def flatten(self):
         flat = torch.cat([weight.detach().flatten() for weight in self._flat_weights])
@@ -97,13 +97,13 @@ def test_evaluate_repeats_the_evaluation(digits_run, tmp_path):
         (["--model", "{run}/evaluation", "--dataset", "digits"], "holds no config.json"),
     ],
 )
-def test_evaluate_names_what_is_wrong(digits_run, options, message):
+def test_evaluate_reports_mistakes(digits_run, options, message):
     with pytest.raises(UserError, match=message):
         load_recipe_script("eval").main([option.format(run=digits_run) for option in options])
 
 
 def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
-    """Class folders in another order, and fewer of them, than the model knows."""
+    """The class folders are fewer than the model's classes, and in another order."""
     from ftkit.config import DataArguments
     from ftkit.data.sources.load import load_data
 
@@ -148,7 +148,7 @@ def test_training_options_work_by_their_own_names(tmp_path, options):
 
 
 def test_gradient_accumulation_is_one_big_batch(tmp_path):
-    """Two micro-batches of 50 make the step of one batch of 100: the logged loss and the weights say so."""
+    """Two micro-batches of 50 are the same step as one batch of 100, by the logged loss and the weights."""
     one, two = (
         train(tmp_path / str(n), *QUICK, "--model", "mlp", "--per_device_train_batch_size", 100 // n,
               "--gradient_accumulation_steps", n, "--optim", "sgd", "--logging_steps", 1).folder
@@ -181,7 +181,7 @@ def test_early_stopping_keeps_the_best(tmp_path):
     assert all(accuracy <= max(accuracies[:-2]) for accuracy in accuracies[-2:])
 
 
-def test_tensorboard_sees_the_losses(tmp_path):
+def test_tensorboard_gets_the_losses(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -193,11 +193,11 @@ def test_tensorboard_sees_the_losses(tmp_path):
 
 
 def test_fine_tuning_starts_from_the_saved_weights(digits_run, tmp_path):
-    """With a learning rate of 0 the same classes keep their head, and so the accuracy."""
+    """At a learning rate of 0 the same classes keep the head, and therefore the accuracy."""
     model = str(digits_run / "model")
     run = finetune(tmp_path / "same", *QUICK, "--model", model, "--method", "full", "--learning_rate", "0")
     accuracy = [json.loads((r / "run.json").read_text())["test"]["accuracy"] for r in (digits_run, run)]
-    # BatchNorm's running statistics follow the data even so, by a little.
+    # BatchNorm's running statistics still move a little.
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.03)
     fewer = train(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1").folder
     config = json.loads((fewer / "model" / "config.json").read_text())
@@ -216,19 +216,19 @@ def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
     assert (run / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(tmp_path):
+def test_a_resume_does_not_train_a_run_that_stopped_early(tmp_path):
     options = [*TINY, *KEEP_ALL, "--num_train_epochs", "30", "--learning_rate", "0.01",
                "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy"]  # fmt: skip
     whole = train(tmp_path / "whole", *options).folder
     steps = len(list(whole.glob("stages/0-all/checkpoint-*")))
-    for keep in (1, steps - 1, steps):  # the last: it was killed between its last checkpoint and its result
+    for keep in (1, steps - 1, steps):  # the last one: killed between its last checkpoint and its result
         part = shutil.copytree(whole, tmp_path / str(keep))
         interrupt(part, keep)
         train(part, *options, "--resume_from_checkpoint", "true")
         assert weights(part) == weights(whole)
 
 
-def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
+def test_a_run_killed_during_its_evaluation_keeps_its_model(tmp_path, capsys):
     run = finetune(tmp_path / "run", *QUICK)
     before = weights(run)
     for name in ("run.json", "model/model.safetensors"):
@@ -252,12 +252,12 @@ def test_a_run_killed_while_it_was_evaluated_keeps_its_model(tmp_path, capsys):
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_options_of_training_that_do_not_fit_are_one_sentence(tmp_path, refused, options, words):
+def test_training_options_that_do_not_fit_are_one_sentence(tmp_path, refused, options, words):
     with refused(*words):
         train(tmp_path / "run", *QUICK, *options)
 
 
-def test_resume_false_is_no_resume(tmp_path, refused):
+def test_resume_false_does_not_resume(tmp_path, refused):
     run = train(tmp_path / "run", *QUICK, "--num_train_epochs", "2", "--save_total_limit", "9").folder
     interrupt(run)
     with refused("unfinished run", "--overwrite true"):
@@ -271,7 +271,7 @@ def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
     interrupt(part, keep=1)
     with pytest.raises(UserError, match="another configuration: learning_rate: 0.003 there, 0.1 here"):
         train(part, *options, "--save_total_limit", "3", "--learning_rate", "0.1")
-    train(part, *options, "--save_total_limit", "2")  # goes on by itself; how many are kept changes nothing
+    train(part, *options, "--save_total_limit", "2")  # resumes by itself; save_total_limit may differ
     assert weights(part) == weights(whole)
 
 
@@ -294,7 +294,7 @@ def test_an_unfinished_run_is_resumed_to_the_same_weights(tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_gets_one_message_and_leaves_nothing(tmp_path, monkeypatch, options, message):
+def test_bad_input_gets_one_message_and_writes_nothing(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         load_recipe_script("finetune").main(["--num_train_epochs", "1", *options])
@@ -315,13 +315,13 @@ def test_a_batch_of_one_image_is_explained(tmp_path, refused):
     ):
         finetune(tmp_path / "run", *options)
     run = finetune(tmp_path / "dropped", *options, "--dataloader_drop_last", "true")
-    assert json.loads((run / "run.json").read_text())["test"]["n"] == 360  # evaluations leave nothing out
+    assert json.loads((run / "run.json").read_text())["test"]["n"] == 360  # evaluations skip no image
 
 
-def test_full_determinism_reaches_torch_and_changes_nothing_on_a_processor(tmp_path, monkeypatch):
+def test_full_determinism_reaches_torch_and_changes_nothing_on_a_cpu(tmp_path, monkeypatch):
     for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
                  "FLASH_ATTENTION_DETERMINISTIC"):  # fmt: skip
-        monkeypatch.setenv(name, "")  # put back afterwards
+        monkeypatch.setenv(name, "")  # restored afterwards
     plain = train(tmp_path / "plain", *QUICK, "--augment", "translate").folder
     try:
         run = train(tmp_path / "run", *QUICK, "--augment", "translate", "--full_determinism", "true").folder
@@ -347,7 +347,7 @@ def test_skipped_images_are_in_the_report(tmp_path):
     skipped = json.loads((run / "run.json").read_text())["skipped_images"]
     listed = [(image["file"], image["xxh3_64"]) for images in skipped.values() for image in images]
     assert listed == [(str(broken), xxhash.xxh3_64_hexdigest(b"not a picture"))]
-    # The same seed with the same ledger is the same run, decoded anew by either engine.
+    # The same seed and skipped images are the same run, with either engine.
     for engine in ("tensor", "stream"):
         more = ["--data_engine", engine, "--cache_dir", tmp_path / f"{engine} cache"]
         again = finetune(tmp_path / engine, *options, "--on_bad_image", "skip", *more)
@@ -355,7 +355,7 @@ def test_skipped_images_are_in_the_report(tmp_path):
         assert weights(again) == weights(run)
 
 
-def test_labels_that_mean_harm_are_shown_and_not_obeyed(tmp_path, capsys):
+def test_malicious_labels_are_shown_as_text(tmp_path, capsys):
     names = ["<script>alert(1)</script>", "\x1b[2Jgone", "a | `b`", "[x](http://example.test)", "---", "{{ 7 * 7 }}"]
     for i in range(120):
         Image.fromarray(np.full((8, 8), 2 * i, np.uint8)).save(tmp_path / f"{i}.png")
@@ -384,7 +384,7 @@ def test_a_run_leaves_no_process_behind(tmp_path):
 
 
 def test_a_folder_that_another_run_writes_is_refused(tmp_path, monkeypatch, refused):
-    """The same command in two terminals: the second one would go on from the first one's checkpoints."""
+    """The same command in two terminals: the second would resume from the first one's checkpoints."""
     seal, tried = saving.seal, []
 
     def seal_and_start_again(aside, folder):
@@ -398,8 +398,8 @@ def test_a_folder_that_another_run_writes_is_refused(tmp_path, monkeypatch, refu
     assert tried and (run / "run.json").is_file() and not list(run.glob(".*"))
 
 
-def test_a_terminal_that_goes_away_ends_a_run_that_has_saved(tmp_path):
-    """As when a connection breaks: what is written to it then is an error."""
+def test_a_run_saves_and_ends_when_its_terminal_closes(tmp_path):
+    """As when a connection breaks: writing to it is then an error."""
     pty = pytest.importorskip("pty")
     pid, terminal = pty.fork()
     if pid == 0:

@@ -33,7 +33,7 @@ from ftkit.config.loader import GROUPS
 from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import ImageInfo, describe_images
 from ftkit.data.sources.load import load_data
-from ftkit.data.sources.raw import read_cifar_folder, read_idx
+from ftkit.data.sources.raw import cifar_kind, read_cifar_folder, read_idx
 from ftkit.errors import UserError
 from ftkit.files import hidden
 from ftkit.models.classifier import Classifier
@@ -253,7 +253,7 @@ def test_a_batch_of_cifar(place, damaged, where):
     for name, data in (whole | {where: damaged}).items():
         (place / name).write_bytes(data)
     with taken_or_refused():
-        splits, names = read_cifar_folder(place)
+        splits, names = read_cifar_folder(place, cifar_kind(place))
         assert all(images.shape[1:] == (32, 32, 3) for images, _ in splits.values()) and names
 
 

@@ -1,4 +1,4 @@
-"""Two machines, and models in pieces: what comes out is what two processes on one machine give."""
+"""Two machines, and sharded models: the same results as from two processes on one machine."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from support import REPO, interrupt
+from support import REPO, interrupt, weights
 
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
@@ -23,7 +23,7 @@ OPTIONS = ["--max_train_samples", "150", "--num_train_epochs", "3", "--optim", "
 
 
 def command(tmp_path, config, options=(), script=REPO / "recipes" / "finetune.py", **changes):
-    """The launcher's, with a configuration of the repository made fit for processors."""
+    """The launcher's command line, with a configuration of the repository adapted to the CPU."""
     written = yaml.safe_load((REPO / "accelerate_configs" / f"{config}.yaml").read_text())
     written |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True} | changes
     written.pop("gpu_ids", None)
@@ -55,8 +55,8 @@ def one_machine(tmp_path_factory):
 
 @pytest.fixture
 def machines():
-    """How to start a command on each of two machines, and the address of the first: network namespaces joined by a
-    cable, or else this machine twice."""
+    """Prefixes that start a command on each of two machines, and the first one's address: two connected network
+    namespaces, or this machine twice."""
     names = [f"ftkit-{os.getpid()}-{number}" for number in range(2)]
     steps = [f"ip netns add {name}" for name in names]
     steps += [f"ip link add ftkit0 netns {names[0]} type veth peer name ftkit0 netns {names[1]}"]
@@ -75,7 +75,7 @@ def machines():
 
 
 def test_two_machines(tmp_path, one_machine, machines):
-    """Each has a cache of its own, in which the images are decoded once."""
+    """Each has its own cache, and decodes the images once."""
     prefixes, (address, variables) = machines
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,7 +92,7 @@ def test_two_machines(tmp_path, one_machine, machines):
     assert [process.returncode for process in started] == [0, 0], "\n".join(text[-2000:] for text in shown)
     assert_same_weights(one_machine, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
-    assert "accuracy" in shown[0] and "accuracy" not in shown[1]  # the first process reports, and no other
+    assert "accuracy" in shown[0] and "accuracy" not in shown[1]  # only the first process reports
     first, second = (sorted(p.name for p in (tmp_path / f"cache-{rank}").iterdir() if p.is_dir()) for rank in (0, 1))
     assert first == second and first
 
@@ -108,14 +108,14 @@ def test_fsdp(tmp_path, one_machine):
     assert_same_weights(one_machine, sharded(tmp_path, "fsdp", tmp_path / "run", "0"))
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # torch refuses to load the state of one that has none
-def test_fsdp_goes_on_where_it_was(tmp_path, optim):
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # sgd has no state, which torch refuses to load
+def test_fsdp_resumes(tmp_path, optim):
     options = ["0.2", "--optim", optim]
     whole = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
-    expected = (whole / "model" / "model.safetensors").read_bytes()
+    expected = weights(whole)
     interrupt(whole, keep=2)
     again = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
-    assert (again / "model" / "model.safetensors").read_bytes() == expected
+    assert weights(again) == expected
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -125,14 +125,14 @@ def test_deepspeed(tmp_path, one_machine, stage):
 
 
 def logged_losses(run):
-    """The losses that the last stage logged, with their mean over all of it."""
+    """The logged losses of the last stage, with their mean."""
     log = json.loads((run / "stages" / "2-all" / "trainer_state.json").read_text())["log_history"]
     return [line[name] for line in log for name in ("loss", "train_loss") if name in line]
 
 
 @pytest.mark.parametrize("config", ["multi_gpu", "fsdp", "deepspeed_zero2", "deepspeed_zero3"])
 def test_bf16_of_the_launcher(tmp_path, config):
-    """It trains, resumes with all that it knew, and what it saves passes the gate in float32."""
+    """It trains, resumes exactly, and the saved model passes the gate in float32."""
     if config.startswith("deepspeed"):
         pytest.importorskip("deepspeed", exc_type=ImportError)
 
@@ -145,22 +145,22 @@ def test_bf16_of_the_launcher(tmp_path, config):
         return folder
 
     folder = train()
-    record, weights = read_record(folder), load_file(folder / "model" / "model.safetensors")
+    record, saved = read_record(folder), load_file(folder / "model" / "model.safetensors")
     losses = logged_losses(folder)
     assert record["precision"] == "bf16" and record["processes"] == 2
-    assert {value.dtype for name, value in weights.items() if "batches" not in name} == {np.dtype("float32")}
+    assert {value.dtype for name, value in saved.items() if "batches" not in name} == {np.dtype("float32")}
     assert check_parity(folder / "model", folder / "evaluation", record) < 1e-4
     interrupt(folder, keep=2)
     train()
     again = load_file(folder / "model" / "model.safetensors")
-    for name, value in weights.items():
+    for name, value in saved.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
     assert logged_losses(folder) == losses
 
 
 @pytest.mark.parametrize("key", ["fsdp", "deepspeed"])
-def test_pieces_by_a_key_of_the_recipe(tmp_path, one_machine, key):
-    """The launcher knows of several processes alone."""
+def test_sharding_by_a_key_of_the_recipe(tmp_path, one_machine, key):
+    """The launcher only starts the processes."""
     if key == "deepspeed":
         pytest.importorskip("deepspeed", exc_type=ImportError)
     sizes = ("train_micro_batch_size_per_gpu", "train_batch_size", "gradient_accumulation_steps", "gradient_clipping")

@@ -18,7 +18,7 @@ RECIPE = "dataset: digits\nmodel: mlp\nmethod: scratch\nnum_train_epochs: 1\n"
 
 
 def number(*values, **more):
-    """A number of a result, as it would be measured."""
+    """A number of a result, as if measured."""
     mean = sum(values) / len(values)
     return {"values": [*values], "mean": mean, "std": 0.01 if len(values) > 1 else None, "n": len(values), **more}
 
@@ -35,7 +35,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def record(root):
-    """A result of its recipe, as it would be measured."""
+    """A result of the recipe in `root`, as if measured."""
     new = {
         "kind": "recipe",
         "command": "accelerate launch recipes/finetune.py --config recipes/digits/tiny.yaml",
@@ -149,10 +149,10 @@ def test_a_result_is_written_into_the_texts(root, record, capsys):
             "a <!-- results: digits/tiny accurasy --><!-- end -->",
             ["guides/x.md:1", "no number 'accurasy'"],
         ),
-        ("a\n<!-- results: digits/tiny accuracy --><!-- end -->", ["guides/x.md:2", "begin it with a word"]),
+        ("a\n<!-- results: digits/tiny accuracy --><!-- end -->", ["guides/x.md:2", "start it with a word"]),
     ],
 )
-def test_a_marker_that_asks_for_nothing_is_refused(root, record, refused, marker, words):
+def test_a_marker_for_an_unknown_result_is_refused(root, record, refused, marker, words):
     store(root, "digits/tiny", record)
     (root / "recipes" / "guides" / "x.md").write_text(marker)
     with refused(*words):
@@ -206,7 +206,7 @@ def test_other_versions_are_shown_and_do_not_make_a_result_stale(root, record, c
     ("found", "shown"),
     [(number(0.5), "0.5000"), (number(0.5, 0.5), "0.5000 ± 0.0100")],
 )
-def test_an_accuracy_has_a_spread_where_there_are_seeds(found, shown):
+def test_an_accuracy_over_seeds_has_a_spread(found, shown):
     assert accuracy(found) == shown
 
 
@@ -227,7 +227,7 @@ def test_seconds_have_two_digits_or_more(found, shown):
         (["--measure", "digits/by_hand"], ["digits/by_hand", "cannot be measured here", "by other code"]),
     ],
 )
-def test_what_cannot_be_done_is_refused(root, record, refused, arguments, words):
+def test_an_impossible_command_line_is_refused(root, record, refused, arguments, words):
     store(root, "digits/by_hand", record | {"command": None, "remark": "measured by other code"})
     with refused(*words):
         results.main(arguments, root)
@@ -256,7 +256,7 @@ with open("runs.txt", "a") as file:
 
 @pytest.fixture
 def stub(root):
-    """A finetune.py that makes the files of a run without training."""
+    """A finetune.py that writes the files of a run without training."""
     (root / "recipes" / "finetune.py").unlink()
     (root / "recipes" / "finetune.py").write_text(STUB)
     return lambda: [line.removeprefix(f"{root}/") for line in (root / "runs.txt").read_text().splitlines()]
@@ -294,7 +294,7 @@ def test_seconds_beside_other_work_are_left_out(root, record, stub, monkeypatch,
     assert row.endswith(" | 2 | 0.0150 ± 0.0071; 0.5150 ± 0.0071 averaged over mirror images | |")
 
 
-def test_what_is_missing_or_stale_is_measured(root, record, stub):
+def test_missing_and_stale_results_are_measured(root, record, stub):
     store(root, "digits/tiny", record)
     store(root, "digits/tiny-variant", {
         "kind": "recipe", "command": "python recipes/finetune.py --config recipes/digits/tiny.yaml",
@@ -306,7 +306,7 @@ def test_what_is_missing_or_stale_is_measured(root, record, stub):
     assert stub() == ["runs/results/digits/tiny-variant/seed-7"]
 
 
-def test_a_measurement_that_breaks_is_shown_and_goes_on_where_it_stopped(root, record, stub, refused):
+def test_a_failed_measurement_is_shown_and_resumes(root, record, stub, refused):
     store(root, "digits/tiny", record | {"command": "python recipes/finetune.py --config recipes/digits/tiny.yaml"})
     (root / "full-disk").touch()
     with refused("--config recipes/digits/tiny.yaml", "exit code 1", "no space left", "seed-2.log"):

@@ -1,4 +1,4 @@
-"""The whole job from Python, as a notebook has it."""
+"""The whole job from Python, as in a notebook."""
 
 import json
 
@@ -12,7 +12,7 @@ from ftkit import run
 QUICK = ["--dataset", "digits", "--model", "mlp", *map(str, TINY)]
 
 
-def test_a_notebook_runs_the_whole_job_as_the_script_does(tmp_path):
+def test_run_does_the_same_as_the_script(tmp_path):
     recipe = load_recipe_script("finetune").DEFAULT_RECIPE
     job = run.run([*QUICK, "--output_dir", str(tmp_path / "notebook")], recipe)
     script = finetune(tmp_path / "script", *QUICK)
@@ -24,7 +24,7 @@ def test_a_notebook_runs_the_whole_job_as_the_script_does(tmp_path):
 
 
 def test_the_steps_can_be_taken_one_by_one(tmp_path):
-    """Such as to change the model between two of them."""
+    """So that, e.g., the model can be changed between two steps."""
     job = run.start(run.parse_config([*QUICK, "--output_dir", str(tmp_path / "run")]))
     run.read_data(job)
     run.build_classifier(job)
@@ -45,6 +45,6 @@ def test_a_step_out_of_order_names_what_is_missing(tmp_path):
         run.build_classifier(job)
 
 
-def test_mistakes_are_errors_of_the_user(tmp_path, refused):
+def test_mistakes_raise_user_errors(tmp_path, refused):
     with refused("did you mean 'mlp'"):
         run.run(["--dataset", "digits", "--model", "mpl", "--output_dir", str(tmp_path / "run")])

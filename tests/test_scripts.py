@@ -1,4 +1,4 @@
-"""What holds for every script in recipes/."""
+"""Properties of every script in recipes/."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from support import REPO
         ("push", "--run x"),
     ],
 )
-def test_a_mistake_in_the_command_line_is_answered_before_torch_loads(script, words):
+def test_a_mistake_in_the_command_line_is_reported_before_torch_loads(script, words):
     code = f"""
 import runpy, sys
 sys.argv = [{script!r}, *{words.split()!r}]

@@ -33,7 +33,8 @@ def test_flip_averaging_stands_beside_the_plain_evaluation(digits_run, tmp_path,
     assert metrics["test_time_accuracy"] == expected
     assert json.loads((run / "run.json").read_text())["test"]["test_time_accuracy"] == expected
     assert f"{accuracy:.4f} with test_time_augmentation: flip" in shown
-    assert f"| accuracy, test-time augmentation | {accuracy:.4f} |" in (run / "evaluation" / "report.md").read_text()
+    report = (run / "evaluation" / "report.md").read_text()
+    assert f"| accuracy with test-time augmentation | {accuracy:.4f} |" in report
 
     load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(tmp_path / "again")])
     np.testing.assert_allclose(probabilities(tmp_path / "again" / "flip"), averaged, atol=1e-5)

@@ -36,12 +36,12 @@ def spans(text: str) -> list[str]:
 
 
 def code_lines(text: str) -> list[str]:
-    """The lines of the code blocks; a line that ends in a backslash includes the next."""
+    """The lines of the code blocks; a line that ends with a backslash continues on the next."""
     return [line for _, code in BLOCK.findall(text) for line in code.replace("\\\n", " ").splitlines()]
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives to the headings."""
+    """GitHub's anchors of the headings."""
     titles = re.findall(r"^#+ (.*)$", BLOCK.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
@@ -76,7 +76,7 @@ def known_keys() -> frozenset[str]:
 
 
 def broken_links(path: Path, text: str) -> list[str]:
-    """The relative links, anchors and pictures that lead nowhere."""
+    """The broken relative links, anchors and pictures."""
     text, broken = BLOCK.sub("", text), []
     for link in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text):
         place, _, anchor = link.partition("#")
@@ -96,7 +96,7 @@ def missing_paths(path: Path, text: str) -> list[str]:
 
 
 def unknown_options(path: Path, text: str) -> list[str]:
-    """The options in code that neither finetune.py nor a script that their section names has."""
+    """The options in code that finetune.py and the scripts named in their section do not have."""
     unknown = []
     for section in sections(text):
         scripts = {"finetune"} | SCRIPTS.intersection(re.findall(r"\b(\w+)\.py\b", section))
@@ -110,7 +110,7 @@ def unknown_options(path: Path, text: str) -> list[str]:
 
 
 def unknown_keys(path: Path, text: str) -> list[str]:
-    """The keys in `key: value` and in tables of keys that no recipe and no launch configuration has."""
+    """The keys in `key: value` and in tables that are in no recipe or launch configuration."""
     named = [key for span in spans(text) for key in re.findall(r"^([a-z]\w*): \S", span)]
     named += [key for head, keys in tables(text) if head == "key" for key in keys]
     return [key for key in named if key not in known_keys()]
@@ -176,6 +176,6 @@ def _recipes() -> list[str]:
 
 
 @pytest.mark.parametrize("recipe", _recipes(), ids=lambda recipe: recipe.partition("\n")[0])
-def test_every_piece_of_a_recipe_is_accepted(recipe, tmp_path):
+def test_every_recipe_fragment_is_accepted(recipe, tmp_path):
     (tmp_path / "recipe.yaml").write_text(f"dataset: digits\n{recipe}", encoding="utf-8")
     parse_config(["--config", str(tmp_path / "recipe.yaml")])

@@ -12,14 +12,13 @@ import pytest
 import yaml
 from disk_harness import PAGE, Disk, can_mount
 from safetensors.numpy import load_file
-from support import REPO, finetune
+from support import KEEP_ALL, MLP, REPO, finetune, weights
 
 from ftkit.evaluation.predictions import read_predictions
 
 # The last batch has 39 images, which two processes cannot share evenly.
-OPTIONS = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--max_train_samples", 295,
-           "--num_train_epochs", 6, "--optim", "sgd", "--learning_rate", 0.1, "--label_smoothing_factor", 0.1,
-           "--augment", "translate", "--save_total_limit", 9]  # fmt: skip
+OPTIONS = [*MLP, *KEEP_ALL, "--max_train_samples", 295, "--num_train_epochs", 6, "--optim", "sgd",
+           "--learning_rate", 0.1, "--label_smoothing_factor", 0.1, "--augment", "translate"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +55,9 @@ def two(launch_two, tmp_path_factory):
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(two, tmp_path):
     one = finetune(tmp_path / "one", *OPTIONS, "--per_device_train_batch_size", 64, "--dropout", 0)
-    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
-    for name in weights[0]:
-        np.testing.assert_allclose(weights[1][name], weights[0][name], atol=1e-5, err_msg=name)
+    saved = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name in saved[0]:
+        np.testing.assert_allclose(saved[1][name], saved[0][name], atol=1e-5, err_msg=name)
     first, second = (read_predictions(run / "evaluation") for run in (one, two))
     assert np.array_equal(first.index, second.index) and np.array_equal(first.labels, second.labels)  # none twice
     np.testing.assert_allclose(second.logits, first.logits, atol=1e-4)
@@ -115,7 +114,7 @@ def test_the_learning_rate_follows_the_number_of_processes(launch_two, two, tmp_
     options = ["--dropout", 0, "--learning_rate", 0.05, "--scale_lr", "linear"]
     shown, _ = (process := launch_two(tmp_path / "run", *options)).communicate(timeout=300)
     assert process.returncode == 0 and "a step takes 64 images, 2 × 32; learning rates × 2 (scale_lr: linear)" in shown
-    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
+    models = [weights(folder) for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
 
 
@@ -132,7 +131,7 @@ def test_a_run_that_loses_a_process_resumes_to_the_same_model(launch_two, two, t
         finetune(tmp_path / "run", *OPTIONS, "--per_device_train_batch_size", 32, "--use_cpu", "true", "--dropout", 0)
     shown, _ = (process := launch_two(tmp_path / "run", "--dropout", 0)).communicate(timeout=300)
     assert process.returncode == 0 and "resumes from" in shown, shown[-3000:]
-    models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, tmp_path / "run")]
+    models = [weights(folder) for folder in (two, tmp_path / "run")]
     assert models[0] == models[1]
 
 
@@ -190,5 +189,5 @@ def test_a_disk_that_is_full_for_both_processes(launch_two, two, tmp_path, share
         disk.grow()
         shown, _ = (process := launch_two(disk.folder / "run", *options, before=disk.limit)).communicate(timeout=300)
         assert process.returncode == 0, shown[-3000:]
-        models = [(folder / "model" / "model.safetensors").read_bytes() for folder in (two, disk.folder / "run")]
+        models = [weights(folder) for folder in (two, disk.folder / "run")]
         assert models[0] == models[1]

@@ -37,4 +37,4 @@ def inner_loader(loader: DataLoader) -> DataLoader:
 def skip_lomo() -> None:
     """Keep accelerate from searching `sys.path` for a missing `lomo_optim` three times a step."""
     if importlib.util.find_spec("lomo_optim") is None:
-        sys.modules["lomo_optim"] = None
+        sys.modules["lomo_optim"] = None  # type: ignore[assignment]  # documented, and missing in the stubs

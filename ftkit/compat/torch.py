@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,11 @@ def compute_in_float32(norm: nn.Module) -> None:
     torch refuses statistics and weights of two types, and in 16 bits the running statistics would not change. No hook
     can do this: the weights are cast only for the forward pass, and DeepSpeed casts buffers by `_apply`.
     """
-    norm.forward, norm._apply = partial(_forward, norm), partial(_apply, norm)
+    vars(norm).update(forward=partial(_forward, norm), _apply=partial(_apply, norm))
 
 
 def _forward(norm: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    own = dict(norm._parameters)
+    own: dict[str, Any] = dict(norm._parameters)
     norm._parameters.update({name: value if value is None else value.float() for name, value in own.items()})
     try:
         return type(norm).forward(norm, images.float()).to(images.dtype)
@@ -32,9 +33,10 @@ def _forward(norm: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def _apply(norm: nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-    own = dict(norm._buffers)
+    own: dict[str, Any] = dict(norm._buffers)
     type(norm)._apply(norm, function, recurse)
     for name, buffer in own.items():
-        if buffer is not None and norm._buffers[name].dtype != buffer.dtype:
-            norm._buffers[name] = buffer.to(norm._buffers[name].device)
+        now = norm._buffers[name]
+        if now is not None and now.dtype != buffer.dtype:
+            norm._buffers[name] = buffer.to(now.device)
     return norm

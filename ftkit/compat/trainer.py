@@ -1,9 +1,11 @@
 """The private methods of transformers' `Trainer` that ftkit extends, as public hooks."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_ARGS_NAME
 
@@ -14,6 +16,10 @@ class HookedTrainer(Trainer):
     By default a hook does what the `Trainer` does. Changes by public methods, callbacks and arguments belong in
     subclasses.
     """
+
+    model: nn.Module
+    optimizer: Any  # while training, accelerate's wrapper of torch's
+    lr_scheduler: LambdaLR
 
     def waits_for_epoch_end(self) -> bool:
         """Whether logging, evaluating and saving that is due after this step waits for the end of the epoch."""
@@ -59,25 +65,25 @@ class HookedTrainer(Trainer):
         """Move a tensor to the device; under DeepSpeed floats get the type of the weights, which may have 16 bits."""
         return self._prepare_input(values)
 
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if not self.waits_for_epoch_end():
             super()._maybe_log_save_evaluate(*args, **kwargs)
             self.after_step()
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.save_checkpoint()
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         self.save_weights(Path(output_dir), state_dict)
 
-    def _load_best_model(self):
+    def _load_best_model(self) -> None:
         self.load_best_model()
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self.load_optimizer(Path(checkpoint))
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         return self.gradient_norm(model, grad_norm)
 
 

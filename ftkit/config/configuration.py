@@ -16,9 +16,9 @@ from ftkit.config.arguments.model import ModelArguments
 from ftkit.config.arguments.training import TrainingArguments, following, in_stage, values_of
 from ftkit.precision import HALVES
 
-# What a saved configuration spells out before what was given.
+# A saved configuration spells these out, then what was given.
 _SPELT_OUT = ("eval_strategy", "per_device_eval_batch_size", "logging_steps", "save_total_limit", "learning_rate")
-# How a run is started and where it left off: these do not belong to what a run is.
+# How a run is started, not what it is.
 _NOT_SAVED = ("overwrite", "resume_from_checkpoint")
 
 
@@ -27,10 +27,11 @@ class Config:
     """The configuration of a run.
 
     Attributes:
-        training: transformers' arguments, which never push: its `Trainer` would at every checkpoint. While names are
-            checked, they are typed values by the same names that transformers has not resolved yet.
-        given: the training arguments that the recipe or the command line gives and that do not follow from others.
-        pushes: whether the finished model goes to the Hub (`push_to_hub`), once.
+        training: transformers' arguments, without pushing: its `Trainer` would push every checkpoint. While names are
+            checked, a namespace of typed values that transformers has not resolved yet.
+        given: the training arguments that the recipe or the command line sets to a value of its own, not to the one
+            that follows from other keys.
+        pushes: whether the finished model is pushed to the Hub (`push_to_hub`), once.
     """
 
     data: DataArguments
@@ -43,22 +44,17 @@ class Config:
     pushes: bool
 
     def if_given(self, key: str) -> Any:
-        """The value of a training argument that was given; None for one at its default."""
+        """The value of a training argument if it was given, else None."""
         return getattr(self.training, key) if key in self.given else None
 
     def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
-        """The training arguments of a stage: the run's, as they are now, but for what the stage says.
-
-        Args:
-            arguments: what the stage says.
-            folder: the stage's.
-        """
+        """The training arguments of a stage: the run's current ones, overridden by the stage's own `arguments`."""
         own = in_stage(values_of(self.training), self.given, arguments)
         return TrainingArguments(**own | {"output_dir": str(folder)})
 
     def to_yaml(self) -> str:
         """The resolved configuration as a recipe: running it again repeats the run."""
-        saved = {}
+        saved: dict[str, Any] = {}
         for group in (self.data, self.model, self.method, self.loss, self.job):
             saved |= {key: value for key, value in dataclasses.asdict(group).items() if value is not None}
         values = values_of(self.training)
@@ -77,7 +73,7 @@ class Evaluation(NamedTuple):
 
 
 def _plain(value: Any) -> Any:
-    """What YAML's safe dumper takes: enums as their values, dataclasses as what is not at its default."""
+    """A value that YAML's safe dumper takes: enums by value, dataclasses by the fields not at their default."""
     if dataclasses.is_dataclass(value):
         values = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
         return {name: _plain(now) for name, (now, default) in values.items() if now != default}

@@ -8,7 +8,7 @@ from ftkit.precision import deepspeed_config
 
 
 def check_together(config: Config) -> list[str]:
-    """All that contradicts something else in a configuration of a run or of a stage, one sentence each."""
+    """The contradictions within the configuration of a run or a stage, one sentence each."""
     errors = []
     if config.loss.early_stopping_patience is not None and not config.training.load_best_model_at_end:
         errors.append(
@@ -17,24 +17,24 @@ def check_together(config: Config) -> list[str]:
         )
     if config.training.save_only_model and config.job.on_nan == "rollback":
         errors.append(
-            "on_nan: rollback goes back to the optimizer of a checkpoint, which save_only_model: true leaves out: use "
+            "on_nan: rollback needs the optimizer of a checkpoint, which save_only_model: true does not save: use "
             "on_nan: skip, or leave save_only_model out"
         )
     return errors + _check_sharded(config)
 
 
 def _check_sharded(config: Config) -> list[str]:
-    """What looks at whole weights while they train, where FSDP or DeepSpeed have them in pieces."""
+    """The settings that FSDP or DeepSpeed cannot honour: most of them need whole weights while they train."""
     values = vars(config.training)
     if not (kinds := sharding_of(values)):
         return []
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
         return [
-            f"{key}: {values[key]} cuts a model into pieces for several processes, and this is one: leave it out, or "
-            f"launch several, with accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
+            f"{key}: {values[key]} shards the model over several processes, and there is one: leave it out, or launch "
+            f"several, with accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
         ]
     if len(kinds) > 1:
-        return [f"{' and '.join(kinds)} each cut a model into pieces: keep one of them"]
+        return [f"{' and '.join(kinds)} each shard the model: keep one of them"]
     source, pieces = deepspeed_config(values)
     if own := [key for key in ("optimizer", "scheduler") if key in pieces]:
         keys = {"optimizer": "optim, learning_rate and weight_decay", "scheduler": "lr_scheduler_type"}
@@ -42,8 +42,8 @@ def _check_sharded(config: Config) -> list[str]:
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     given = vars(config.loss) | vars(config.job) | values
     return [
-        f"{key}: {given[key]} needs whole weights, which FSDP and DeepSpeed cut into pieces: leave it out, or launch "
-        "with accelerate_configs/multi_gpu.yaml"
+        f"{key}: {given[key]} needs whole weights, and FSDP and DeepSpeed shard them: leave it out, or launch with "
+        "accelerate_configs/multi_gpu.yaml"
         for key, usual in whole.items()
         if given[key] != usual
     ]

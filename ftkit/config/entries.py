@@ -1,4 +1,4 @@
-"""The entries of a recipe or a command line, and their typed values by one `HfArgumentParser`."""
+"""Read a recipe or a command line into entries, and convert each by the options of an `HfArgumentParser`."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from ftkit.errors import UserError, nearest
 
 @dataclass
 class Entry:
-    """One key with its value as the texts that stand there, and where it stands. `texts` is None for a null."""
+    """A key, its value as written (`texts`; None for a null), and where it was written."""
 
     key: str
     texts: list[str] | None
@@ -29,29 +29,27 @@ class Entry:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which `1e-3` is a number, as in Python and JSON."""
+    """YAML's safe loader, which also reads `1e-3` as a number."""
 
 
-_MOST_VALUES = 10_000  # of one key; aliases that repeat aliases would make billions
-
-
+_MOST_VALUES = 10_000  # of one key: aliases of aliases could expand to billions
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
 )
 
 
 def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
-    """The entries of a flat recipe. Scalars keep the text they were written with: `no`, `1e-3` and `007` stay so.
+    """The entries of a flat recipe. Scalars keep their text: `no`, `1e-3` and `007` stay as written.
 
     Args:
         path: the file.
-        errors: what is wrong with single lines is appended here.
+        errors: errors of single lines are appended here.
 
     Raises:
-        UserError: the file cannot be read, or is no mapping.
+        UserError: the file cannot be read, or is not a mapping.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        root: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +70,7 @@ def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
             errors.append(f"{origin}: expected a key such as `learning_rate`, not a {key.id}")
             continue
         if key.value in entries:
-            errors.append(f"{origin}: {key.value} stands twice in this file: keep one")
+            errors.append(f"{origin}: {key.value} is given twice in this file: keep one")
         try:
             entries[key.value] = Entry(key.value, _texts(value), origin)
         except (TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -88,13 +86,13 @@ def _texts(value: yaml.Node) -> list[str] | None:
         return [item.value for item in value.value]
     if _size(value, {}) > _MOST_VALUES:
         raise ValueError(
-            f"it stands for more than {_MOST_VALUES:,} values, or holds itself: use fewer aliases (*name)"
+            f"it expands to more than {_MOST_VALUES:,} values, or contains itself: use fewer aliases (*name)"
         )
     return [json.dumps(yaml.load(yaml.serialize(value), Loader=_Loader))]
 
 
 def _size(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node stands for where every alias is written out; infinite for one that holds itself."""
+    """How many values a node has with all aliases expanded; infinite for a node that contains itself."""
     if id(node) not in known:
         known[id(node)] = math.inf
         inner = [] if isinstance(node, yaml.ScalarNode) else node.value
@@ -104,37 +102,39 @@ def _size(node: yaml.Node, known: dict[int, float]) -> float:
 
 
 def read_command_line(arguments: list[str]) -> list[Entry]:
-    """`--key value …`, `--key=value` and `--flag` as entries.
+    """The entries of `--key value …`, `--key=value` and `--flag`.
 
     Raises:
-        UserError: a value stands before any key.
+        UserError: a value comes before any key.
     """
     entries: list[Entry] = []
+    texts: list[str] | None = None  # of the last key
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
-            entries.append(Entry(key.replace("-", "_"), [value] if equals else [], "command line"))
-        elif entries:
-            entries[-1].texts.append(argument)
+            texts = [value] if equals else []
+            entries.append(Entry(key.replace("-", "_"), texts, "command line"))
+        elif texts is not None:
+            texts.append(argument)
         else:
-            raise UserError(f"command line: {argument!r} stands before any option: expected `--key value`")
+            raise UserError(f"command line: {argument!r} comes before any option: expected `--key value`")
     return entries
 
 
 def parse_entry(
     parser: HfArgumentParser, entry: Entry, lists: frozenset[str], nullable: frozenset[str] = frozenset()
 ) -> dict[str, Any]:
-    """The key with its typed value, by the option that `parser` has of that name.
+    """The key of an entry with its typed value; empty if a null means the default.
 
-    The option's own type, choices and number of values judge it. `argparse` itself is not run: it takes values that
-    begin with a dash for options, and stops at the first error.
+    The parser's option of that name sets type, choices and number of values. `argparse` itself is not run: it would
+    take values that begin with a dash for options, and stop at the first error.
 
     Args:
-        lists: keys that take one text or several, which the parser knows as texts only.
-        nullable: keys of which a null is a value, None; for others it gives nothing, and the default stays.
+        lists: keys that take one text or several, though the parser takes one.
+        nullable: keys for which a null means None instead of the default.
 
     Raises:
-        ValueError: with one sentence that names the key, the value and what was expected.
+        ValueError: one sentence with the key, the value and what was expected.
     """
     options = option_strings(parser)
     action = options.get(f"--{entry.key}")
@@ -144,7 +144,7 @@ def parse_entry(
     if entry.texts is None or (entry.texts == ["null"] and action.type in (int, float)):
         return {action.dest: None} if entry.key in nullable else {}
     if "\0" in entry.shown:
-        raise ValueError(f"{entry.key}: {entry.shown!r} holds a NUL character, which nothing is called by")
+        raise ValueError(f"{entry.key}: {entry.shown!r} contains a NUL character: remove it")
     if not entry.texts and action.nargs in (0, "?"):
         return {action.dest: action.const}
     if not entry.texts:
@@ -160,11 +160,12 @@ def parse_entry(
 
 
 def _convert(action: argparse.Action, key: str, text: str) -> Any:
+    convert: Any = action.type  # a function: `HfArgumentParser` registers no names of types
     try:
-        value = action.type(text)
+        value = convert(text)
     except (ValueError, TypeError, argparse.ArgumentTypeError):
-        kinds = {int: "a whole number", float: "a number"}
-        raise ValueError(f"{key}: {text!r} is not {kinds.get(action.type, 'true or false')}") from None
+        kinds: dict[type, str] = {int: "a whole number", float: "a number"}
+        raise ValueError(f"{key}: {text!r} is not {kinds.get(convert, 'true or false')}") from None
     if action.choices is not None and value not in action.choices:
         valid = [str(choice) for choice in action.choices]
         raise ValueError(f"{key}: {text!r} is not one of {', '.join(valid)}{nearest(text, valid)}")

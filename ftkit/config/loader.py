@@ -1,9 +1,9 @@
 """The one strict loader of configurations.
 
-A recipe is a flat YAML file; every key can be overridden on the command line by its own name. Both are turned into
-arguments and read by one `HfArgumentParser` over ftkit's dataclasses and transformers' `TrainingArguments`, so that a
-type, a choice or a misspelt key is judged in one place. What a key names (a method, an optimizer, …) is checked by
-who owns it. All errors are reported at once, before data or model are touched.
+A recipe is a flat YAML file; every key can be overridden on the command line by its own name. One `HfArgumentParser`
+over ftkit's dataclasses and transformers' `TrainingArguments` reads both, so that types, choices and misspelt keys are
+checked in one place. Names of methods, optimizers, … are checked by the modules that define them. All errors are
+reported at once, before data or model are touched.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ from ftkit.config.training_fields import OF_THE_RUN, check_fields
 from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
-GROUPS = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
-# Keys that take one text or several; `HfArgumentParser` knows them as one.
+GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
+# Keys that take one text or several; for `HfArgumentParser` they take one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
-# Keys for which null is a value; of others it leaves the default. `report_to: null` would be a tracker of that name.
+# Keys for which null means None; for others it means the default. `report_to: null` would name a tracker.
 _NULLABLE = frozenset(
     name
     for group in (*GROUPS, EvaluationArguments)
@@ -46,14 +46,14 @@ _NULLABLE = frozenset(
 
 
 class Owners(NamedTuple):
-    """What others know about a configuration.
+    """What the modules that define names tell the loader.
 
     Attributes:
-        check: gives all that is wrong with the names in a configuration of a run or a stage, one sentence each. It
-            skips values of a wrong type or form, which the loader reports.
-        learning_rate: gives the default of a method.
+        check: returns the errors in the names of a run's or a stage's configuration, one sentence each. It skips
+            values of a wrong type or form, which the loader reports.
+        learning_rate: returns the default of a method.
         metric: chooses the checkpoint by default.
-        names: by key, what it may name, for `--help`.
+        names: the valid names of a key, for `--help`.
     """
 
     check: Callable[[Config], list[str]]
@@ -67,9 +67,9 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
 
     Args:
         arguments: the command line without the program's name.
-        owners: of the names that are checked.
-        default_recipe: read when there is no `--config`. Where the command line names other data than this recipe's
-            (`--dataset` or `--data_dir`), the recipe's own data are left out.
+        owners: checks and defaults of the names.
+        default_recipe: read without `--config`. If the command line names other data (`--dataset` or `--data_dir`),
+            the recipe's own are left out.
 
     Raises:
         UserError: the recipe cannot be read.
@@ -77,28 +77,29 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     """
     errors: list[str] = []
     named = ". ".join(f"{key}: {', '.join(names)}" for key, names in owners.names.items())
-    parser = HfArgumentParser(GROUPS, prog="finetune.py", epilog=f"What keys may name: {named}.")
+    parser = HfArgumentParser(GROUPS, prog="finetune.py", epilog=f"Names that keys take: {named}.")
     overrides = read_command_line(arguments)
     _answer_help(parser, overrides)
     read = _read_values(parser, _with_recipe(overrides, default_recipe, errors), errors)
     precision, contradictions = decide_precision(read, runs_on_cpu(read))
     errors += contradictions + check_machine(read)
-    groups = _build_checked(GROUPS[:-1], read, errors)
+    data, model, method, loss, job = _build_checked(GROUPS[:-1], read, errors)
     given = {key: value for key, value in read.items() if key in DEFAULTS}
-    values = DEFAULTS | following(given) | _defaults(owners, *groups[:3]) | given | precision
+    values = DEFAULTS | following(given) | _defaults(owners, data, model, method) | given | precision
     pushes, values["push_to_hub"] = bool(values["push_to_hub"]), False
     names = tuple(key for key in given if key not in usual(values))
-    config = Config(*groups, SimpleNamespace(**values), names, pushes)
+    unresolved: Any = SimpleNamespace(**values)
+    config = Config(data, model, method, loss, job, unresolved, names, pushes)
     errors += _check(config, names, owners)
     errors += _check_stages(parser, config, owners, bool(errors))
     training = None if errors else _explained(values, errors)
-    if errors:
+    if training is None:
         raise ConfigError(errors)
     return dataclasses.replace(config, training=training)
 
 
 def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str]]) -> Evaluation:
-    """Read the command line of an evaluation. Where the model lies in a run, the run's data are the default.
+    """Read the command line of an evaluation. For a model in a run's folder, the run's data are the default.
 
     Args:
         arguments: the command line without the program's name.
@@ -109,7 +110,7 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     """
     errors: list[str] = []
     overrides = read_command_line(arguments)
-    groups = (DataArguments, EvaluationArguments)
+    groups: Any = (DataArguments, EvaluationArguments)
     parser = HfArgumentParser(groups, prog="eval.py")
     _answer_help(parser, overrides)
     keys = {f.name for f in dataclasses.fields(DataArguments)}
@@ -135,12 +136,12 @@ def _answer_help(parser: HfArgumentParser, entries: list[Entry]) -> None:
 
 
 def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: list[str]) -> list[Entry]:
-    """The entries of the recipe that the command line names, or of the default, and those of the command line."""
+    """The entries of the recipe, which the command line or the default names, then those of the command line."""
     chosen = [entry for entry in overrides if entry.key == "config"]
     overrides = [entry for entry in overrides if entry.key != "config"]
-    if len(chosen) > 1 or any(len(entry.texts) != 1 for entry in chosen):
+    if len(chosen) > 1 or any(len(entry.texts or []) != 1 for entry in chosen):
         raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
-    path = Path(chosen[0].texts[0]) if chosen else default_recipe
+    path = Path(chosen[0].shown) if chosen else default_recipe
     recipe = read_recipe(path, errors) if path else []
     if not chosen and {"dataset", "data_dir"} & {entry.key for entry in overrides}:
         recipe = [entry for entry in recipe if entry.key not in ("dataset", "data_dir")]
@@ -148,8 +149,8 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
 
 
 def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[str]) -> dict[str, Any]:
-    """Typed values by key, later entries over earlier ones; what is wrong with any of them goes to `errors`."""
-    values = {}
+    """Typed values by key; later entries override earlier ones, and errors are appended to `errors`."""
+    values: dict[str, Any] = {}
     for entry in entries:
         try:
             values |= parse_entry(parser, entry, _LISTS, _NULLABLE)
@@ -168,21 +169,17 @@ def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[st
 
 
 def _find_local_data(values: dict[str, Any]) -> None:
-    """Look a short dataset name up in the folder `FTKIT_DATA_DIR`; make `data_dir` independent of where we stand."""
+    """Look up a short dataset name in the folder `FTKIT_DATA_DIR`; make `data_dir` absolute."""
     shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
-    if (
-        shared
-        and dataset not in (None, *EMBEDDED)
-        and not values.get("data_dir")
-        and os.path.isdir(Path(shared) / dataset)
-    ):
-        values["data_dir"] = str(Path(shared) / dataset)
+    found = Path(shared) / dataset if shared and dataset and dataset not in EMBEDDED else None
+    if found and not values.get("data_dir") and os.path.isdir(found):
+        values["data_dir"] = str(found)
     if values.get("data_dir"):
         values["data_dir"] = str(Path(os.path.expanduser(values["data_dir"])).absolute())
 
 
 def _build_checked(groups: tuple[type, ...], values: dict[str, Any], errors: list[str]) -> list[Any]:
-    """The dataclasses with their values; what is wrong with any of them goes to `errors`."""
+    """The dataclasses with their values; their errors are appended to `errors`."""
     built = []
     for group in groups:
         names = {f.name for f in dataclasses.fields(group)}
@@ -203,22 +200,20 @@ def _defaults(owners: Owners, data: DataArguments, model: ModelArguments, method
 
 
 def _check(config: Config, own: Iterable[str], owners: Owners) -> list[str]:
-    """What is wrong with the training arguments and the names of a run, or of a stage.
+    """The errors in the training arguments and the names of a run, or of a stage with its training arguments.
 
     Args:
-        config: of the run; of a stage, the run's with the stage's training arguments.
-        own: the training arguments that the run, or the stage, gives.
-        owners: of the names.
+        own: the training arguments that the run, or the stage, sets.
     """
     values = vars(config.training)
     return check_training(values) + check_fields(values, own) + check_together(config) + owners.check(config)
 
 
 def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, known: bool) -> list[str]:
-    """Give the training arguments of the stages their types; what is wrong with them.
+    """Convert the training arguments of the stages to their types; returns the errors.
 
     Args:
-        known: whether something else is wrong, which the stages have from the run.
+        known: whether the run has errors, which its stages would repeat.
     """
     stages = config.method.stages if isinstance(config.method.stages, list) else []
     errors: list[str] = []
@@ -228,20 +223,21 @@ def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, know
     for number, stage in enumerate([] if known or errors else stages):
         arguments = {key: value for key, value in stage.items() if key not in ("name", "train")}
         own = in_stage(vars(config.training), config.given, arguments)
-        wrong = _check(dataclasses.replace(config, training=SimpleNamespace(**own)), arguments, owners)
+        unresolved: Any = SimpleNamespace(**own)
+        wrong = _check(dataclasses.replace(config, training=unresolved), arguments, owners)
         wrong or _explained(own, wrong)
         errors += [f"stages[{number}]: {error}" for error in wrong]
     return errors
 
 
 def _type_stage(parser: HfArgumentParser, where: str, stage: dict[str, Any], errors: list[str]) -> None:
-    """Give the training arguments of a stage their types, by the same judge as those of the run."""
+    """Convert the training arguments of a stage to their types, as those of the run."""
     for key in [key for key in stage if key not in ("name", "train")]:
         if key in OF_THE_RUN:
             errors.append(f"{where}: {key} applies to the whole run: move it out of stages")
         elif key not in DEFAULTS:
             hint = nearest(key, sorted(DEFAULTS.keys() - OF_THE_RUN))
-            errors.append(f"{where}: {key} is no training argument of a stage{hint}")
+            errors.append(f"{where}: {key} is not a training argument of a stage{hint}")
         else:
             value = stage.pop(key)
             texts = None if value is None else [_as_text(value)]
@@ -256,7 +252,7 @@ def _as_text(value: Any) -> str:
 
 
 def _explained(values: dict[str, Any], errors: list[str]) -> TrainingArguments | None:
-    """The training arguments, or None where transformers refuses them, for which there is an error more."""
+    """The training arguments; None, with one more error, if transformers refuses them."""
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:

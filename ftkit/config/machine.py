@@ -1,4 +1,4 @@
-"""What a run is trained on, and whether the GPUs that it was launched for are there."""
+"""The device of a run, and whether the machine has the GPUs that the run was launched for."""
 
 import os
 from typing import Any
@@ -10,9 +10,9 @@ _HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 
 
 def runs_on_cpu(values: dict[str, Any]) -> bool:
-    """Whether the configuration (`use_cpu`) or the launcher asks for the CPU, or there is nothing else."""
-    nothing_else = not torch.accelerator.is_available() and not _device_named()
-    return bool(values.get("use_cpu")) or _launched_for_cpu() or nothing_else
+    """Whether the configuration (`use_cpu`) or the launcher asks for the CPU, or there is no accelerator."""
+    no_accelerator = not torch.accelerator.is_available() and not _device_named()
+    return bool(values.get("use_cpu")) or _launched_for_cpu() or no_accelerator
 
 
 def _device_named() -> bool:
@@ -24,20 +24,20 @@ def _launched_for_cpu() -> bool:
 
 
 def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[str]:
-    """What the configuration or the launcher asks of this machine and it does not have, one sentence each.
+    """The devices that the configuration or the launcher asks for and this machine lacks, one sentence each.
 
     Args:
-        values: the configuration by key; `use_cpu` counts.
-        takes_use_cpu: whether `use_cpu` is a key of it.
+        values: the configuration by key; only `use_cpu` is read.
+        takes_use_cpu: whether the configuration has such a key.
     """
     if _launched_for_cpu() and values.get("use_cpu") is False:
-        return ["use_cpu: false here, and true by the launcher: leave it out here, or launch with another file"]
+        return ["use_cpu: false contradicts the launcher's file: leave it out, or launch with another --config_file"]
     if values.get("use_cpu") or _launched_for_cpu() or _device_named():
         return []
     count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
     numbers = [] if named in _HIDDEN else named.split(",")
     by_number = all(number.strip().isdecimal() for number in numbers)
-    by_id = not count and named.startswith(("GPU-", "MIG-"))  # several MIG ids may be right, and one device
+    by_id = not count and named.startswith(("GPU-", "MIG-"))  # several valid MIG ids may be one device
     if by_id or (by_number and len(numbers) > count):
         return [
             f"CUDA_VISIBLE_DEVICES: {named} (gpu_ids of the launcher) names {_gpus(len(numbers))}, and torch finds "
@@ -58,7 +58,7 @@ def _gpus(count: int) -> str:
 
 
 def _found(count: int) -> str:
-    """How many GPUs, and where there is none what may be the reason."""
+    """How many GPUs torch finds; if none, with the likely reason."""
     if count:
         return _gpus(count)
     if os.environ.get("CUDA_VISIBLE_DEVICES") in _HIDDEN:

@@ -2,16 +2,16 @@
 
 import argparse
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 from ftkit.errors import ConfigError, UserError
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """The parser of a script for one process: options are written out, and a mistake is a `UserError` like all others.
+    """The parser of a single-process script: options cannot be abbreviated, and a mistake is a `UserError`.
 
     Raises:
-        UserError: a launcher started several processes, each of which would do all of the work.
+        UserError: a launcher started several processes, each of which would do all the work.
     """
 
     def __init__(self, **options: Any):
@@ -19,26 +19,26 @@ class ScriptParser(argparse.ArgumentParser):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ConfigError([f"{self.prog} works in one process: start it with python recipes/{self.prog}"])
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}: see --help")
 
 
 def whole_number(text: str) -> int:
-    """A number from 1 on, for `type` of an option."""
+    """A whole number from 1 on, as the `type` of an option."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
 
 
 def boolean(text: str) -> bool:
-    """true or false, for `type` of an option."""
+    """true or false, as the `type` of an option."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
     return text.lower() == "true"
 
 
 def port(text: str) -> int:
-    """The number of a TCP port, for `type` of an option."""
+    """The number of a TCP port, as the `type` of an option."""
     if not text.isdecimal() or not 0 < int(text) < 2**16:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 65535")
     return int(text)

@@ -1,7 +1,7 @@
-"""What becomes of transformers' training arguments: each works as it is documented, but for those listed here.
+"""The exceptions among transformers' training arguments; all others work as transformers documents them.
 
-This is the one table of it. `OF_THE_RUN` are set once and for all, and not in a stage; `REFUSED` would break a promise
-of ftkit's; `NOT_FOR_IMAGES` change nothing of a classifier of images; `NEEDS` have no effect alone.
+`OF_THE_RUN` cannot differ between stages; `REFUSED` would break a promise of ftkit's; `NOT_FOR_IMAGES` have no effect
+on image classifiers; `NEEDS` have no effect alone.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from ftkit.config.values import from_json
 
 Values = dict[str, Any]
 
-# What the process has once: its device, precision, peers and log, the seed, the folder, and what happens in the end.
+# One per process: device, precision, peers, log, seed, folder, and what happens at the end.
 OF_THE_RUN = frozenset(
     (
         *("output_dir", "seed", "full_determinism", "resume_from_checkpoint"),
@@ -31,43 +31,43 @@ OF_THE_RUN = frozenset(
     )
 )
 
-# Why, and what to do instead.
+# The reason, and what to do instead.
 REFUSED = {
-    "bf16_full_eval": "evaluates in another precision than the model that is saved: leave it out",
-    "fp16_full_eval": "evaluates in another precision than the model that is saved: leave it out",
-    "logging_nan_inf_filter": "is decided by on_nan, which says what a loss that is not finite leads to: leave it out",
+    "bf16_full_eval": "evaluates in another precision than the saved model's: leave it out",
+    "fp16_full_eval": "evaluates in another precision than the saved model's: leave it out",
+    "logging_nan_inf_filter": "is replaced by on_nan, which says what happens when a loss is not finite: leave it out",
     "debug": "ends a run in the middle of a step: leave it out; on_nan finds losses that are not finite",
-    "prediction_loss_only": "leaves out the predictions, of which accuracy and report are made: leave it out",
-    "eval_do_concat_batches": "gives the predictions in pieces, and accuracy is taken of all: leave it out",
+    "prediction_loss_only": "drops the predictions, which metrics and report need: leave it out",
+    "eval_do_concat_batches": "splits the predictions, and metrics need all at once: leave it out",
     "eval_use_gather_object": "gathers objects, and predictions are tensors: leave it out",
-    "batch_eval_metrics": "computes metrics batch by batch, and accuracy is taken of all predictions: leave it out, "
-    "or move predictions off the device with eval_accumulation_steps: 1",
-    "include_for_metrics": "gives images or losses to metrics, which ask for predictions alone: leave it out",
-    "save_on_each_node": "writes a folder on each machine, and output_dir is one that all machines see: leave it out",
-    "enable_jit_checkpoint": "saves on SIGTERM, which every run does by itself, exact to the step: leave it out",
+    "batch_eval_metrics": "computes metrics batch by batch, and ftkit's need all predictions: leave it out, or move "
+    "predictions off the device with eval_accumulation_steps: 1",
+    "include_for_metrics": "passes images or losses to the metrics, which read predictions alone: leave it out",
+    "save_on_each_node": "writes a folder on each machine, and all machines share output_dir: leave it out",
+    "enable_jit_checkpoint": "saves on SIGTERM, which every run does anyway, exact to the step: leave it out",
     "hub_token": "would be saved and shared with the recipe: leave it out, and log in with `hf auth login` or set "
     "HF_TOKEN",
-    "hub_strategy": "pushes while the run goes on, and ftkit pushes once, when all is checked: leave it out",
-    "hub_always_push": "is about pushes while the run goes on, and ftkit pushes once, in the end: leave it out",
-    "ignore_data_skip": "lets a resumed run take images again, and end with another model: leave it out; nothing is "
-    "read twice to get back to an image",
-    "restore_callback_states_from_checkpoint": "is done wherever a resumed run needs it: leave it out",
-    "parallelism_config": "cuts up sequences and layers of language models: leave it out, or launch with "
+    "hub_strategy": "pushes during training, and ftkit pushes once, after its checks: leave it out",
+    "hub_always_push": "is about pushes during training, and ftkit pushes once, at the end: leave it out",
+    "ignore_data_skip": "makes a resumed run train on some images again and end with another model: leave it out; "
+    "skipping images reads none of them",
+    "restore_callback_states_from_checkpoint": "is done whenever a resumed run needs it: leave it out",
+    "parallelism_config": "splits the sequences and layers of language models: leave it out, or launch with "
     "accelerate_configs/fsdp.yaml",
-    "dataloader_in_order": "gives batches in an order that depends on which worker is fastest, in which no run can be "
-    "resumed or repeated: leave it out",
-    "train_sampling_strategy": "is another order of images, and each epoch shuffles them by seed and epoch, which a "
-    "resume relies on: leave it out",
-    "remove_unused_columns": "is about columns, and batches are whole already: leave it out",
-    "label_names": "is about columns, and batches are whole already: leave it out",
-    "skip_memory_metrics": "resets the peak of memory, which run.json reports: leave it out, and read it there",
-    "do_train": "is for scripts that ask for it, and finetune.py always trains: leave it out",
-    "do_eval": "is for scripts that ask for it: leave it out, and set eval_strategy",
-    "do_predict": "is for scripts that ask for it, and finetune.py always predicts the test split: leave it out",
+    "dataloader_in_order": "would order batches by which worker is fastest, so that no run could be resumed or "
+    "repeated: leave it out",
+    "train_sampling_strategy": "changes the order of images, and a resume relies on the shuffle by seed and epoch: "
+    "leave it out",
+    "remove_unused_columns": "is about columns of a dataset, and ftkit's batches have none to spare: leave it out",
+    "label_names": "is about columns of a dataset, and the labels of ftkit's batches are known: leave it out",
+    "skip_memory_metrics": "resets the peak memory that run.json reports: leave it out, and read it there",
+    "do_train": "is for scripts with optional steps, and finetune.py always trains: leave it out",
+    "do_eval": "is for scripts with optional steps: leave it out, and set eval_strategy",
+    "do_predict": "is for scripts with optional steps, and finetune.py always predicts the test split: leave it out",
     "local_rank": "is set by the launcher: leave it out, and start with accelerate launch or torchrun",
 }
 
-# What these are about, and images have none of.
+# What these are about; image classifiers have none of it.
 NOT_FOR_IMAGES = {
     "average_tokens_across_devices": "tokens",
     "include_num_input_tokens_seen": "tokens",
@@ -92,7 +92,7 @@ def _reports_to(*names: str) -> Callable[[Values], bool]:
 
 
 def _takes_betas(values: Values) -> bool:
-    """Whether the optimizer reads `adam_beta1` and the like."""
+    """Whether the optimizer reads `adam_beta1`, `adam_beta2` and `adam_epsilon`."""
     optim = str(values.get("optim", "adamw_torch_fused"))
     others = ("timm/", "galore", "grokadamw", "lomo")
     return any(part in optim for part in ("adam", "lion", "ademamix")) and not any(part in optim for part in others)
@@ -107,7 +107,7 @@ def _warms_up(values: Values) -> bool:
 
 
 def _by_steps(*strategies: str) -> Callable[[Values], bool]:
-    """Whether one of them counts steps, or is switched off, as one of a recipe may be."""
+    """Whether one of them is `steps`, or `no`, which may switch off a recipe's `steps`."""
     return lambda values: any(values.get(name) in ("steps", "no") for name in strategies)
 
 
@@ -115,7 +115,7 @@ def _of_several(_values: Values) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-# What has an effect only beside something else: whether that is there, and what it is called.
+# Keys that have an effect only beside something else: whether it is there, and its name.
 NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     **dict.fromkeys(
         ("adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -144,16 +144,16 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
 }
 
 _STRATEGIES = ("save_strategy", "eval_strategy")
-# Of accelerate's, what does not concern the order and the cutting of batches, which are ftkit's own.
+# The keys of accelerator_config that do not concern the order and the splitting of batches, which are ftkit's own.
 _ACCELERATOR = ("non_blocking", "gradient_accumulation_kwargs")
 
 
 def check_fields(values: Values, own: Iterable[str]) -> list[str]:
-    """Which training arguments of a run, or of a stage, are refused, or change nothing; one sentence each.
+    """The training arguments of a run or a stage that are refused or have no effect, one sentence each.
 
     Args:
         values: all training arguments by key, typed.
-        own: the keys that are asked about: those that the run, or the stage, has been given.
+        own: the keys to check: those that the run, or the stage, sets.
     """
     errors, usual = [], _defaults()
     for name in (name for name in changed(values) if name in own):
@@ -169,7 +169,7 @@ def check_fields(values: Values, own: Iterable[str]) -> list[str]:
 
 
 def changed(values: Values) -> list[str]:
-    """The training arguments among `values` that are not at transformers' default, nor null."""
+    """The training arguments among `values` that are neither null nor at transformers' default."""
     usual = _defaults()
     return [name for name, value in values.items() if name in usual and value is not None and value != usual[name]]
 
@@ -180,8 +180,8 @@ def _shown(value: Any) -> str:
 
 def _defaults() -> Values:
     fields = dataclasses.fields(transformers.TrainingArguments)
-    usual = {f.name: f.default_factory() if f.default is dataclasses.MISSING else f.default for f in fields}
-    return usual | {"include_num_input_tokens_seen": False}  # "no", which the parser reads as that
+    usual = {f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields}
+    return usual | {"include_num_input_tokens_seen": False}  # the parser reads its default, "no", as False
 
 
 def _listed(value: Any) -> list[Any]:
@@ -189,13 +189,13 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _check_best(values: Values) -> list[str]:
-    """The best checkpoint is one that is both evaluated and saved."""
+    """The best checkpoint must be both evaluated and saved."""
     errors = []
     saves, evaluates = (str(getattr(values.get(key), "value", values.get(key))) for key in _STRATEGIES)
     if values.get("load_best_model_at_end") and saves not in (evaluates, "best"):
         errors.append(
-            f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint is one that is "
-            "both evaluated and saved: give both the same value, or set load_best_model_at_end: false"
+            f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint must be both "
+            "evaluated and saved: give both the same value, or set load_best_model_at_end: false"
         )
     return errors
 
@@ -206,8 +206,8 @@ def _check_accelerator(values: Values) -> list[str]:
         given = from_json(Path(given).read_text(errors="replace") if os.path.isfile(given) else given)
     given = given if isinstance(given, dict) else {}
     errors = [
-        f"accelerator_config: {key}: {value} is about how accelerate cuts batches, and ftkit cuts them itself, the "
-        "same for any number of processes: leave it out"
+        f"accelerator_config: {key}: {value} is about how accelerate splits batches, and ftkit splits them itself, "
+        "the same for any number of processes: leave it out"
         for key, value in given.items()
         if key not in _ACCELERATOR
     ]

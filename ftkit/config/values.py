@@ -1,12 +1,21 @@
-"""What the values of several arguments have in common."""
+"""Values that several arguments share."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # What a checked argument is.
+    Options = dict[str, Any]
+    StageList = list[dict[str, Any]]
+else:
+    # What the parser takes: JSON text too.
+    Options = dict | str
+    StageList = list | str
 
 
 def from_json(text: str) -> Any:
-    """What JSON text stands for; the text itself where it is no JSON, for `check()` to name."""
+    """The value of JSON; the text itself if it is not JSON, for `check()` to report."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):  # numbers of too many digits, and what is nested too deeply, are none either
+    except (ValueError, RecursionError):  # includes numbers of too many digits and deep nesting
         return text

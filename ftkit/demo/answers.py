@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ftkit.config import local_model
-from ftkit.demo.page import Fit, fit_drawing, tell_apart
+from ftkit.demo.page import fit_drawing, tell_apart
 from ftkit.models.classifier import Classifier
 
 _DRAWN = ("mnist", "digits", "fashion_mnist")  # data sets of small grey images, light on black
@@ -35,7 +35,7 @@ class Demo:
         """The model's input for an image: float32 (1, C, H, W)."""
         return self.classifier.normalize(torch.from_numpy(self.classifier.geometry([image])))
 
-    def fit(self, dataset: str | None) -> Fit | None:
+    def fit(self, dataset: str | None) -> partial | None:
         """The function that turns a drawing into an image for this model, or None if its images cannot be drawn.
 
         Args:

@@ -49,7 +49,8 @@ def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Im
         centre = np.average(np.arange(len(weights)), weights=weights)
         corner.append(int(np.clip(round(room / 2 - centre), 0, room - len(weights))))
     image = Image.new("L", size[::-1])
-    image.paste(ink, corner)
+    left, top = corner
+    image.paste(ink, (left, top))
     return image
 
 
@@ -61,14 +62,14 @@ def build_page(
     Args:
         title: any text.
         classify: takes an image of mode L or RGB and returns the probability of each class.
-        channels: 1 or 3, that an uploaded image is decoded to.
+        channels: of an uploaded image after decoding: 1 or 3.
         fit: turns a drawing of mode L into an image for the model, or returns None if nothing is drawn.
     """
     blank = {"background": Image.new("RGB", (280, 280), "white"), "layers": [], "composite": None}
     hint = "Draw something"
 
     def classify_drawing(drawn: dict[str, Image.Image | None]) -> dict[str, float] | str:
-        image = drawn["composite"] and fit(to_mode(drawn["composite"], 1))
+        image = fit(to_mode(drawn["composite"], 1)) if fit and drawn["composite"] else None
         return hint if image is None else classify(image)
 
     def clear() -> tuple[dict[str, Any], str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import platform
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +11,13 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCard, SpaceCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from peft import PeftModel
 from PIL import Image
 
 from ftkit.config import local_model
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
 from ftkit.demo.answers import Demo
-from ftkit.demo.page import Fit, build_page, fit_drawing, serve, tell_apart
+from ftkit.demo.page import build_page, fit_drawing, serve, tell_apart
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
 from ftkit.models import timm_models
@@ -111,7 +113,7 @@ def source_of(
                 f"hub_model_id: the Space would run the code of {name}, a model of ftkit's own: allow it with "
                 "--trust_remote_code true"
             )
-    options = {"trust_remote_code": True} if own_code or trust_remote_code else {}
+    options: dict[str, Any] = {"trust_remote_code": True} if own_code or trust_remote_code else {}
     if name is not None and revision is not None:
         options["revision"] = revision
     return Source(name, options, _license_of(model))
@@ -126,7 +128,7 @@ def _license_of(model: str) -> str | None:
         return None
 
 
-def write_space(folder: Path, title: str, demo: Demo, fit: Fit | None, source: Source) -> None:
+def write_space(folder: Path, title: str, demo: Demo, fit: partial | None, source: Source) -> None:
     """Write a Space that shows the same page and gives the same answers without ftkit.
 
     Args:
@@ -139,7 +141,7 @@ def write_space(folder: Path, title: str, demo: Demo, fit: Fit | None, source: S
     """
     classifier, place = demo.classifier, repr(source.hub_model_id)
     if source.hub_model_id is None:
-        if classifier.has_adapters:
+        if isinstance(classifier.model, PeftModel):
             noise = demo.pixel_values(Image.effect_noise(classifier.size[::-1], 100))
             try:
                 classifier = dataclasses.replace(classifier, model=merged(classifier.model, noise))
@@ -166,9 +168,9 @@ def write_space(folder: Path, title: str, demo: Demo, fit: Fit | None, source: S
     (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n", encoding="utf-8")
 
 
-def _app(title: str, place: str, demo: Demo, fit: Fit | None, options: dict[str, Any]) -> str:
+def _app(title: str, place: str, demo: Demo, fit: partial | None, options: dict[str, Any]) -> str:
     """The source of `app.py`; `place` is the Python expression for the place of the model."""
-    functions = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
+    functions: tuple[Any, ...] = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     return _APP.format(
         title=title,

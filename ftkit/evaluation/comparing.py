@@ -135,9 +135,9 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def _name(run: Run, apart: list[str]) -> str:
     if not run.config:
         return str(run.folder)
-    told = {key: run.config[key] for key in apart if key in run.config}
-    parts = [str(told.pop(key)) for key in ("method", "model") if key in told]
-    return ", ".join(parts + [f"{key} {value}" for key, value in told.items()]) or run.record["method"]
+    shown = {key: run.config[key] for key in apart if key in run.config}
+    parts = [str(shown.pop(key)) for key in ("method", "model") if key in shown]
+    return ", ".join(parts + [f"{key} {value}" for key, value in shown.items()]) or run.record["method"]
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
     return content
 
 
-def _letters():
+def _letters() -> list[str]:
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return [*alphabet, *(first + second for first in alphabet for second in alphabet)]
 
@@ -191,7 +191,8 @@ def _row(letter: str, group: Group, score: str) -> dict[str, Any]:
     records, scores = [run.record for run in group.runs], _scores(group)
 
     def mean(values: list[float | None]) -> float | None:
-        return None if None in values else float(np.mean(values))
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if len(known) == len(values) else None
 
     seconds = [sum(stage["seconds"] for stage in r["stages"]) if "stages" in r else None for r in records]
     return {

@@ -44,8 +44,8 @@ def plan_jobs(
         UserError: a folder holds a run of another configuration, or two runs would share a folder.
     """
     jobs, errors = [], []
-    for recipe, method in itertools.product(recipes, methods or [None]):
-        parts = [recipe.stem] * (len(recipes) > 1 or method is None) + [method] * (method is not None)
+    for recipe, method in itertools.product(recipes, methods or [""]):
+        parts = [recipe.stem] * (len(recipes) > 1 or not method) + [method] * bool(method)
         arguments = ["--config", str(recipe), *overrides, *(["--method", method] if method else [])]
         try:
             first = parse_config(arguments).training.seed
@@ -65,8 +65,8 @@ def plan_jobs(
             raise UserError(f"--recipe {named}: two of them would train in the same folder, {job.folder}: name each "
                             "recipe once, and rename recipes that share a file name")  # fmt: skip
         if changed := changes(job.folder, job.config):
-            told = "; ".join(changed[:5])
-            raise UserError(f"{job.folder} holds a run of another configuration ({told}): give another --output_dir")
+            some = "; ".join(changed[:5])
+            raise UserError(f"{job.folder} holds a run of another configuration ({some}): give another --output_dir")
     return jobs
 
 

@@ -4,6 +4,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from ftkit.data.sources.suffixes import image_suffixes
 from ftkit.errors import UserError
@@ -69,8 +70,9 @@ def _listed(inputs: Iterable[str]) -> Iterator[str]:
         if name != "-":
             yield name
             continue
-        sys.stdin.reconfigure(errors="surrogateescape")  # as for the names on the command line
-        lines = [line for line in sys.stdin.read().replace("\r\n", "\n").split("\n") if line]
+        given: Any = sys.stdin  # a TextIOWrapper
+        given.reconfigure(errors="surrogateescape")  # as for the names on the command line
+        lines = [line for line in given.read().replace("\r\n", "\n").split("\n") if line]
         if not lines:
             raise UserError("-: standard input is empty: expected paths, one per line")
         yield from lines

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from ftkit.errors import UserError, printable
 
@@ -23,9 +23,10 @@ def opened(path: Path | None) -> Iterator[TextIO]:
         UserError: the file cannot be written.
     """
     if path is None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="")
+        output: Any = sys.stdout  # a TextIOWrapper
+        output.reconfigure(encoding="utf-8", newline="")
         try:
-            yield sys.stdout
+            yield output
         except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
             raise

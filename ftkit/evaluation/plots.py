@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
+from matplotlib import rcsetup
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
@@ -20,13 +21,13 @@ from ftkit.tasks import Drawing, Metric, shortened
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _INK = "#010203"  # replaced by the page's own colour in the SVG
 _WIDTH = 4.4  # inches: about the width of a phone's screen, so letters keep their size there
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the reader's fonts
     "svg.hashsalt": "ftkit",
     "font.family": "sans-serif",
     "font.size": 9,
     "figure.figsize": (_WIDTH, _WIDTH),
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, VERMILION, GREEN, PURPLE]),
+    "axes.prop_cycle": rcsetup.cycler(color=[BLUE, VERMILION, GREEN, PURPLE]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
@@ -51,7 +52,7 @@ def _svg(figure: Figure, description: str) -> Markup:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL).replace(_INK, "currentColor")
-    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    width = float(re.findall(r'width="([\d.]+)pt"', svg)[0])
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
     label = escape(description)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}" style="max-width:{width:.0f}pt"', 1))

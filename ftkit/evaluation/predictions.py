@@ -22,9 +22,9 @@ _VALIDATION = "validation"
 def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none") -> dict[str, Predictions]:
     """Predictions for a split: `plain`, and those of test-time augmentation if `test_time` asks for it.
 
-    `flip` averages the logits over each image and its mirror image (Krizhevsky et al. 2012). `flip_and_shift` averages
-    `flip` with the same of the image shifted by a pixel, up and left, and down and right (Jordan 2024,
-    arXiv:2404.00498).
+    `flip` averages the logits over each image and its mirror image (Krizhevsky et al. 2012). `flip_and_shift` gives
+    half of the weight to `flip`, and half to the same average over the image shifted by a pixel, up and left, and down
+    and right (Jordan 2024, arXiv:2404.00498).
     """
 
     def averaged(plain: np.ndarray, shift: int) -> np.ndarray:

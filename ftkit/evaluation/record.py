@@ -23,7 +23,7 @@ from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
     """The data's part of `run.json`: splits, classes, skipped images and duplicates between splits."""
     return {
-        "dataset": data.dataset or Path(data.data_dir).name,
+        "dataset": data.dataset or Path(data.data_dir or "").name,
         "data_engine": next(iter(images.values())).engine,
         "splits": {split: len(rows) for split, rows in images.items()},
         "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
@@ -35,7 +35,7 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
 
 def _hub_dataset(data: DataArguments) -> str | None:
     """The dataset's name on the Hub, or None for other data."""
-    name = HUB_NAMES.get(data.dataset, data.dataset or "")
+    name = HUB_NAMES.get(data.dataset or "", data.dataset or "")
     return name if "/" in name else None
 
 

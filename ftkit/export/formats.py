@@ -30,7 +30,7 @@ _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 class LogitsOnly(nn.Module):
     """`model` with the logits as its only output."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
@@ -113,9 +113,17 @@ def load(path: Path) -> Predict:
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:
     """Write an ONNX file that holds its weights (beside it, from 2 GB on)."""
-    names = {"input_names": [INPUT], "output_names": [OUTPUT], "dynamic_shapes": {INPUT: {0: "batch"}}}
+    shapes = {INPUT: {0: "batch"}}
     with _exporting("torch.onnx"):
-        torch.onnx.export(program, f=path, **names, external_data=False, verbose=False)
+        torch.onnx.export(
+            program,
+            f=path,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=shapes,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def _write_int8(program: ExportedProgram, path: Path, calibration: Iterable[torch.Tensor]) -> None:
@@ -129,7 +137,7 @@ def _write_int8(program: ExportedProgram, path: Path, calibration: Iterable[torc
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Batches(CalibrationDataReader):
-        def __init__(self):
+        def __init__(self) -> None:
             self.batches = iter(calibration)
 
         def get_next(self) -> dict[str, np.ndarray] | None:

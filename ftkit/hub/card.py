@@ -79,7 +79,7 @@ def _metadata(
             dataset_type=record.get("hub_dataset") or record["dataset"],
             dataset_name=record["dataset"],
             dataset_split="test",
-            metric_type=metric.hub_type,
+            metric_type=metric.hub_type or "",
             metric_value=metrics[key],
             metric_name=metric.title,
             verified=False,
@@ -107,7 +107,8 @@ def verify_card(run: Path, card: ModelCard) -> list[str]:
     """Every difference between a card and the run's predictions, one sentence each."""
     evaluation = evaluation_folder(run)
     task, metrics = read_predictions(evaluation).task, compute_metrics(evaluation)
-    claimed = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    data: Any = card.data  # of a model: `ModelCardData`
+    claimed = {result.metric_name: result.metric_value for result in data.eval_results or []}
     wrong = []
     for key, metric in _results(task, metrics).items():
         said = claimed.get(metric.title)

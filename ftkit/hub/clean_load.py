@@ -9,7 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-sys.modules["ftkit"] = None  # makes `import ftkit` fail, even if it is installed
+# Makes `import ftkit` fail, even if it is installed; Python documents it, and its stubs do not know.
+sys.modules["ftkit"] = None  # type: ignore[assignment]
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -
         except (HfHubHTTPError, httpx.TransportError, RuntimeError, OSError) as error:
             cause = error.__cause__ if isinstance(error, RuntimeError) else error  # uploads wrap their errors
             found = _reason(cause)
-            if found is None:
+            if found is None or cause is None:
                 raise
             reason, passing = found
             if not passing:

@@ -1,14 +1,14 @@
-"""AdaLoRA: training decides how many ranks each layer gets (Zhang et al. 2023, arXiv:2303.10512)."""
+"""AdaLoRA: training decides how many ranks each layer keeps (Zhang et al. 2023, arXiv:2303.10512)."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from ftkit.compat.peft import DeviceRanks
 from ftkit.config import LossArguments
@@ -21,25 +21,27 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the rank allocator
 
 
 class RankAllocation(TrainerCallback):
-    """Lets AdaLoRA take ranks from the layers that need them least, after every step that is not left out.
+    """Lets AdaLoRA prune the least important ranks, after every step that is not skipped.
 
-    One schedule covers all stages in which adapters train: `steps_before` of its steps belong to earlier stages. After
-    a stage that ended early, or continued from earlier weights, the schedule catches up as soon as it can.
+    One schedule covers all stages that train adapters: `steps_before` of its steps belong to earlier stages. After a
+    stage that ended early, or that kept earlier weights, the schedule catches up as soon as it can.
     """
 
     def __init__(self, steps_before: int):
         self.steps_before = steps_before
 
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        _set_state(model, _state(model))  # moves what an earlier stage left on the CPU
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any) -> None:
+        _set_state(model, _state(model))  # an earlier stage may have left it on the CPU
 
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+    def on_optimizer_step(
+        self, args: Any, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         if not _has_gradients(model):
             return
-        config, allocator = model.active_peft_config, model.base_model.rankallocator
+        config, allocator = _parts(model)
         step, cut = self.steps_before + state.global_step + 1, config.total_step - config.tfinal
         if step >= cut and not allocator.done:
-            if step > cut:  # PEFT reaches the target in exactly this step, or never
+            if step > cut:  # PEFT reaches the target in exactly the step `cut`, or never
                 allocator.update_ipt(model.base_model.model)
                 step = cut
             allocator.done = True
@@ -47,114 +49,124 @@ class RankAllocation(TrainerCallback):
 
 
 class AdaLora(AdapterHooks):
-    """AdaLoRA's schedule of ranks, its regularisation, and the importance of ranks, which no weight holds."""
+    """AdaLoRA's pruning schedule, its regularisation, and its importance scores, which are not in the weights."""
 
     def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
-        """An average of weights, and weights in pieces."""
+        """Averaged weights, and sharded ones."""
         errors = []
         if loss.ema_decay is not None:
             errors.append(
-                f"ema_decay: {loss.ema_decay} brings back ranks that adalora has given away: leave it out, or use "
-                "method: lora"
+                f"ema_decay: {loss.ema_decay} brings back ranks that adalora has pruned: leave it out, or use method: "
+                "lora"
             )
         if sharded:
             errors.append(
-                "method: adalora needs whole weights, which FSDP and DeepSpeed cut into pieces: use method: lora, or "
-                "launch with accelerate_configs/multi_gpu.yaml"
+                "method: adalora needs whole weights, and FSDP and DeepSpeed shard them: use method: lora, or launch "
+                "with accelerate_configs/multi_gpu.yaml"
             )
         return errors
 
     def options(self, given: dict[str, Any], steps: int) -> dict[str, Any]:
-        """The schedule over all steps: ranks fall after the first tenth, until a third is left.
+        """The schedule: pruning starts after a tenth of the steps, and ends with a third of them to go.
 
         Raises:
-            UserError: there are too few steps for a schedule, or no ranks to take away.
+            UserError: there are too few steps for a schedule, or no ranks to prune.
         """
         if steps < 2:
-            raise UserError(f"method: adalora plans its ranks over the steps, and there is only {steps}: train longer")
+            raise UserError(f"method: adalora prunes over several steps, and there is only {steps}: train longer")
         first, target = given.get("init_r", AdaLoraConfig.init_r), given.get("target_r", AdaLoraConfig.target_r)
         if target >= first:
             raise UserError(
-                f"adapter_args: target_r: {target} must be less than init_r: {first}, or there are no ranks to give "
-                "away: change one of them, or use method: lora"
+                f"adapter_args: target_r: {target} must be less than init_r: {first}, or there are no ranks to prune: "
+                "change one of them, or use method: lora"
             )
         return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
 
-    def prepare(self, model: PeftModel) -> None:
-        """Let the model decide on its device."""
-        tuner = model.base_model
-        tuner.rankallocator = DeviceRanks(tuner.model, model.active_peft_config, model.active_adapter)
+    def prepare(self, model: nn.Module) -> None:
+        """Let ranks be chosen on the model's device."""
+        whole: Any = model
+        tuner, config = whole.base_model, whole.active_peft_config
+        tuner.rankallocator = DeviceRanks(tuner.model, config, whole.active_adapter)
 
-    def bookkeeping(self, model: PeftModel) -> set[str]:
-        """The numbers of ranks."""
+    def bookkeeping(self, model: nn.Module) -> set[str]:
+        """The counts of ranks."""
         return {name for name, _ in model.named_parameters() if ".ranknum." in name}
 
     def loss_term(self, model: nn.Module) -> torch.Tensor:
-        """The regularisation of eq. 4, which PEFT adds only to a loss that the model computes itself.
+        """The regularisation of eq. 4, which PEFT adds only to losses that the model computes itself.
 
-        The mean of ‖P Pᵀ - I‖ over the singular vectors of all layers, times `orth_reg_weight`. In float32 under mixed
-        precision too: the squares of a norm soon exceed what float16 holds.
+        The mean of ‖P Pᵀ - I‖ over the singular vectors of all layers, times `orth_reg_weight`. Always in float32: the
+        squares in a norm soon overflow float16.
         """
         norms: list[Any] = []
-        with torch.autocast(model.device.type, enabled=False):
+        config, _ = _parts(model)
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
             for name, parameter in model.named_parameters():
                 if ".lora_A." in name or ".lora_B." in name:
                     vectors = parameter.float() if ".lora_A." in name else parameter.float().T
                     product = vectors @ vectors.T
                     norms.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
-            return model.active_peft_config.orth_reg_weight * torch.stack(norms).mean()
+            return config.orth_reg_weight * torch.stack(norms).mean()
 
     def callbacks(self, steps_before: int) -> list[TrainerCallback]:
         """The schedule."""
         return [RankAllocation(steps_before)]
 
-    def save(self, model: PeftModel, folder: Path) -> None:
-        """Write how important each weight was so far, and which ranks are masked, if anything is known."""
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the importance scores and the masks of ranks, if there are any."""
         (folder / _FILE).unlink(missing_ok=True)
         if state := _state(model):
             save_file(state, folder / _FILE)
 
-    def restore(self, model: PeftModel, folder: Path) -> None:
-        """Read what `save` wrote; a folder without it changes nothing."""
+    def restore(self, model: nn.Module, folder: Path) -> None:
+        """Read what `save` wrote; without such a file nothing changes."""
         if (folder / _FILE).is_file():
             _set_state(model, load_file(folder / _FILE))
 
-    def finish(self, model: PeftModel) -> None:
-        """Let all ranks be saved, masked ones as zeros, and warn if more are left than the target."""
-        config, target = model.active_peft_config, model.base_model.rankallocator.target_bgt
+    def finish(self, model: nn.Module) -> None:
+        """Let all ranks be saved, masked ones as zeros; warn if more than the target are left."""
+        config, allocator = _parts(model)
+        target = allocator.target_bgt
         config.rank_pattern = None
         values = [parameter for name, parameter in model.named_parameters() if ".lora_E." in name]
         left = sum(int(value.count_nonzero()) for value in values)
         if left > target:
             logger.warning(
                 "adalora: %d of %d ranks are left, and target_r: %d means %d: validation chose weights from before "
-                "the last ranks were given away; load_best_model_at_end: false keeps those of the last step",
+                "the last pruning; load_best_model_at_end: false keeps those of the last step",
                 left, sum(map(len, values)), config.target_r, target,
             )  # fmt: skip
 
 
 def _has_gradients(model: nn.Module) -> bool:
-    """Whether adapters train, and this update is not left out."""
+    """Whether adapters train and this update is not skipped."""
     return all(parameter.grad is not None for name, parameter in model.named_parameters() if ".lora_E." in name)
 
 
-def _state(model: PeftModel) -> dict[str, torch.Tensor]:
-    """What AdaLoRA knows beside its weights: how important each of them was so far, and which ranks it masks."""
-    allocator, pattern = model.base_model.rankallocator, model.active_peft_config.rank_pattern or {}
+def _parts(model: Any) -> tuple[Any, DeviceRanks]:
+    """The configuration of AdaLoRA, and its rank allocator."""
+    return model.active_peft_config, model.base_model.rankallocator
+
+
+def _state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """AdaLoRA's state beside its weights: their importance scores so far, and the masks of ranks."""
+    config, allocator = _parts(model)
+    pattern = config.rank_pattern or {}
     kept = {f"{kind}/{name}": value for kind in _IMPORTANCE for name, value in getattr(allocator, kind).items()}
     return kept | {f"pattern/{name}": mask for name, mask in pattern.items()}
 
 
-def _set_state(model: PeftModel, state: dict[str, torch.Tensor]) -> None:
-    """Replace what the model knows by what `_state` returned."""
-    allocator, config = model.base_model.rankallocator, model.active_peft_config
+def _set_state(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Replace the model's state by one that `_state` returned."""
+    config, allocator = _parts(model)
+    device = next(model.parameters()).device
     allocator.reset_ipt()
     config.rank_pattern = None
     for key, value in state.items():
         kind, _, name = key.partition("/")
         if kind == "pattern":
-            config.rank_pattern = {**(config.rank_pattern or {}), name: value.to(model.device)}
+            config.rank_pattern = {**(config.rank_pattern or {}), name: value.to(device)}
         else:
-            getattr(allocator, kind)[name] = value.to(model.device)
+            getattr(allocator, kind)[name] = value.to(device)
     left = sum(int(mask.sum()) for mask in (config.rank_pattern or {}).values())
     allocator.done = 0 < left <= allocator.target_bgt

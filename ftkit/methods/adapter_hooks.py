@@ -1,10 +1,9 @@
-"""What an adapter may do in training beside its forward pass."""
+"""Hooks for adapters that need more than a forward pass."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
@@ -12,48 +11,48 @@ from ftkit.config import LossArguments
 
 
 class AdapterHooks:
-    """Does nothing, which is right for most adapters; a subclass overrides what its adapter needs.
+    """Hooks that do nothing, which is right for most adapters; a subclass overrides those that its adapter needs.
 
-    `ftkit.methods.adapter_kinds.HOOKS` says which adapter has which.
+    `ftkit.methods.adapter_kinds.HOOKS` maps adapters to their hooks.
     """
 
     def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
-        """What the adapter does not go with, a sentence each.
+        """The settings that the adapter does not work with, one sentence each.
 
         Args:
-            loss: of the run.
-            sharded: whether FSDP or DeepSpeed cut the model into pieces.
+            loss: those of the run.
+            sharded: whether FSDP or DeepSpeed shard the model.
         """
         return []
 
     def options(self, given: dict[str, Any], steps: int) -> dict[str, Any]:
-        """Defaults of the adapter's options, which may depend on the optimizer steps in which adapters train.
+        """Defaults of the adapter's options; they may depend on the number of optimizer steps that train adapters.
 
         Raises:
-            UserError: the options of the recipe, `given`, contradict each other.
+            UserError: the recipe's options, `given`, contradict each other.
         """
         return {}
 
-    def prepare(self, model: PeftModel) -> None:
-        """Change a model to which the adapters were just added."""
+    def prepare(self, model: nn.Module) -> None:
+        """Change a model after its adapters were added."""
 
-    def bookkeeping(self, model: PeftModel) -> set[str]:
-        """The names of parameters that change although they have no gradient."""
+    def bookkeeping(self, model: nn.Module) -> set[str]:
+        """The names of parameters that change without a gradient."""
         return set()
 
     def loss_term(self, model: nn.Module) -> torch.Tensor | float:
-        """A scalar that is added to the training loss."""
+        """A scalar to add to the training loss."""
         return 0.0
 
     def callbacks(self, steps_before: int) -> list[TrainerCallback]:
-        """The callbacks of a stage, before which adapters were planned to train for `steps_before` steps."""
+        """The callbacks of a stage, after earlier stages with `steps_before` planned steps of adapters."""
         return []
 
-    def save(self, model: PeftModel, folder: Path) -> None:
-        """Write what the weights do not hold into the folder that has the weights."""
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write state that is not in the weights, into their folder."""
 
-    def restore(self, model: PeftModel, folder: Path) -> None:
+    def restore(self, model: nn.Module, folder: Path) -> None:
         """Read what `save` wrote."""
 
-    def finish(self, model: PeftModel) -> None:
-        """Make the model, whose last stage is done, ready to be saved."""
+    def finish(self, model: nn.Module) -> None:
+        """Prepare the model for saving, after its last stage."""

@@ -1,4 +1,4 @@
-"""Which adapters there are, the options they take, and what they do in training beside their forward pass."""
+"""The adapters, their options, and their hooks."""
 
 import dataclasses
 from functools import cache
@@ -13,16 +13,17 @@ from ftkit.errors import UserError, nearest
 from ftkit.methods.adalora import AdaLora
 from ftkit.methods.adapter_hooks import AdapterHooks
 
-# Variants of PEFT's LoRA that have a name of their own, and the option that makes them.
-LORA_VARIANTS = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
-_DEFAULTS = LORA_VARIANTS | {"ia3": {"feedforward_modules": []}}  # scale a layer's output, never its input
+# Variants of PEFT's LoRA that ftkit names as methods, and the option that selects them.
+LORA_VARIANTS: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
+_IA3: dict[str, Any] = {"feedforward_modules": []}  # scale a layer's output, never its input
+_DEFAULTS = LORA_VARIANTS | {"ia3": _IA3}
 HOOKS = {"adalora": AdaLora()}  # by PEFT's name of the adapter
 _NO_HOOKS = AdapterHooks()
 
 
 @cache
 def adapter_configs() -> dict[str, type]:
-    """PEFT's configuration classes by the names of the methods: its tuners that adapt modules and can keep a head."""
+    """PEFT's configuration classes by method: of its tuners, those that adapt modules and can save a head."""
     found = {}
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         tuner, options = PEFT_TYPE_TO_TUNER_MAPPING[kind], {f.name for f in dataclasses.fields(config)}
@@ -32,20 +33,20 @@ def adapter_configs() -> dict[str, type]:
 
 
 def hooks_of(model: nn.Module) -> AdapterHooks:
-    """What the adapters of a model do in training; for a model without adapters, nothing."""
+    """The hooks of a model's adapters; without adapters, hooks that do nothing."""
     return hooks_for(model.active_peft_config.peft_type.value.lower()) if isinstance(model, PeftModel) else _NO_HOOKS
 
 
 def hooks_for(method: str) -> AdapterHooks:
-    """What a method's adapters do in training."""
+    """The hooks of a method's adapters."""
     return HOOKS.get(method, _NO_HOOKS)
 
 
 def adapter_options(args: MethodArguments, steps: int) -> dict[str, Any]:
-    """The options of the method's adapter: those of the recipe over ftkit's defaults.
+    """The options of the method's adapter: the recipe's over ftkit's defaults.
 
     Args:
-        steps: optimizer steps in which adapters train.
+        steps: the number of optimizer steps that train adapters.
 
     Raises:
         UserError: options contradict each other, or the training is too short for the adapter.
@@ -72,7 +73,7 @@ def first_line(error: Exception) -> str:
 
 
 def check_adapter_args(method: MethodArguments) -> list[str]:
-    """Everything that is wrong with the options of an adapter, a sentence each; nothing if they are no mapping."""
+    """The errors in the options of an adapter, one sentence each; none if they are not a mapping."""
     config, given = adapter_configs()[method.method], method.adapter_args or {}
     if not isinstance(given, dict):
         return []
@@ -84,8 +85,8 @@ def check_adapter_args(method: MethodArguments) -> list[str]:
                 f"adapter_args: {method.method} has no option {key!r}{nearest(key, options)}: {', '.join(options)}"
             )
         elif key in ("inference_mode", "task_type"):
-            errors.append(f"adapter_args: {key} is not for a classifier of images: leave it out")
-    # What PEFT would accept without a word, or answer with an error about something else:
+            errors.append(f"adapter_args: {key} is not for image classifiers: leave it out")
+    # PEFT would accept these silently, or raise an error about something else:
     for option in dataclasses.fields(config):
         number = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
         if number and isinstance(given.get(option.name), str):
@@ -95,10 +96,10 @@ def check_adapter_args(method: MethodArguments) -> list[str]:
         errors.append(f"adapter_args: modules_to_save: {saved!r} is not a list of names")
     for key in ("layers_to_transform", "layers_pattern"):
         if given.get(key) is not None and not given.get("target_modules"):
-            errors.append(f"adapter_args: {key} needs target_modules beside it, to choose from")
+            errors.append(f"adapter_args: {key} chooses among target_modules: name these too")
     if str(given.get("init_lora_weights", "")).startswith("pissa_niter") and not method.merge_adapters:
         errors.append(
-            f"adapter_args: init_lora_weights: {given['init_lora_weights']} draws at random what a reload would "
-            "have to repeat: use pissa, or merge_adapters: true"
+            f"adapter_args: init_lora_weights: {given['init_lora_weights']} is random, and a reload could not repeat "
+            "it: use pissa, or merge_adapters: true"
         )
     return errors

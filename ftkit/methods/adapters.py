@@ -1,4 +1,4 @@
-"""Adapters of PEFT: which layers of a model take them, and merging them back into plain weights."""
+"""PEFT's adapters: which layers of a model take them, and merging them back into plain weights."""
 
 import copy
 import logging
@@ -19,25 +19,25 @@ from ftkit.models.anatomy import find_head, is_norm
 from ftkit.precision import exact_float32
 
 logger = logging.getLogger(__name__)
-_MERGE_TOLERANCE = 1e-4  # of logits, where they are of the order of 1
-_NORM_METHODS = (PeftType.LN_TUNING,)  # these train the norms themselves, and would take any layer
+_MERGE_TOLERANCE = 1e-4  # for logits of magnitude 1
+_NORM_METHODS = (PeftType.LN_TUNING,)  # they train the norms themselves, but would take any layer
 
 
-def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: torch.Tensor, steps: int) -> PeftModel:
-    """The model with the adapters of `args.method`, whose head trains and is saved with them.
+def add_adapters(args: MethodArguments, model: Any, pixel_values: torch.Tensor, steps: int) -> PeftModel:
+    """The model with the adapters of `args.method`; the head trains and is saved with them.
 
     Unless `adapter_args` names `target_modules`, adapters go to every linear and convolutional layer of the body
-    that the method can adapt. Which these are is not looked up but tried on a copy of each kind of layer: adapters
-    are added, run forward and backward, and merged if they will be.
+    that the method can adapt. This is tried out on a copy of each kind of layer: adapters are added, run forward and
+    backward, and merged if `merge_adapters`.
 
     Args:
         args: `method`, `adapter_args`, `merge_adapters`.
         model: with random or trained weights; its modules are replaced.
-        pixel_values: float (B, C, H, W), any images, to see what the layers are given.
-        steps: optimizer steps in which adapters train, over all stages.
+        pixel_values: float (B, C, H, W), any images; they give the inputs of the layers.
+        steps: the number of optimizer steps that train adapters, over all stages.
 
     Raises:
-        UserError: an option is wrong, or no layer of the model takes such adapters.
+        UserError: an option is wrong, or no layer of the model takes these adapters.
     """
     head, _ = find_head(model)
     options = adapter_options(args, steps)
@@ -53,8 +53,8 @@ def add_adapters(args: MethodArguments, model: PreTrainedModel, pixel_values: to
         ) from error
     hooks_of(adapted).prepare(adapted)
     if args.merge_adapters:
-        merged(copy.deepcopy(adapted), pixel_values)  # what cannot be merged is refused before it is trained
-    base = local_model(model.name_or_path)
+        merged(copy.deepcopy(adapted), pixel_values)  # raises before training, not after it
+    base = local_model(model.name_or_path or "")
     if base is not None:
         adapted.active_peft_config.base_model_name_or_path = str(base.resolve())
     return adapted
@@ -73,7 +73,7 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
     try:
         plain = model.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise UserError(f"merge_adapters: they cannot be merged: {first_line(error)}: leave it out") from error
+        raise UserError(f"merge_adapters: PEFT cannot merge these: {first_line(error)}: leave it out") from error
     for place, module in list(plain.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # LN tuning leaves them in
             plain.set_submodule(place, module.modules_to_save[module.active_adapters[0]])
@@ -82,8 +82,8 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
     difference = (_logits(plain, pixel_values) - before).abs().max().item()
     if not difference <= _MERGE_TOLERANCE * max(1.0, before.abs().max().item()):
         raise UserError(
-            f"merge_adapters: the merged weights give other logits (by {difference:.2g}): leave it out, and the "
-            "adapters are saved as they are"
+            f"merge_adapters: merging changes the logits by {difference:.2g}: leave it out, and the adapters are "
+            "saved as they are"
         )
     return plain
 
@@ -99,7 +99,7 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
 
 
 def _known(names: list[str], model: nn.Module) -> list[str]:
-    """`modules_to_save` that a recipe adds, each of which must be there: PEFT passes over those that are not."""
+    """The recipe's `modules_to_save`. Each must exist: PEFT would skip a missing one silently."""
     modules = [name for name, _ in model.named_modules() if name]
     for name in names:
         if not any(module == name or module.endswith(f".{name}") for module in modules):
@@ -110,21 +110,22 @@ def _known(names: list[str], model: nn.Module) -> list[str]:
 def _adaptable(
     args: MethodArguments, model: PreTrainedModel, head: str, pixel_values: torch.Tensor, options: dict[str, Any]
 ) -> list[str]:
-    """The names of the layers of the body that take the adapters."""
+    """The names of the body's layers that take the adapters."""
     norms = adapter_config(args.method, {**options, "target_modules": ["0"]}).peft_type in _NORM_METHODS
     inputs = _layer_inputs(model, is_norm if norms else _is_linear_or_convolution, pixel_values)
     inputs = {name: given for name, given in inputs.items() if name != head}
-    found, refused = [], {}
+    found: list[str] = []
+    refused: dict[str, str] = {}
     tried: dict[tuple, str | None] = {}
     for name, given in inputs.items():
         layer = model.get_submodule(name)
         kind = (repr(layer), given.shape)
         if kind not in tried:
             tried[kind] = _refusal(args, layer, given, options)
-        if tried[kind] is None:
+        if (reason := tried[kind]) is None:
             found.append(name)
         else:
-            refused[name] = tried[kind]
+            refused[name] = reason
     reasons = "; ".join(dict.fromkeys(refused.values()))
     if not inputs:
         raise UserError(
@@ -155,7 +156,7 @@ def _kinds(model: nn.Module) -> list[str]:
 def _layer_inputs(
     model: PreTrainedModel, wanted: Callable[[nn.Module], bool], pixel_values: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What each of the wanted layers is given when the model sees the images, in the order of the model."""
+    """The input of each wanted layer when the model sees the images, in the order of the model."""
     inputs: dict[str, torch.Tensor] = {}
     hooks = [
         layer.register_forward_pre_hook(lambda _layer, given, name=name: inputs.setdefault(name, given[0]))
@@ -172,9 +173,9 @@ def _layer_inputs(
 
 @exact_float32()
 def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
-    """Why a layer cannot be adapted, or None. The layer itself is not touched."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the model is on the CPU still
-        warnings.simplefilter("ignore")  # what PEFT remarks, it remarks again when the layer itself is adapted
+    """Why a layer cannot be adapted, or None. The layer itself is unchanged."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the model is still on the CPU
+        warnings.simplefilter("ignore")  # PEFT warns again when the layer itself is adapted
         try:
             tried = get_peft_model(
                 nn.Sequential(copy.deepcopy(layer)), adapter_config(args.method, {**options, "target_modules": ["0"]})
@@ -182,7 +183,7 @@ def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, optio
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
             with torch.no_grad():
                 own = copy.deepcopy(layer)(given)
-                # Most adapters begin as nothing, some with noise; OFT on larger kernels triples what comes out.
+                # Most adapters start without an effect, some with noise; OFT on larger kernels triples the output.
                 if (tried(given) - own).abs().max() > own.abs().max():
                     return "it changes the layer's output by more than its size before it has learned anything"
                 for parameter in trained:
@@ -196,7 +197,7 @@ def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, optio
                     after = tried.merge_and_unload()(given)
                 difference = (after - before).abs().max() / before.abs().max().clamp(min=1.0)
                 return None if difference <= _MERGE_TOLERANCE else f"merging changes its output by {difference:.2g}"
-        except Exception as error:  # PEFT's tuners raise what they like: ValueError, TypeError, KeyError, …
+        except Exception as error:  # PEFT's tuners raise anything: ValueError, TypeError, KeyError, …
             return first_line(error)
     return None
 

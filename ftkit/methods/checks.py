@@ -1,4 +1,4 @@
-"""What is wrong with the method of a configuration: its name, the options of adapters, what trains."""
+"""Checks of the method in a configuration: its name, the options of adapters, what trains."""
 
 from ftkit.config import MethodArguments, weights_file
 from ftkit.config.arguments.training import sharding_of
@@ -11,7 +11,7 @@ from ftkit.models.checks import OWN_MODELS
 
 
 def check(config: Config) -> list[str]:
-    """Everything that is wrong with the method, its stages, and what it does not go with, a sentence each.
+    """The errors in the method, its stages, and its combination with other settings, one sentence each.
 
     Values of a wrong type or form are skipped: `MethodArguments.check` reports them.
     """
@@ -20,8 +20,10 @@ def check(config: Config) -> list[str]:
         valid = [*METHODS, *adapter_configs()]
         return [f"method: {name!r} is unknown{nearest(name, valid)}: expected {', '.join(valid)}"]
     errors = _check_adapter(method) if is_adapter(name) else _check_plan(method)
-    if (name == "surgical") != (method.surgical_groups is not None):
-        errors.append(f"surgical_groups belongs to method: surgical, and only there (method: {name})")
+    if name == "surgical" and method.surgical_groups is None:
+        errors.append("surgical_groups is missing: name the layer groups that method: surgical trains")
+    if name != "surgical" and method.surgical_groups is not None:
+        errors.append(f"surgical_groups has no effect with method: {name}: leave it out, or use method: surgical")
     for number, stage in enumerate(method.stages if isinstance(method.stages, list) else []):
         is_stage = isinstance(stage, dict) and "train" in stage
         if is_stage and (wrong := check_train(stage["train"], is_adapter(name))):
@@ -34,28 +36,28 @@ def _check_adapter(method: MethodArguments) -> list[str]:
     errors = check_adapter_args(method)
     if method.train_batchnorm_stats:
         errors.append(
-            "train_batchnorm_stats: true would move statistics that are not saved with an adapter: leave it out"
+            "train_batchnorm_stats: true would move statistics, which are not saved with adapters: leave it out"
         )
     return errors
 
 
 def _check_plan(method: MethodArguments) -> list[str]:
     errors = [
-        f"{option} belongs to the methods of peft, such as lora, and only there (method: {method.method})"
+        f"{option} has no effect with method: {method.method}: leave it out, or use an adapter, such as method: lora"
         for option in ("adapter_args", "merge_adapters")
         if getattr(method, option)
     ]
     if method.stages is not None and not METHODS[method.method].takes_stages:
         errors.append(
-            f"stages and method: {method.method} contradict each other: with stages of your own, method is "
-            f"{' or '.join(name for name, row in METHODS.items() if row.takes_stages)}, which says where the weights "
-            "come from, or an adapter of peft"
+            f"stages and method: {method.method} contradict each other: leave stages out, or use method: "
+            f"{' or '.join(name for name, row in METHODS.items() if row.takes_stages)} (random or trained weights), "
+            "or an adapter of peft"
         )
     return errors
 
 
 def _check_weights(config: Config) -> list[str]:
-    """Whether the method starts from weights that the model has."""
+    """Whether the model has the weights, random or trained, that the method starts from."""
     name, model, file = config.method.method, config.model.model, weights_file(config.model.model)
     if starts_from_trained_weights(name) and model in OWN_MODELS:
         return [
@@ -63,7 +65,7 @@ def _check_weights(config: Config) -> list[str]:
             "the folder of a trained model"
         ]
     if file is not None and not starts_from_trained_weights(name):
-        return [f"method: {name} starts from random weights, and {model} holds trained ones: use another"]
+        return [f"method: {name} starts from random weights, and {model} holds trained ones: use another method"]
     if file is not None and is_adapter(name) and not config.method.merge_adapters:
-        return [f"merge_adapters: an adapter cannot name {model} as what it belongs to: set it to true"]
+        return [f"merge_adapters: an adapter cannot name a file, {model}, as its base model: set it to true"]
     return []

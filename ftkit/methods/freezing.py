@@ -1,4 +1,4 @@
-"""Freezing what a stage does not train, and the proof that it did not move."""
+"""Freezing what a stage does not train, and checking that it did not move."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from ftkit.errors import UserError
 from ftkit.methods.adapter_kinds import hooks_of
@@ -15,20 +14,18 @@ from ftkit.models.anatomy import BATCH_NORMS
 
 
 @contextmanager
-def only_training(
-    model: PreTrainedModel, trained: set[str], train: Train, train_batchnorm_stats: bool
-) -> Iterator[None]:
-    """Within, only `trained` parameters have gradients, and the running statistics of frozen BatchNorms stay.
+def only_training(model: nn.Module, trained: set[str], train: Train, train_batchnorm_stats: bool) -> Iterator[None]:
+    """Within the block, only `trained` parameters get gradients, and frozen BatchNorms keep their running statistics.
 
-    A BatchNorm's statistics move where all its parameters train and the kind of `train` says so (see `Trainable`), or
-    everywhere with `train_batchnorm_stats`. When the block ends without an error, everything that was frozen is
-    compared with what it was.
+    A BatchNorm's statistics move if all its parameters train and the kind of `train` says so (see `Trainable`), or
+    always with `train_batchnorm_stats`. If the block ends without an error, everything frozen is compared with its
+    values before.
 
     Raises:
-        UserError: something that was frozen has moved; the message names the modules.
+        UserError: something frozen has moved; the message names the modules.
     """
     hooks = []
-    # By tensor, not by name: a shared one has several.
+    # By tensor, not by name: a shared tensor has several names.
     tensors = {id(parameter) for name, parameter in _all_parameters(model) if name in trained}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in tensors)
@@ -43,7 +40,7 @@ def only_training(
         if kind.moves_buffers or train_batchnorm_stats or (all_train and kind.moves_statistics):
             moving |= {f"{place}.{name}" for name, _ in module.named_buffers()}
         else:
-            # The Trainer calls model.train() at every step; this comes after it.
+            # A hook, because the Trainer calls model.train() at every step.
             hooks.append(module.register_forward_pre_hook(_evaluate))
     if kind.needs_adapters:
         moving |= hooks_of(model).bookkeeping(model)
@@ -81,4 +78,4 @@ def digests(model: nn.Module, without: set[str]) -> dict[str, bytes]:
 
 
 def _bytes(value: torch.Tensor) -> memoryview:
-    return memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""The learning rate of every parameter, and which of them decay."""
+"""The learning rate and weight decay of every parameter."""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +8,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ftkit.config import LossArguments, MethodArguments
-from ftkit.models import timm_models
 
 
 class Setting(NamedTuple):
-    """What the optimizer does with a parameter: its learning rate, whether weight decay and L1 reach it, and whether
-    it is of the head, which Muon leaves to AdamW."""
+    """How the optimizer treats a parameter: its learning rate, whether weight decay and L1 apply, and whether it
+    belongs to the head, which Muon leaves to AdamW."""
 
     learning_rate: float
     decays: bool
@@ -29,10 +28,10 @@ def parameter_settings(
 ) -> dict[str, Setting]:
     """The setting of every parameter, by name.
 
-    Layer-wise decay (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254): the group that stands
-    n groups before the head learns with `learning_rate * layer_decay ** n`; the head with `head_lr_multiplier` times
-    the learning rate. Weight decay leaves out vectors (biases, scales and shifts of norms), position embeddings and
-    the scales of adapters, unless `decay_norms_and_biases`.
+    Layer-wise learning-rate decay (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2022, arXiv:2106.08254): the n-th
+    group before the head has `learning_rate * layer_decay ** n`, the head `head_lr_multiplier * learning_rate`. Weight
+    decay leaves out vectors (biases, scales and shifts of norms), position embeddings and the scales of adapters,
+    unless `decay_norms_and_biases`.
 
     Args:
         groups: parameter names by layer group, from input to output, the head last.
@@ -54,13 +53,13 @@ def optimizer_groups(
     muon: bool = False,
     kinds: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """What trains of a model, as an optimizer takes it: parameters of one learning rate and weight decay together.
+    """The trained parameters as an optimizer's groups, each of one learning rate and weight decay.
 
     Args:
         settings: by the names of the parameters.
-        weight_decay: of what decays.
-        muon: the optimizer is timm's Muon, which takes every matrix for a hidden layer's unless it is told.
-        kinds: groups in which an optimizer wants its parameters, whose options stay theirs.
+        weight_decay: for the parameters that decay.
+        muon: the optimizer is timm's Muon, which takes a matrix for a hidden layer's unless its group says otherwise.
+        kinds: groups that an optimizer has made itself; their options are kept.
     """
     kind_of = {id(parameter): number for number, kind in enumerate(kinds) for parameter in kind["params"]}
     groups: dict[tuple, list[nn.Parameter]] = {}
@@ -78,31 +77,34 @@ def optimizer_groups(
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """What maps features to features, also by rank 1; not a vector, nor one with sides of 1 around it."""
+    """Whether a parameter maps features to features, even at rank 1; not a vector, with or without sides of 1."""
     ranks = ".lora_" in name and parameter.ndim > 1
     return parameter.ndim == 2 or ranks or sum(side > 1 for side in parameter.shape) > 1
 
 
 def _scales_of_adapters(model: nn.Module) -> set[str]:
-    """What an adapter multiplies a layer's features by: IA3's vectors, BOFT's scale, the magnitude of DoRA.
+    """The parameters by which adapters multiply a layer's features: IA3's vectors, BOFT's scale, DoRA's magnitude.
 
-    It begins positive everywhere, at one or at the norms of weights, while what is added to a layer begins at zero or
-    with both signs. Decay pulls the one back to the pretrained weights, and with the other these weights to nothing.
+    They start positive, at one or at the norms of weights; parameters that adapters add to a layer start at zero or
+    with both signs. Decay pulls the added ones back to the pretrained weights, but scales down to nothing.
     """
     found = set()
     for place, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
+        adapters = layer.adapter_layer_names if isinstance(layer, BaseTunerLayer) else ()
+        if not adapters:
             continue
         for name, parameter in layer.named_parameters():
             owner, _, _ = name.rpartition(".")
             factor = isinstance(layer.get_submodule(owner), (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-            if owner.partition(".")[0] in layer.adapter_layer_names and not factor and bool((parameter > 0).all()):
+            if owner.partition(".")[0] in adapters and not factor and bool((parameter > 0).all()):
                 found.add(f"{place}.{name}")
     return found
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:
-    """Position embeddings, and what timm says of its models."""
+    """The position embeddings, and for timm's models what timm lists."""
+    from ftkit.models import timm_models  # late: it loads timm, and checks of a configuration load this module
+
     kept = {name for name, _ in model.named_parameters() if re.search(r"pos(ition)?_(embed|bias)", name)}
     for place, module in model.named_modules():
         kept |= {f"{place}.{name}".lstrip(".") for name in timm_models.not_decayed(module)}

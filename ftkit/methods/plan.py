@@ -1,4 +1,4 @@
-"""A method is a plan: a list of stages, each of which says what trains. A new method is one more row."""
+"""A method is a plan: a list of stages that say what trains. A new method is one more row in `METHODS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from ftkit.methods.trainable import Train, Trainable, kind_of, stage_name
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training, with an optimizer and a schedule of its own.
+    """One stage of training, with its own optimizer and schedule.
 
     Attributes:
-        name: of its folder and of its lines in the log.
-        train: what moves: `head`, `all`, `bias`, `norm`, `adapters`, `{"last": n}` (the last n layer groups and the
+        name: for its folder and its lines in the log.
+        train: what trains: `head`, `all`, `bias`, `norm`, `adapters`, `{"last": n}` (the last n layer groups and the
             head) or a list of patterns of module names (see `ftkit.methods.trainable`).
         arguments: the training arguments that differ from the run's.
     """
@@ -25,7 +25,7 @@ class Stage:
 
     @property
     def kind(self) -> Trainable:
-        """The row of `ftkit.methods.trainable` for what moves."""
+        """The row of `ftkit.methods.trainable` for `train`."""
         return kind_of(self.train)
 
 
@@ -43,18 +43,18 @@ def _gradual_unfreeze(_args: MethodArguments, layer_groups: int, _learning_rate:
 
 
 def _surgical(args: MethodArguments, _layer_groups: int, _learning_rate: float) -> list[Stage]:
-    return [Stage("surgical", list(args.surgical_groups))]
+    return [Stage("surgical", list(args.surgical_groups or []))]
 
 
 class Method(NamedTuple):
     """A fine-tuning method.
 
     Attributes:
-        stages: of it, from the arguments, the number of layer groups, and the learning rate of the run.
-        learning_rate: of AdamW, unless a recipe gives one. These are cautious, for large models trained on much data;
-            what moves few parameters may move them further. recipes/cifar10 has larger ones, for a small network.
+        stages: makes them from the arguments, the number of layer groups, and the learning rate of the run.
+        learning_rate: the default, for AdamW: cautious, for large models trained on much data; higher for methods that
+            train few parameters. recipes/cifar10 has larger ones, for a small network.
         pretrained: whether it starts from trained weights.
-        takes_stages: whether a recipe may spell out other stages, for which it only says where the weights come from.
+        takes_stages: whether a recipe may give its own stages; the method then only says where the weights come from.
     """
 
     stages: Callable[[MethodArguments, int, float], list[Stage]]
@@ -64,13 +64,13 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    # All parameters; the two differ in the weights that they start from.
+    # All parameters, from random or from trained weights.
     "scratch": Method(_one_stage("all"), pretrained=False, takes_stages=True),
     "full": Method(_one_stage("all"), 1e-4, takes_stages=True),
     "linear_probe": Method(_one_stage("head"), 1e-2),
     # The head, then all with a tenth of the learning rate (Kumar et al. 2022, arXiv:2202.10054).
     "lp_ft": Method(_lp_ft),
-    # The head, then one layer group more in each stage, from the last to the first (Howard & Ruder 2018,
+    # The head, then one more layer group in each stage, from the last to the first (Howard & Ruder 2018,
     # arXiv:1801.06146).
     "gradual_unfreeze": Method(_gradual_unfreeze, 3e-4),
     # The chosen groups alone (Lee et al. 2022, arXiv:2210.11466).
@@ -89,12 +89,12 @@ def is_adapter(method: str) -> bool:
 
 
 def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) -> list[Stage]:
-    """The stages of a method, or those that the recipe spells out.
+    """The stages of a method, or the recipe's own.
 
     Args:
         args: `method`, `stages`, and `surgical_groups` for `surgical`.
         layer_groups: how many the model has, including the head.
-        learning_rate: the run's, from which a method may derive that of a stage.
+        learning_rate: the run's; a method may derive that of a stage from it.
     """
     if args.stages is None:
         return METHODS.get(args.method, _ADAPTER).stages(args, layer_groups, learning_rate)
@@ -109,10 +109,10 @@ def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) ->
 
 
 def default_learning_rate(method: str) -> float:
-    """The learning rate of a method, unless a recipe gives one."""
+    """The learning rate of a method if a recipe gives none."""
     return METHODS.get(method, _ADAPTER).learning_rate
 
 
 def starts_from_trained_weights(method: str) -> bool:
-    """Whether a method fine-tunes, instead of starting from random weights."""
+    """Whether a method fine-tunes instead of starting from random weights."""
     return METHODS.get(method, _ADAPTER).pretrained

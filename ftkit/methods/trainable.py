@@ -1,4 +1,4 @@
-"""What a stage can train: one row for each way to write `train`. A new kind is one more row."""
+"""What a stage can train: one row in `KINDS` for each form of `train`. A new kind is one more row."""
 
 import fnmatch
 from collections.abc import Callable
@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ftkit.errors import UserError, nearest
-from ftkit.models.anatomy import is_norm
 
 Train = str | list[str] | dict[str, int]
 Groups = dict[str, list[str]]  # parameter names by layer group, from input to output, the head last
@@ -19,7 +18,7 @@ def _head(model: nn.Module, groups: Groups, _train: Train) -> set[str]:
 
 
 def _all(_model: nn.Module, groups: Groups, _train: Train) -> set[str]:
-    # A mask token is for pretraining only: it never gets a gradient, and other processes would wait for one.
+    # A mask token is for pretraining only: it never gets a gradient, and DDP would wait for one.
     return {name for name in _everything(groups) if not name.endswith("mask_token")}
 
 
@@ -31,6 +30,8 @@ def _biases(model: nn.Module, groups: Groups, train: Train) -> set[str]:
 
 
 def _norms(model: nn.Module, groups: Groups, train: Train) -> set[str]:
+    from ftkit.models.anatomy import is_norm  # late: it loads timm, and this module checks configurations
+
     return _head(model, groups, train) | {
         f"{place}.{name}".lstrip(".")
         for place, module in model.named_modules()
@@ -43,7 +44,7 @@ def _adapters(model: nn.Module, _groups: Groups, _train: Train) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _last_groups(_model: nn.Module, groups: Groups, train: Train) -> set[str]:
+def _last_groups(_model: nn.Module, groups: Groups, train: Any) -> set[str]:
     places, count = list(groups), train["last"]
     if count >= len(places):
         raise UserError(
@@ -65,7 +66,7 @@ def _matching_one(model: nn.Module, groups: Groups, pattern: str) -> list[str]:
     if not found:
         modules = [name for name, _ in model.named_modules() if name]
         raise UserError(
-            f"train: {pattern!r} is no layer group and fits no module{nearest(pattern, modules)}: the layer groups "
+            f"train: {pattern!r} is no layer group and matches no module{nearest(pattern, modules)}: the layer groups "
             f"are {', '.join(groups)}"
         )
     return found
@@ -84,25 +85,25 @@ def _is_patterns(train: Any) -> bool:
 
 
 class Trainable(NamedTuple):
-    """One kind of thing that can train.
+    """One form of `train` and what it trains.
 
     Attributes:
-        written: how a recipe writes it: this word, or a description of the form that `fits` recognises.
-        parameters: the names of the parameters, from the model, its layer groups and the value of `train`.
-        fits: whether a value of `train` is of this kind; None: the value is the word `written`.
-        stage_name: of a stage without a name, from the value of `train`; None: the word `written`.
-        head_alone: the body is frozen, and its features can be computed once.
+        written: the word in a recipe, or a description of the form that `fits` recognises.
+        parameters: returns the parameters' names, from the model, its layer groups and the value of `train`.
+        fits: whether a value of `train` has this form; None: if it is the word `written`.
+        stage_name: names a stage without a name, from the value of `train`; None: the word `written`.
+        head_alone: the body is frozen, so its features can be computed once.
         moves_buffers: all buffers of the model move as well.
-        moves_statistics: the running statistics of a BatchNorm move where all of its parameters train.
+        moves_statistics: the running statistics of a BatchNorm move if all its parameters train.
         needs_adapters: only a model with adapters has it.
-        saved_with_adapters: it may train in a model with adapters, where nothing else is saved.
-        beside_head: it trains the head too, which is new where the classes differ; a body may have none of it.
+        saved_with_adapters: an adapter's files include it, so it may train in a model with adapters.
+        beside_head: it trains the head too, which is new if the classes differ; a body may have nothing of it.
     """
 
     written: str
     parameters: Callable[[nn.Module, Groups, Train], set[str]]
     fits: Callable[[Any], bool] | None = None
-    stage_name: Callable[[Train], str] | None = None
+    stage_name: Callable[[Any], str] | None = None
     head_alone: bool = False
     moves_buffers: bool = False
     moves_statistics: bool = True
@@ -122,39 +123,43 @@ KINDS = (
 )
 
 
-def kind_of(train: Any) -> Trainable | None:
-    """The row that a value of `train` is written like, or None."""
-    return next((kind for kind in KINDS if (kind.fits(train) if kind.fits else train == kind.written)), None)
+def kind_of(train: Any) -> Trainable:
+    """The row for a value of `train`, or None."""
+    return next(kind for kind in KINDS if _is_kind(kind, train))
+
+
+def _is_kind(kind: Trainable, train: Any) -> bool:
+    return kind.fits(train) if kind.fits else train == kind.written
 
 
 def stage_name(train: Train) -> str:
-    """The name of a stage whose recipe gives none."""
+    """The name of a stage if the recipe gives none."""
     kind = kind_of(train)
     return kind.stage_name(train) if kind.stage_name else kind.written
 
 
 def trained_parameters(model: nn.Module, groups: Groups, train: Train) -> set[str]:
-    """The names of the parameters that a stage moves.
+    """The names of the parameters that a stage trains.
 
     Args:
-        model: whose parameters `groups` names.
+        model: the model that `groups` belongs to.
         groups: parameter names by layer group, from input to output, the head last.
-        train: as in `Stage`. `adapters` are what PEFT made trainable, the head included. Patterns are names of
-            modules or of layer groups, with `*` and `?`; a module stands for everything in it.
+        train: as in `Stage`. `adapters` are the parameters that PEFT made trainable, including the head's. Patterns
+            match names of modules or layer groups, with `*` and `?`; a module stands for everything in it.
 
     Raises:
-        UserError: a pattern fits nothing, or there are fewer layer groups than `last` asks for.
+        UserError: a pattern matches nothing, or there are fewer layer groups than `last` asks for.
     """
     return kind_of(train).parameters(model, groups, train)
 
 
 def check_train(train: Any, has_adapters: bool) -> str | None:
-    """What is wrong with a value of `train`, if anything.
+    """The error in a value of `train`, if any.
 
     Args:
         has_adapters: whether the method adds adapters to the model.
     """
-    kind = kind_of(train)
+    kind = next((kind for kind in KINDS if _is_kind(kind, train)), None)
     if kind is None:
         *some, last = (kind.written for kind in KINDS)
         return f"{train!r} is not one of {', '.join(some)}, or {last}"

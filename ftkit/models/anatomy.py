@@ -1,7 +1,8 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
+from typing import Any
+
 from torch import nn
-from transformers import PreTrainedModel
 
 from ftkit.errors import UserError
 
@@ -22,7 +23,7 @@ def is_convolutional(model: nn.Module) -> bool:
     return any(isinstance(module, nn.Conv2d) for module in model.modules())
 
 
-def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
+def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
     """The name and module of the linear layer that computes the logits.
 
     timm models name it. In other models, transformers' and ftkit's own, it is `classifier` or a layer inside it.
@@ -30,7 +31,8 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     Raises:
         UserError: no single layer qualifies; the message lists the layers with as many outputs as classes.
     """
-    classes = model.config.num_labels
+    config: Any = model.config
+    classes = config.num_labels
     candidates = {
         name: module
         for name, module in model.named_modules()
@@ -50,7 +52,7 @@ def find_head(model: PreTrainedModel) -> tuple[str, nn.Linear]:
     return found[0], linear[found[0]]
 
 
-def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
+def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     """Parameter names by layer group, from input to output; every parameter is in exactly one group.
 
     timm models are grouped by timm (`group_matcher(coarse=True)`: stem, stages or blocks, head). In other models a
@@ -73,7 +75,7 @@ def layer_groups(model: PreTrainedModel) -> dict[str, list[str]]:
     return {**groups, head: last}
 
 
-def _members(model: PreTrainedModel) -> list[list[str]]:
+def _members(model: nn.Module) -> list[list[str]]:
     """The parameter names of each group, including the head's."""
     if (known := timm_models.layer_groups(model)) is not None:
         return known

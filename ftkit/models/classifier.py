@@ -63,11 +63,11 @@ class Classifier:
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
         else:
-            named = dataclasses.replace(args, model=args.architecture, architecture=None)
+            named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
             load_weights(model, file)
         classifier = cls(model, processor, needs_first_layer=not pretrained)
-        if args.image_mean is not None:
+        if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:
             classifier.needs_statistics = not pretrained or file is not None
@@ -116,7 +116,8 @@ class Classifier:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the model's input, in pixels."""
-        return self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+        height, width = self.geometry([Image.new("L", (_PROBE, _PROBE))]).shape[2:]
+        return height, width
 
     @functools.cached_property
     def task(self) -> Task:
@@ -143,9 +144,10 @@ class Classifier:
 
         The weights of a model with adapters are those of the adapters and the head; the config is that of the model.
         """
-        self.model.save_pretrained(folder)
-        if self.has_adapters:
-            self.model.get_base_model().config.save_pretrained(folder)
+        self.model.save_pretrained(str(folder))
+        if isinstance(self.model, PeftModel):
+            base: Any = self.model.get_base_model()
+            base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in
         self.save_processor(folder)
 
@@ -160,7 +162,7 @@ class Classifier:
         """Set mean and standard deviation; one number is repeated for three channels, as a `pipeline` feeds RGB."""
         mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
         if timm_models.lives_in_config(self.processor):
-            self.processor = timm_models.normalizing(self.model, mean, std)
+            self.processor = timm_models.normalizing(self.model.config, mean, std)
         else:
             self.processor.image_mean, self.processor.image_std = mean, std
 

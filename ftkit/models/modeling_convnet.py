@@ -61,9 +61,9 @@ class ConvNetConfig(PreTrainedConfig):
     identity_init: bool = False
     logit_scale: float = 1.0
     # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: str | None = "single_label_classification"
+    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         if type(self.num_channels) is not int or self.num_channels < 1:
             raise ValueError(f"num_channels={self.num_channels!r} must be a positive integer: 1 for grey, 3 for RGB")
@@ -99,6 +99,8 @@ class Whitening(nn.Module):
     eigenvalues (as in Page, "How to train your ResNet 8: bag of tricks", 2019).
     """
 
+    weight: torch.Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         patch = torch.eye(4 * channels).view(-1, channels, 2, 2)
@@ -128,7 +130,7 @@ class ConvBlock(nn.Module):
         self.convolution = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.normalization = nn.BatchNorm2d(out_channels, momentum=config.norm_momentum)
         if not config.norm_scale:
-            self.normalization.weight = None
+            self.normalization.register_parameter("weight", None)
         self.activation = ACT2FN[config.activation]
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -168,7 +170,7 @@ class ConvNetForImageClassification(PreTrainedModel):
         self.num_channels = config.num_channels
         if config.first_layer == "whitening":
             previous = 8 * config.num_channels
-            self.stem = nn.Sequential(Whitening(config.num_channels), ACT2FN[config.activation])
+            self.stem: nn.Module = nn.Sequential(Whitening(config.num_channels), ACT2FN[config.activation])
         else:
             previous = config.hidden_sizes[0]
             self.stem = ConvBlock(config.num_channels, previous, config)
@@ -182,13 +184,14 @@ class ConvNetForImageClassification(PreTrainedModel):
             previous = channels
         self.pool = nn.AdaptiveAvgPool2d(1) if config.pooling == "average" else GlobalMaxPool()
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(previous, config.num_labels)
+        self.classifier = nn.Linear(previous, config.num_labels)  # type: ignore[arg-type]  # no None
         self.post_init()
 
     def fit_first_layer(self, pixel_values: torch.Tensor) -> None:
         """Fit a data-dependent first layer to images float (N, C, H, W), normalised."""
-        if self.config.first_layer == "whitening":
-            self.stem[0].fit(match_channels(pixel_values, self.num_channels))
+        first = next(self.stem.children())
+        if isinstance(first, Whitening):
+            first.fit(match_channels(pixel_values, self.num_channels))
 
     def _init_weights(self, module: nn.Module) -> None:
         # torch's own initialisation, that of every PyTorch tutorial, instead of transformers' N(0, 0.02).
@@ -201,7 +204,7 @@ class ConvNetForImageClassification(PreTrainedModel):
             super()._init_weights(module)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

@@ -38,9 +38,9 @@ class MLPConfig(PreTrainedConfig):
     dropout: float = 0.0
     initialization: str = "torch"
     # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: str | None = "single_label_classification"
+    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -70,7 +70,9 @@ class MLPConfig(PreTrainedConfig):
     @property
     def height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
 
 
 class MLPForImageClassification(PreTrainedModel):
@@ -92,7 +94,7 @@ class MLPForImageClassification(PreTrainedModel):
                 for fan_in, fan_out in pairwise(sizes)
             )
         )
-        self.classifier = nn.Linear(sizes[-1], config.num_labels)
+        self.classifier = nn.Linear(sizes[-1], config.num_labels)  # type: ignore[arg-type]  # no None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -106,7 +108,7 @@ class MLPForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

@@ -39,9 +39,9 @@ class RNNConfig(PreTrainedConfig):
     bidirectional: bool = False
     dropout: float = 0.0
     # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: str | None = "single_label_classification"
+    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
         if isinstance(self.image_size, tuple):
             self.image_size = list(self.image_size)
@@ -67,7 +67,9 @@ class RNNConfig(PreTrainedConfig):
     @property
     def height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return tuple(self.image_size) if isinstance(self.image_size, list) else (self.image_size, self.image_size)
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width
 
 
 class RNNForImageClassification(PreTrainedModel):
@@ -93,7 +95,7 @@ class RNNForImageClassification(PreTrainedModel):
         )
         self.num_directions = 2 if config.bidirectional else 1
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(self.num_directions * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(self.num_directions * config.hidden_size, config.num_labels)  # type: ignore[arg-type]  # no None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -102,7 +104,7 @@ class RNNForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:

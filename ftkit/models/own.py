@@ -1,12 +1,14 @@
 """ftkit's own models. Importing this module registers them with transformers' Auto classes."""
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .modeling_convnet import ConvNetConfig, ConvNetForImageClassification
 from .modeling_mlp import MLPConfig, MLPForImageClassification
 from .modeling_rnn import RNNConfig, RNNForImageClassification
 
-_MODELS = {
+_MODELS: dict[str, tuple[Any, Any]] = {
     "mlp": (MLPConfig, MLPForImageClassification),
     "convnet": (ConvNetConfig, ConvNetForImageClassification),
     "rnn": (RNNConfig, RNNForImageClassification),

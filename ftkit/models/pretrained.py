@@ -34,7 +34,8 @@ def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tupl
     Raises:
         UserError: the model does not exist or cannot be loaded.
     """
-    place, options = str(local_model(name) or name), {"revision": revision, "trust_remote_code": trust_remote_code}
+    place = str(local_model(name) or name)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
 
     def load() -> tuple[PreTrainedModel | PeftModel, Any]:
         adapted = find_adapter_config_file(place, revision=revision) is not None

@@ -34,7 +34,7 @@ def usual_side(name: str) -> int:
 
 
 def hub_name(name: str) -> str:
-    """The name on the Hub of the trained weights of `timm/<architecture>`, with timm's default tag if it has none.
+    """The Hub's name for the trained weights of `timm/<architecture>`; timm's default tag is added if it has no tag.
 
     Raises:
         UserError: timm has no trained weights.
@@ -74,9 +74,12 @@ def build(
         "crop_pct": 1.0,
         "crop_mode": "center",
     }
-    config = TimmWrapperConfig(
-        architecture=architecture, model_args=model_args or None, pretrained_cfg=preprocessing, **labels
-    )
+    options: dict[str, Any] = {
+        "architecture": architecture,
+        "model_args": model_args or None,
+        "pretrained_cfg": preprocessing,
+    }
+    config = TimmWrapperConfig(**options, **labels)
     try:
         model = TimmWrapperForImageClassification(config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -102,7 +105,8 @@ def overrides(config: PreTrainedConfig, model_args: dict[str, Any]) -> dict[str,
 def name_classes(model: PreTrainedModel) -> None:
     """Update the second list of class names in the config of a timm model; no change to another model."""
     if isinstance(model.config, TimmWrapperConfig):
-        model.config.label_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        names: dict[Any, str] = dict(model.config.id2label or {})
+        model.config.label_names = [names[i] for i in range(len(names))]
 
 
 def is_config(config: PreTrainedConfig) -> bool:
@@ -120,9 +124,8 @@ def lives_in_config(processor: Any) -> bool:
     return isinstance(processor, TimmWrapperImageProcessor)
 
 
-def normalizing(model: PreTrainedModel, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
-    """The image processor of a timm model with a new normalisation, which is also set in the model's config."""
-    config = model.config
+def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
+    """The image processor of a timm model with a new normalisation, which is also set in its `config."""
     config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
@@ -133,7 +136,7 @@ def head(model: nn.Module) -> nn.Module | None:
 
 
 def layer_groups(model: nn.Module) -> list[list[str]] | None:
-    """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if there are none."""
+    """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if timm has none."""
     if not isinstance(model, TimmWrapperForImageClassification):
         return None
     try:

@@ -22,7 +22,7 @@ class ConfusionMatrix(evaluate.Metric):
             ),
         )
 
-    def _compute(self, predictions, references, num_classes: int) -> dict[str, np.ndarray]:
+    def _compute(self, predictions: Any, references: Any, num_classes: int) -> dict[str, np.ndarray]:
         pairs = np.asarray(references) * num_classes + np.asarray(predictions)
         counts = np.bincount(pairs, minlength=num_classes**2)
         return {"confusion_matrix": counts.reshape(num_classes, num_classes)}

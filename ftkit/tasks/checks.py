@@ -20,7 +20,7 @@ def check(config: Config, task: type[Task]) -> list[str]:
 
 
 def _check_best(values: dict[str, Any], known: dict[str, bool]) -> list[str]:
-    """The metric decides whether greater is better, for the best checkpoint and for schedules that follow it."""
+    """Errors in `metric_for_best_model`, and in keys that contradict its direction, one sentence each."""
     metric, given = values["metric_for_best_model"] or "loss", values["greater_is_better"]
     name, errors = metric.removeprefix("eval_"), []
     if name not in known:

@@ -1,5 +1,7 @@
 """Columns of a dataset, found by name or type, and read as arrays."""
 
+from typing import Any
+
 import numpy as np
 from datasets import Dataset, Value
 
@@ -32,7 +34,7 @@ def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type
     raise UserError(f"{key}: {state}: set {key} to one of {described}")
 
 
-def type_name(feature) -> str:
+def type_name(feature: Any) -> str:
     """The type of a column, for messages."""
     return feature.dtype if isinstance(feature, Value) else type(feature).__name__
 

@@ -36,7 +36,7 @@ for _event in (name for name in vars(TrainerCallback) if name.startswith("on_"))
     setattr(Tracker, _event, lambda self, *args, _event=_event, **options: self._pass_on(_event, args, options))
 
 
-def shielded(callbacks: list[TrainerCallback], report_to: list[str]) -> list[TrainerCallback]:
+def shielded(callbacks: list[TrainerCallback], report_to: str | list[str] | None) -> list[TrainerCallback]:
     """The callbacks, with each tracker's wrapped in a `Tracker`."""
     trackers = tuple(get_reporting_integration_callbacks(report_to))
     return [Tracker(callback) if isinstance(callback, trackers) else callback for callback in callbacks]

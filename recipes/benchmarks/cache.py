@@ -24,7 +24,7 @@ def cache_sides(bench: Bench, name: str) -> dict[str, Side]:
     files = encoded(png)[:]["image"]
 
     def start(number: int) -> dict[str, float]:
-        return clock(lambda: image_tensors(png, setup.processor, setup.info.channels, cache_dir=folder), len(png))
+        return clock(lambda: image_tensors(png, setup.processor, setup.info.channels, cache_dir=str(folder)), len(png))
 
     def first_start(number: int) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@ from transformers import set_seed
 
 from benchmarks.data import CROP_AND_FLIP, Bench, make_setup
 from benchmarks.sides import ftkit, load, stock, warmed
-from benchmarks.timing import Row, clock
+from benchmarks.timing import Row, Side, clock
 
 
 def row(bench: Bench) -> Row:
@@ -20,6 +20,10 @@ def row(bench: Bench) -> Row:
         return clock(ftkit(setup).train, images, steps)
 
     loading = warmed(load, setup, ftkit)["ftkit"]
-    sides = {"stock_loader": partial(load, stock, setup.first(images)), "loader": loading, "step": step}
+    sides: dict[str, Side] = {
+        "stock_loader": partial(load, stock, setup.first(images)),
+        "loader": loading,
+        "step": step,
+    }
     what = f"CIFAR-10, {setup}, crop and flip, ResNet-18: the data's share of {steps} steps"
     return Row(what, sides, ["loader / step < 0.03"], "seconds_per_batch")

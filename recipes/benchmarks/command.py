@@ -1,4 +1,4 @@
-"""Run a command of the texts as a user does."""
+"""Run a command from the texts as a user does."""
 
 import shlex
 import subprocess
@@ -12,13 +12,13 @@ def run(command: str, log: Path, root: Path) -> None:
     """Run a line such as `accelerate launch …` or `python …` in `root`, with its output in `log`.
 
     Raises:
-        UserError: it failed; with the end of its output.
+        UserError: it failed; the message has the end of its output.
     """
     words = shlex.split(command)
     if words[:2] == ["accelerate", "launch"]:
         words = ["python", "-m", "accelerate.commands.launch", *words[2:]]
     if words[0] != "python":
-        raise UserError(f"{command}: expected a line that begins with `accelerate launch` or `python`")
+        raise UserError(f"{command}: expected a line that starts with `accelerate launch` or `python`")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         done = subprocess.run([sys.executable, *words[1:]], cwd=root, stdout=output, stderr=subprocess.STDOUT)

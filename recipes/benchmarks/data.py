@@ -1,4 +1,4 @@
-"""The images that the sides of a benchmark work on, in the forms that each of them reads."""
+"""The images of a benchmark, in the form that each side reads."""
 
 import functools
 import io
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
-from transformers import PreTrainedModel
 
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
@@ -28,8 +27,8 @@ from ftkit.tasks.columns import column
 
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5
 CROP_AND_FLIP = ["random_crop", "flip"]
-# How every side trains; the `Trainer` and ftkit, which is the same, take it by these names.
-TRAINING = {
+# How every side trains, by the names of the `Trainer`'s arguments, which are ftkit's too.
+TRAINING: dict[str, Any] = {
     "num_train_epochs": 1,
     "optim": "sgd",
     "optim_args": f"momentum={MOMENTUM}",
@@ -42,7 +41,7 @@ TRAINING = {
 
 @dataclass(eq=False)  # so that it can be the key of a cache
 class Bench:
-    """The command line, a temporary folder, and what is closed after the row."""
+    """The command line, a temporary folder, and a stack that is closed after the row."""
 
     args: Namespace
     folder: Path
@@ -50,7 +49,7 @@ class Bench:
 
 
 class Setup(NamedTuple):
-    """What every side works on: the same images, as each of them expects to find them."""
+    """The input of every side: the same images, in the form that each expects."""
 
     config: Config
     rows: Dataset
@@ -66,6 +65,12 @@ class Setup(NamedTuple):
     def device(self) -> torch.device:
         return self.config.training.device
 
+    @property
+    def tensors(self) -> ImageTensors:
+        """The images of an engine that holds them all."""
+        assert isinstance(self.images, ImageTensors)
+        return self.images
+
     def __str__(self) -> str:
         return f"{len(self.images):,} images in batches of {self.batch_size}"
 
@@ -73,10 +78,10 @@ class Setup(NamedTuple):
         """The same with fewer images."""
         rows = self.rows.select(range(min(count, len(self.rows))))
         return self._replace(
-            rows=rows, images=ImageTensors(self.images.images[: len(rows)], rows, self.images.hashes, "", [])
+            rows=rows, images=ImageTensors(self.tensors.images[: len(rows)], rows, self.images.hashes, "", [])
         )
 
-    def model(self) -> PreTrainedModel:
+    def model(self) -> Any:
         """ftkit's model with random weights."""
         return Classifier.build(self.config.model, self.images.task, self.info, pretrained=False).model
 
@@ -86,7 +91,7 @@ class Setup(NamedTuple):
 
 
 def read_config(bench: Bench, dataset: str, **settings: Any) -> Config:
-    """Settings by the road of every recipe; run and cache go to the benchmark's folder."""
+    """A configuration, read as that of any recipe; run and cache go to the benchmark's folder."""
     settings = {
         "dataset": dataset,
         "data_dir": {"mnist": bench.args.mnist_dir, "cifar10": bench.args.cifar_dir}.get(dataset),
@@ -103,7 +108,7 @@ def read_config(bench: Bench, dataset: str, **settings: Any) -> Config:
 
 @functools.cache  # one object for all rows of the benchmark, so that `as_png` encodes it once
 def read_images(bench: Bench, dataset: str, test: bool = False) -> Dataset:
-    """The first images of train, and of what was carved out of it for validation: nothing is chosen here."""
+    """The first images of train and of its validation part, which no choice is made on here."""
     splits = load_data(read_config(bench, dataset).data)
     rows = concatenate_datasets([splits[name] for name in ("train", "validation", "test")[: 3 if test else 2]])
     return rows.select(range(min(bench.args.images or len(rows), len(rows))))
@@ -117,7 +122,7 @@ def make_setup(
     engine: Callable[..., Images] = image_tensors,
     **settings: Any,
 ) -> Setup:
-    """Prepare images for ftkit, once, as a run does: `rows`, or else those of the dataset."""
+    """Prepare images for ftkit, once, as a run does: `rows`, or the dataset's."""
     config = read_config(bench, dataset, per_device_train_batch_size=batch_size, **settings)
     rows = read_images(bench, dataset) if rows is None else rows
     info = describe_images(rows)
@@ -136,7 +141,7 @@ def with_images(rows: Dataset, images: list[dict] | list[str]) -> Dataset:
 
 @functools.cache
 def as_png(rows: Dataset) -> Dataset:
-    """The images as PNG files in the image column, which is how the Hub holds MNIST and CIFAR-10."""
+    """The images as PNG files in the image column, as the Hub stores MNIST and CIFAR-10."""
     files = []
     for file in encoded(rows)[:]["image"]:
         buffer = io.BytesIO()
@@ -146,7 +151,7 @@ def as_png(rows: Dataset) -> Dataset:
 
 
 def as_photos(rows: Dataset, folder: Path) -> Dataset:
-    """JPEG files of about 400 x 300 pixels: the images made larger, with noise, so that there is much to decode."""
+    """JPEG files of about 400 x 300 pixels: the images enlarged, with noise, so that decoding is realistic work."""
     folder.mkdir()
     rng, paths = np.random.default_rng(0), []
     for number, image in enumerate(rows["image"]):

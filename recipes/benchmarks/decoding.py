@@ -7,11 +7,11 @@ from typing import Any
 from ftkit.data.pixels.decoding import cores
 from ftkit.data.pixels.images import open_image
 
-HELD: list[dict] = []  # files, within a process that decodes them
+HELD: list[Any] = []  # in a process that decodes: the files, or their decoder
 
 
 def decode(rows: range) -> None:
-    """Decode these of the files, and nothing else."""
+    """Decode these files, and nothing else."""
     for row in rows:
         open_image(HELD[row]).load()
 
@@ -22,10 +22,10 @@ def resize(rows: range) -> None:
 
 
 def pool_of(held: list) -> Any:
-    """A process for each core, forked, so that what it works on need not be sent to it."""
+    """A process for each core, forked, so that the files need not be sent to it."""
     return multiprocessing.get_context("fork").Pool(cores(), HELD.extend, (held,))
 
 
 def over_all(pool: Any, work: Callable[[range], None], count: int, chunk: int = 128) -> None:
-    """Do `work` to all rows."""
+    """Apply `work` to all rows, in chunks."""
     pool.map(work, [range(start, min(start + chunk, count)) for start in range(0, count, chunk)], chunksize=1)

@@ -39,7 +39,7 @@ def grow(args: Namespace, folder: Path) -> dict[str, float]:
     trainer = ftkit(setup)
     trainer.train()
     peak = resident("VmHWM")
-    tensors = setup.images.images, *trainer.model.state_dict().values()
+    tensors = setup.tensors.images, *trainer.model.state_dict().values()
     allowed = sum(tensor.nbytes for tensor in tensors) / 1e9 + TO_SPARE
     return {
         "gigabytes": peak - before,

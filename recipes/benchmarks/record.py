@@ -1,7 +1,7 @@
 """Results as data: a small JSON file in recipes/results/ for each measured line of the texts.
 
 kind         what measures it: recipe, benchmark, export or gpu
-command      the command, which runs once for each seed or round; null if no command can repeat the result
+command      the command, run once per seed or round; null if no command can repeat the result
 recipe       the recipe that it belongs to, with `seeds`
 after        {folder: command}: the runs that it starts from
 what         what is measured, in words, for tables
@@ -11,7 +11,7 @@ environment  versions, commit, hardware, threads; null if unknown
 date         when it was measured
 since        the commit that brought the number into the texts, if it is older than its file
 definition   a hash of what the result depends on, see `definition`
-stale        why it should be measured again, if a maintainer knows a reason
+stale        why it should be measured again, if a maintainer gives a reason
 remark       a note for the head of the recipe; `alongside` is one for the seconds in a table
 """
 
@@ -48,8 +48,8 @@ def write_result(path: Path, record: dict[str, Any]) -> None:
 def definition(name: str, record: dict[str, Any], root: Path = REPO) -> str:
     """A hash of what a result depends on: its commands and seeds, and the settings of the recipes that they name.
 
-    The comments of a recipe do not count, nor do those and the imports of a benchmark's module. The rest of ftkit does
-    not count either, so that a commit does not make every result stale.
+    Comments of a recipe do not count, nor do comments and imports of a benchmark's module. Nor does the rest of ftkit,
+    so that a commit does not make every result stale.
     """
     parts: list[Any] = [record["command"], record.get("seeds"), record.get("after")]
     recipes = re.findall(r"--config (recipes/\S+)", " ".join((record.get("after") or {}).values()))
@@ -82,7 +82,7 @@ def other_versions(record: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What `ftkit.training.provenance.environment` leaves out: the processor's name and the load average."""
+    """The processor's name and the load average, which `ftkit.training.provenance.environment` leaves out."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)

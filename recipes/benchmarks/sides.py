@@ -1,8 +1,8 @@
 """The sides that load or train: stock, tutorial, raw and ftkit.
 
 - stock: a `datasets` image column (PNG) with a per-example `set_transform` of torchvision and a plain `Trainer`, the
-  way the ecosystem's official image-classification example does it, with the `Trainer`'s defaults (one of them clips
-  the gradients, so that its loss differs from the others').
+  way the ecosystem's official image-classification example does it, with the `Trainer`'s defaults (it clips gradients,
+  so that its loss differs from the others').
 - tutorial: the plain PyTorch loop over a torchvision-style dataset and a `DataLoader`.
 - raw: tensors already normalised in memory; a permutation, an index and a step: the limit of eager PyTorch.
 - ftkit: what recipes/finetune.py runs.
@@ -48,7 +48,7 @@ class Loop(NamedTuple):
 
 
 def stock(setup: Setup) -> Trainer:
-    """The official example: decode and transform each image when it is asked for; a plain `Trainer`."""
+    """The official example: each image is decoded and transformed on access; a plain `Trainer`."""
     augmentations = (
         [RandomCrop(setup.info.size, padding=4), RandomHorizontalFlip()] if setup.config.data.augment else []
     )
@@ -79,7 +79,7 @@ def stock(setup: Setup) -> Trainer:
 
 
 class TutorialDataset(TorchDataset):
-    """What `torchvision.datasets.MNIST` does: an array becomes a PIL image, which the transform takes."""
+    """Like `torchvision.datasets.MNIST`: each array becomes a PIL image for the transform."""
 
     def __init__(self, images: ImageTensors, transform: Callable):
         self.data, self.targets, self.transform = images.images[:, 0], images.labels, transform
@@ -103,7 +103,7 @@ def tutorial(setup: Setup) -> Loop:
     """The loop of PyTorch's tutorials."""
     model, device = plain_model(setup), setup.device
     transform = Compose([ToTensor(), Normalize(*channel_statistics(setup.images.histogram()))])
-    dataset = TutorialDataset(setup.images, transform)
+    dataset = TutorialDataset(setup.tensors, transform)
 
     def epoch() -> None:
         loader = DataLoader(dataset, batch_size=setup.batch_size, shuffle=True)
@@ -120,11 +120,11 @@ def tutorial(setup: Setup) -> Loop:
 
 
 def raw(setup: Setup) -> Loop:
-    """No data path and no loop around the step: what is left is what PyTorch itself needs."""
+    """No data path and no loop around the step: only the time that PyTorch itself needs."""
     plain, device = setup.config.model.model == "mlp", setup.device
-    # Weights in channels_last take about a seventh off a step of the convnet on a CPU, so that raw has them.
+    # channels_last takes about a seventh off a step of the convnet on a CPU, so raw uses it too.
     model = plain_model(setup) if plain else setup.model().to(device, memory_format=torch.channels_last)
-    images, labels = setup.normalizer()(setup.images.images.to(device)), setup.images.labels.to(device)
+    images, labels = setup.normalizer()(setup.tensors.images.to(device)), setup.images.labels.to(device)
     bf16 = setup.config.training.bf16
     precision = partial(torch.autocast, device.type, torch.bfloat16) if bf16 else nullcontext
 
@@ -143,7 +143,7 @@ def raw(setup: Setup) -> Loop:
 
 
 def ftkit(setup: Setup) -> ImageTrainer:
-    """The road of recipes/finetune.py."""
+    """The training of recipes/finetune.py."""
     args, config, images = setup.config.training, setup.config, copy.copy(setup.images)
     set_up_loading(args, {"train": images}, None)  # it may move the images to an accelerator
     model = setup.model()
@@ -154,7 +154,7 @@ def ftkit(setup: Setup) -> ImageTrainer:
 
 def score(setup: Setup, model: nn.Module) -> tuple[float, float]:
     """Mean cross-entropy and accuracy of `model` on a sample of the training images."""
-    images = setup.normalizer()(setup.images.images[:SAMPLE].to(setup.device))
+    images = setup.normalizer()(setup.tensors.images[:SAMPLE].to(setup.device))
     labels = setup.images.labels[:SAMPLE].to(setup.device)
     model.train()  # BatchNorm's running statistics lag behind
     with torch.no_grad():
@@ -163,11 +163,11 @@ def score(setup: Setup, model: nn.Module) -> tuple[float, float]:
     return F.cross_entropy(logits, labels).item(), (logits.argmax(-1) == labels).float().mean().item()
 
 
-def train(side: Callable[[Setup], Trainer | Loop], setup: Setup, number: int) -> dict[str, float]:
-    """Time an epoch, with the loss and accuracy that show that it trained.
+def train(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, float]:
+    """Time an epoch; loss and accuracy show that it trained.
 
     Raises:
-        RuntimeError: the loss did not fall, so whatever was timed was no training.
+        RuntimeError: the loss did not fall.
     """
     set_seed(number)
     trainer = side(setup)
@@ -179,8 +179,8 @@ def train(side: Callable[[Setup], Trainer | Loop], setup: Setup, number: int) ->
     return measured | {"loss_before": before, "loss": loss, "accuracy": accuracy}
 
 
-def load(side: Callable[[Setup], Trainer], setup: Setup, number: int) -> dict[str, float]:
-    """Time a pass over all batches as the model gets them: ftkit augments, normalises and lays out only then."""
+def load(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, float]:
+    """Time a pass over all batches, ready for the model: `prepare` is where ftkit augments and normalises."""
     set_seed(number)
     trainer = side(setup)
     loader = trainer.get_train_dataloader()

@@ -8,7 +8,7 @@ from typing import Any
 
 Results = dict[str, dict[str, Any]]
 
-# How a text gives a number of a run.
+# The numbers of a run in words.
 PHRASES = {
     "accuracy": "test accuracy {}",
     "accuracy_flip": "{} averaged over mirror images",
@@ -51,7 +51,7 @@ def bound(record: dict[str, Any], name: str) -> str:
 
 
 def phrases(numbers: dict[str, dict[str, Any]], prefix: str = "") -> list[str]:
-    """The numbers of a run whose names begin with `prefix`, in words, test accuracy first."""
+    """The numbers of a run whose names start with `prefix`, in words, test accuracy first."""
     known = [name for name in PHRASES if name in numbers and name.startswith(prefix)]
     return [PHRASES[name].format(bound({"kind": "recipe", "numbers": numbers}, name)) for name in known]
 
@@ -63,7 +63,7 @@ def table(heads: list[str], rows: Iterable[list[str]], align: str) -> str:
 
 
 def named(results: Results, *patterns: str) -> list[tuple[str, dict[str, Any]]]:
-    """The results whose names fit the patterns, in the order of these."""
+    """The results whose names match the patterns, in the order of the patterns."""
     return [(name, record) for pattern in patterns for name, record in results.items() if fnmatch(name, pattern)]
 
 
@@ -73,7 +73,7 @@ def link(record: dict[str, Any], folder: str, text: str) -> str:
 
 
 def captioned(lines: str, records: Iterable[dict[str, Any]]) -> str:
-    """A table, and below it the dates and commits of its results."""
+    """A table with the dates and commits of its results below it."""
     commits: dict[tuple[str, str], set[str]] = {}
     for record in records:
         commit, earlier = measured_at(record)
@@ -83,14 +83,14 @@ def captioned(lines: str, records: Iterable[dict[str, Any]]) -> str:
 
 
 def measured_at(record: dict[str, Any]) -> tuple[str, str]:
-    """The commit of a result, and ` or earlier` if only the commit that brought it into the texts is known."""
+    """The commit of a result, and ` or earlier` if only the commit that added it to the texts is known."""
     if "since" in record:
         return record["since"][:7], " or earlier"
     return record["environment"]["commit"][:7], ""
 
 
 def recipes_table(results: Results, folder: str) -> str:
-    """Recipes from random weights."""
+    """The recipes that train from random weights."""
     shown = named(results, "digits/*", "mnist/*", "cifar10/speedrun", "cifar10/resnet18_timm")
     records = [record for name, record in shown if "-" not in name]  # without the variants of a recipe
     rows = []
@@ -116,7 +116,7 @@ def tutorials_table(results: Results, folder: str) -> str:
 
 
 def methods_table(backbone: str) -> Callable[[Results, str], str]:
-    """A table of the methods on one backbone, the best first."""
+    """A table of the methods on one backbone, best first."""
 
     def of_backbone(results: Results, folder: str) -> str:
         records = [record for record in results.values() if backbone in (record.get("after") or {})
@@ -133,7 +133,7 @@ def methods_table(backbone: str) -> Callable[[Results, str], str]:
 
 
 def linear_probe_table(results: Results, folder: str) -> str:
-    """What cached features save a linear probe."""
+    """The time that cached features save a linear probe."""
     record = results["benchmarks/linear_probe"]
     numbers = record["numbers"]
     names = {
@@ -175,7 +175,7 @@ def export_table(results: Results, folder: str) -> str:
 
 
 def gpu_table(results: Results, folder: str) -> str:
-    """What the tests on a GPU measured."""
+    """The measurements of the tests on a GPU."""
     found = results["gpu_h100"]["numbers"]
     step, memory = found["mnist_epoch_against_a_bare_loop"], found["batches_that_do_not_fit"]
     tensor, stream = (found[f"lite0_against_random_tensors[{engine}]"] for engine in ("tensor", "stream"))

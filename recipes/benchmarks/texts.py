@@ -1,8 +1,8 @@
 """Write results into the texts: tables and single numbers in Markdown, and the results at the head of a recipe.
 
-In Markdown, `<!-- results: NAME -->` … `<!-- end -->` encloses what is written. NAME is a table of `TABLES`, or a
-result and one of its numbers or goals, as in `benchmarks/mnist_mlp stock / ftkit`. In a recipe, the indented comment
-lines after `HEAD` are written.
+In Markdown, a result is written between `<!-- results: NAME -->` and `<!-- end -->`. NAME is a table of `TABLES`, or a
+result and one of its numbers or goals, as in `benchmarks/mnist_mlp stock / ftkit`. In a recipe, results are the
+indented comment lines after `HEAD`.
 """
 
 import re
@@ -36,7 +36,7 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
         own = [record for record in results.values() if record.get("recipe") == name]
         if own and HEAD not in text:
             raise UserError(
-                f"{name} has no line {HEAD!r} to write its results after: add it to the comment at the top"
+                f"{name}: has no line {HEAD!r}, which its results follow: add it to the comment at the top"
             )
         lines = "".join(f"{line}\n" for record in own for line in head(record))
         return re.sub(rf"(?<={re.escape(HEAD)}\n)(#   .*\n)*", lambda match: lines, text)
@@ -44,7 +44,7 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
     def fill(match: re.Match) -> str:
         line = f"{path.relative_to(root)}:{text[: match.start()].count(chr(10)) + 1}"
         if match[2] not in TABLES and text[: match.start()].endswith("\n"):
-            raise UserError(f"{line}: a line that begins with a comment ends the paragraph: begin it with a word")
+            raise UserError(f"{line}: a line that starts with a comment ends the paragraph: start it with a word")
         try:
             return match[1] + marked(match[2], results, path.parent.relative_to(root).as_posix()) + match[4]
         except UserError as error:
@@ -54,7 +54,7 @@ def rendered(path: Path, results: dict[str, dict[str, Any]], root: Path = REPO) 
 
 
 def marked(what: str, results: dict[str, dict[str, Any]], folder: str) -> str:
-    """What a marker in a text of `folder` stands for."""
+    """The text for a marker in a file of `folder`."""
     if what in TABLES:
         return f"\n{TABLES[what](results, folder)}\n"
     name, _, number = what.partition(" ")
@@ -72,7 +72,7 @@ def marked(what: str, results: dict[str, dict[str, Any]], folder: str) -> str:
 
 
 def head(record: dict[str, Any]) -> list[str]:
-    """The lines of one result at the head of its recipe: its command and its numbers."""
+    """The lines of a result at the head of its recipe: its command and its numbers."""
     seeds, numbers = record["seeds"], record["numbers"]
     row = seeds == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 1
     which = f"{seeds[0]} to {seeds[-1]}" if row else ", ".join(map(str, seeds))

@@ -1,6 +1,6 @@
-"""Sides that take turns: how each is timed, and what their medians say.
+"""Time the sides of a row in turn, and compare their medians.
 
-Absolute times are not comparable between runs on a busy machine; ratios are, since the sides of a row take turns
+Absolute times are not comparable between runs on a busy machine; ratios are, because the sides of a row take turns
 within one process.
 """
 
@@ -15,20 +15,20 @@ import torch
 
 from ftkit.console import fact
 
-# Runs one side in the round of this number, and returns what it measured.
+# Runs one side in the given round, and returns its measurements by name.
 Side = Callable[[int], dict[str, float]]
 RELATIONS = {">=": operator.ge, "<=": operator.le, "<": operator.lt}
 
 
 class Row(NamedTuple):
-    """Sides by name, which run in turn.
+    """Sides that run in turn, and the goals for their medians.
 
     Attributes:
         what: what is measured, in words.
-        sides: by name, what runs in each round.
+        sides: the sides by name.
         goals: for medians, such as `stock / ftkit >= 40` or `again < 1`.
-        measure: which of a side's numbers the goals are about.
-        also: further numbers of a side whose medians are stored, as `<side> <number>`.
+        measure: the number of a side that the goals are about.
+        also: other numbers of a side whose medians are stored, as `<side> <number>`.
     """
 
     what: str
@@ -39,21 +39,21 @@ class Row(NamedTuple):
 
 
 def clock(job: Callable[[], Any], images: int, batches: int = 1) -> dict[str, float]:
-    """How long `job` takes, which goes over so many images and batches."""
-    gc.collect()  # so that no side pays for what another left
+    """Time `job`, which processes this many images and batches."""
+    gc.collect()  # so that no side pays for another's garbage
     wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
     wait()
     started, cpu_started = time.perf_counter(), time.process_time()
     job()
     wait()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    # The processor's time, without other processes: where it is far from the clock's, something else had the machine.
+    # If the CPU time is far from the clock's, other processes used the machine.
     times = {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return times | {"seconds_per_batch": seconds / batches, "images_per_second": images / seconds}
 
 
 def measure(row: Row, rounds: int) -> dict[str, Any]:
-    """Run the sides of a row in turn, `rounds` times; returns the part of a result that the row knows."""
+    """Run the sides of a row in turn, `rounds` times; returns the row's part of a result."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in row.sides}
     for number in range(rounds):
         for name, side in row.sides.items():
@@ -71,7 +71,7 @@ def measure(row: Row, rounds: int) -> dict[str, Any]:
 
 
 def median(values: list[float]) -> dict[str, Any]:
-    """A number of a result: the values of all rounds, and their median."""
+    """A number of a result: the values of all rounds and their median."""
     return {"values": values, "median": statistics.median(values), "n": len(values)}
 
 

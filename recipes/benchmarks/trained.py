@@ -1,4 +1,4 @@
-"""Results of recipes over their seeds, and of exports: their commands are run, and what they stored is read."""
+"""Measure recipes over their seeds, and exports: run their commands and read what they stored."""
 
 import datetime
 import json
@@ -18,9 +18,9 @@ OF_OLD_NUMBERS = ("since", "stale", "remark", "alongside", "definition")
 
 
 def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Run a recipe's command with each of its seeds; returns the whole result.
+    """Run a recipe's command with each of its seeds; returns the result.
 
-    Its runs stay in runs/results/<name> until all are finished, so that an interrupted measurement resumes.
+    The runs stay in runs/results/<name> until all are finished, so that an interrupted measurement resumes.
     """
     prepare(record, root)
     folder, found = root / "runs" / "results" / name, []
@@ -30,7 +30,7 @@ def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, A
             run(f"{within(record['command'], place)} --seed {seed}", place.with_suffix(".log"), root)
         found.append(numbers_of(place))
     numbers = {key: summary([each[key] for each in found]) for key in found[0]}
-    if (load := os.getloadavg()[0]) > os.cpu_count():  # accuracies do not depend on what else runs
+    if (load := os.getloadavg()[0]) > (os.cpu_count() or 1):  # accuracies do not depend on the load
         print(f"{name}: other work on the cores (load {load:.1f}): the seconds are left out")
         del numbers["training_seconds"]
     last = read(folder / f"seed-{record['seeds'][-1]}" / "run.json")
@@ -39,7 +39,7 @@ def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, A
 
 
 def measure_export(name: str, record: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Run an export's command; returns the whole result."""
+    """Run an export's command; returns the result."""
     prepare(record, root)
     folder = root / "runs" / "results" / name
     run(f"{within(record['command'], folder)} --overwrite true", folder.with_suffix(".log"), root)
@@ -59,7 +59,7 @@ def prepare(record: dict[str, Any], root: Path) -> None:
 
 
 def within(command: str, folder: Path) -> str:
-    """A command with `folder` as the place of its output."""
+    """A command with `folder` as its output folder."""
     return f"{re.sub(r' --output_dir [^ ]+', '', command)} --output_dir {shlex.quote(str(folder))}"
 
 

@@ -1,4 +1,4 @@
-"""The one strict loader: YAML and command line are judged alike, and every error is told at once."""
+"""The strict loader: YAML and command line follow the same rules, and all errors are reported at once."""
 
 import dataclasses
 import enum
@@ -21,7 +21,7 @@ RECIPES = REPO / "recipes"
 
 @pytest.fixture(autouse=True)
 def no_data_at_hand(monkeypatch, tmp_path):
-    """An empty working folder, and no datasets that lie about on this machine."""
+    """An empty working folder, and no datasets of this machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FTKIT_DATA_DIR", raising=False)
     monkeypatch.delenv("FTKIT_DEBUG", raising=False)
@@ -71,7 +71,7 @@ def test_the_command_line_overrides_the_recipe(recipe, selector, override, recip
     assert (config.training.learning_rate, config.training.weight_decay) == (0.5, 0.25)
 
 
-def test_the_last_of_two_on_the_command_line_counts(recipe):
+def test_the_last_value_on_the_command_line_wins(recipe):
     assert recipe("seed: 1", "--seed", "2", "--seed", "3").training.seed == 3
 
 
@@ -91,7 +91,7 @@ def test_flags_need_no_value(recipe):
         (["--dataset", "mnist", "--data_dir", "photos"], ("mnist", "photos")),
     ],
 )
-def test_other_data_take_the_place_of_the_default_recipes(tmp_path, arguments, source):
+def test_other_data_replace_those_of_the_default_recipe(tmp_path, arguments, source):
     default = tmp_path / "default.yaml"
     default.write_text("dataset: digits\nlearning_rate: 0.125\n")
     config = parse_config(arguments, default)
@@ -149,7 +149,7 @@ def test_parsing_writes_nothing(tmp_path):
         ("warmup_steps", "0.1", 0.1),
     ],
 )
-def test_values_keep_the_meaning_they_were_written_with(given, key, text, value):
+def test_values_keep_their_written_meaning(given, key, text, value):
     if value is None:
         assert key in errors_of(given, key, text)[0]
         return
@@ -160,13 +160,13 @@ def test_values_keep_the_meaning_they_were_written_with(given, key, text, value)
     assert isinstance(got, type(value))
 
 
-def test_null_leaves_the_default(recipe):
+def test_null_means_the_default(recipe):
     config = recipe("max_train_samples: null\nlearning_rate: ~\nimage_column:\nvalidation_size: null")
     assert (config.data, config.training.learning_rate) == (DataArguments(dataset="digits"), 1e-3)
 
 
-def test_null_is_a_value_where_a_key_takes_it(recipe, tmp_path):
-    """`save_total_limit: null` keeps all checkpoints; a stage may say it too, and the saved recipe does."""
+def test_null_is_none_for_keys_that_may_be_none(recipe, tmp_path):
+    """`save_total_limit: null` keeps all checkpoints, in a stage and in a saved recipe too."""
     text = "save_total_limit: null\nmetric_for_best_model: ~\nstages: [{train: head}, {train: all, data_seed: null}]"
     config = recipe(text + "\ndata_seed: 3")
     for again in (config, recipe(config.to_yaml())):
@@ -241,7 +241,7 @@ def test_every_key_of_training_arguments_works_by_its_own_name(recipe):
         ("help_me", "1", ["no such key"]),
     ],
 )
-def test_keys_types_and_choices_are_judged_alike_everywhere(given, key, value, words):
+def test_keys_types_and_choices_are_checked_in_yaml_and_on_the_command_line(given, key, value, words):
     (error,) = errors_of(given, key, value)
     assert all(word in error for word in [f"{key}:", *words]), error
 
@@ -262,17 +262,17 @@ def test_steps_without_their_strategy_are_refused(recipe, text):
     recipe(f"eval_strategy: steps\n{text}\nsave_strategy: steps\nlogging_steps: 3")
 
 
-def test_evaluations_each_steps_need_no_strategy(recipe):
+def test_eval_steps_imply_their_strategy(recipe):
     args = recipe("eval_steps: 3").training
     assert (args.eval_strategy, args.save_strategy, args.eval_steps, args.save_steps) == ("steps", "steps", 3, 3)
 
 
-def test_another_strategy_than_a_recipes(recipe):
+def test_the_command_line_switches_off_a_recipes_save_steps(recipe):
     recipe("eval_strategy: no\nsave_strategy: steps\nsave_steps: 1", "--save_strategy", "no")
 
 
 @pytest.mark.parametrize("text", ["lerning_rate:", "lerning_rate: null", "lerning_rate: ~"])
-def test_a_misspelt_key_without_a_value_does_not_vanish(recipe, text):
+def test_a_misspelt_key_without_a_value_is_an_error(recipe, text):
     assert "'learning_rate'" in errors_of(recipe, text)[0]
 
 
@@ -394,12 +394,12 @@ CONTRADICTIONS = [
 @pytest.mark.parametrize(
     "values, word", CONTRADICTIONS, ids=lambda case: " ".join(case) if isinstance(case, dict) else ""
 )
-def test_what_cannot_be_meant_is_refused(recipe, values, word):
+def test_contradictions_and_values_out_of_range_are_refused(recipe, values, word):
     errors = errors_of(recipe, yaml.safe_dump({"dataset": "digits"} | values))
     assert any(word in error for error in errors), errors
 
 
-def test_no_data_at_all(refused):
+def test_missing_data_are_refused(refused):
     with refused("dataset", "data_dir"):
         parse_config(["--model", "mlp"])
 
@@ -421,8 +421,8 @@ def test_an_error_is_one_message_and_exit_code_2(capsys, monkeypatch, debug):
     assert ("Traceback" in shown) == debug
 
 
-def test_of_several_processes_the_first_tells_what_is_wrong(capsys, monkeypatch, tmp_path):
-    """The launcher ends the others when the first has ended: they wait for that, and tell it themselves if need be."""
+def test_the_first_of_several_processes_prints_the_error(capsys, monkeypatch, tmp_path):
+    """The launcher ends the others when the first exits: they wait for that before they print it themselves."""
     waited = []
     monkeypatch.setattr("time.sleep", waited.append)
     for rank in ("0", "1"):
@@ -441,7 +441,7 @@ def test_a_script_for_one_process_refuses_several(monkeypatch, refused):
 
 
 @pytest.mark.parametrize("launcher", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_what_needs_whole_weights_is_refused_where_they_are_cut(monkeypatch, refused, launcher):
+def test_what_needs_whole_weights_is_refused_where_they_are_sharded(monkeypatch, refused, launcher):
     monkeypatch.setenv(launcher, "true")
     words = ["--dataset", "digits", "--ema_decay", "0.9", "--l1", "1e-4", "--on_nan", "rollback"]
     with refused("ema_decay: 0.9 needs whole weights", "l1: 0.0001 needs", "on_nan: rollback needs", "multi_gpu.yaml"):
@@ -453,7 +453,7 @@ def test_what_needs_whole_weights_is_refused_where_they_are_cut(monkeypatch, ref
     [
         (["--report_to", "tensorbord"], ["report_to: 'tensorbord' is not one of", "did you mean 'tensorboard'"]),
         (["--report_to", "clearml"], ["report_to: clearml is not installed"]),
-        (["--save_on_each_node", "true"], ["save_on_each_node", "one that all machines see"]),
+        (["--save_on_each_node", "true"], ["save_on_each_node", "all machines share output_dir"]),
     ],
 )
 def test_trackers_and_folders(refused, words, told):
@@ -467,7 +467,7 @@ def test_help_lists_the_keys(capsys):
     assert not caught.value.code
     shown = capsys.readouterr().out
     assert all(f"--{key}" in shown for key in ["samples_per_class", "image_size", "learning_rate", "overwrite"])
-    names = shown.partition("What keys may name")[2]
+    names = shown.partition("Names that keys take")[2]
     assert all(name in names for name in ["convnet", "random_crop", "trivial_augment", "lp_ft", "rslora"])
 
 
@@ -494,7 +494,7 @@ def _contents(config: Config) -> dict:
 
 
 @pytest.mark.parametrize("values", ROUND_TRIPS, ids=lambda values: " ".join(values))
-def test_the_saved_configuration_is_read_as_it_was(recipe, tmp_path, monkeypatch, values):
+def test_a_saved_configuration_reads_back_equal(recipe, tmp_path, monkeypatch, values):
     config = recipe(yaml.safe_dump(values))
     saved = tmp_path / "saved.yaml"
     saved.write_text(config.to_yaml(), encoding="utf-8")
@@ -521,7 +521,7 @@ def test_the_saved_configuration_is_read_as_it_was(recipe, tmp_path, monkeypatch
         "logging_steps: 7\neval_strategy: steps",
     ],
 )
-def test_what_transformers_resolves_is_saved_as_it_is_read(recipe, text):
+def test_values_that_transformers_resolves_survive_saving(recipe, text):
     config = recipe(text)
     again = recipe(config.to_yaml())
     assert again.training.to_dict() == config.training.to_dict()
@@ -543,7 +543,7 @@ def test_defaults_of_the_dataclasses_hold():
 @pytest.mark.parametrize(
     ("method", "rate"), [("scratch", 1e-3), ("full", 1e-4), ("linear_probe", 1e-2), ("lora", 1e-3)]
 )
-def test_each_method_has_a_learning_rate_of_its_own(method, rate, tmp_path):
+def test_each_method_has_its_own_learning_rate(method, rate, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     arguments = ["--dataset", "digits", "--model", str(tmp_path if method != "scratch" else "mlp"), "--method", method]
     assert parse_config(arguments).training.learning_rate == rate

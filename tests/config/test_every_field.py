@@ -1,8 +1,8 @@
-"""Every field of `TrainingArguments`, given another value than its default: it works, or it is refused.
+"""Every field of `TrainingArguments` with a value other than its default: it works, or it is refused.
 
-`WORKS` names the value that is tried and what is seen then; a stage that has the key is compared with one that has
-not. What is refused, and what has no effect, stands in `ftkit.config.training_fields`, and here with its sentence.
-A field that stands in none of them, such as one that a new version brings, fails the first test.
+`WORKS` names a value and its visible effect; a stage that has the key is compared with one that has not. Fields that
+are refused or have no effect are in `ftkit.config.training_fields`, and here with their messages. A field in none of
+these tables, such as a new version's, fails the first test.
 """
 
 import contextlib
@@ -53,10 +53,10 @@ class Works(NamedTuple):
 
     Attributes:
         value: that is tried.
-        expected: what is seen then, and not without it.
-        see: from what a stage leaves: its trainer, and what was noted on the way.
-        beside: keys of the run that it needs.
-        without: keys of the stage that has not got it.
+        expected: what `see` returns with this value, and not without it.
+        see: looks at a finished stage: its trainer, and notes taken during training.
+        beside: other keys that the run needs.
+        without: keys of the stage without it.
     """
 
     value: Any
@@ -239,39 +239,39 @@ WORKS = {
     "load_best_model_at_end": Works(False, 6, kept),
     "metric_for_best_model": Works("loss", 6, lambda stage: stage.trainer.state.best_global_step),
 }
-# These are seen in a whole run, below: the folder, how it goes on, and where it goes.
+# Tested in a whole run, below: its folder, resuming and pushing.
 IN_A_RUN = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
-# Accepted where it says what the metric says; `WORKS` has nothing to see then. With FSDP and DeepSpeed a model is cut
-# into pieces: tests/test_machines.py.
+# greater_is_better is accepted if it agrees with the metric, with no effect to see. FSDP and DeepSpeed at work:
+# tests/test_machines.py.
 ELSEWHERE = {
     "greater_is_better": (False, "greater_is_better: false would choose the checkpoint with the worst accuracy"),
-    "fsdp": (True, "fsdp: True cuts a model into pieces for several processes, and this is one"),
-    "deepspeed": ({"zero_optimization": {"stage": 2}}, "cuts a model into pieces for several processes"),
+    "fsdp": (True, "fsdp: True shards the model over several processes, and there is one"),
+    "deepspeed": ({"zero_optimization": {"stage": 2}}, "shards the model over several processes"),
 }
-# Without a GPU there is no other device, no memory to pin, no fp16 and no TF32.
+# Without a GPU these have nothing to act on.
 OF_A_GPU = {"use_cpu", "dataloader_pin_memory", "fp16", "tf32"}
 REFUSALS = {
-    "bf16_full_eval": (True, "in another precision than the model that is saved: leave it out"),
-    "fp16_full_eval": (True, "in another precision than the model that is saved: leave it out"),
-    "logging_nan_inf_filter": (False, "is decided by on_nan"),
+    "bf16_full_eval": (True, "in another precision than the saved model's: leave it out"),
+    "fp16_full_eval": (True, "in another precision than the saved model's: leave it out"),
+    "logging_nan_inf_filter": (False, "is replaced by on_nan"),
     "debug": ("underflow_overflow", "on_nan finds losses that are not finite"),
-    "prediction_loss_only": (True, "leaves out the predictions, of which accuracy and report are made"),
-    "eval_do_concat_batches": (False, "accuracy is taken of all: leave it out"),
+    "prediction_loss_only": (True, "drops the predictions, which metrics and report need"),
+    "eval_do_concat_batches": (False, "metrics need all at once: leave it out"),
     "eval_use_gather_object": (True, "gathers objects, and predictions are tensors"),
     "batch_eval_metrics": (True, "eval_accumulation_steps: 1"),
-    "include_for_metrics": ("inputs", "which ask for predictions alone"),
-    "save_on_each_node": (True, "output_dir is one that all machines see"),
-    "enable_jit_checkpoint": (True, "which every run does by itself"),
+    "include_for_metrics": ("inputs", "which read predictions alone"),
+    "save_on_each_node": (True, "all machines share output_dir"),
+    "enable_jit_checkpoint": (True, "which every run does anyway"),
     "hub_token": ("hf_x", "log in with `hf auth login` or set HF_TOKEN"),
     "hub_strategy": ("checkpoint", "ftkit pushes once"),
     "hub_always_push": (True, "ftkit pushes once"),
     "ignore_data_skip": (True, "end with another model"),
-    "restore_callback_states_from_checkpoint": (True, "is done wherever a resumed run needs it"),
-    "dataloader_in_order": (False, "in which no run can be resumed or repeated"),
-    "train_sampling_strategy": ("sequential", "which a resume relies on"),
-    "remove_unused_columns": (False, "batches are whole already"),
-    "label_names": ("label", "batches are whole already"),
-    "skip_memory_metrics": (False, "the peak of memory, which run.json reports"),
+    "restore_callback_states_from_checkpoint": (True, "is done whenever a resumed run needs it"),
+    "dataloader_in_order": (False, "no run could be resumed or repeated"),
+    "train_sampling_strategy": ("sequential", "a resume relies on the shuffle"),
+    "remove_unused_columns": (False, "batches have none to spare"),
+    "label_names": ("label", "labels of ftkit's batches are known"),
+    "skip_memory_metrics": (False, "the peak memory that run.json reports"),
     "do_train": (True, "finetune.py always trains"),
     "do_eval": (True, "set eval_strategy"),
     "do_predict": (True, "always predicts the test split"),
@@ -285,7 +285,7 @@ REFUSALS = {
     "use_cache": (True, "has no effect on images: it is about the generation of text"),
     "use_liger_kernel": (True, "has no effect on images: it is about kernels for language models"),
 }
-# What has no effect alone, with what it needs. Those that are here alone are passed on to a tracker.
+# Fields without an effect alone, and settings beside which they stay so.
 ALONE = {
     "adam_beta1": (0.8, {"optim": "sgd"}),
     "adam_beta2": (0.8, {"optim": "timm/lamb"}),
@@ -330,7 +330,7 @@ def test_each_field_is_in_one_table():
 
 
 def test_each_optimizer_is_known():
-    """A new one may group its parameters by itself, or step within the backward pass."""
+    """A new one might group its parameters itself, or step within the backward pass."""
     assert {name.value for name in OptimizerNames} == {
         *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor", "sgd"),
         *("adamw_anyprecision", "adamw_torch_4bit", "adamw_torch_8bit", "ademamix", "adagrad", "adamw_bnb_8bit"),
@@ -347,7 +347,7 @@ def test_each_optimizer_is_known():
 
 
 class Notes(TrainerCallback):
-    """Notes what is only there while a stage trains."""
+    """Notes what can be seen only while a stage trains."""
 
     def __init__(self, stage):
         self.stage = stage
@@ -373,10 +373,12 @@ class Notes(TrainerCallback):
 
 @pytest.fixture
 def train_recipe(tmp_path, monkeypatch):
-    """`train(key=value, …)` trains by a recipe of these keys; what each of its stages leaves."""
+    """`train(key=value, …)` trains a recipe with these keys; returns the finished stages."""
     stages, counts, options = [], {}, {}
     original, compile_model = ImageTrainer.train, torch.compile
-    layer = transformers.models.vit.modeling_vit.ViTAttention  # one in each layer, computed again where it is not kept
+    layer = (
+        transformers.models.vit.modeling_vit.ViTAttention
+    )  # one in each layer; runs again if its activations were not kept
     forward = layer.forward
     container = transformers.trainer.EvalLoopContainer
 
@@ -420,9 +422,7 @@ def train_recipe(tmp_path, monkeypatch):
         stages.clear()
         transformers.logging.set_verbosity_warning()
         torch.use_deterministic_algorithms(False)
-        falling = (
-            {"accuracy": 1 / n, "loss": 1 / n} for n in itertools.count(1)
-        )  # the one is worse, the other better
+        falling = ({"accuracy": 1 / n, "loss": 1 / n} for n in itertools.count(1))  # accuracy gets worse, loss better
         monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: next(falling))
         given = BASE | {"output_dir": str(tmp_path / "run")} | given
         if given["model"] == "VIT":
@@ -462,7 +462,7 @@ def fake_galore(monkeypatch):
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Restores what `full_determinism` sets."""
+    """Restore the environment variables that `full_determinism` sets."""
     for name in ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC",
                  "FLASH_ATTENTION_DETERMINISTIC"):  # fmt: skip
         monkeypatch.setenv(name, "")
@@ -474,7 +474,7 @@ def marked(names):
 
 
 @pytest.mark.parametrize("name", marked(WORKS))
-def test_what_works_in_a_run(train_recipe, environment, tmp_path, name):
+def test_a_field_has_its_effect_in_a_run(train_recipe, environment, tmp_path, name):
     row = WORKS[name]
     (stage,) = train_recipe(**row.beside | {name: row.value})
     assert row.see(stage) == row.expected
@@ -484,7 +484,7 @@ def test_what_works_in_a_run(train_recipe, environment, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", marked(sorted(WORKS.keys() - OF_THE_RUN)))
-def test_what_works_in_a_stage(train_recipe, name):
+def test_a_field_has_its_effect_in_a_stage(train_recipe, name):
     row = WORKS[name]
     stages = [{"train": "all", name: row.value}, {"train": "all", **row.without}]
     first, second = train_recipe(**row.beside | {"stages": stages})
@@ -492,34 +492,34 @@ def test_what_works_in_a_stage(train_recipe, name):
     assert row.see(second) != row.expected
 
 
-def test_memory_is_pinned_where_it_is_asked_for(train_recipe):
+def test_memory_is_pinned_on_request(train_recipe):
     (stage,) = train_recipe()
     for wanted in (True, False):
         stage.trainer.args.dataloader_pin_memory = wanted
         assert stage.trainer.get_train_dataloader().pin_memory == wanted
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about a machine without a GPU")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize(("name", "words"), [("fp16", "needs a GPU"), ("tf32", "--tf32 requires Ampere")])
-def test_what_needs_a_gpu(refused, name, words):
+def test_a_field_that_needs_a_gpu_is_refused_without(refused, name, words):
     with refused(words):
         parse(**{name: True})
 
 
-def test_where_a_run_goes(tmp_path, monkeypatch):
+def test_only_push_to_hub_pushes_and_passes_the_hub_fields(tmp_path, monkeypatch):
     pushed = []
     monkeypatch.setattr("ftkit.hub.push.check_login", lambda: None)
     monkeypatch.setattr("ftkit.hub.push.push", lambda *args: pushed.append(args))
     words = ["--model", "mlp", "--max_train_samples", 60, "--num_train_epochs", 1]
     hub = ["--hub_model_id", "me/digits", "--hub_private_repo", "true", "--hub_revision", "dev"]
     finetune(tmp_path / "a", *words, *hub)
-    assert (tmp_path / "a" / "run.json").is_file() and pushed == []  # they are for recipes/push.py
+    assert (tmp_path / "a" / "run.json").is_file() and pushed == []  # recipes/push.py reads them
     finetune(tmp_path / "b", *words, *hub, "--push_to_hub", "true")
     finetune(tmp_path / "c", *words, "--push_to_hub", "true")
     assert pushed == [(tmp_path / "b", "me/digits", True, "dev"), (tmp_path / "c", "c", None, None)]
 
 
-def test_where_a_run_goes_on(tmp_path, capsys):
+def test_resuming_from_a_named_checkpoint(tmp_path, capsys):
     words = ["--model", "mlp", "--max_train_samples", 60, "--num_train_epochs", 4, "--save_total_limit", 9]
     run = finetune(tmp_path / "run", *words)
     interrupt(run, keep=3)
@@ -527,7 +527,7 @@ def test_where_a_run_goes_on(tmp_path, capsys):
     assert f"resumes from {run}/stages/0-all/checkpoint-4" in capsys.readouterr().out
 
 
-# --- what does not
+# --- what is refused
 
 
 def parse(**values):
@@ -549,13 +549,13 @@ def test_a_field_that_has_no_effect_here_is_refused(refused, name):
 
 
 @pytest.mark.parametrize("name", sorted(OF_THE_RUN))
-def test_what_is_of_the_whole_run_is_refused_in_a_stage(refused, name):
+def test_a_field_of_the_whole_run_is_refused_in_a_stage(refused, name):
     with refused(f"stages[0]: {name} applies to the whole run: move it out of stages"):
         parse(stages=[{"train": "all", name: None}])
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_what_has_no_effect_alone(refused, name):
+def test_a_field_without_an_effect_alone_is_refused(refused, name):
     value, beside = ALONE[name]
     with refused(f"{name}: ", "has no effect without", "give that too, or "):
         parse(**beside | {name: value})
@@ -565,14 +565,13 @@ def test_what_has_no_effect_alone(refused, name):
 
 
 @pytest.mark.parametrize("name", sorted(TRACKED))
-def test_what_belongs_to_a_tracker(monkeypatch, name):
-    """It is passed on to it, in the arguments."""
+def test_fields_of_a_tracker_are_passed_on(monkeypatch, name):
     monkeypatch.setattr("ftkit.training.trackers.get_available_reporting_integrations", lambda: ["trackio"])
     assert getattr(parse(report_to="trackio", **{name: "a/b"}).training, name) == "a/b"
 
 
-def test_how_processes_meet(monkeypatch):
-    """transformers passes it on where there are several of them, and accelerators."""
+def test_ddp_fields_reach_the_process_group(monkeypatch):
+    """transformers passes them on if there are several processes and accelerators."""
     noted, original = {}, transformers.training_args.PartialState
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(
@@ -584,7 +583,7 @@ def test_how_processes_meet(monkeypatch):
 
 
 @pytest.mark.parametrize("config", [{"split_batches": True}, {"dispatch_batches": True}, {"even_batches": False}])
-def test_how_batches_are_cut_is_ftkits_own(refused, config):
+def test_fields_that_split_batches_are_refused(refused, config):
     with refused(f"accelerator_config: {next(iter(config))}", "leave it out"):
         parse(accelerator_config=config)
     with refused("gradient_accumulation_kwargs: [1] is not a mapping"):
@@ -612,6 +611,6 @@ def test_how_batches_are_cut_is_ftkits_own(refused, config):
         ("activation_checkpointing_kwargs", "[1]"),
     ],
 )
-def test_what_no_library_takes_is_refused(refused, name, value):
+def test_a_value_that_no_library_takes_is_refused(refused, name, value):
     with refused(f"{name}"):
         parse(**{name: value})

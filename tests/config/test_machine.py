@@ -1,4 +1,4 @@
-"""A GPU that is asked for and not there is one sentence before anything is written, and its advice leads to a run."""
+"""A missing GPU is reported in one sentence before anything is written, and the advice leads to a run."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ QUICK = ["--model", "mlp", "--max_steps", 1, "--eval_strategy", "no"]
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """`gpus(n)`: torch finds n; the environment says nothing."""
+    """`gpus(n)`: torch finds n GPUs; no environment variable names any."""
     for name in ("CUDA_VISIBLE_DEVICES", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -32,7 +32,12 @@ def gpus(monkeypatch):
     [
         (0, {}, ["--use_cpu", "false"], ["use_cpu: false asks for a GPU", "none", "leave it out"]),
         (0, {"CUDA_VISIBLE_DEVICES": ""}, ["--use_cpu", "false"], ["use_cpu: false", "hides all"]),
-        (1, {"ACCELERATE_USE_CPU": "true"}, ["--use_cpu", "false"], ["use_cpu: false here", "true by the launcher"]),
+        (
+            1,
+            {"ACCELERATE_USE_CPU": "true"},
+            ["--use_cpu", "false"],
+            ["use_cpu: false contradicts the launcher's file", "--config_file"],
+        ),
         (0, {"CUDA_VISIBLE_DEVICES": "0"}, [], ["CUDA_VISIBLE_DEVICES: 0", "gpu_ids", "none", "cpu.yaml"]),
         (0, {"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, [], ["CUDA_VISIBLE_DEVICES: GPU-8932f937", "none", "cpu.yaml"]),
         (1, {"CUDA_VISIBLE_DEVICES": "0,7"}, [], ["CUDA_VISIBLE_DEVICES: 0,7", "2 GPUs", "1 GPU", "name others"]),
@@ -42,7 +47,7 @@ def gpus(monkeypatch):
         (1, {"LOCAL_WORLD_SIZE": "2"}, [], ["num_processes: 2", "1 GPU", "--num_processes 1"]),
     ],
 )
-def test_what_is_not_there_is_one_sentence(gpus, monkeypatch, tmp_path, refused, count, environment, options, words):
+def test_a_missing_gpu_is_one_sentence(gpus, monkeypatch, tmp_path, refused, count, environment, options, words):
     gpus(count)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -70,9 +75,9 @@ def test_a_run_on_the_cpu_needs_no_gpu(gpus, monkeypatch, tmp_path, environment,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without a GPU is meant")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("config", ["single_gpu", "multi_gpu", "fsdp", "cpu"])
-def test_the_launcher_s_files_on_a_machine_without_a_gpu(tmp_path, config):
+def test_launcher_files_on_a_machine_without_a_gpu(tmp_path, config):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
               REPO / "accelerate_configs" / f"{config}.yaml", REPO / "recipes" / "finetune.py"]  # fmt: skip
     command = [*map(str, [*launch, *QUICK, "--output_dir", tmp_path / "run"])]
@@ -87,7 +92,7 @@ def test_the_launcher_s_files_on_a_machine_without_a_gpu(tmp_path, config):
     assert ("--use_cpu true" in shown) == several
 
 
-def test_an_evaluation_for_a_gpu_that_is_not_there(gpus, monkeypatch, refused, convnet):
+def test_an_evaluation_on_a_missing_gpu_is_refused(gpus, monkeypatch, refused, convnet):
     gpus(0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with refused("CUDA_VISIBLE_DEVICES: 0", "cpu.yaml"):

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, in a run and in a stage, and what of a run a stage may change."""
+"""Which checkpoint is best in a run and in a stage, and which settings a stage may change."""
 
 import json
 
@@ -30,8 +30,8 @@ def test_a_stage_chooses_by_its_own_metric(tmp_path):
 
 
 @pytest.mark.parametrize("stages", [[], [{"train": "all"}, {"train": "all", "eval_strategy": "steps"}]])
-def test_what_is_evaluated_each_steps_is_saved(tmp_path, stages):
-    """Without `eval_steps` it is each `logging_steps`, as transformers documents it."""
+def test_every_evaluated_step_is_saved(tmp_path, stages):
+    """Without `eval_steps` these are every `logging_steps`, as transformers documents."""
     options = ["--stages", json.dumps(stages)] if stages else ["--eval_strategy", "steps"]
     run = train(tmp_path / "run", *SMALL, "--num_train_epochs", 3, *options, "--logging_steps", 2,
                 "--save_total_limit", 9).folder  # fmt: skip
@@ -41,7 +41,7 @@ def test_what_is_evaluated_each_steps_is_saved(tmp_path, stages):
     assert sorted(int(path.name[11:]) for path in stage.glob("checkpoint-*")) == [2, 4, 6] and best(stage) in losses
 
 
-def test_steps_after_which_nothing_is_chosen(tmp_path, refused):
+def test_eval_steps_beyond_the_end_of_training_are_refused(tmp_path, refused):
     with refused("eval_steps: 50 is more than the 6 steps", "set it to 6 or less"):
         train(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps")
     train(tmp_path / "run", *SMALL, "--num_train_epochs", 3, "--eval_strategy", "steps", "--eval_steps", 6)
@@ -56,13 +56,13 @@ def test_steps_after_which_nothing_is_chosen(tmp_path, refused):
         (["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"power": "x"}'], "lr_scheduler_kwargs"),
     ],
 )
-def test_what_training_is_too_short_or_not_made_for(tmp_path, refused, options, words):
+def test_settings_that_this_training_cannot_use_are_refused(tmp_path, refused, options, words):
     with refused(words):
         finetune(tmp_path / "run", *SMALL, "--num_train_epochs", 3, *options)
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_the_epochs_of_a_stage_win_over_the_steps_of_the_run(tmp_path):
+def test_the_epochs_of_a_stage_override_the_steps_of_the_run(tmp_path):
     stages = json.dumps([{"train": "head", "num_train_epochs": 3}, {"train": "all"}])
     run = train(tmp_path / "run", *SMALL, "--max_steps", 1, "--stages", stages).folder
     assert [stage["steps"] for stage in stage_results(run)] == [6, 1]
@@ -83,14 +83,14 @@ def test_the_epochs_of_a_stage_win_over_the_steps_of_the_run(tmp_path):
         ({"fp16_full_eval": True}, "stages[1]: fp16_full_eval: True evaluates in another precision"),
     ],
 )
-def test_what_a_stage_cannot_have_is_refused_before_anything_starts(refused, stage, words):
+def test_invalid_settings_of_a_stage_are_refused_at_the_start(refused, stage, words):
     stages = json.dumps([{"train": "head"}, {"train": "all", **stage}])
     with refused(words):
         parse_config(["--dataset", "digits", "--early_stopping_patience", "2", "--stages", stages])
 
 
 def test_a_saved_recipe_has_the_same_stages(tmp_path):
-    """What follows from other keys is written into it, and still follows from those of a stage."""
+    """It spells out what follows from other keys; in a stage that still follows from the stage's own."""
     stages = [{"train": "head"}, {"train": "all", "eval_strategy": "steps", "logging_steps": 5}, {"train": "all"}]
     config = parse_config(["--dataset", "digits", "--stages", json.dumps(stages)])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
@@ -103,7 +103,7 @@ def test_a_saved_recipe_has_the_same_stages(tmp_path):
 
 
 def test_how_often_a_stage_saves_follows_its_own_evaluations(tmp_path):
-    """`save_steps` follows `eval_steps`: neither the run's nor one that a saved recipe spells out gets in the way."""
+    """`save_steps` follows the stage's `eval_steps`, whatever the run or a saved recipe says."""
     config = parse_config(["--dataset", "digits", "--eval_steps", "16"])
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     for one in (config, parse_config(["--config", str(tmp_path / "config.yaml")])):
@@ -111,14 +111,14 @@ def test_how_often_a_stage_saves_follows_its_own_evaluations(tmp_path):
         assert (one.training.save_steps, args.eval_steps, args.save_steps) == (16, 4, 4)
 
 
-def test_what_a_stage_has_from_the_run_follows_from_its_own_keys(tmp_path):
+def test_derived_settings_follow_from_a_stages_own_keys(tmp_path):
     config = parse_config(["--dataset", "digits"])
     args = config.of_stage({"metric_for_best_model": "loss", "gradient_checkpointing": True}, tmp_path)
     assert (config.training.greater_is_better, args.greater_is_better) == (True, False)
     assert (config.training.activation_checkpointing, args.activation_checkpointing) == (False, True)
 
 
-def test_what_was_set_since_reaches_the_stages(tmp_path):
+def test_later_changes_of_the_run_reach_its_stages(tmp_path):
     config = parse_config(["--dataset", "digits"])
     config.training.dataloader_num_workers, config.training.resume_from_checkpoint = 3, "true"
     args = config.of_stage({"num_train_epochs": 1.0}, tmp_path)

@@ -76,7 +76,7 @@ def test_a_run_of_several_stages_has_all_sections(tmp_path, digits_run):
     page = (run / "evaluation" / "report.html").read_text()
     for text in ("chosen checkpoint", "0: head", "1: all", "Confusion matrix", "Reliability diagram", "Dividing the "
                  "logits", "Most confident errors", "No image is in two splits", "Every image decoded", "images/s",
-                 "accuracy, test-time augmentation", "floating-point operations", "seed 42"):  # fmt: skip
+                 "accuracy with test-time augmentation", "floating-point operations", "seed 42"):  # fmt: skip
         assert text in page, text
     record = json.loads((run / "run.json").read_text())
     assert record["commit"] is None or record["commit"] in page

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hub_server import HubServer, hub_environment
 from huggingface_hub import ModelCard, get_session
-from support import REPO, finetune, load_recipe_script
+from support import REPO, finetune, load_recipe_script, weights
 
 from ftkit.hub import push as pushing
 from ftkit.hub.card import verify_card
@@ -119,7 +119,7 @@ def test_a_temporary_fault_is_retried(hub, unchecked, run, fault):
     (hub.cut if fault.pop("cut", False) else hub.fail)(times=2, **fault)
     pushing.push(run, "me/digits")
     files = hub.repos["me/digits"].files()
-    assert files["model.safetensors"] == (run / "model/model.safetensors").read_bytes() and "README.md" in files
+    assert files["model.safetensors"] == weights(run) and "README.md" in files
     assert len(hub.repos["me/digits"].commits) == 2  # the empty one, and one
 
 
@@ -167,7 +167,7 @@ def test_a_hub_that_disappears_during_a_push(hub, unchecked, run, refused, monke
     hub.start()
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     pushing.push(run, "me/digits")
-    assert hub.repos["me/digits"].files()["model.safetensors"] == (run / "model/model.safetensors").read_bytes()
+    assert hub.repos["me/digits"].files()["model.safetensors"] == weights(run)
 
 
 def test_a_failed_check_pushes_nothing(hub, run, refused):

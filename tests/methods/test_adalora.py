@@ -1,4 +1,4 @@
-"""AdaLoRA plans its ranks over all stages in which adapters train, and goes on within any of them."""
+"""AdaLoRA's pruning schedule covers all stages that train adapters, and resumes within any of them."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ from support import KEEP_ALL, KEEP_LAST, REPO, assert_saved_is_trained, finetune
 
 from ftkit.training.loop.trainer import ImageTrainer
 
-# 3 steps an epoch; 9 in the stages of adapters, of which the last ranks are given away after the 6th.
+# 3 steps per epoch, 9 in the stages of adapters; pruning ends after the 6th.
 OPTIONS = ["--max_train_samples", 96, "--per_device_train_batch_size", 32, "--method", "adalora", "--learning_rate",
            0.02, *KEEP_ALL, "--warmup_steps", 0, "--adapter_args",
            json.dumps({"deltaT": 1, "init_r": 6, "target_r": 2})]  # fmt: skip
@@ -26,7 +26,7 @@ def ranks(file):
     return sum((value != 0).sum().item() for value in values), sum(value.numel() for value in values), len(values)
 
 
-def test_the_ranks_are_planned_over_all_stages_of_adapters(mlp, tmp_path):
+def test_pruning_covers_all_stages_of_adapters(mlp, tmp_path):
     job = train(tmp_path / "run", *OPTIONS, *STAGES, *KEEP_LAST, "--model", mlp)
     run, left = job.folder, []
     for stage, steps in (("1-adapters", (3,)), ("2-adapters", (3, 6))):
@@ -51,7 +51,7 @@ def test_a_resume_in_the_last_stage_gives_the_same_bytes(mlp, tmp_path, best, ke
     assert weights(part, "adapter_model") == weights(whole, "adapter_model")
 
 
-def test_a_head_that_trains_inside_the_whole_model_leaves_the_ranks_alone(mlp, tmp_path):
+def test_a_stage_of_the_head_prunes_no_ranks(mlp, tmp_path):
     stages = [{"train": "head"}, {"train": "adapters", "num_train_epochs": 4}, {"train": "head"}]
     job = train(tmp_path / "run", *OPTIONS, *KEEP_LAST, "--model", mlp, "--augment", "translate",
                 "--num_train_epochs", 1, "--stages", json.dumps(stages))  # fmt: skip
@@ -64,7 +64,7 @@ ACCUMULATED = ["--gradient_accumulation_steps", 2, "--num_train_epochs", 3]
 
 
 @pytest.mark.parametrize("options", [["--max_steps", 7], ACCUMULATED], ids=["max_steps", "accumulated"])
-def test_the_plan_counts_the_steps_that_are_taken(mlp, tmp_path, options):
+def test_the_schedule_counts_optimizer_steps(mlp, tmp_path, options):
     stages = ["--stages", '[{"train": "adapters"}, {"train": "adapters"}]']
     job = train(tmp_path / "run", *OPTIONS, *KEEP_LAST, *stages, "--model", mlp, *options)
     left, _, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
@@ -73,8 +73,8 @@ def test_the_plan_counts_the_steps_that_are_taken(mlp, tmp_path, options):
     assert sum(stage["steps"] for stage in job.stages) == config["total_step"]
 
 
-def test_weights_from_before_the_ranks_were_given_away_are_named(mlp, tmp_path, caplog):
-    """Early stopping and validation may choose such."""
+def test_a_warning_if_the_chosen_weights_are_from_before_the_last_pruning(mlp, tmp_path, caplog):
+    """Early stopping and validation may choose them."""
     stop = ["--early_stopping_patience", 1, *ACCURACY, "--num_train_epochs", 20, "--learning_rate", 1e-6]
     logging.getLogger("ftkit").propagate = True
     job = train(tmp_path / "run", *OPTIONS, "--model", mlp, *stop)
@@ -85,8 +85,8 @@ def test_weights_from_before_the_ranks_were_given_away_are_named(mlp, tmp_path, 
     assert_saved_is_trained(job)
 
 
-def test_a_stage_that_stops_early_leaves_the_rest_of_the_plan_to_the_next(mlp, tmp_path):
-    """The plan's cut lies in the steps that the first stage did not take."""
+def test_the_next_stage_catches_up_after_one_that_stopped_early(mlp, tmp_path):
+    """Pruning should have ended within the steps that the first stage did not take."""
     stages = [{"train": "adapters", "num_train_epochs": 9, "learning_rate": 1e-6}, {"train": "adapters"}]
     job = train(tmp_path / "run", *OPTIONS, *ACCURACY, "--model", mlp, "--early_stopping_patience", 1,
                 "--num_train_epochs", 2, "--stages", json.dumps(stages))  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_stage_that_stops_early_leaves_the_rest_of_the_plan_to_the_next(mlp, t
     assert left == 2 * layers
 
 
-def test_updates_that_are_left_out_move_no_ranks(mlp, tmp_path, monkeypatch):
+def test_skipped_updates_prune_no_ranks(mlp, tmp_path, monkeypatch):
     original = ImageTrainer.compute_loss
 
     def compute_loss(self, model, inputs, **options):
@@ -104,17 +104,17 @@ def test_updates_that_are_left_out_move_no_ranks(mlp, tmp_path, monkeypatch):
     monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
     job = train(tmp_path / "run", *OPTIONS, *KEEP_LAST, "--model", mlp, "--num_train_epochs", 2, "--on_nan", "skip")
     left, _, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
-    assert left == 2 * layers  # the 4th of 6 steps is when the last ones are given away
+    assert left == 2 * layers  # although pruning should end in the 4th of 6 steps, which is skipped
 
 
 @pytest.mark.parametrize("target", [6, 9])
-def test_no_ranks_to_give_away(mlp, tmp_path, refused, target):
+def test_a_target_that_prunes_nothing_is_refused(mlp, tmp_path, refused, target):
     args = json.dumps({"init_r": 6, "target_r": target})
     with refused("adapter_args: target_r", target, "init_r", 6):
         finetune(tmp_path / "run", *OPTIONS, "--model", mlp, "--adapter_args", args)
 
 
-def test_nothing_but_its_module_and_its_row_names_adalora():
+def test_only_its_module_and_its_row_name_adalora():
     """The rest of ftkit asks what hooks an adapter has."""
     found = set()
     for path in sorted((REPO / "ftkit").rglob("*.py")):

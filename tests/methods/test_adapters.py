@@ -1,4 +1,4 @@
-"""Adapters of PEFT: the details that bite."""
+"""PEFT's adapters in runs: saved, merged, resumed, refused."""
 
 import json
 import shutil
@@ -36,12 +36,12 @@ def often(*methods):
     on_families(METHODS + LINEAR_ONLY, often("dora", "adalora", "ia3", "vera", "oft")),
     indirect=["folder"],
 )
-def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused, method):
-    """The predictions come again from the untouched base and the adapter's file: nothing else has moved."""
+def test_only_adapters_and_head_are_saved_and_they_reload(folder, tmp_path, refused, method):
+    """The untouched base and the adapter's file give the same predictions: nothing else has moved."""
     convolutional = any(name in folder.name for name in ("convnet", "resnet"))
     nothing_fits = (convolutional and method in LINEAR_ONLY) or (method, folder.name[:3]) in (
         ("ln_tuning", "mlp"),  # it has no norms
-        ("oft", "con"),  # it has only kernels of 3 x 3, for which PEFT's OFT does not begin as the identity
+        ("oft", "con"),  # its kernels are all 3 x 3, on which PEFT's OFT does not start as the identity
     )
     if nothing_fits:
         with refused(f"method: {method}"):
@@ -58,7 +58,7 @@ def test_adapters_and_head_alone_are_saved_and_reload(folder, tmp_path, refused,
     assert job.stages[0]["best_metric"] > 0  # labels and metrics are known to the Trainer
 
 
-def test_a_run_of_adapters_is_evaluated_alike_from_its_folder(convnet, tmp_path):
+def test_a_run_of_adapters_evaluates_the_same_from_its_folder(convnet, tmp_path):
     run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
     record = json.loads((run / "run.json").read_text())
     assert 0 < record["parameters"]["trained"] < record["parameters"]["total"]
@@ -97,7 +97,7 @@ def test_the_adapter_folder_loads_by_pefts_own_classes(convnet, tmp_path):
         torch.testing.assert_close(theirs(pixel_values=images).logits, ours(pixel_values=images).logits)
 
 
-def test_any_option_by_its_own_name(convnet, tmp_path):
+def test_options_of_adapters_go_by_pefts_names(convnet, tmp_path):
     args = json.dumps({"r": 2, "target_modules": ["stem.convolution"], "lora_alpha": 5})
     run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--adapter_args", args).folder
     config = json.loads((run / "model" / "adapter_config.json").read_text())
@@ -123,25 +123,25 @@ def test_any_option_by_its_own_name(convnet, tmp_path):
         (["--method", "lora", "--adapter_args", '{"modules_to_save": ["stemm"]}'], ["no module 'stemm'", "'stem'"]),
         (["--method", "lora", "--adapter_args", '{"r": "8"}'], ["r: '8' is not a number"]),
         (["--method", "lora", "--adapter_args", '{"modules_to_save": "stem"}'], ["'stem' is not a list of names"]),
-        (["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'], ["task_type is not for a classifier"]),
-        (["--method", "lora", "--adapter_args", '{"layers_to_transform": [0]}'], ["needs target_modules"]),
+        (["--method", "lora", "--adapter_args", '{"task_type": "SEQ_CLS"}'], ["task_type is not for image"]),
+        (["--method", "lora", "--adapter_args", '{"layers_to_transform": [0]}'], ["chooses among target_modules"]),
         (["--method", "lora", "--adapter_args", '{"init_lora_weights": "pissa_niter_4"}'], ["use pissa"]),
-        (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with an adapter"]),
+        (["--method", "lora", "--train_batchnorm_stats", "true"], ["not saved with adapters"]),
         (["--method", "lora", "--stages", '[{"train": "all"}]'], ["would not be saved with an adapter"]),
         (["--method", "full", "--stages", '[{"train": "adapters"}]'], ["needs a method that adds them"]),
-        (["--method", "full", "--merge_adapters", "true"], ["merge_adapters belongs to the methods of peft"]),
+        (["--method", "full", "--merge_adapters", "true"], ["merge_adapters has no effect with method: full"]),
         (["--method", "prefix_tuning"], ["'prefix_tuning' is unknown"]),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_named_before_anything_is_written(convnet, tmp_path, refused, arguments, words):
+def test_wrong_options_are_refused_before_anything_is_written(convnet, tmp_path, refused, arguments, words):
     with refused(*words):
         finetune(tmp_path / "run", *QUICK, "--model", convnet, *arguments)
     assert not (tmp_path / "run").exists()
 
 
 def test_head_first_then_adapters(convnet, tmp_path):
-    """Stages of one's own under an adapter: a linear probe, then LoRA from its head."""
+    """A recipe's own stages with an adapter: a linear probe, then LoRA from its head."""
     stages = '[{"train": "head"}, {"train": "adapters", "learning_rate": 1e-3}]'
     job = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora", "--stages", stages)
     trained = [stage["trained_parameters"] for stage in job.stages]
@@ -159,7 +159,7 @@ def test_a_run_with_adapters_resumes_to_the_same_bytes(convnet, tmp_path):
 
 
 def test_grouped_and_depthwise_convolutions(tmp_path):
-    """LoRA leaves out what PEFT refuses; LoHa and IA3 take them; all that is merged gives the same logits."""
+    """LoRA skips those that PEFT refuses; LoHa and IA3 take them; merging keeps the logits."""
     args = ModelArguments(model="timm/mobilenetv3_small_050", image_size=[32])
     taken = {}
     for method in ("lora", "loha", "ia3", "adalora"):
@@ -178,8 +178,8 @@ def test_grouped_and_depthwise_convolutions(tmp_path):
     assert depthwise and taken == {"lora": set(), "loha": depthwise, "ia3": depthwise, "adalora": set()}
 
 
-def test_adalora_gives_its_ranks_away(convnet, tmp_path):
-    """The budget falls from `init_r` to `target_r`: PEFT's own callback is called at every step."""
+def test_adalora_prunes_its_ranks(convnet, tmp_path):
+    """The budget falls from `init_r` to `target_r`: PEFT's allocation runs at every step."""
     job = train(tmp_path / "run", *QUICK, "--num_train_epochs", 20, "--model", convnet, "--method", "adalora",
                 "--eval_strategy", "no")  # fmt: skip
     values = load_file(job.folder / "model" / "adapter_model.safetensors")
@@ -192,7 +192,7 @@ def test_adapters_that_layers_share_are_not_taken_for_frozen_ones(tmp_path, mlp,
     assert_saved_is_trained(train(tmp_path / "run", *QUICK, "--model", mlp, "--method", method))
 
 
-def test_what_cannot_be_merged_is_refused_before_it_trains(mlp, tmp_path, refused):
+def test_adapters_that_cannot_be_merged_are_refused_before_training(mlp, tmp_path, refused):
     arguments = [
         "--method",
         "lily",
@@ -201,13 +201,13 @@ def test_what_cannot_be_merged_is_refused_before_it_trains(mlp, tmp_path, refuse
         "--adapter_args",
         '{"target_modules": ["layers.1.0"]}',
     ]
-    with refused("merge_adapters: they cannot be merged"):
+    with refused("merge_adapters: PEFT cannot merge these"):
         finetune(tmp_path / "run", *QUICK, "--model", mlp, *arguments)
     assert not (tmp_path / "run").exists()
 
 
-def test_features_behind_other_adapters_are_other_features(convnet, tmp_path):
-    """What scales an adapter is in no weight: the cache must know it."""
+def test_cached_features_depend_on_the_adapters(convnet, tmp_path):
+    """An adapter's scale is not in the weights, but the cache depends on it."""
     stages, cache = '[{"train": "head"}, {"train": "adapters"}]', tmp_path / "cache"
     for alpha in (1, 4):
         args = {"init_lora_weights": False, "lora_alpha": alpha, "target_modules": ["stages.2.0.convolution"]}
@@ -216,7 +216,7 @@ def test_features_behind_other_adapters_are_other_features(convnet, tmp_path):
     assert len(list(cache.glob("features-*"))) == 4
 
 
-def test_adapters_are_no_model_to_start_from(convnet, tmp_path, refused):
+def test_a_folder_of_adapters_is_refused_as_the_model_to_start_from(convnet, tmp_path, refused):
     run = train(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora").folder
     with refused("holds adapters, not a full model", "--merge_adapters true"):
         finetune(tmp_path / "again", *QUICK, "--model", run, "--method", "full")
@@ -235,7 +235,7 @@ def test_merging_that_changes_the_logits_is_refused(convnet, refused):
         return plain
 
     adapted.merge_and_unload = broken
-    with refused("merge_adapters: the merged weights give other logits"):
+    with refused("merge_adapters: merging changes the logits"):
         merged(adapted, torch.randn(2, 1, 8, 8))
 
 
@@ -252,7 +252,7 @@ def test_adapters_of_a_timm_model_keep_its_processor(tmp_path):
 
 @pytest.mark.parametrize("keep", [2, 8, 11])
 def test_adalora_resumes_to_the_same_bytes(mlp, tmp_path, keep):
-    """Before, while and after its ranks are given away: what it knows of their importance is in the checkpoint."""
+    """Before, during and after pruning: the checkpoint has the importance scores."""
     args = json.dumps({"deltaT": 1, "init_r": 6, "target_r": 2})
     arguments = ["--max_train_samples", 100, "--num_train_epochs", 12, "--per_device_train_batch_size", 100, "--model",
                  mlp, "--method", "adalora", "--learning_rate", 0.02, *KEEP_ALL, "--warmup_steps", 0,
@@ -264,12 +264,12 @@ def test_adalora_resumes_to_the_same_bytes(mlp, tmp_path, keep):
     assert weights(part, "adapter_model") == weights(whole, "adapter_model")
 
 
-def test_adalora_needs_steps_to_plan(mlp, tmp_path, refused):
-    with refused("adalora plans its ranks over the steps", "only 1"):
+def test_adalora_needs_several_steps(mlp, tmp_path, refused):
+    with refused("adalora prunes over several steps", "only 1"):
         finetune(tmp_path / "run", "--model", mlp, "--method", "adalora", "--max_steps", 1)
 
 
-def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
+def test_adapters_without_their_base_model_are_refused(tmp_path, refused):
     base = train(tmp_path / "base", *QUICK, "--model", "mlp").folder
     run = train(tmp_path / "run", *QUICK, "--model", base, "--method", "lora").folder
     base.rename(tmp_path / "moved")
@@ -277,8 +277,8 @@ def test_adapters_whose_model_is_gone_say_so(tmp_path, refused):
         Classifier.load(str(run))
 
 
-def test_the_orthogonality_of_adalora_does_not_overflow(mlp):
-    """Under mixed precision it is still computed in float32: float16 ends at 65,504."""
+def test_the_regularisation_of_adalora_does_not_overflow(mlp):
+    """It is computed in float32 under mixed precision too: float16 ends at 65,504."""
     model = Classifier.load(str(mlp)).model
     adapted = add_adapters(MethodArguments(method="adalora"), model, torch.zeros(2, 1, 8, 8), steps=10)
     with torch.no_grad():
@@ -291,8 +291,8 @@ def test_the_orthogonality_of_adalora_does_not_overflow(mlp):
     assert torch.equal(found, expected) and expected > 65504
 
 
-def test_adalora_leaves_an_update_out(convnet, tmp_path, monkeypatch):
-    """An update without a gradient tells it nothing about what matters."""
+def test_a_skipped_update_does_not_count_for_adalora(convnet, tmp_path, monkeypatch):
+    """An update without a gradient says nothing about importance."""
     original = ImageTrainer.compute_loss
 
     def compute_loss(self, model, inputs, **options):
@@ -305,8 +305,8 @@ def test_adalora_leaves_an_update_out(convnet, tmp_path, monkeypatch):
     assert job.stages[0]["updates_left_out"] == 1
 
 
-def test_the_whole_model_is_in_training_from_the_first_step(mlp, tmp_path, monkeypatch):
-    """Its dropout too, although PEFT takes a model over that evaluates."""
+def test_the_whole_model_is_in_training_mode_from_the_first_step(mlp, tmp_path, monkeypatch):
+    """Its dropout too, although PEFT wraps a model in evaluation mode."""
     modes, compute_loss = [], ImageTrainer.compute_loss
 
     def note(self, model, inputs, **options):

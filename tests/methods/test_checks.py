@@ -1,4 +1,4 @@
-"""What is wrong with a method is found before anything is loaded, all of it at once."""
+"""The errors in a method are found before anything is loaded, all at once."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def wrong(config):
-    """The errors of a method for a model that has trained weights."""
+    """`wrong(method=…, …)`: the errors of a method for a model with trained weights."""
     model = dataclasses.replace(config.model, model="timm/test_vit")
 
     def find(**method):
@@ -33,7 +33,7 @@ def wrong(config):
      {"method": "lora", "stages": [{"train": "head"}, {"train": "adapters"}]}, {"method": "dora"}],
     ids=str,
 )  # fmt: skip
-def test_what_is_meant_is_accepted(wrong, method):
+def test_valid_methods_are_accepted(wrong, method):
     assert wrong(**method) == []
 
 
@@ -41,10 +41,13 @@ def test_what_is_meant_is_accepted(wrong, method):
     ("method", "words"),
     [
         ({"method": "lorra"}, ["method: 'lorra' is unknown (did you mean", "expected scratch, full, linear_probe"]),
-        ({"method": "surgical"}, ["surgical_groups belongs to method: surgical"]),
-        ({"method": "full", "surgical_groups": ["stem"]}, ["surgical_groups belongs to method: surgical"]),
-        ({"method": "full", "adapter_args": {"r": 4}}, ["adapter_args belongs to the methods of peft"]),
-        ({"method": "full", "merge_adapters": True}, ["merge_adapters belongs to the methods of peft"]),
+        ({"method": "surgical"}, ["surgical_groups is missing"]),
+        ({"method": "full", "surgical_groups": ["stem"]}, ["surgical_groups has no effect with method: full"]),
+        (
+            {"method": "full", "adapter_args": {"r": 4}},
+            ["adapter_args has no effect with method: full", "method: lora"],
+        ),
+        ({"method": "full", "merge_adapters": True}, ["merge_adapters has no effect with method: full"]),
         (
             {"method": "lp_ft", "stages": [{"train": "all"}]},
             ["stages and method: lp_ft contradict", "scratch or full"],
@@ -54,15 +57,18 @@ def test_what_is_meant_is_accepted(wrong, method):
         ({"method": "lora", "stages": [{"train": "all"}]}, ["stages[0].train: 'all' would not be saved"]),
         ({"method": "lora", "adapter_args": {"rank": 4}}, ["lora has no option 'rank'"]),
         ({"method": "lora", "adapter_args": {"r": "four"}}, ["r: 'four' is not a number"]),
-        ({"method": "lora", "adapter_args": {"task_type": "SEQ_CLS"}}, ["task_type is not for a classifier"]),
+        ({"method": "lora", "adapter_args": {"task_type": "SEQ_CLS"}}, ["task_type is not for image classifiers"]),
         ({"method": "lora", "adapter_args": {"modules_to_save": "head"}}, ["'head' is not a list of names"]),
-        ({"method": "lora", "adapter_args": {"layers_pattern": "blocks"}}, ["layers_pattern needs target_modules"]),
-        ({"method": "lora", "adapter_args": {"init_lora_weights": "pissa_niter_4"}}, ["draws at random"]),
+        (
+            {"method": "lora", "adapter_args": {"layers_pattern": "blocks"}},
+            ["layers_pattern chooses among target_modules"],
+        ),
+        ({"method": "lora", "adapter_args": {"init_lora_weights": "pissa_niter_4"}}, ["pissa_niter_4 is random"]),
         ({"method": "lora", "train_batchnorm_stats": True}, ["train_batchnorm_stats: true would move statistics"]),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_one_sentence(wrong, method, words):
+def test_an_error_is_one_sentence(wrong, method, words):
     (error,) = wrong(**method)
     assert all(word in error for word in words), error
 

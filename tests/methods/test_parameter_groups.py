@@ -1,4 +1,4 @@
-"""Learning rates by layer group, what decays, and the table that says so."""
+"""Learning rates by layer group, what decays, and the table that shows both."""
 
 import copy
 import re
@@ -39,7 +39,7 @@ def test_rates_fall_from_the_head_to_the_input(name):
     assert [rate for (rate,) in rates] == pytest.approx(expected)
 
 
-def test_vectors_and_embeddings_of_position_do_not_decay():
+def test_vectors_and_position_embeddings_do_not_decay():
     model = build("timm/test_vit")
     found = settings(model)
     assert {name for name, setting in found.items() if setting.decays} == {
@@ -55,7 +55,7 @@ def test_vectors_and_embeddings_of_position_do_not_decay():
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "lp_ft"])
-def test_the_steps_are_as_large_as_the_rates_say(convnet, tmp_path, method):
+def test_steps_are_in_proportion_to_the_learning_rates(convnet, tmp_path, method):
     """SGD without momentum: after one step from the same weights, a parameter has moved by its rate."""
     options = ["--model", convnet, "--method", method, "--max_train_samples", 64, "--max_steps", 1, "--optim", "sgd",
                "--learning_rate", 0.01, "--warmup_steps", 0, "--weight_decay", 0]  # fmt: skip
@@ -73,7 +73,7 @@ def test_the_steps_are_as_large_as_the_rates_say(convnet, tmp_path, method):
         )
 
 
-def test_the_table_of_a_stage_says_what_trains(convnet, tmp_path, capsys):
+def test_the_table_of_a_stage_shows_what_trains(convnet, tmp_path, capsys):
     stages = '[{"train": {"last": 1}}, {"train": "norm"}]'
     finetune(tmp_path / "run", "--model", convnet, "--method", "full", "--stages", stages, "--max_train_samples", 64,
              "--num_train_epochs", 1, "--learning_rate", 0.1, "--weight_decay", 0.5, "--layer_decay", 0.5)  # fmt: skip
@@ -86,7 +86,7 @@ def test_the_table_of_a_stage_says_what_trains(convnet, tmp_path, capsys):
     assert re.search(r"stage 0, last-1: 208,906 of 266,530 parameters train", shown)
 
 
-def test_a_plan_that_finds_nothing_but_the_head_is_said(mlp, tmp_path, capsys):
+def test_a_plan_that_trains_only_the_head_is_logged(mlp, tmp_path, capsys):
     finetune(tmp_path / "run", "--model", mlp, "--method", "norm_tuning", "--max_train_samples", 64, "--max_steps", 1)
     assert "the model has no norm before its head, so only the head trains" in capsys.readouterr().out
 
@@ -99,7 +99,7 @@ def test_adapters_of_rank_1_decay():
 
 
 def adapters():
-    """Every adapter method on the layers of a small model that take it, with its default options or some that fit."""
+    """A small model with an adapter method, with default options or some that fit, for every method."""
     fitting = {"ia3": {"feedforward_modules": []}, "adalora": {"total_step": 10}, "c3a": {"block_size": 8},
                "miss": {"r": 4}, "psoft": {"r": 4}, "road": {"group_size": 4}, "shira": {"r": 2},
                "fourierft": {"n_frequency": 20}, "waveft": {"n_frequency": 20},
@@ -114,7 +114,7 @@ def adapters():
             if (kind == "norm") != (method == "ln_tuning"):
                 continue
             options = LORA_VARIANTS.get(method, {}) | fitting.get(method, {})
-            with suppress(Exception):  # PEFT's tuners raise what they like where they do not fit
+            with suppress(Exception):  # PEFT's tuners raise anything if they do not fit
                 model = get_peft_model(nn.Sequential(copy.deepcopy(layer)), make(target_modules=["0"], **options))
                 model(given)
                 yield method, kind, model, given
@@ -122,7 +122,7 @@ def adapters():
 
 @torch.no_grad()
 def is_scale(model, given, parameter):
-    """Whether zero, to which decay pulls, takes away what the layer computes from its input."""
+    """Whether the layer ignores its input if the parameter decays to zero."""
     kept = parameter.clone()
     parameter.zero_()
     left = model(given) - model(torch.zeros_like(given))
@@ -131,8 +131,8 @@ def is_scale(model, given, parameter):
     return left.norm() < 1e-4 * whole.norm()
 
 
-def test_no_scale_of_an_adapter_decays():
-    """Whatever the method, decay pulls towards the weights that it started from, not towards nothing."""
+def test_scales_of_adapters_do_not_decay():
+    """For every method, decay pulls towards the pretrained weights, not towards zero."""
     scales, decaying = set(), set()
     torch.manual_seed(0)
     for method, kind, model, given in adapters():
@@ -154,7 +154,7 @@ def test_no_scale_of_an_adapter_decays():
     assert {"lora", "dora", "boft", "adalora", "loha", "lokr", "hira", "hra", "oft"} <= methods, methods
 
 
-def test_a_head_that_no_stage_trains_is_said(convnet, tmp_path, capsys):
+def test_a_head_that_no_stage_trains_is_logged(convnet, tmp_path, capsys):
     options = ["--model", convnet, "--method", "surgical", "--max_train_samples", 64, "--num_train_epochs", 1]
     finetune(tmp_path / "a", *options, "--surgical_groups", "stem")
     assert "no stage trains the head, classifier" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_a_head_that_no_stage_trains_is_said(convnet, tmp_path, capsys):
     assert "no stage trains the head" not in capsys.readouterr().out
 
 
-def test_muon_leaves_the_head_to_adam():
+def test_muon_leaves_the_head_to_adamw():
     model = build("convnet")
     groups = optimizer_groups(model, settings(model), weight_decay=0.1, muon=True)
     told = [parameter for group in groups if group.get("use_fallback") for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""Plans and stages: what is declared moves, and nothing else."""
+"""Plans and stages: what a stage declares trains, and nothing else moves."""
 
 import shutil
 
@@ -33,7 +33,7 @@ ONE_EPOCH = [*TINY, "--num_train_epochs", 1, "--learning_rate", 0.01]
 
 
 def moved(folder, run) -> tuple[set[str], set[str]]:
-    """The names of all weights and buffers but the head, and of those that a run moved."""
+    """The names of all weights and buffers except the head's, and of those that a run moved."""
     before, after = (load_file(path / "model.safetensors") for path in (folder, run / "model"))
     assert before.keys() == after.keys()
     body = {name for name in before if before[name].shape == after[name].shape}
@@ -88,17 +88,17 @@ def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
     assert_saved_is_trained(job)
 
 
-def test_a_run_of_several_stages_is_evaluated_alike_from_its_saved_model(convnet, tmp_path):
+def test_a_run_of_several_stages_evaluates_the_same_from_its_saved_model(convnet, tmp_path):
     assert_reloads(finetune(tmp_path / "run", *ONE_EPOCH, "--model", convnet, "--method", "lp_ft"))
 
 
-def test_batchnorm_statistics_follow_only_when_asked(convnet, tmp_path):
+def test_statistics_of_frozen_batchnorms_move_only_on_request(convnet, tmp_path):
     options = [*ONE_EPOCH, "--model", convnet, "--method", "linear_probe"]
     body, changed = moved(convnet, train(tmp_path / "run", *options, "--train_batchnorm_stats", "true").folder)
     assert changed == {name for name in body if "running_" in name or "num_batches" in name}
 
 
-def test_what_moves_although_frozen_is_named():
+def test_frozen_modules_that_move_are_named():
     model = Classifier.build(ModelArguments(model="convnet"), SingleLabel(DIGITS), ImageInfo((8, 8), 1), False).model
     trained = trained_parameters(model, layer_groups(model), "head")
     named = r"2 modules moved .* stages.1.0.convolution, stem.normalization"
@@ -129,7 +129,7 @@ def test_plans_are_lists_of_stages():
     assert stages("surgical", surgical_groups=["stem"]) == [(["stem"], {})]
 
 
-def test_stages_spelled_out_in_a_recipe(convnet, tmp_path):
+def test_a_recipe_with_its_own_stages(convnet, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"dataset: digits\nmodel: {convnet}\nmethod: full\nmax_train_samples: 60\nstages:\n"
@@ -156,17 +156,17 @@ def test_stages_spelled_out_in_a_recipe(convnet, tmp_path):
         ("[]", "the list is empty"),
     ],
 )
-def test_broken_stages_are_named(tmp_path, stages, words):
+def test_invalid_stages_are_refused(tmp_path, stages, words):
     with pytest.raises(UserError, match=words):
         finetune(tmp_path / "run", "--stages", stages)
 
 
-def test_stages_and_a_named_plan_contradict_each_other(convnet, tmp_path):
+def test_stages_beside_a_method_with_its_own_plan_are_refused(convnet, tmp_path):
     with pytest.raises(UserError, match="stages and method: lp_ft contradict each other"):
         finetune(tmp_path / "run", "--model", convnet, "--method", "lp_ft", "--stages", '[{"train": "all"}]')
 
 
-def test_a_checkpoint_that_is_named_belongs_to_its_stage(convnet, tmp_path):
+def test_a_named_checkpoint_belongs_to_its_stage(convnet, tmp_path):
     options = ["--model", convnet, "--method", "lp_ft", *TINY, *KEEP_ALL]
     whole = train(tmp_path / "whole", *options).folder
     part = shutil.copytree(whole, tmp_path / "part")
@@ -180,21 +180,21 @@ def test_a_checkpoint_that_is_named_belongs_to_its_stage(convnet, tmp_path):
     ("train", "words"),
     [(["stemm"], "'stemm' is no layer group.*did you mean 'stem'"), ({"last": 9}, "last 9 is more than the 4 layer")],
 )
-def test_what_is_not_in_the_model_is_named(train, words):
+def test_patterns_that_match_nothing_are_refused(train, words):
     model = Classifier.build(ModelArguments(model="convnet"), SingleLabel(DIGITS), ImageInfo((8, 8), 1), False).model
     with pytest.raises(UserError, match=words):
         trained_parameters(model, layer_groups(model), train)
 
 
-def test_a_plan_that_does_not_fit_leaves_nothing(convnet, tmp_path):
+def test_a_plan_that_does_not_fit_writes_nothing(convnet, tmp_path):
     options = [*ONE_EPOCH, "--model", convnet, "--method", "surgical", "--surgical_groups", "no.such.layer"]
     with pytest.raises(UserError, match=r"'no.such.layer' is no layer group"):
         finetune(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resume_goes_on_in_the_right_stage(convnet, tmp_path):
-    """The run is cut in its second stage; the resumed one ends with the same bytes."""
+def test_a_resume_continues_in_the_right_stage(convnet, tmp_path):
+    """A run that is interrupted in its second stage resumes to the same bytes."""
     options = ["--model", convnet, "--method", "lp_ft", *TINY, *KEEP_ALL]
     whole = train(tmp_path / "whole", *options).folder
     part = shutil.copytree(whole, tmp_path / "part")

@@ -1,4 +1,4 @@
-"""What can train is one table: nothing else in ftkit knows how it is written."""
+"""What can train is one table: nothing else in ftkit knows the forms of `train`."""
 
 import ast
 
@@ -26,7 +26,7 @@ def test_every_kind_has_one_row():
 
 
 @pytest.mark.parametrize("train", UNKNOWN, ids=str)
-def test_other_values_are_refused_with_all_that_is_possible(train):
+def test_other_values_are_refused_with_the_valid_ones(train):
     assert kind_of(train) is None
     assert check_train(train, has_adapters=False) == (
         f"{train!r} is not one of head, all, bias, norm, adapters, a mapping `last: n`, or a list of module names"
@@ -47,7 +47,7 @@ def test_only_what_is_saved_with_adapters_trains_beside_them():
 
 
 def comparisons(source: str) -> list[str]:
-    """Where a file compares the value of `train` with how it may be written."""
+    """The lines of a file that compare the value of `train` with one of its forms."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare):

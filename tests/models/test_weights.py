@@ -109,5 +109,5 @@ def test_unusable_weights_are_refused(tutorial, tmp_path, refused, content, opti
 
 
 def test_an_architecture_belongs_to_a_file(tmp_path, refused):
-    with refused("architecture: mlp belongs to a file of weights, and convnet is none"):
+    with refused("architecture: mlp goes with a file of weights, and model: convnet is not one"):
         train(tmp_path / "run", "--model", "convnet", "--architecture", "mlp")

@@ -97,8 +97,8 @@ def test_a_stage_with_weights_only_starts_again(tmp_path, capsys, refused):
     assert all(np.array_equal(tensors(part)[name], expected) for name, expected in tensors(whole).items())
 
 
-def test_no_rollback_to_weights_only(tmp_path, refused):
-    with refused("on_nan: rollback goes back to the optimizer", "save_only_model: true"):
+def test_no_rollback_to_weights_alone(tmp_path, refused):
+    with refused("on_nan: rollback needs the optimizer", "save_only_model: true"):
         train(tmp_path / "run", *SMALL, "--save_only_model", "true", "--on_nan", "rollback")
 
 

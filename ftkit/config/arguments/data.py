@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, from_json
 
-EMBEDDED = ("digits", "blobs")  # data that need no file
+EMBEDDED = ("digits", "blobs")  # need no files
 
 
 @dataclass
@@ -32,13 +32,13 @@ class DataArguments:
     train_split: str = field(default="train", metadata={"help": "The name of the split to train on."})
     validation_split: str = field(default="validation", metadata={"help": "The split that chooses the checkpoint."})
     test_split: str = field(default="test", metadata={"help": "The split that is reported; nothing is chosen on it."})
-    image_column: str | None = field(default=None, metadata={"help": "Found by its type when not given."})
-    label_column: str | None = field(default=None, metadata={"help": "Found by its type when not given."})
+    image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
+    label_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     validation_size: float = field(
-        default=0.1, metadata={"help": "Share of train that becomes validation where there is no such split."}
+        default=0.1, metadata={"help": "Share of train that becomes validation if there is no such split."}
     )
     test_size: float = field(
-        default=0.2, metadata={"help": "Share of train that becomes test where there is no such split."}
+        default=0.2, metadata={"help": "Share of train that becomes test if there is no such split."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits and of few-shot sampling."})
     max_train_samples: int | None = field(
@@ -51,33 +51,33 @@ class DataArguments:
     augment: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What is done to training images, in turn; in a recipe also with options, as "
-            "{random_crop: {padding: 2}}. Default: nothing."
+            "help": "Augmentations of the training images, in order; a recipe may add options: "
+            "{random_crop: {padding: 2}}. Default: none."
         },
     )
-    image_transform: dict | str | None = field(
+    image_transform: Options | None = field(
         default=None,
         metadata={
-            "help": "timm's training transform for single images (crop, flip, colour jitter, AutoAugment, …), by the "
-            "options of timm.data.create_transform: {auto_augment: rand-m9-mstd0.5} (JSON). It needs data_engine: "
+            "help": "timm's training transform for single images (crop, flip, colour jitter, AutoAugment, …), with "
+            "options of timm.data.create_transform: {auto_augment: rand-m9-mstd0.5} (JSON). Needs data_engine: "
             "stream. Default: none."
         },
     )
     data_engine: Literal["auto", "tensor", "stream"] = field(
         default="auto",
         metadata={
-            "help": "tensor: decode all images once, into a memory map; stream: decode those of a batch, in workers; "
-            "auto: tensor where the decoded images fit into tensor_cache_gb."
+            "help": "tensor: decode all images once, into a memory map; stream: decode batch by batch, in workers; "
+            "auto: tensor if the decoded images fit into tensor_cache_gb."
         },
     )
     tensor_cache_gb: float = field(
-        default=8.0, metadata={"help": "The most that auto decodes into a memory map, in GB (10^9 bytes)."}
+        default=8.0, metadata={"help": "The largest memory map that auto makes, in GB (10^9 bytes)."}
     )
     test_time_augmentation: Literal["none", "flip", "flip_and_shift"] = field(
         default="none",
         metadata={
-            "help": "flip: evaluate a second time with the logits averaged over each image and its mirror image; "
-            "flip_and_shift: and shifted by a pixel, two ways. Reported beside the plain evaluation."
+            "help": "flip: evaluate again, with logits averaged over each image and its mirror image; "
+            "flip_and_shift: over two shifts by a pixel as well. Reported beside the plain evaluation."
         },
     )
     on_bad_image: Literal["error", "skip"] = field(
@@ -88,7 +88,7 @@ class DataArguments:
         default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.augment is not None and len(self.augment) == 1 and str(self.augment[0]).startswith("["):
             steps = from_json(self.augment[0])
             self.augment = steps if isinstance(steps, list) else self.augment
@@ -96,7 +96,7 @@ class DataArguments:
             self.image_transform = from_json(self.image_transform)
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = [
             f"{name}: {getattr(self, name)} is not a share of the data: give a number between 0 and 1"
             for name in ("validation_size", "test_size")
@@ -112,7 +112,7 @@ class DataArguments:
             for name in ("max_train_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
-        if not self.tensor_cache_gb >= 0:  # NaN is neither
+        if not self.tensor_cache_gb >= 0:  # true for NaN
             errors.append(f"tensor_cache_gb: {self.tensor_cache_gb} must be at least 0")
         errors += self._check_transform()
         if not 0 <= self.split_seed < 2**32:
@@ -135,7 +135,7 @@ class DataArguments:
         if self.image_transform is None:
             return []
         if self.data_engine == "tensor":
-            return ["image_transform changes single images, which data_engine: tensor has not: use stream"]
+            return ["image_transform works on single images, and data_engine: tensor on whole batches: use stream"]
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []

@@ -1,4 +1,4 @@
-"""What an evaluation of a saved model reads."""
+"""The arguments of an evaluation of a saved model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ class EvaluationArguments:
     )
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = []
         if self.batch_size < 1:
             errors.append(f"batch_size: {self.batch_size} must be at least 1")

@@ -1,4 +1,4 @@
-"""How the job is carried out: its folder, learning rates over processes, losses that are not finite, the license."""
+"""How the job is carried out: its folder, learning-rate scaling, losses that are not finite, the license."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,15 +15,15 @@ class JobArguments:
         default="none",
         metadata={
             "help": "Multiply every learning rate by the number of processes (linear: Goyal et al. 2017), or by its "
-            "square root, since the batch of all processes together is as many times per_device_train_batch_size."
+            "square root: the total batch grows with the number of processes."
         },
     )
     on_nan: Literal["stop", "skip", "rollback"] = field(
         default="stop",
         metadata={
-            "help": "When a loss is not finite: stop; skip the updates whose gradient is not finite; or roll weights "
-            "and optimizer back to the newest checkpoint, and go on with the next images. On a GPU, skip takes memory "
-            "for another copy of what trains and of the optimizer's state."
+            "help": "If a loss is not finite: stop; skip the updates whose gradient is not finite; or roll weights "
+            "and optimizer back to the newest checkpoint, and continue with the next images. On a GPU, skip needs "
+            "memory for a second copy of the trained weights and the optimizer's state."
         },
     )
     hub_license: str | None = field(
@@ -31,5 +31,5 @@ class JobArguments:
     )
 
     def check(self) -> list[str]:
-        """Nothing can be wrong here alone."""
+        """No errors: any values of these are valid."""
         return []

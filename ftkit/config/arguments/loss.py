@@ -1,4 +1,4 @@
-"""The loss, and what keeps a model from learning its training images by heart."""
+"""The loss, and regularisation against overfitting."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ class LossArguments:
 
     loss: str = field(default="cross_entropy", metadata={"help": "What is minimised; see below for the names."})
     focal_gamma: float = field(default=2.0, metadata={"help": "How much `focal` plays down easy images."})
-    l1: float = field(default=0.0, metadata={"help": "This times the sum of |w| is added to the loss."})
+    l1: float = field(default=0.0, metadata={"help": "Add this times the sum of |w| to the loss."})
     decay_norms_and_biases: bool = field(
         default=False,
         metadata={"help": "Let weight_decay and l1 reach normalisation layers, biases and position embeddings too."},
@@ -19,14 +19,14 @@ class LossArguments:
     cutmix: float = field(default=0.0, metadata={"help": "Alpha of cutmix, such as 1.0; 0 is off."})
     ema_decay: float | None = field(
         default=None,
-        metadata={"help": "Average the weights with this decay a step, such as 0.999; evaluate and save the average."},
+        metadata={"help": "Average the weights with this decay per step, e.g. 0.999; evaluate and save the average."},
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after this many evaluations without a better one on validation."}
+        default=None, metadata={"help": "Stop after this many evaluations on validation without an improvement."}
     )
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = [
             f"{name}: {getattr(self, name)} must be at least 0"
             for name in ("focal_gamma", "l1", "mixup", "cutmix")

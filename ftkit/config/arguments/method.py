@@ -1,10 +1,10 @@
-"""How a model is trained: the method, and the stages of it."""
+"""How a model is trained: the method and its stages."""
 
 import math
 import re
 from dataclasses import dataclass, field
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, StageList, from_json
 
 _MAPPINGS = ("stages", "adapter_args")
 
@@ -16,48 +16,50 @@ class MethodArguments:
     method: str = field(
         default="scratch",
         metadata={
-            "help": "A method of ftkit's own, or any adapter of the installed peft (lora, adalora, loha, lokr, ia3, "
-            "oft, vera, …). scratch: random weights; all others start from trained."
+            "help": "One of ftkit's own, or any adapter of the installed peft (lora, adalora, loha, lokr, ia3, oft, "
+            "vera, …). scratch starts from random weights, all others from trained ones."
         },
     )
-    stages: list | str | None = field(
+    stages: StageList | None = field(
         default=None,
         metadata={"help": "A plan of your own: a list of mappings with `train` and training arguments (JSON)."},
     )
     surgical_groups: list[str] | None = field(
-        default=None, metadata={"help": "The layer groups, or patterns of module names, that `surgical` trains."}
+        default=None, metadata={"help": "The layer groups or patterns of module names that `surgical` trains."}
     )
-    adapter_args: dict | str | None = field(
+    adapter_args: Options | None = field(
         default=None,
         metadata={
             "help": "Options of the adapter by PEFT's own names, such as {r: 16, target_modules: [qkv]} (JSON)."
         },
     )
     merge_adapters: bool = field(
-        default=False, metadata={"help": "Save plain weights with the adapters in them, which need no peft to load."}
+        default=False,
+        metadata={"help": "Merge the adapters into the weights that are saved; these load without peft."},
     )
     train_batchnorm_stats: bool = field(
         default=False, metadata={"help": "Let the running statistics of frozen BatchNorms follow the data."}
     )
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Each layer group's learning rate is this times that of the group behind it."}
+        default=1.0,
+        metadata={"help": "Each layer group's learning rate is this times that of the next towards the head."},
     )
     head_lr_multiplier: float = field(
-        default=1.0, metadata={"help": "The head's learning rate is this times the rest."}
+        default=1.0, metadata={"help": "The head's learning rate is this times learning_rate."}
     )
     cache_features: bool = field(
         default=True,
-        metadata={"help": "Compute the features of a frozen body once, where the head alone trains on fixed pixels."},
+        metadata={"help": "Compute the features of a frozen body once, if the head alone trains on fixed pixels."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in _MAPPINGS:
             value = getattr(self, name)
             if isinstance(value, str) and value.startswith(("[", "{")):
                 setattr(self, name, from_json(value))
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = []
         if self.adapter_args is not None and not isinstance(self.adapter_args, dict):
             errors.append(f'adapter_args: {self.adapter_args!r} is not a mapping such as {{"r": 8}}')

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftkit.config.values import from_json
+from ftkit.config.values import Options, from_json
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -23,9 +23,9 @@ class ModelArguments:
     )
     architecture: str | None = field(
         default=None,
-        metadata={"help": "Which model a file of weights is for, such as timm/resnet18 (see model_args)."},
+        metadata={"help": "The model that a file of weights belongs to, such as timm/resnet18 (see model_args)."},
     )
-    model_args: dict | str | None = field(
+    model_args: Options | None = field(
         default=None,
         metadata={"help": "Further arguments of the model's configuration, as a mapping (JSON on the command line)."},
     )
@@ -45,21 +45,22 @@ class ModelArguments:
         default=False, metadata={"help": "Run code that comes with the model. Only for a source that you trust."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.model_args, str) and self.model_args.startswith("{"):
             self.model_args = from_json(self.model_args)
 
     def check(self) -> list[str]:
-        """All that is wrong with these arguments, one sentence each."""
+        """The errors in these arguments, one sentence each."""
         errors = []
         if weights_file(self.model) is None and self.architecture is not None:
             errors.append(
-                f"architecture: {self.architecture} belongs to a file of weights, and {self.model} is none: leave it "
-                "out"
+                f"architecture: {self.architecture} goes with a file of weights, and model: {self.model} is not one: "
+                "leave it out"
             )
         elif weights_file(self.model) is not None and self.architecture is None:
             errors.append(
-                f"architecture is missing: say what the weights in {self.model} are for, such as timm/resnet18"
+                f"architecture is missing: name the model that the weights in {self.model} belong to, such as "
+                "timm/resnet18"
             )
         if self.model_args is not None and not isinstance(self.model_args, dict):
             errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
@@ -80,17 +81,17 @@ class ModelArguments:
 
 
 def local_model(name: str) -> Path | None:
-    """The folder of a saved model that `name` means: itself, or `model/` of a run; None where it means no folder."""
+    """The folder of a saved model: `name` itself, or `model/` in it (a run's folder); None if it is neither."""
     path = as_path(name)
     return next((folder for folder in (path, path / "model") if os.path.isfile(folder / "config.json")), None)
 
 
 def weights_file(name: str) -> Path | None:
-    """The file of weights that `name` means, or None where it means no such file."""
+    """The file of weights of this name, or None."""
     path = as_path(name)
     return path if path.suffix in WEIGHTS_SUFFIXES and os.path.isfile(path) else None
 
 
 def as_path(name: str) -> Path:
-    """Any text as a path: `pathlib` raises for a user who is not there, and for names that are too long."""
+    """Any text as a path; `Path.expanduser` would raise for the home of an unknown user."""
     return Path(os.path.expanduser(name))

@@ -1,11 +1,11 @@
-"""transformers' `TrainingArguments`, with timm's optimizers, and what it lets pass and nobody means."""
+"""transformers' `TrainingArguments` with ftkit's defaults and timm's optimizers, and stricter checks of its values."""
 
 import dataclasses
 import math
 import multiprocessing
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from ftkit.errors import nearest
 
 TIMM_OPTIMIZERS = "timm/"
 _THEIRS = transformers.TrainingArguments.__dataclass_fields__
-# What follows from other keys by ftkit's rule (`following`), and what transformers itself derives from other keys.
+# Keys that follow from others by ftkit's rule (`following`), and keys that transformers derives from others.
 _FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 _RESOLVED = (
     *("greater_is_better", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
@@ -31,8 +31,10 @@ _RESOLVED = (
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """All of transformers' own by their own names, with ftkit's defaults; `optim` may also be `timm/<optimizer>`."""
+    """All of transformers' training arguments, with ftkit's defaults; `optim` may also be `timm/<optimizer>`."""
 
+    # Never None once the configuration is read.
+    output_dir: str = field(default=None, metadata=_THEIRS["output_dir"].metadata)  # type: ignore[assignment]
     eval_strategy: IntervalStrategy | str = field(default="epoch", metadata=_THEIRS["eval_strategy"].metadata)
     per_device_eval_batch_size: int = field(default=256, metadata=_THEIRS["per_device_eval_batch_size"].metadata)
     logging_steps: float = field(default=50, metadata=_THEIRS["logging_steps"].metadata)
@@ -44,34 +46,36 @@ class TrainingArguments(transformers.TrainingArguments):
         default=OptimizerNames.ADAMW_TORCH_FUSED.value,
         metadata={"help": "One of transformers' optimizers (adamw_torch_fused, sgd, …), or timm/<optimizer>."},
     )
-    fsdp: bool | None = field(
-        default=None, metadata={"help": "Cut the model into pieces (FSDP), with what fsdp_config says."}
+    fsdp: bool | None = field(  # type: ignore[assignment]  # transformers also takes text
+        default=None, metadata={"help": "Shard the model (FSDP), with the options in fsdp_config."}
     )
-    # Texts, for the parser, which would say of them that they are no switch; both are refused.
+    # Texts, so that any value of these gets past the parser to the reason why they are refused.
     parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
-    liger_kernel_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
+    liger_kernel_config: str | None = field(  # type: ignore[assignment]  # as said above
+        default=None, metadata={"help": "Refused: it is for language models."}
+    )
 
-    def __post_init__(self):
-        self.use_cpu = runs_on_cpu(vars(self))  # without it bf16 is refused where there is no accelerator
+    def __post_init__(self) -> None:
+        self.use_cpu = runs_on_cpu(vars(self))  # otherwise transformers refuses bf16 without an accelerator
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         optim, timm = self.optim, str(self.optim).startswith(TIMM_OPTIMIZERS)
         if timm:
-            self.optim = "adamw_torch"  # for transformers' check of the name
+            self.optim = "adamw_torch"  # passes transformers' check of the name
         super().__post_init__()
         if timm:
             self.optim = optim
         if self.deepspeed_plugin is not None:
-            unset_hf_deepspeed_config()  # by which transformers would build models in pieces, and here they are whole
+            unset_hf_deepspeed_config()  # otherwise transformers would shard models while it builds them
 
     @property
     def n_gpu(self) -> int:
-        """At most one: the `Trainer` would use several by `DataParallel`, with other batches, and slowly."""
+        """At most one: for several the `Trainer` would use `DataParallel`, which is slow and changes the batches."""
         return min(super().n_gpu, 1)
 
     @property
     def idle_gpus(self) -> int:
-        """How many more the process sees."""
+        """How many GPUs the process sees and does not use."""
         return super().n_gpu - self.n_gpu
 
 
@@ -88,10 +92,10 @@ DEFAULTS: dict[str, Any] = {
 
 
 def following(values: dict[str, Any]) -> dict[str, Any]:
-    """What follows from other training arguments: evaluate each epoch, save as often, keep the best checkpoint.
+    """The training arguments that follow from others: evaluate each epoch, save as often, keep the best checkpoint.
 
     Args:
-        values: by key; missing ones are at their default.
+        values: training arguments by key; missing ones are at their default.
     """
     values = {"eval_strategy": "steps" if values.get("eval_steps") else TrainingArguments.eval_strategy} | values
     strategy = values["eval_strategy"]
@@ -105,53 +109,43 @@ def following(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def usual(values: dict[str, Any]) -> set[str]:
-    """Which of all training arguments have the value that follows from others."""
+    """The keys whose value is the one that follows from others."""
     return {key for key, value in following(values).items() if key in _FOLLOWING and values[key] == value}
 
 
 def in_stage(values: dict[str, Any], given: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The training arguments of a stage: those of the run, but for `arguments` and what follows from them.
+    """The training arguments of a stage: the run's, overridden by the stage's and by what follows from these.
 
     Args:
         values: all training arguments of the run, by key.
-        given: the keys that the run has been given, which follow from nothing.
-        arguments: what the stage says, by key.
+        given: the keys that the run sets itself, which do not follow from others.
+        arguments: those of the stage, by key.
     """
     own = {key: value for key, value in values.items() if key not in (*_FOLLOWING, *_RESOLVED) or key in given}
     if "num_train_epochs" in arguments:
-        del own["max_steps"]  # which would win over it
+        del own["max_steps"]  # would override it
     own |= arguments
     return DEFAULTS | following(own) | own
 
 
+_RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("num_train_epochs", "logging_steps", "eval_steps", "save_steps"), lambda v: v > 0, "more than 0"),
+    (("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"), lambda v: v >= 0, "at least 0"),
+    (("warmup_steps", "eval_delay", "dataloader_num_workers"), lambda v: v >= 0, "at least 0"),
+    (("eval_accumulation_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), lambda v: v >= 1, "at least 1"),
+    (("adam_beta1", "adam_beta2", "label_smoothing_factor"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("seed", "data_seed"), lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
+    (
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *(lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+    ),
+    (("max_steps",), lambda v: v >= 1 or v == -1, "at least 1, or -1, which leaves it to num_train_epochs"),
+    (("save_total_limit",), lambda v: v >= 1, "at least 1, or null, which keeps all checkpoints"),
+)
+
+
 def check_training(values: dict[str, Any]) -> list[str]:
-    """What `TrainingArguments` lets pass and nobody means."""
-    ranges = {
-        "learning_rate": (lambda v: v >= 0, "at least 0"),
-        "num_train_epochs": (lambda v: v > 0, "more than 0"),
-        "per_device_train_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
-        "per_device_eval_batch_size": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
-        "gradient_accumulation_steps": (lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
-        "logging_steps": (lambda v: v > 0, "more than 0"),
-        "eval_steps": (lambda v: v > 0, "more than 0"),
-        "save_steps": (lambda v: v > 0, "more than 0"),
-        "adam_beta1": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
-        "adam_beta2": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
-        "adam_epsilon": (lambda v: v >= 0, "at least 0"),
-        "weight_decay": (lambda v: v >= 0, "at least 0"),
-        "warmup_steps": (lambda v: v >= 0, "at least 0"),
-        "max_grad_norm": (lambda v: v >= 0, "at least 0"),
-        "label_smoothing_factor": (lambda v: 0 <= v < 1, "at least 0 and under 1"),
-        "seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
-        "data_seed": (lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
-        "max_steps": (lambda v: v >= 1 or v == -1, "at least 1, or -1, which leaves it to num_train_epochs"),
-        "eval_delay": (lambda v: v >= 0, "at least 0"),
-        "eval_accumulation_steps": (lambda v: v >= 1, "at least 1"),
-        "save_total_limit": (lambda v: v >= 1, "at least 1, or null, which keeps all checkpoints"),
-        "dataloader_num_workers": (lambda v: v >= 0, "at least 0"),
-        "dataloader_prefetch_factor": (lambda v: v >= 1, "at least 1"),
-        "ddp_bucket_cap_mb": (lambda v: v >= 1, "at least 1"),
-    }
+    """Values that `TrainingArguments` accepts although they make no sense, one sentence each."""
     choices = {
         "dataloader_multiprocessing_context": multiprocessing.get_all_start_methods(),
         "torch_compile_backend": [name.value.lower() for name in DynamoBackend if name != DynamoBackend.NO],
@@ -159,7 +153,8 @@ def check_training(values: dict[str, Any]) -> list[str]:
     }
     errors = [
         f"{key}: {values[key]} must be {expected}"
-        for key, (valid, expected) in ranges.items()
+        for keys, valid, expected in _RANGES
+        for key in keys
         if values.get(key) is not None and not (values[key] < math.inf and valid(values[key]))
     ]
     errors += [
@@ -178,6 +173,6 @@ def check_training(values: dict[str, Any]) -> list[str]:
 
 
 def sharding_of(values: dict[str, Any]) -> list[str]:
-    """What is to cut the model into pieces, `fsdp` or `deepspeed`, by these values or by the launcher."""
+    """What is to shard the model, `fsdp` or `deepspeed`, by these values or by the launcher."""
     launched = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in ("fsdp", "deepspeed")}
     return [name for name, said in launched.items() if values.get(name) or said.lower() == "true"]

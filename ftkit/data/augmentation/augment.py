@@ -137,7 +137,8 @@ def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode
 
 def translate(images: torch.Tensor, bits: torch.Tensor, share: float = 0.125) -> torch.Tensor:
     """Shift by up to `share` of the side each way, in whole pixels; black beyond the edge."""
-    most = tuple(int(share * side) for side in images.shape[2:])
+    height, width = images.shape[2:]
+    most = int(share * height), int(share * width)
     sides = constant(most, images.device)
     return shift(images, below(bits[:, :2], 2 * sides + 1) - sides, most)
 

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from ftkit.config import DataArguments
 from ftkit.data.feeding.stream import StreamedImages
-from ftkit.data.feeding.tensors import Images, image_tensors
+from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.decoding import Decoder, cores
 
 logger = logging.getLogger(__name__)
@@ -57,9 +57,10 @@ def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: 
         logger.info("  %-12s %d processes decode", "workers", args.dataloader_num_workers)
     elif args.device.type != "cpu" and not workers:
         free, _ = torch.accelerator.get_memory_info(args.device)
-        size = sum(split.images.nbytes for split in images.values())
+        tensors = [split for split in images.values() if isinstance(split, ImageTensors)]
+        size = sum(split.images.nbytes for split in tensors)
         if 2 * size <= free:
-            for split in images.values():
+            for split in tensors:
                 split.to(args.device)
             args.dataloader_pin_memory = False  # only host memory can be pinned
             logger.info("  %-12s %.2f GB of pixels on %s", "data", size / 1e9, args.device)

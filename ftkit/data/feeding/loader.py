@@ -1,6 +1,7 @@
 """Training batches, in an order that depends only on seed and epoch."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,9 @@ class EpochBatches(Sampler):
 class TrainingLoader(DataLoader):
     """A `DataLoader` over the batches of `EpochBatches`."""
 
-    def __init__(self, images: Images, batches: EpochBatches, **options):
+    batch_sampler: EpochBatches
+
+    def __init__(self, images: Images, batches: EpochBatches, **options: Any):
         # Its own generator: the workers' seeds would otherwise come from the one that dropout uses.
         super().__init__(images, batch_sampler=batches, collate_fn=collate, generator=torch.Generator(), **options)
 

@@ -56,7 +56,8 @@ class StreamedImages(Images):
         key = cache_key(*parts, computed_by=DECODING)
 
         def write(folder: Path) -> None:
-            counts, bad, shape, hashes = 0, [], None, np.zeros(len(dataset), np.uint64)
+            bad: list[dict[str, Any]] = []
+            counts, shape, hashes = 0, None, np.zeros(len(dataset), np.uint64)
             looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
             for rows, (their_shape, their_counts, their_bad, their_hashes) in looked:
                 counts, bad, shape = counts + their_counts, bad + their_bad, shape or their_shape
@@ -104,9 +105,9 @@ class StreamedImages(Images):
         seeds = random_bits(self.seed, epoch, self.index[rows], "transform", 1).flatten().tolist()
         files = self.decoder.files[rows.tolist()]["image"]
         with _generators_kept():
-            return torch.stack([self._transformed(*pair) for pair in zip(files, seeds, strict=True)])
+            return torch.stack([self._transformed(self.transform, *pair) for pair in zip(files, seeds, strict=True)])
 
-    def _transformed(self, file: dict, seed: int) -> torch.Tensor:
+    def _transformed(self, transform: Callable[[Image.Image], torch.Tensor], file: dict, seed: int) -> torch.Tensor:
         """One image; the transform's random numbers depend only on `seed`."""
         random.seed(seed)
         np.random.seed(seed)
@@ -115,7 +116,7 @@ class StreamedImages(Images):
             image = to_mode(open_image(file), 3)
         except BAD_IMAGE_ERRORS as error:
             raise gone(file["path"], error) from error
-        pixels = self.transform(image)
+        pixels = transform(image)
         return pixels if self.shape[0] == 3 else pixels[:1]
 
     def histogram(self) -> np.ndarray:

@@ -78,20 +78,19 @@ class Images(TorchDataset, ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, row: int) -> dict[str, Any]:
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
-    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, Any]:
         """The batch: `pixel_values` uint8 (B, C, H, W), `labels`, `index` int64 (B,).
 
         A training batch also has its `epoch`, a `weight` if it is not 1, and, if a row is `following`, a dictionary of
         that name with the three tensors of that row (B = 1). All but pixels and labels are on the CPU.
         """
-        training = isinstance(batch, Batch)
-        rows, epoch, weight, following = batch if training else Batch(torch.as_tensor(batch), 0)
+        rows, epoch, weight, following = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
         rows = rows if following is None else torch.cat([rows, following])
         there = rows.to(self.labels.device, non_blocking=True)
-        found = {
+        found: dict[str, Any] = {
             "pixel_values": self.pixels(there, epoch),
             "labels": self.labels.index_select(0, there),
             "index": self.index.index_select(0, rows),
@@ -99,7 +98,7 @@ class Images(TorchDataset, ABC):
         if following is not None:
             last = {name: values[-1:] for name, values in found.items()}
             found = {name: values[:-1] for name, values in found.items()} | {"following": last}
-        if training:
+        if isinstance(batch, Batch):
             found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
@@ -139,7 +138,8 @@ class ImageTensors(Images):
     engine = "tensor"
 
     def __init__(self, images: torch.Tensor, dataset: Dataset, hashes: np.ndarray, key: str, skipped: list[dict]):
-        super().__init__(dataset, hashes, key, skipped, tuple(images.shape[1:]))
+        _, channels, height, width = images.shape
+        super().__init__(dataset, hashes, key, skipped, (channels, height, width))
         self.images = images
 
     def pixels(self, rows: torch.Tensor, epoch: int = 0) -> torch.Tensor:
@@ -165,7 +165,7 @@ class Viewed(TorchDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Any]:
         """The batch, as from `Images`."""
         batch = self.images.__getitems__(rows)
         pixels = batch["pixel_values"]
@@ -182,7 +182,7 @@ def gone(file: str, reason: object) -> UserError:
     )
 
 
-def collate(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def collate(batch: Any) -> dict[str, Any]:
     """Pass on a batch of `Images`, which is collated already."""
     return batch
 
@@ -219,7 +219,7 @@ def image_tensors(
                 if shape is None:
                     shape = decoded.pixels.shape[1:]
                     file.write(bytes(missing * math.prod(shape)))
-                file.write(_in_place(decoded, len(rows), shape))
+                file.write(_in_place(decoded, len(rows), shape).data)
             file.flush()
             os.fsync(file.fileno())  # before the folder is renamed
         np.save(folder / "hashes.npy", hashes)
@@ -246,7 +246,7 @@ def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarra
     if len(decoded.positions) == count:
         return np.ascontiguousarray(decoded.pixels)
     pixels = np.zeros((count, *shape), np.uint8)
-    if decoded.positions:
+    if decoded.pixels is not None:
         pixels[decoded.positions] = decoded.pixels
     return pixels
 

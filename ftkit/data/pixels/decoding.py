@@ -96,8 +96,10 @@ def over_all_rows(
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
     workers = min(cores(), len(chunks)) if count >= worth_processes else 0
     # Its own generator: later random numbers must not depend on whether the cache existed.
-    own = {"collate_fn": _as_it_is, "generator": torch.Generator()}
-    results = DataLoader(_Chunks(work, chunks), batch_size=None, num_workers=workers, **own)
+    own = torch.Generator()
+    results = DataLoader(
+        _Chunks(work, chunks), batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=own
+    )
     gc.freeze()  # so that garbage collection in the workers skips all objects of the libraries
     try:
         with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:

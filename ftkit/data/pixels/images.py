@@ -32,23 +32,23 @@ def encoded(dataset: Dataset) -> Dataset:
 
 def open_image(file: dict | None) -> Image.Image:
     """Open one row of an `encoded` dataset, without decoding its pixels yet."""
-    content, path = _content_or_path(file)
-    return Image.open(path if content is None else BytesIO(content))
+    found = _content_or_path(file)
+    return Image.open(BytesIO(found) if isinstance(found, bytes) else found)
 
 
 def file_bytes(file: dict | None) -> bytes:
     """All bytes of one row of an `encoded` dataset."""
-    content, path = _content_or_path(file)
-    if content is not None:
-        return content
-    with open(path, "rb", buffering=0) as opened:  # faster than pathlib for small files
+    found = _content_or_path(file)
+    if isinstance(found, bytes):
+        return found
+    with open(found, "rb", buffering=0) as opened:  # faster than pathlib for small files
         return opened.read()
 
 
-def _content_or_path(file: dict | None) -> tuple[bytes | None, str | None]:
+def _content_or_path(file: dict | None) -> bytes | str:
     if file is None or file["bytes"] is file["path"] is None:
         raise OSError("the row holds no image")
-    return file["bytes"], file["path"]
+    return file["path"] if file["bytes"] is None else file["bytes"]
 
 
 def describe_images(dataset: Dataset) -> ImageInfo:

@@ -17,7 +17,7 @@ _CODECS = ("jpg", "webp", "avif", "jpg_2000")  # of Pillow; the same Pillow may 
 
 def cache_key(*parts: Any, computed_by: Iterable[str]) -> str:
     """A key for data computed from `parts` by these packages; it changes with their versions."""
-    versions = {name: str(importlib.import_module(name).__version__) for name in computed_by}
+    versions: dict[str, str | None] = {name: str(importlib.import_module(name).__version__) for name in computed_by}
     if "PIL" in versions:
         versions |= {codec: features.version(codec) for codec in _CODECS if features.check(codec)}
     return Hasher.hash((parts, versions))

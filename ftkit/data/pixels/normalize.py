@@ -10,6 +10,7 @@ import copy
 import functools
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def normalizer(processor, channels: int) -> Normalize8Bit:
+def normalizer(processor: Any, channels: int) -> Normalize8Bit:
     """The arithmetic of `processor` on 8-bit pixels, for a model with 1 or 3 channels.
 
     Raises:
@@ -69,11 +70,11 @@ class PixelGeometry:
     Whether the processor leaves images of a size unchanged is tested once for each size, with noise.
     """
 
-    def __init__(self, processor):
+    def __init__(self, processor: Any):
         # A copy: the run's processor gets the mean of the data later, while decoding continues.
         self.processor, self.normalize = copy.deepcopy(processor), normalizer(processor, 3)
         self.unchanged: dict[tuple[int, int], bool] = {}
-        self.resized = self._from_values
+        self.resized: Callable[[list[Image.Image]], np.ndarray] = self._from_values
         probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
         with contextlib.suppress(TypeError):  # from processors that normalise anyway, and need floats for it
             if np.array_equal(shorter(probe), self._from_values(probe)):
@@ -99,7 +100,7 @@ class PixelGeometry:
         return _to_8_bit(_process(self.processor, images), self.normalize).numpy()
 
 
-def _without_arithmetic(processor) -> Callable[[list[Image.Image]], np.ndarray]:
+def _without_arithmetic(processor: Any) -> Callable[[list[Image.Image]], np.ndarray]:
     """`processor` without its conversion to float and back: a guess by its kind, which `PixelGeometry` verifies."""
     if isinstance(processor, TimmWrapperImageProcessor):  # the last two transforms: to tensor, normalise
         resize = Compose(processor.val_transforms.transforms[:-2])
@@ -111,11 +112,11 @@ def _resize_each(resize: Callable[[Image.Image], Image.Image], images: list[Imag
     return _as_arrays([resize(_rgb(image)) for image in images])
 
 
-def _resize_all(processor, images: list[Image.Image]) -> np.ndarray:
+def _resize_all(processor: Any, images: list[Image.Image]) -> np.ndarray:
     return _process(processor, images, do_rescale=False, do_normalize=False).numpy()
 
 
-def _process(processor, images: list[Image.Image], **options) -> torch.Tensor:
+def _process(processor: Any, images: list[Image.Image], **options: Any) -> torch.Tensor:
     """float32 (n, 3, H, W), as in `pipeline`."""
     return processor([_rgb(image) for image in images], return_tensors="pt", **options)["pixel_values"]
 
@@ -151,11 +152,11 @@ def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
     return [round(float(m), 4) for m in mean], [max(round(float(s), 4), 1e-4) for s in std]
 
 
-def geometry_key(processor) -> str:
+def geometry_key(processor: Any) -> str:
     """Everything about a processor that shapes the pixels: all but the normalisation."""
     statistics = ("mean", "std", "image_mean", "image_std")
 
-    def strip(value):
+    def strip(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: strip(inner) for key, inner in sorted(value.items()) if key not in statistics}
         return value

@@ -161,7 +161,7 @@ def read_tables(files: dict[str, Path], image_column: str | None, label_column: 
         )
     if "train" not in rows:
         raise UserError(f"{source}: no row belongs to train")
-    return _by_name(source, rows, (image, label))
+    return _by_name(source, rows, (image or "", label or ""))
 
 
 def _read_table(path: Path) -> pd.DataFrame:

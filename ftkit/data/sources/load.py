@@ -57,9 +57,12 @@ def load_data(args: DataArguments) -> DatasetDict:
     Raises:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
-    raw = _read_folder(args) if args.data_dir else _read_name(args)
+    raw = _read_folder(Path(args.data_dir), args) if args.data_dir else _read_name(args)
     label_column = args.label_column
-    if label_column is None and (usual := _DEFAULT_LABELS.get(args.dataset)) in next(iter(raw.values())).features:
+    if (
+        label_column is None
+        and (usual := _DEFAULT_LABELS.get(args.dataset or "")) in next(iter(raw.values())).features
+    ):
         label_column = usual
     splits = canonical(raw, args, label_column)
     if not _is_list(args.data_dir):
@@ -80,16 +83,21 @@ def _own_folders(args: DataArguments) -> list[Path]:
         path = Path(args.data_dir)
         return [path if path.is_dir() else path.parent]
     caches = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
-    return [Path(HUB_NAMES.get(args.dataset, args.dataset)), *map(Path, caches)]
+    return [Path(_hub_name(args)), *map(Path, caches)]
+
+
+def _hub_name(args: DataArguments) -> str:
+    name = args.dataset or ""
+    return HUB_NAMES.get(name, name)
 
 
 def _read_name(args: DataArguments) -> DatasetDict:
     if args.dataset in _EMBEDDED:
         return _EMBEDDED[args.dataset]()
-    name = HUB_NAMES.get(args.dataset, args.dataset)
+    name = _hub_name(args)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
         raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
-    local = _LOCAL_FILES.get(args.dataset, "class folders, parquet files or a save_to_disk folder")
+    local = _LOCAL_FILES.get(args.dataset or "", "class folders, parquet files or a save_to_disk folder")
     return from_hub(
         lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
         what=f"dataset {name}",
@@ -97,9 +105,8 @@ def _read_name(args: DataArguments) -> DatasetDict:
     )
 
 
-def _read_folder(args: DataArguments) -> DatasetDict:
+def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
     """Read `data_dir`, whose format is recognised by its files."""
-    path = Path(args.data_dir)
     if not path.exists():
         parent = path.parent
         siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
@@ -123,8 +130,8 @@ def _read_folder(args: DataArguments) -> DatasetDict:
         splits = read_idx_folder(path)
         names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
         return _from_arrays(path, splits, names)
-    if cifar_kind(path):
-        return _from_arrays(path, *read_cifar_folder(path))
+    if cifar := cifar_kind(path):
+        return _from_arrays(path, *read_cifar_folder(path, cifar))
     if shards := _shards(path, ".parquet"):
         return _read_shards("parquet", shards)
     if tables := table_files(path):
@@ -163,10 +170,10 @@ def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
     try:
         return load_dataset(kind, f"files-{state}", data_files=names)
     except Exception as error:  # datasets wraps errors of pyarrow and tarfile, in classes that depend on its version
-        cause, names = error.__cause__ or error, ", ".join(str(path) for paths in files.values() for path in paths)
+        cause, listed = error.__cause__ or error, ", ".join(path for paths in names.values() for path in paths)
         refused = isinstance(cause, PermissionError)  # when reading a file
         full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
-        raise full or UserError(f"data_dir: {names} cannot be read as {kind}: {cause}") from error
+        raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}") from error
 
 
 def _read_digits() -> DatasetDict:

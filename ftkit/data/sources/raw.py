@@ -8,6 +8,7 @@ import struct
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ IDX_NAME = re.compile(r"(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.
 _CHUNK = 1 << 20  # bytes
 _BOMB_BYTES, _BOMB_RATIO = 1 << 28, 100  # a larger and better compressed gzip file is refused
 _CIFAR_BATCHES = {
-    "cifar10": {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"], "meta": "batches.meta"},
-    "cifar100": {"train": ["train"], "test": ["test"], "meta": "meta"},
+    "cifar10": {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]},
+    "cifar100": {"train": ["train"], "test": ["test"]},
 }
+_CIFAR_META = {"cifar10": "batches.meta", "cifar100": "meta"}
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -123,13 +125,13 @@ class _ArrayUnpickler(pickle.Unpickler):
         }
     )
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it loads {module}.{name}, which no CIFAR batch does")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 
 
-def _read_cifar_batch(path: Path) -> dict[str, object]:
+def _read_cifar_batch(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
@@ -141,19 +143,21 @@ def _read_cifar_batch(path: Path) -> dict[str, object]:
 def cifar_kind(folder: Path) -> str | None:
     """`"cifar10"`, `"cifar100"` or None, by the names of the files in `folder`."""
     for kind, files in _CIFAR_BATCHES.items():
-        if (folder / files["train"][0]).is_file() and (folder / files["meta"]).is_file():
+        if (folder / files["train"][0]).is_file() and (folder / _CIFAR_META[kind]).is_file():
             return kind
     return None
 
 
-def read_cifar_folder(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+def read_cifar_folder(folder: Path, kind: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
     """The splits and class names of a folder of CIFAR "python version" batches.
+
+    Args:
+        kind: of `cifar_kind`.
 
     Returns:
         splits: `train` and `test`, each images (N, 32, 32, 3) uint8 and labels (N,) int64 (CIFAR-100: the fine ones).
         names: the class names in the order of the labels.
     """
-    kind = cifar_kind(folder)
     files, prefix = _CIFAR_BATCHES[kind], "fine_" if kind == "cifar100" else ""
     splits = {}
     for split in ("train", "test"):
@@ -170,8 +174,8 @@ def read_cifar_folder(folder: Path) -> tuple[dict[str, tuple[np.ndarray, np.ndar
                 raise UserError(f"{folder / name}: `{label_key}` holds {max(labels, key=abs)}. Download it again")
         images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[split] = images, np.concatenate([np.asarray(batch[label_key], np.int64) for batch in batches])
-    meta = _read_cifar_batch(folder / files["meta"])
-    names = meta.get(f"{prefix}label_names")
+    meta = folder / _CIFAR_META[kind]
+    names = _read_cifar_batch(meta).get(f"{prefix}label_names")
     if not isinstance(names, list) or not names:
-        raise UserError(f"{folder / files['meta']}: holds no `{prefix}label_names`. Download it again")
+        raise UserError(f"{meta}: holds no `{prefix}label_names`. Download it again")
     return splits, [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]

@@ -76,7 +76,8 @@ class SingleLabel:
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> "SingleLabel | None":
         """The task of a model with this config, or None if it belongs to another task."""
-        return cls([config.id2label[i] for i in range(config.num_labels)])
+        names: dict[Any, str] = dict(config.id2label or {})
+        return cls([names[i] for i in range(len(names))])
 
     def config_options(self) -> dict[str, Any]:
         """The options of a model's config that depend on the task."""

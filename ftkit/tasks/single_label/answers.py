@@ -9,7 +9,9 @@ def probabilities(logits: torch.Tensor) -> list[float]:
 
 
 def likeliest(logits: torch.Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The `count` likeliest classes of each image, the first one first in a tie, and their probabilities.
+    """The `count` likeliest classes of each image, likeliest first, and their probabilities.
+
+    Classes with equal logits keep their order.
 
     Args:
         logits: float (N, C).
@@ -25,5 +27,5 @@ def decide(logits: torch.Tensor) -> torch.Tensor:
 
 
 def agreement(predicted: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images whose class from `decide`, int64 (N,), equals the other one, int64 (N,)."""
+    """The share of images with the same class in both, int64 (N,) each, as `decide` returns them."""
     return (predicted == labels).double().mean().item()

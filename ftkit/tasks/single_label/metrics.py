@@ -10,7 +10,7 @@ from ftkit.statistics.calibration import (
     reliability,
 )
 from ftkit.statistics.intervals import macro_f1_interval, mean_interval, wilson
-from ftkit.tasks.parts import Metric
+from ftkit.tasks.parts import Interval, Metric
 from ftkit.tasks.single_label.predictions import Predictions
 
 
@@ -31,13 +31,18 @@ def calibration_error(predictions: Predictions) -> float:
     return expected_calibration_error(reliability(predictions.confidences, predictions.hits))
 
 
+def accuracy_interval(predictions: Predictions) -> Interval | None:
+    """The 95% interval of `accuracy` (Wilson)."""
+    return wilson(predictions.hits.sum(), len(predictions))
+
+
 # In the order of the report.
 METRICS = {
     "accuracy": Metric(
         accuracy,
         "accuracy",
         "share of correct predictions",
-        interval=lambda predictions: wilson(predictions.hits.sum(), len(predictions)),
+        interval=accuracy_interval,
         hub_type="accuracy",
         validation="accuracy",
     ),
@@ -68,7 +73,7 @@ METRICS = {
     "brier_score": Metric(
         lambda predictions: float(predictions.briers.mean()),
         "Brier score",
-        "squared distance of the probabilities from the true class, 0 to 2; lower is better",
+        "squared distance between probabilities and one-hot label, 0 to 2; lower is better",
         interval=lambda predictions: mean_interval(predictions.briers),
         hub_type="brier_score",
         higher_is_better=False,
@@ -114,12 +119,14 @@ def compute_metrics(
 
     names = predictions.task.names
     rows = {key: metric for key, metric in METRICS.items() if len(names) >= metric.least_classes}
-    metrics = {"n": len(predictions)} | {key: metric.compute(predictions) for key, metric in rows.items()}
+    metrics: dict[str, Any] = {"n": len(predictions)} | {
+        key: metric.compute(predictions) for key, metric in rows.items()
+    }
     intervals = {key: metric.interval(predictions) for key, metric in rows.items() if metric.interval}
     metrics["intervals"] = intervals
     if test_time:
         metrics["test_time_accuracy"] = {name: accuracy(of) for name, of in test_time.items()}
-        intervals |= {name: METRICS["accuracy"].interval(of) for name, of in test_time.items()}
+        intervals |= {name: accuracy_interval(of) for name, of in test_time.items()}
     return metrics | {
         "calibration": _calibration(predictions, validation),
         "per_class": dict(zip(names, class_scores(predictions.matrix), strict=True)),
@@ -152,5 +159,5 @@ def headline(metrics: dict[str, Any]) -> list[tuple[str, float, list[float] | No
     shown = {key: metric for key, metric in METRICS.items() if key in metrics}
     rows = [(metric.title, metrics[key], intervals.get(key), metric.about) for key, metric in shown.items()]
     for name, value in metrics.get("test_time_accuracy", {}).items():
-        rows.append(("accuracy, test-time augmentation", value, intervals[name], TEST_TIME[name]))
+        rows.append(("accuracy with test-time augmentation", value, intervals[name], TEST_TIME[name]))
     return rows

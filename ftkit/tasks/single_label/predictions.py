@@ -116,4 +116,5 @@ def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
         KeyError, ValueError: it is another table.
     """
     logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(task.names))
-    return Predictions(*(table[name].to_numpy() for name in ("index", "hash", "label")), logits, task)
+    index, hashes, labels = (table[name].to_numpy() for name in ("index", "hash", "label"))
+    return Predictions(index, hashes, labels, logits, task)

@@ -1,4 +1,4 @@
-"""The task's part of the report, the model card and the gallery."""
+"""Class labels in the report, the model card and the gallery."""
 
 from typing import Any
 

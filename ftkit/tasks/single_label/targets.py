@@ -38,10 +38,15 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
-            raise UserError(f"label_column: {label!r} is empty in some rows of {split}")
-        if unknown := natural_sorted(found - values["train"]):
-            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
-    return natural_sorted(values["train"])
+            raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
+        _check_known(found, values["train"], split)
+    return natural_sorted(name for name in values["train"] if name is not None)
+
+
+def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
+    if unknown := natural_sorted(found - known):
+        listed = ", ".join(map(repr, unknown[:5]))
+        raise UserError(f"{split} has classes that train does not: {listed}: add them to train or remove them")
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
@@ -59,8 +64,7 @@ def as_classes(dataset: Dataset, names: list[str], split: str) -> Dataset:
     """
     feature = dataset.features["label"]
     if not isinstance(feature, ClassLabel):
-        if unknown := natural_sorted(_values(dataset, "label") - set(names)):
-            raise UserError(f"{split} has classes that train does not: {', '.join(map(repr, unknown[:5]))}")
+        _check_known(_values(dataset, "label"), set(names), split)
         dataset = _with_labels(dataset, [names.index(str(value)) for value in dataset["label"]], names)
     elif feature.names != names:
         dataset = relabel(dataset, names, what=split)

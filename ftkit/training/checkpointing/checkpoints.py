@@ -90,8 +90,9 @@ def _wrong_with_best(checkpoint: Path) -> str | None:
         best = best_of(checkpoint)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         return f"has a {STATE} that cannot be read: {error}"
-    fault = what_is_wrong(best) if best is not None else None
-    return f"names {best.name} as the best, which {fault}" if fault else None
+    if best is None or (fault := what_is_wrong(best)) is None:
+        return None
+    return f"names {best.name} as the best, which {fault}"
 
 
 def remove(folder: Path) -> None:

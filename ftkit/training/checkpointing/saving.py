@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -16,6 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.compat.trainer import HookedTrainer
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
@@ -42,7 +44,9 @@ class CheckpointingTrainer(HookedTrainer):
         lost_best: a better checkpoint than that, if neither it nor a later one could be written.
     """
 
-    def __init__(self, **options):
+    args: TrainingArguments
+
+    def __init__(self, **options: Any):
         super().__init__(**options)
         self.original = self.model
         self.progress = Progress(self.args.process_index)
@@ -57,7 +61,7 @@ class CheckpointingTrainer(HookedTrainer):
         """Whether FSDP or DeepSpeed train a sharded copy of the model."""
         return self.model is not self.original
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
         """Train, from a checkpoint if one is given.
 
         Raises:
@@ -143,19 +147,20 @@ class CheckpointingTrainer(HookedTrainer):
 
     def _write(self, folder: Path) -> str | None:
         """Write this process's part; returns why one of the processes could not, the same in all of them."""
-        self.failure, output_dir = None, self.args.output_dir
+        self.failure: Exception | None = None
+        output_dir = self.args.output_dir
         self.args.output_dir = str(folder.parent)
         try:
             super().save_checkpoint()
             self.progress.save(folder)
-            if self.args.should_save:
+            if self.args.should_save and self.fingerprint is not None:
                 self.fingerprint.save(folder)
         except _FAILURES as error:
             self.failure = self.failure or error
         finally:
             self.args.output_dir = output_dir
         full = "inline_container" in str(self.failure)  # torch does not say why it could not write
-        return _first("the disk is full" if full else self.failure and str(self.failure))
+        return _first("the disk is full" if full else None if self.failure is None else str(self.failure))
 
     def _give_name(self, aside: Path, checkpoint: Path) -> str | None:
         failure = None
@@ -211,7 +216,7 @@ class CheckpointingTrainer(HookedTrainer):
 
     def load_best_model(self) -> None:
         """Load the weights that validation chose. If a sharded copy trains, the original gets them after training."""
-        if not self.sharded:
+        if not self.sharded and self.state.best_model_checkpoint is not None:
             self.load_weights(Path(self.state.best_model_checkpoint))
 
     def roll_back(self, checkpoint: Path) -> None:
@@ -229,7 +234,7 @@ class _Resume(TrainerCallback):
     def __init__(self, trainer: CheckpointingTrainer, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.trainer.remember_best(self.checkpoint)
         self.trainer.progress.load(self.checkpoint)
         if self.trainer.sharded:

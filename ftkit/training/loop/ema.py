@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 _FILE = "average.safetensors"
 _COUNT = "n_averaged"
@@ -29,7 +30,7 @@ class WeightAverage(TrainerCallback):
         self.decay, self.count = decay, 0
 
     @torch.no_grad()
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         averaged, current = _tensors(self.averaged), _tensors(self.model)
         mixed = [self.count > 0 and tensor.is_floating_point() for tensor in averaged]
         if any(mixed):

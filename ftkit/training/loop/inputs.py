@@ -37,7 +37,7 @@ class Preparation:
         in_channels_last: bool,
     ):
         self.args, self.normalize, self.to_device, self.mixable = args, normalize, to_device, mixable
-        self.objective, self.in_channels_last = objective, in_channels_last
+        self.augment, self.in_channels_last = objective.augment if objective else [], in_channels_last
         mixup, cutmix = (objective.args.mixup, objective.args.cutmix) if objective else (0.0, 0.0)
         self.mixing = Mixing(mixup, cutmix) if mixup or cutmix else None
 
@@ -48,15 +48,17 @@ class Preparation:
         """
         device, training = self.args.device, "epoch" in batch
         images, labels = (batch[name].to(device, non_blocking=True) for name in ("pixel_values", "labels"))
-        rows, following = batch.get("index"), batch.get("following")
+        rows: Any = batch.get("index")
+        following = batch.get("following")
         if following is not None:  # the image that the last one is mixed with
             images = torch.cat([images, following["pixel_values"].to(device, non_blocking=True)])
             labels = torch.cat([labels, following["labels"].to(device, non_blocking=True)])
             rows = torch.cat([rows, following["index"]])
-        if training and self.objective.augment:
-            images = augment(images, rows, self.objective.augment, self.args.seed, batch["epoch"])
+        if training and self.augment:
+            images = augment(images, rows, self.augment, self.args.seed, batch["epoch"])
         images = self.to_device(self.normalize(images))
         if following is not None:
+            assert self.mixing is not None  # the loader adds `following` only for mixing
             images, labels = self.mixing(images, self.mixable(labels), rows, self.args.seed, batch["epoch"])
         if self.in_channels_last:
             images = channels_last(images)

@@ -3,10 +3,10 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 
 from ftkit.compat.accelerate import skip_lomo
 from ftkit.models.anatomy import is_convolutional
@@ -14,7 +14,7 @@ from ftkit.precision import remove_autocast
 
 
 @contextmanager
-def lean(model: nn.Module, sharded: bool, checkpointing: bool) -> Iterator[None]:
+def lean(model: Any, sharded: bool, checkpointing: bool) -> Iterator[None]:
     """Within, no step spends time on garbage among the libraries' own objects, or on missing packages.
 
     Weights of convolutions are channels-last, as the images are, and so are their gradients.

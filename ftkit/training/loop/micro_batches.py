@@ -16,7 +16,7 @@ Inputs = dict[str, torch.Tensor]
 _NOT_ONE = "not even one image fits into memory: take a smaller model or image_size"
 
 
-def weigh(batches: list[Inputs], processes: int) -> None:
+def weigh(batches: list[dict[str, Any]], processes: int) -> None:
     """Set the `weight` of each batch of an optimizer step, a factor of its mean loss: every image counts the same.
 
     Args:
@@ -60,7 +60,7 @@ def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tu
 
 
 def parts_that_fit(
-    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], None], optimizer: torch.optim.Optimizer
+    model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], object], optimizer: torch.optim.Optimizer
 ) -> int:
     """How many parts to cut batches into, so that every process has memory for one: 1, 2, 4, ….
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class NotFinite(NamedTuple):
 class Losses:
     """The losses since the last check, with their batches. Until a check nothing waits for a device."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seen: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
         self._gradients: list[tuple[int, torch.Tensor]] = []
 
@@ -51,7 +52,7 @@ class Losses:
         """Add a batch: its step, the indices int64 (B,) of its images, and its loss, a scalar."""
         self._seen.append((step, learning_rate, images, loss))
 
-    def take(self, weights: list[torch.Tensor] = ()) -> NotFinite | None:
+    def take(self, weights: Collection[torch.Tensor] = ()) -> NotFinite | None:
         """The first loss that is not finite in any process. All noted losses are forgotten.
 
         Args:
@@ -106,12 +107,12 @@ class Undo:
         self._finite = finite
 
     @torch.no_grad()
-    def _remember(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._finite is not None:
             self._before = _copy(_changing(optimizer))
 
     @torch.no_grad()
-    def _put_back(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _put_back(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._finite is not None:
             _select(self._finite, _changing(optimizer), self._before)
         self._finite = self._before = None

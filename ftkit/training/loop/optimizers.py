@@ -17,7 +17,7 @@ from ftkit.methods.parameter_groups import Setting, optimizer_groups
 # Optimizers that change weights while other gradients are still being computed.
 _WITHIN_BACKWARD = ("lomo", "layerwise")
 # The options that torch's optimizers read from `optim_args`; weight decay is `weight_decay` for all of them.
-_OPTIM_ARGS = {
+_OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
     "adafactor": (),
@@ -42,12 +42,12 @@ def check_optimizer(optim: str, options: str | None) -> list[str]:
             "accumulated or checked: use adamw_torch"
         )
     if options and optim in _OPTIM_ARGS:
-        known = _OPTIM_ARGS[optim]
-        takes = f"it takes {', '.join(known)}" if known else "it takes none: use the adam_ keys"
+        own = _OPTIM_ARGS[optim]
+        takes = f"it takes {', '.join(own)}" if own else "it takes none: use the adam_ keys"
         errors += [
             f"optim_args: {name!r} is no option of {optim}: {takes}; weight_decay is a key of its own"
             for name in (part.partition("=")[0].strip() for part in options.split(","))
-            if name not in known
+            if name not in own
         ]
     return errors
 
@@ -55,7 +55,7 @@ def check_optimizer(optim: str, options: str | None) -> list[str]:
 def _check_timm(optim: str, options: str | None) -> list[str]:
     from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes do not use timm's
 
-    known, name = list_optimizers(), optim.removeprefix(TIMM_OPTIMIZERS)
+    known, name = [str(found) for found in list_optimizers()], optim.removeprefix(TIMM_OPTIMIZERS)
     errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
     if name in known and get_optimizer_info(name).second_order:
         errors.append(f"optim: {optim} needs second-order gradients, which the Trainer does not compute: use another")
@@ -82,7 +82,7 @@ def make_optimizer(args: TrainingArguments, model: nn.Module, settings: dict[str
         return make(optimizer_groups(model, settings, args.weight_decay, muon, low_rank), **options)
 
 
-def _maker(args: TrainingArguments, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+def _maker(args: TrainingArguments, model: Any) -> tuple[Any, dict[str, Any]]:
     """The class or function of the optimizer, and its options."""
     if not args.optim.startswith(TIMM_OPTIMIZERS):
         from transformers import Trainer  # late: a misspelt name is reported before it is loaded
@@ -102,7 +102,7 @@ def _timm_options(text: str | None) -> dict[str, Any]:
         ValueError: it is not a list of `name=value`.
     """
     try:
-        call = ast.parse(f"f({text or ''})", mode="eval").body
+        call: Any = ast.parse(f"f({text or ''})", mode="eval").body
         if call.args:
             raise ValueError("a value without a name")
         return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
@@ -116,7 +116,8 @@ def make_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, ste
     Raises:
         UserError: an option is unknown, missing or of the wrong type.
     """
-    options = dict(args.lr_scheduler_kwargs or {})
+    given: Any = args.lr_scheduler_kwargs or {}  # a mapping, once checked
+    options = dict(given)
     if args.lr_scheduler_type in _BY_METRIC:
         options["mode"] = "max" if args.greater_is_better else "min"
     with _explained(args, "lr_scheduler_type", "lr_scheduler_kwargs"):

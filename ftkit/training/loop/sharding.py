@@ -4,8 +4,9 @@ A copy of the model is sharded and trains; at the end the original gets its weig
 """
 
 import copy
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,11 +14,12 @@ from accelerate import Accelerator, DistributedType
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.compat.accelerate import forget_deepspeed
 from ftkit.compat.torch import compute_in_float32
+from ftkit.compat.trainer import HookedTrainer
 from ftkit.models.anatomy import BATCH_NORMS, block_classes
 from ftkit.training.checkpointing.saving import load_tensors
 
@@ -30,7 +32,7 @@ def allow_another_trainer(args: TrainingArguments) -> None:
         forget_deepspeed()
 
 
-def train_a_copy(trainer: Trainer) -> None:
+def train_a_copy(trainer: HookedTrainer) -> None:
     """Let FSDP or DeepSpeed, if one is on, shard and train a copy of the trainer's model."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.model = trainer.model_wrapped = _copy_to_shard(trainer.model)
@@ -38,7 +40,7 @@ def train_a_copy(trainer: Trainer) -> None:
         trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(trainer.model)
 
 
-def predict_unsharded(trainer: Trainer) -> None:
+def predict_unsharded(trainer: HookedTrainer) -> None:
     """Turn FSDP and DeepSpeed off for a trainer that only predicts."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.is_fsdp_enabled = trainer.is_deepspeed_enabled = False
@@ -56,7 +58,7 @@ def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
 
 
 def _copy_to_shard(model: nn.Module) -> nn.Module:
-    shard = copy.deepcopy(model)
+    shard: Any = copy.deepcopy(model)
     # accelerate asks for these, and an image model raises.
     shard.get_input_embeddings = shard.get_output_embeddings = lambda: None
     for module in shard.modules():
@@ -110,7 +112,7 @@ def _state_for(original: nn.Module, gathered: dict[str, torch.Tensor]) -> dict[s
     return {name: own[name] if name in kept else value.to(own[name].dtype) for name, value in gathered.items()}
 
 
-def _gathered_by_deepspeed(parameters: list[nn.Parameter]):
+def _gathered_by_deepspeed(parameters: list[nn.Parameter]) -> AbstractContextManager:
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         return nullcontext()
     import deepspeed

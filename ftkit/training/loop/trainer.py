@@ -1,9 +1,10 @@
 """The `Trainer` for batches of uint8 images."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.models.anatomy import is_convolutional
 from ftkit.precision import exact_float32
 from ftkit.signals import signals
+from ftkit.tasks import Task
 from ftkit.training.checkpointing.saving import CheckpointingTrainer
 from ftkit.training.loop.ema import WeightAverage
 from ftkit.training.loop.explained import explained
@@ -62,6 +64,8 @@ class ImageTrainer(CheckpointingTrainer):
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean over the batch
+    objective: Objective  # where it trains
+    train_dataset: Any  # `Images`, or `Features` in their place
 
     def __init__(
         self,
@@ -78,9 +82,11 @@ class ImageTrainer(CheckpointingTrainer):
         self.loaders: list[DataLoader] = []  # their workers are ended after training
         self.evaluated_parts = 1  # parts of a batch in an evaluation, more if memory is short
         if args.eval_accumulation_steps is None:
-            logits = args.eval_batch_size * args.world_size * model.config.num_labels  # of a batch
+            config: Any = model.config
+            logits = args.eval_batch_size * args.world_size * config.num_labels  # of a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
-        self.task = (eval_dataset if train_dataset is None else train_dataset).task
+        images: Any = eval_dataset if train_dataset is None else train_dataset
+        self.task: Task = images.task
         if args.metric_for_best_model is not None:
             args.greater_is_better = self.task.validation()[args.metric_for_best_model.removeprefix("eval_")]
         allow_another_trainer(args)
@@ -95,7 +101,7 @@ class ImageTrainer(CheckpointingTrainer):
         self.remove_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.add_callback(EvaluationLines(self.progress.losses, [*self.task.validation()]))
         self.callback_handler.callbacks = shielded(self.callback_handler.callbacks, args.report_to)
-        self.objective, self.waiting, mixable = objective, Waiting(), self.task.mixable
+        self.waiting, mixable = Waiting(), self.task.mixable
         self.prepare = Preparation(args, normalize, self.to_device, mixable, objective, is_convolutional(model))
         self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
         if objective is None:
@@ -105,7 +111,7 @@ class ImageTrainer(CheckpointingTrainer):
             self._set_up(objective)
 
     def _set_up(self, objective: Objective) -> None:
-        args = objective.args
+        self.objective, args = objective, objective.args
         train_a_copy(self)
         self.loss, self.guard = self.task.loss(args, self.args.label_smoothing_factor), Guard(self, objective.on_nan)
         self.parts = None if self.args.auto_find_batch_size else 1
@@ -126,7 +132,7 @@ class ImageTrainer(CheckpointingTrainer):
         self.loaders.append(loader)
         return loader
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The `Trainer`'s own loader, over all images."""
         return self._of_all_images(super().get_eval_dataloader, eval_dataset)
 
@@ -134,7 +140,7 @@ class ImageTrainer(CheckpointingTrainer):
         """The `Trainer`'s own loader, over all images."""
         return self._of_all_images(super().get_test_dataloader, test_dataset)
 
-    def _of_all_images(self, make: Callable[[Dataset | None], DataLoader], images: Dataset | None) -> DataLoader:
+    def _of_all_images(self, make: Callable[[Any], DataLoader], images: Dataset | None) -> DataLoader:
         """Make a loader without `dataloader_drop_last`, which the `Trainer` would apply to evaluations too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
@@ -148,14 +154,14 @@ class ImageTrainer(CheckpointingTrainer):
         for loader in self.loaders:
             end_workers(loader)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: Any) -> tuple[list, None]:
         """The weighted batches of an optimizer step; the time that they took counts as waiting."""
         with self.waiting.counted():
             batches = list(itertools.islice(epoch_iterator, num_batches))
         weigh(batches, self.args.world_size)
         return batches, None
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
         if not self.model.training:  # after an evaluation; a wrapper around the model still says that it trains
             model.train()
@@ -182,7 +188,9 @@ class ImageTrainer(CheckpointingTrainer):
             backward(self.accelerator, loss)
         return loss.detach()
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The mean loss of the batch; in training, L1 and the adapter's own term are added."""
         outputs = model(pixel_values=inputs["pixel_values"])
         logits = outputs.logits.float()
@@ -194,7 +202,9 @@ class ImageTrainer(CheckpointingTrainer):
             loss = loss + self.objective.args.l1 * sum(parameter.abs().sum() for parameter in self.penalised)
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
         """Loss, logits and labels of a batch, computed in more parts if memory is short; the values are the same."""
         step = super().prediction_step
         parts = self.evaluated_parts
@@ -204,8 +214,8 @@ class ImageTrainer(CheckpointingTrainer):
         losses, logits, labels = zip(*(found for found, _ in given), strict=True)
         loss = sum(loss * share for loss, (_, share) in zip(losses, given, strict=True))
         # A model may return more than logits.
-        logits = torch.cat([some[0] if isinstance(some, tuple) else some for some in logits])
-        return loss, logits, torch.cat(labels)
+        plain = torch.cat([some[0] if isinstance(some, tuple) else some for some in logits])
+        return loss, plain, torch.cat(labels)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with each parameter's learning rate and weight decay from the objective."""
@@ -215,12 +225,12 @@ class ImageTrainer(CheckpointingTrainer):
             self.guard.watch(self.optimizer)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The schedule of the learning rate."""
         self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 
-    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
         """Train; the model ends with the weights that validation chose, or their average with `ema_decay`.
 
         Raises:
@@ -229,7 +239,7 @@ class ImageTrainer(CheckpointingTrainer):
         checkpoint, done = resume_from_checkpoint and Path(resume_from_checkpoint), None
         with explained(self.args, len(self.train_dataset)), signals.awaited():
             try:
-                with lean(self.original, self.sharded, self.args.gradient_checkpointing):
+                with lean(self.original, self.sharded, bool(self.args.gradient_checkpointing)):
                     self.model.train()  # a new `PeftModel` says that it trains, but its base model may not
                     if checkpoint:
                         done = self.finished_before(checkpoint, self.objective.args.early_stopping_patience)
@@ -249,14 +259,14 @@ class ImageTrainer(CheckpointingTrainer):
             self.average.keep(best)
         return output
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights if there are any, else the model's own."""
         self._look_at_losses()
         self._share_buffers()
         with self.waiting.suspended(), self.average.applied() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
 
-    def predict(self, *args, **kwargs):
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict in exact float32, and end the worker processes."""
         try:
             with exact_float32():

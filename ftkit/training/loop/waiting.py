@@ -18,7 +18,7 @@ class Waiting:
         paused: seconds between the first step and the last that are not training, such as evaluations.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.seconds = self.paused = 0.0
 
     @contextmanager

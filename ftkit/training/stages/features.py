@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ _VERSION = 1  # raise it when the computation changes
 class HeadAlone(nn.Module):
     """The head of a model, for features instead of pixels; training it trains the model's own head."""
 
-    def __init__(self, model: PreTrainedModel, head: str):
+    def __init__(self, model: PreTrainedModel | PeftModel, head: str):
         super().__init__()
         self.head, self.config = model.get_submodule(head), model.config
 
@@ -50,13 +51,12 @@ class Features(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, batch: Batch | Sequence[int]) -> dict[str, Any]:
         """The batch as `Images` returns it, but with `pixel_values` float32 (B, D)."""
-        training = isinstance(batch, Batch)
-        rows, epoch, weight, _ = batch if training else Batch(torch.as_tensor(batch), 0)
+        rows, epoch, weight, _ = batch if isinstance(batch, Batch) else Batch(torch.as_tensor(batch), 0)
         columns = {"pixel_values": self.features, "labels": self.labels, "index": self.index}
-        found = {name: column.index_select(0, rows) for name, column in columns.items()}
-        if training:
+        found: dict[str, Any] = {name: column.index_select(0, rows) for name, column in columns.items()}
+        if isinstance(batch, Batch):
             found["epoch"] = epoch
         return found if weight == 1 else found | {"weight": torch.tensor(weight)}
 
@@ -75,7 +75,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         head: str,
         args: TrainingArguments,
         normalize: Normalize8Bit,
@@ -119,7 +119,7 @@ class FeatureExtractor:
                         shape = (len(tensors), features.shape[1])
                         about = {"descr": "<f4", "fortran_order": False, "shape": shape}
                         np.lib.format.write_array_header_1_0(file, about)
-                    file.write(np.ascontiguousarray(features.numpy()))
+                    file.write(np.ascontiguousarray(features.numpy()).data)
                 file.flush()
                 os.fsync(file.fileno())  # before the folder gets its name
 

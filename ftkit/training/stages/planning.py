@@ -4,13 +4,13 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
 
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
@@ -180,7 +180,7 @@ def _check_length(where: str, args: TrainingArguments, images: int) -> None:
         )
     by_steps = args.eval_strategy == "steps"
     length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")
-    if args.load_best_model_at_end and by_steps and args.eval_steps > steps:
+    if args.load_best_model_at_end and by_steps and (args.eval_steps or 0) > steps:
         raise UserError(
             f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so no checkpoint "
             f"would be chosen: set it to {steps} or less, or eval_strategy: epoch"
@@ -197,7 +197,7 @@ def _check_length(where: str, args: TrainingArguments, images: int) -> None:
         )
 
 
-def _try_out(where: str, stage: PreparedStage, model: nn.Module, steps: int) -> None:
+def _try_out(where: str, stage: PreparedStage, model: Any, steps: int) -> None:
     """Create the optimizer and the schedule of a stage, to find wrong arguments before anything starts.
 
     Raises:

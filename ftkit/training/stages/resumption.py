@@ -4,8 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import TrainingArguments
-
+from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import UserError
 from ftkit.training.checkpointing.checkpoints import newest_complete, what_is_wrong
 from ftkit.training.checkpointing.continuity import Fingerprint, read_fingerprint
@@ -35,22 +34,25 @@ def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
             cannot be used.
     """
     training = plan.config.training
-    standing, resume = [], training.resume_from_checkpoint
+    standing: list[dict[str, Any] | Path | None] = []
+    resume = training.resume_from_checkpoint
     if not resume:
         return Resumption(fingerprint, [None] * len(plan.stages))
     for _, folder, args, *_ in plan.stages:
-        found, source = read_result(folder), folder
+        found = read_result(folder)
         if found is not None and _is_in(folder, resume):
             raise UserError(
                 f"resume_from_checkpoint: {resume}: its stage is finished: leave it out, and the run continues with "
                 "the next stage"
             )
-        there = None if found is None else found.pop("fingerprint", None)
-        if found is None and (source := _checkpoint(args, folder)) is not None:
-            found, there = source, read_fingerprint(source)
         if found is not None:
-            differs = fingerprint.check(there, source, Path(training.output_dir))
-        standing.append(found)
+            differs = fingerprint.check(found.pop("fingerprint", None), folder, Path(training.output_dir))
+            standing.append(found)
+            continue
+        checkpoint = _checkpoint(args, folder)
+        if checkpoint is not None:
+            differs = fingerprint.check(read_fingerprint(checkpoint), checkpoint, Path(training.output_dir))
+        standing.append(checkpoint)
     if any(found is not None for found in standing) and differs:
         logger.info("  changed since then: %s: the last digits of numbers may differ", differs)
     return Resumption(fingerprint, standing)
@@ -66,7 +68,7 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
     Raises:
         UserError: the named one is not complete, or holds only weights.
     """
-    resume = args.resume_from_checkpoint
+    resume = args.resume_from_checkpoint or "true"
     named = resume != "true" and _is_in(folder, resume)
     if args.save_only_model and named:
         raise UserError(

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 
 from ftkit.methods.adapter_kinds import hooks_of
@@ -48,7 +49,7 @@ def run_plan(plan: Plan, resumption: Resumption) -> list[dict[str, Any]]:
             _log_what_trains(number, plan)
             results.append(_run_stage(plan, prepared, resumption, found))
     hooks_of(classifier.model).finish(classifier.model)
-    if plan.config.method.merge_adapters:
+    if plan.config.method.merge_adapters and isinstance(classifier.model, PeftModel):
         pixels = classifier.normalize(plan.images["validation"].sample(64))
         classifier.model = merged(classifier.model, pixels)
     return results
