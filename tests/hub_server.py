@@ -39,7 +39,7 @@ LARGEST_PLAIN_FILE = 10_000_000  # bytes
 
 
 def hub_environment(hub: "HubServer", cache: Path) -> dict[str, str]:
-    """The environment of a subprocess that uses `hub`, with all its caches in the folder `cache`."""
+    """The environment of a subprocess that uses `hub`, with all caches in the folder `cache`."""
     theirs = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(theirs)} | {
         "HF_ENDPOINT": hub.url,
@@ -78,7 +78,7 @@ class StoredFile:
 
     @property
     def etag(self) -> str:
-        """The value by which a client sees whether the content has changed."""
+        """The value that shows a client whether the content has changed."""
         return self.sha256 if self.lfs else self.blob_id
 
 

@@ -6,18 +6,21 @@ import sys
 import pytest
 from support import REPO
 
+HEAVY = {"torch", "transformers", "datasets"}
+
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "words", "late"),
     [
-        ("predict", "--modell x y"),
-        ("predict", "--model mlp x"),
-        ("predict", "--model me/x no.png"),
-        ("demo", "--model x/ --port no"),
-        ("push", "--run x"),
+        ("predict", "--modell x y", HEAVY),
+        ("predict", "--model mlp x", HEAVY),
+        ("predict", "--model me/x no.png", HEAVY),
+        ("demo", "--model x/ --port no", HEAVY),
+        ("push", "--run x", HEAVY),
+        pytest.param("finetune", "--learning_rat 1", {"timm", "evaluate", "sklearn"}, marks=pytest.mark.slow),
     ],
 )
-def test_a_mistake_in_the_command_line_is_reported_before_torch_loads(script, words):
+def test_a_mistake_in_the_command_line_is_reported_before_slow_libraries_load(script, words, late):
     code = f"""
 import runpy, sys
 sys.argv = [{script!r}, *{words.split()!r}]
@@ -25,7 +28,7 @@ try:
     runpy.run_path({str(REPO / "recipes" / f"{script}.py")!r}, run_name="__main__")
 except SystemExit as end:
     assert end.code == 2, end.code
-assert not {{"torch", "transformers", "datasets"}} & sys.modules.keys()
+assert not {late} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "error: " in done.stderr, done.stderr

@@ -143,7 +143,6 @@ NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     "ddp_backend": (_of_several, "several processes, which accelerate launch starts"),
 }
 
-_STRATEGIES = ("save_strategy", "eval_strategy")
 # The keys of accelerator_config that do not concern the order and the splitting of batches, which are ftkit's own.
 _ACCELERATOR = ("non_blocking", "gradient_accumulation_kwargs")
 
@@ -190,14 +189,13 @@ def _listed(value: Any) -> list[Any]:
 
 def _check_best(values: Values) -> list[str]:
     """The best checkpoint must be both evaluated and saved."""
-    errors = []
-    saves, evaluates = (str(getattr(values.get(key), "value", values.get(key))) for key in _STRATEGIES)
-    if values.get("load_best_model_at_end") and saves not in (evaluates, "best"):
-        errors.append(
-            f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint must be both "
-            "evaluated and saved: give both the same value, or set load_best_model_at_end: false"
-        )
-    return errors
+    saves, evaluates = (_shown(values.get(key)) for key in ("save_strategy", "eval_strategy"))
+    if not values.get("load_best_model_at_end") or saves in (evaluates, "best"):
+        return []
+    return [
+        f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint must be both "
+        "evaluated and saved: give both the same value, or set load_best_model_at_end: false"
+    ]
 
 
 def _check_accelerator(values: Values) -> list[str]:

@@ -83,7 +83,7 @@ class AdaLora(AdapterHooks):
         return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
 
     def prepare(self, model: nn.Module) -> None:
-        """Let ranks be chosen on the model's device."""
+        """Keep the choice of ranks on the model's device."""
         whole: Any = model
         tuner, config = whole.base_model, whole.active_peft_config
         tuner.rankallocator = DeviceRanks(tuner.model, config, whole.active_adapter)

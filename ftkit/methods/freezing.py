@@ -69,7 +69,7 @@ def _evaluate(module: nn.Module, _inputs: tuple) -> None:
 
 
 def digests(model: nn.Module, without: set[str]) -> dict[str, bytes]:
-    """A hash of every parameter and persistent buffer but those in `without`."""
+    """A hash of every parameter and persistent buffer except those in `without`."""
     return {
         name: hashlib.blake2b(_bytes(value), digest_size=16).digest()
         for name, value in model.state_dict().items()

@@ -124,7 +124,7 @@ KINDS = (
 
 
 def kind_of(train: Any) -> Trainable:
-    """The row for a value of `train`, or None."""
+    """The row for a value of `train` that `check_train` accepts."""
     return next(kind for kind in KINDS if _is_kind(kind, train))
 
 

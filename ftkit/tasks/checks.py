@@ -15,7 +15,7 @@ def check(config: Config, task: type[Task]) -> list[str]:
         errors.append(f"loss: {args.loss!r} is not one of {', '.join(task.losses)}{nearest(args.loss, task.losses)}")
     for key, loss in task.loss_options.items():
         if getattr(args, key) != getattr(type(args), key) and args.loss != loss:
-            errors.append(f"{key} belongs to loss: {loss}, but loss is {args.loss}: leave it out")
+            errors.append(f"{key} has no effect with loss: {args.loss}: leave it out, or use loss: {loss}")
     return errors + _check_best(vars(config.training), task.validation())
 
 

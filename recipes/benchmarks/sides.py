@@ -190,7 +190,7 @@ def load(side: Callable[[Setup], Any], setup: Setup, number: int) -> dict[str, f
 
 
 def warmed(run: Callable[..., dict[str, float]], setup: Setup, *sides: Callable) -> dict[str, Side]:
-    """Sides by name, each of which has run on a few batches."""
+    """Sides by name, each warmed up on a few batches."""
     for side in sides:
         run(side, setup.first(WARM_UP_BATCHES * setup.batch_size), 0)
     return {side.__name__: partial(run, side, setup) for side in sides}

@@ -81,8 +81,8 @@ def head(record: dict[str, Any]) -> list[str]:
     first, *others = phrases(numbers)
     where = record["environment"]
     threads = f"{where['threads']} thread{'s' * (where['threads'] > 1)}"
-    told = [f"{first} {of}", *others, f"{where['cpu']}, {threads}, {where['precision']}"]
-    told.append(f"{record['date']} at {''.join(measured_at(record))}")
-    told += [record["remark"]] if "remark" in record else []
-    wrapped = textwrap.wrap("; ".join(told), 112)
+    parts = [f"{first} {of}", *others, f"{where['cpu']}, {threads}, {where['precision']}"]
+    parts.append(f"{record['date']} at {''.join(measured_at(record))}")
+    parts += [record["remark"]] if "remark" in record else []
+    wrapped = textwrap.wrap("; ".join(parts), 112)
     return [f"#   {record['command'] or record['what']}", *(f"#     {line}" for line in wrapped)]

@@ -164,7 +164,7 @@ def test_other_optimizers(tmp_path, optim):
         (["--optim", "timm/lamb", "--optim_args", "eps"], ["optim_args: 'eps' is not a list such as"]),
         (["--optim", "adamw"], ["optim: 'adamw' is not one of", "did you mean"]),
         (["--loss", "hinge"], ["'hinge' is not one of cross_entropy, mse, bce, focal"]),
-        (["--focal_gamma", "3"], ["focal_gamma belongs to loss: focal"]),
+        (["--focal_gamma", "3"], ["focal_gamma has no effect with loss: cross_entropy", "use loss: focal"]),
         (["--ema_decay", "1"], ["ema_decay: 1.0 must be more than 0 and under 1"]),
         (["--l1", "-1"], ["l1: -1.0 must be at least 0"]),
         (["--layer_decay", "0"], ["layer_decay: 0.0 must be more than 0"]),

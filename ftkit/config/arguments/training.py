@@ -137,7 +137,8 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("seed", "data_seed"), lambda v: 0 <= v < 2**32, "at least 0 and under 2^32"),
     (
         ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-        *(lambda v: 1 <= v < 2**31, "at least 1 and under 2^31"),
+        lambda v: 1 <= v < 2**31,
+        "at least 1 and under 2^31",
     ),
     (("max_steps",), lambda v: v >= 1 or v == -1, "at least 1, or -1, which leaves it to num_train_epochs"),
     (("save_total_limit",), lambda v: v >= 1, "at least 1, or null, which keeps all checkpoints"),
@@ -173,6 +174,6 @@ def check_training(values: dict[str, Any]) -> list[str]:
 
 
 def sharding_of(values: dict[str, Any]) -> list[str]:
-    """What is to shard the model, `fsdp` or `deepspeed`, by these values or by the launcher."""
+    """Which of `fsdp` and `deepspeed` these values or the launcher ask for."""
     launched = {name: os.environ.get(f"ACCELERATE_USE_{name.upper()}", "") for name in ("fsdp", "deepspeed")}
     return [name for name, said in launched.items() if values.get(name) or said.lower() == "true"]

@@ -35,9 +35,9 @@ class Fingerprint:
     """What the weights and the optimizer of a checkpoint depend on.
 
     Attributes:
-        same: what a resume must find again: `classes`, `images` (a hash by split), `weights`, `precision`,
+        same: values that a resume must find again: `classes`, `images` (a hash by split), `weights`, `precision`,
             `processes`.
-        noted: what may differ, by name, since it changes only the last digits of numbers.
+        noted: values that may differ, by name, since they change only the last digits of numbers.
         table: `<split>/hashes` uint64 (N,), `<split>/labels` (N, …), see `Task.compact`, and `<split>/index` int32
             (N,), in the order of the data.
     """

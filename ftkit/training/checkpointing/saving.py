@@ -58,7 +58,7 @@ class CheckpointingTrainer(HookedTrainer):
 
     @property
     def sharded(self) -> bool:
-        """Whether a copy of the model trains, in pieces."""
+        """Whether FSDP or DeepSpeed train a sharded copy of the model."""
         return self.model is not self.original
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:  # type: ignore[override]  # ftkit uses no more
@@ -173,7 +173,7 @@ class CheckpointingTrainer(HookedTrainer):
         return _first(failure)
 
     def remember_best(self, checkpoint: Path) -> None:
-        """Take the best checkpoint so far from this one, beside which it lies even if the run was moved."""
+        """Restore the best checkpoint so far from this one; both are in the same folder, even if the run was moved."""
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = str(best) if best is not None else None
         self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
@@ -200,7 +200,7 @@ class CheckpointingTrainer(HookedTrainer):
             self.failure = error
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Load the weights of a checkpoint, and what lies beside them, into a model that is not sharded.
+        """Load the weights of a checkpoint, and the files beside them, into a model that is not sharded.
 
         Raises:
             UserError: see `load_tensors`.
@@ -245,9 +245,9 @@ class _Resume(TrainerCallback):
 
 
 def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], checkpoint: Path) -> None:
-    """Load the tensors of a checkpoint. Only what `save_weights` leaves out may be missing.
+    """Load the tensors of a checkpoint. Only those that `save_weights` leaves out may be missing.
 
-    That is the frozen weights of a model with adapters, and further names of shared weights.
+    These are the frozen tensors of a model with adapters, and a shared tensor under its other names.
 
     Raises:
         UserError: another tensor is missing, or the model has no tensor of that name.

@@ -1,4 +1,4 @@
-"""The objective of a stage: its loss and the settings of what it trains."""
+"""The objective of a stage: its loss, augmentation and learning rates."""
 
 from dataclasses import dataclass
 

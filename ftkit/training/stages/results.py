@@ -1,4 +1,4 @@
-"""The result of a finished stage, kept with its weights in the stage's folder."""
+"""The result of a finished stage, saved with its weights in the stage's folder."""
 
 import json
 import logging
