@@ -71,6 +71,13 @@ def test_the_card_is_valid_for_the_hub_and_matches_the_predictions(hub, unchecke
     for elsewhere in (math.nextafter(loss, 1), loss + 1e-7):  # a difference between processors, and a wrong value
         changed = ModelCard(path.read_text().replace(f"value: {loss}", f"value: {elsewhere}"))
         assert len(verify_card(run, changed)) == (elsewhere - loss > 1e-8)
+    row = f"| accuracy | {told['accuracy']:.4f} |"
+    assert row in card.text
+    older = ModelCard(path.read_text().replace(row, row.replace("accuracy", "accuracy, as once named")))
+    assert verify_card(run, older) == []
+    assert verify_card(run, ModelCard(path.read_text().replace(row, "| accuracy | 0.9999 |"))) == [
+        f"the text lacks the line {row!r}"
+    ]
     path.write_text(path.read_text().replace(f"value: {told['accuracy']}", "value: 0.9999"))
     with refused("accuracy: the card says 0.9999, the predictions give"):
         push([str(run), "--verify"])
