@@ -42,8 +42,8 @@ def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
     """The entries of a flat recipe. Scalars keep their text: `no`, `1e-3` and `007` stay as written.
 
     Args:
-        path: the file.
-        errors: errors of single lines are appended here.
+        path: the recipe.
+        errors: list that errors of single lines are appended to.
 
     Raises:
         UserError: the file cannot be read, or is not a mapping.
@@ -108,7 +108,7 @@ def read_command_line(arguments: list[str]) -> list[Entry]:
         UserError: a value comes before any key.
     """
     entries: list[Entry] = []
-    texts: list[str] | None = None  # of the last key
+    texts: list[str] | None = None  # the values of the last key
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")

@@ -137,7 +137,7 @@ class DataArguments:
         if self.image_transform is None:
             return []
         if self.data_engine == "tensor":
-            return ["image_transform works on single images, and data_engine: tensor on whole batches: use stream"]
+            return ["image_transform works on single images: set data_engine: stream (tensor works on batches)"]
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []

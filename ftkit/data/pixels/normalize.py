@@ -1,8 +1,8 @@
-"""What an image processor does to pixels: resizing, once while decoding, and normalising, on every batch.
+"""The two parts of an image processor: resizing, once while decoding, and normalising, on every batch.
 
-Nothing of it is reimplemented here. A processor maps 8-bit pixels to numbers by a scale and an offset for each
-channel; both are measured on a black and a white image, and inverted to get the resized 8-bit pixels from its output.
-So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
+Neither is reimplemented here. A processor maps 8-bit pixels to numbers by a scale and an offset for each channel; both
+are measured on a black and a white image, and inverted to get the resized 8-bit pixels from the processor's output. So
+training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Normalize8Bit:
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) in the layout that is fastest for convolutions; they keep it through the whole network."""
+    """(B, C, H, W) in the layout that is fastest for convolutions, which keep it through the network."""
     _, channels, height, width = images.shape
     if channels == 1:  # torch sees both layouts as the same, and would choose the other
         return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
@@ -47,7 +47,7 @@ def normalizer(processor: Any, channels: int) -> Normalize8Bit:
     """The arithmetic of `processor` on 8-bit pixels, for a model with 1 or 3 channels.
 
     Raises:
-        UserError: it is more than a scale and an offset by channel.
+        UserError: the arithmetic is more than a scale and an offset by channel.
     """
     side = (_PROBE, _PROBE)
     black, white = (_process(processor, [Image.new("RGB", side, color)])[0] for color in ("black", "white"))

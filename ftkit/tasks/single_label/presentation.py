@@ -15,8 +15,8 @@ def section(metrics: dict[str, Any], names: list[str]) -> Section:
     """The section of the report: confusions, classes, calibration and images.
 
     Args:
-        metrics: from `compute_metrics`.
-        names: of the classes.
+        metrics: the result of `compute_metrics`.
+        names: the class names.
     """
     from ftkit.tasks.single_label.figures import reliability_diagram  # late: matplotlib takes a while to load
 

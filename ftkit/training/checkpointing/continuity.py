@@ -64,14 +64,14 @@ class Fingerprint:
 
         Args:
             there: the other fingerprint, from `to_json`; None if there is none.
-            source: the folder that it was read from, for messages.
-            folder: of the run.
+            source: the folder that `there` was read from, for messages.
+            folder: the run's folder.
 
         Returns:
             The allowed differences, such as `torch 2.14.0 -> 2.15.0`; an empty string if there are none.
 
         Raises:
-            UserError: something differs that must not, or there is no other fingerprint.
+            UserError: a value that must not differ does, or there is no other fingerprint.
         """
         otherwise = "give another --output_dir, or start again with --overwrite true"
         if there is None:
@@ -153,8 +153,8 @@ def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrai
     """The fingerprint of a run.
 
     Args:
-        args: of the run.
-        images: by split.
+        args: the run's training arguments.
+        images: the images by split.
         pretrained: the model before adapters are added, if it starts from trained weights. Its head, which may be
             new, does not count.
     """

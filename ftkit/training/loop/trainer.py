@@ -44,7 +44,7 @@ from ftkit.training.loop.sharding import (
 from ftkit.training.loop.waiting import Waiting
 from ftkit.training.trackers import shielded
 
-_LOGITS = 1 << 24  # that an evaluation keeps on a device at most
+_LOGITS = 1 << 24  # the most that an evaluation keeps on a device
 
 
 class ImageTrainer(CheckpointingTrainer):
@@ -56,15 +56,15 @@ class ImageTrainer(CheckpointingTrainer):
 
     Args:
         model: a classifier whose output has `logits` (N, C).
-        args: of the stage.
-        normalize: from uint8 to the model's input.
+        args: the stage's training arguments.
+        normalize: function from uint8 to the model's input.
         objective: the loss and its settings; None for a trainer that only predicts.
-        train_dataset: to train on.
-        eval_dataset: to choose the checkpoint on; without `train_dataset` it is needed for its task.
+        train_dataset: the images to train on.
+        eval_dataset: the images to choose the checkpoint on; without `train_dataset`, they determine the task.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean over the batch
-    objective: Objective  # where it trains
+    objective: Objective  # only set if it trains
     train_dataset: Any  # `Images`, or `Features` in their place
 
     def __init__(
@@ -162,7 +162,7 @@ class ImageTrainer(CheckpointingTrainer):
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
+        """Run forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
         if not self.model.training:  # after an evaluation; a wrapper around the model still says that it trains
             model.train()
         self.optimizer.train()
@@ -226,7 +226,7 @@ class ImageTrainer(CheckpointingTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule of the learning rate."""
+        """The learning-rate schedule."""
         self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 

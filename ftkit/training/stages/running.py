@@ -33,7 +33,7 @@ def run_plan(plan: Plan, resumption: Resumption) -> list[dict[str, Any]]:
     last stage; `merge_adapters` merges its adapters.
 
     Returns:
-        For each stage its name, trained parameters, seconds, steps, images per second, and the metric and step of the
+        Each stage's name, trained parameters, seconds, steps, images per second, and the metric and step of the
         weights that validation chose (None if the last weights were kept).
 
     Raises:
