@@ -13,7 +13,7 @@ from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
 from ftkit.config.arguments.method import MethodArguments
 from ftkit.config.arguments.model import ModelArguments
-from ftkit.config.arguments.training import TrainingArguments, following, in_stage, values_of
+from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, following, in_stage, usual, values_of
 from ftkit.precision import HALVES
 
 # A saved configuration spells these out, then what was given.
@@ -63,6 +63,19 @@ class Config:
         saved |= {key: values[key] for key in named}
         saved = {key: _plain(value) for key, value in saved.items() if key not in _NOT_SAVED}
         return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+
+
+def chosen(saved: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a saved configuration that were given or differ from their default, and the learning rate.
+
+    Args:
+        saved: what `Config.to_yaml` writes.
+    """
+    groups = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments)
+    defaults = {f.name: f.default for group in groups for f in dataclasses.fields(group)}
+    defaults |= {key: DEFAULTS[key] for key in (*_SPELT_OUT, *HALVES) if key != "learning_rate"}
+    defaults |= {key: saved[key] for key in usual(saved)}
+    return {key: value for key, value in saved.items() if key not in defaults or value != defaults[key]}
 
 
 class Evaluation(NamedTuple):

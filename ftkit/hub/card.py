@@ -9,18 +9,21 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ftkit.config.configuration import chosen
 from ftkit.errors import UserError
 from ftkit.evaluation.pages import render
 from ftkit.evaluation.predictions import compute_metrics, read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.files import atomic_write
 from ftkit.tasks import Metric, Task
+from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 
 _ROUNDING = 1e-9  # logarithms and exponentials differ in their last digits between processors
-_HYPERPARAMETERS = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-                    "learning_rate", "lr_scheduler_type", "warmup_steps", "optim", "optim_args", "weight_decay",
-                    "label_smoothing_factor", "loss", "dropout", "mixup", "cutmix", "ema_decay", "adapter_args",
-                    "bf16", "fp16")  # fmt: skip
+# What the card says elsewhere, or is only a place on the author's disk.
+_NO_HYPERPARAMETERS = CHANGES_NOTHING | {
+    *("dataset", "data_dir", "augment", "image_transform", "model", "method", "seed"),
+    *("deepspeed", "fsdp_config", "accelerator_config"),
+}
 
 
 def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | None = None) -> Path:
@@ -47,7 +50,7 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
         "headline": task.headline(metrics),
         "task": task,
         "figure": task.card_figure(metrics),
-        "hyperparameters": {key: config[key] for key in _HYPERPARAMETERS if config.get(key)}
+        "hyperparameters": {key: value for key, value in chosen(config).items() if key not in _NO_HYPERPARAMETERS}
         | {"seed": record["seed"]},
         "repo_id": repo_id or str(run / "model"),
         "is_adapter": adapters,
