@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(BrokenPipeError), opened(args.output) as out:
         write = FORMATS[args.format](out, files, top_k)
         for batch in classify(classifier, files, top_k, args.batch_size):
-            with tqdm.external_write_mode():  # the bar steps aside
+            with tqdm.external_write_mode():  # hides the progress bar
                 for file, answers in zip(batch.files, batch.answers, strict=True):
                     write(file, answers)
                 out.flush()

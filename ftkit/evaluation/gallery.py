@@ -10,7 +10,7 @@ from ftkit.data.feeding.tensors import Images
 from ftkit.tasks import Predictions
 
 _SAMPLES = 16
-_SIDE = 96  # pixels, the longer side of a thumbnail at most
+_SIDE = 96  # pixels: the longer side of a thumbnail is at most this
 
 
 def thumbnail(folder: Path, predictions: Predictions, position: int) -> Path:

@@ -25,9 +25,9 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
     """Write the card of a run's model, `model/README.md`, from its metrics and its record.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         repo_id: the name on the Hub, for the code example.
-        record: the content of `run.json`, if that is not written yet.
+        record: the content of `run.json`, if that file is not written yet.
 
     Raises:
         UserError: the run is not finished.
@@ -61,7 +61,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """The `config.yaml` of a run.
 
     Raises:
-        UserError: it is missing.
+        UserError: the file is missing.
     """
     try:
         return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
