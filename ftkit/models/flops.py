@@ -15,7 +15,7 @@ def flops_per_image(model: nn.Module, pixel_values: torch.Tensor) -> int:
 
     Args:
         model: a model that takes `pixel_values`.
-        pixel_values: normalised images (N, C, H, W), of which only the first is used.
+        pixel_values: normalised images (N, C, H, W); only the first is used.
     """
     # cuDNN and MKL-DNN run a recurrent layer as one operation, which is not counted; the plain CPU code multiplies.
     model = copy.deepcopy(model).cpu().eval()

@@ -1,7 +1,7 @@
 """timm's models as transformers wraps them: everything that differs from other models.
 
 Classes, channels, size, normalisation and even the image processor are part of the model's config. The functions take
-any model, and say what they return for one that is not timm's.
+any model; each says what it returns for other models than timm's.
 """
 
 from typing import Any

@@ -22,7 +22,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")  # added by DistributedDataParal
 # Raised when reading a damaged file.
 _DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             AssertionError, MemoryError, OverflowError, struct.error)  # fmt: skip
-_WAY_OUT = "save the weights alone where the file was made: torch.save(model.state_dict(), path)"
+_WAY_OUT = "save only the weights, with the program that made the file: torch.save(model.state_dict(), path)"
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
