@@ -61,8 +61,8 @@ class AdaLora(AdapterHooks):
             )
         if sharded:
             errors.append(
-                "method: adalora needs whole weights, and FSDP and DeepSpeed shard them: use method: lora, or launch "
-                "with accelerate_configs/multi_gpu.yaml"
+                "method: adalora needs unsharded weights, and FSDP and DeepSpeed shard them: use method: lora, or "
+                "launch with accelerate_configs/multi_gpu.yaml"
             )
         return errors
 

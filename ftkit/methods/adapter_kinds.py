@@ -17,7 +17,7 @@ from ftkit.methods.adapter_hooks import AdapterHooks
 LORA_VARIANTS: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 _IA3: dict[str, Any] = {"feedforward_modules": []}  # scale a layer's output, never its input
 _DEFAULTS = LORA_VARIANTS | {"ia3": _IA3}
-HOOKS = {"adalora": AdaLora()}  # by PEFT's name of the adapter
+HOOKS = {"adalora": AdaLora()}  # PEFT's name of the adapter -> its hooks
 _NO_HOOKS = AdapterHooks()
 
 

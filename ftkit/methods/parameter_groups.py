@@ -84,10 +84,10 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _scales_of_adapters(model: nn.Module) -> set[str]:
-    """The parameters by which adapters multiply a layer's features: IA3's vectors, BOFT's scale, DoRA's magnitude.
+    """The adapter parameters that multiply a layer's features: IA3's vectors, BOFT's scale, DoRA's magnitude.
 
     They start positive, at one or at the norms of weights; parameters that adapters add to a layer start at zero or
-    with both signs. Decay pulls the added ones back to the pretrained weights, but scales down to nothing.
+    with both signs. Decay pulls added parameters back to the pretrained weights, but pulls scales down to nothing.
     """
     found = set()
     for place, layer in model.named_modules():
