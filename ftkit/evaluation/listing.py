@@ -78,7 +78,7 @@ FORMATS = {"table": _table, "jsonl": _jsonl, "csv": _comma_separated}
 
 
 def _significant(probability: float) -> float:
-    """Rounded to six digits, the precision of float32."""
+    """The probability rounded to six digits, the precision of float32."""
     return float(f"{probability:.6g}")
 
 

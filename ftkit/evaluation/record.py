@@ -98,7 +98,7 @@ def show_result(task: Task, metrics: dict[str, Any], about: str) -> None:
 
 
 def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
-    """Print the result, where it is saved, and what to do next."""
+    """Print the result, the folder that holds it, and possible next steps."""
     banner("done")
     chosen = record["stages"][-1]["best_step"] is not None
     weights = "chosen on validation" if chosen else "the last weights of training"
