@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
     Raises:
         UserError: an option is unknown, or its value is invalid.
-        ConfigError: with all other errors.
+        ConfigError: there are other errors; lists all of them.
     """
     parser = ScriptParser(prog="predict.py", description=__doc__.partition("\n")[0])
     parser.add_argument("inputs", nargs="*", help="image files, folders, patterns in quotes, or - for a list of paths")

@@ -50,7 +50,7 @@ def read_images(
     if "int8" in names:
         chosen["calibration"] = _some(splits["train"], _CALIBRATION_IMAGES)
     channels = classifier.channels_of(describe_images(chosen["measured"]))
-    config.data.image_transform = None  # for training only
+    config.data.image_transform = None  # applies only to training
     return load_images(DatasetDict(chosen), classifier.processor, channels, config.data, seed=0)
 
 
@@ -68,7 +68,7 @@ class Export:
         batch_size: the batch size for measuring.
 
     Attributes:
-        rows: by format, `pytorch` first: size, file, largest difference of a logit, score, times.
+        rows: size, file, largest difference of a logit, score and times of each format, `pytorch` first.
     """
 
     def __init__(self, classifier: Classifier, images: dict[str, Images], batch_size: int):

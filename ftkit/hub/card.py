@@ -107,7 +107,7 @@ def verify_card(run: Path, card: ModelCard) -> list[str]:
     """Every difference between a card and the run's predictions, one sentence each."""
     evaluation = evaluation_folder(run)
     task, metrics = read_predictions(evaluation).task, compute_metrics(evaluation)
-    data: Any = card.data  # of a model: `ModelCardData`
+    data: Any = card.data  # a model's `ModelCardData`
     claimed = {result.metric_name: result.metric_value for result in data.eval_results or []}
     wrong = []
     for key, metric in _results(task, metrics).items():
