@@ -48,12 +48,7 @@ class Config:
         return getattr(self.training, key) if key in self.given else None
 
     def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
-        """The training arguments of a stage: the run's current values, overridden by the stage's.
-
-        Args:
-            arguments: the training arguments that the stage sets.
-            folder: the folder where the stage writes.
-        """
+        """The training arguments of a stage that writes to `folder`: the run's current values, with its `arguments`."""
         own = in_stage(values_of(self.training), self.given, arguments)
         return TrainingArguments(**own | {"output_dir": str(folder)})
 

@@ -54,8 +54,7 @@ class Method(NamedTuple):
         learning_rate: the default learning rate, for AdamW: cautious, for large models trained on much data; higher
             for methods that train few parameters. recipes/cifar10 has larger ones, for a small network.
         pretrained: whether the method starts from trained weights.
-        takes_stages: whether a recipe may replace its stages with its own `stages`; the method then decides only the
-            starting weights.
+        takes_stages: whether a recipe may set its own `stages`; the method then decides only the starting weights.
     """
 
     stages: Callable[[MethodArguments, int, float], list[Stage]]

@@ -96,10 +96,8 @@ class Trainable(NamedTuple):
         moves_buffers: whether all buffers of the model move too.
         moves_statistics: whether the running statistics of a BatchNorm move if all its parameters train.
         needs_adapters: whether the model must have adapters.
-        saved_with_adapters: whether an adapter's files include these parameters, so that a model with adapters may
-            train them.
-        beside_head: whether this trains some parameters of the body and the head; a warning is logged if the body has
-            none.
+        saved_with_adapters: whether an adapter's files include these parameters, so they may train beside adapters.
+        beside_head: whether this trains the head and some body parameters; a warning is logged if the body has none.
     """
 
     written: str

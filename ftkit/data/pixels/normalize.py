@@ -76,7 +76,7 @@ class PixelGeometry:
         self.unchanged: dict[tuple[int, int], bool] = {}
         self.resized: Callable[[list[Image.Image]], np.ndarray] = self._from_values
         probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
-        with contextlib.suppress(TypeError):  # raised by processors that normalise anyway, which takes floats
+        with contextlib.suppress(TypeError):  # raised by processors that normalise anyway, and need floats
             if np.array_equal(shorter(probe), self._from_values(probe)):
                 self.resized = shorter
 
