@@ -10,7 +10,7 @@ from ftkit.methods import checks as methods
 from ftkit.methods.adapter_kinds import LORA_VARIANTS
 from ftkit.methods.plan import METHODS, default_learning_rate
 from ftkit.models import checks as models
-from ftkit.tasks import SingleLabel
+from ftkit.tasks import DEFAULT_TASK
 from ftkit.tasks import checks as tasks
 from ftkit.training.loop.optimizers import check_optimizer
 from ftkit.training.trackers import check_trackers
@@ -21,7 +21,7 @@ def _check(config: Config) -> list[str]:
         *data.check(config.data),
         *models.check(config.model),
         *methods.check(config),
-        *tasks.check(config, SingleLabel),
+        *tasks.check(config, DEFAULT_TASK),
         *check_optimizer(config.training.optim, config.training.optim_args),
         *check_trackers(config.training.report_to),
     ]
@@ -34,12 +34,12 @@ def _check_evaluation(config: Evaluation) -> list[str]:
 OWNERS = Owners(
     _check,
     default_learning_rate,
-    SingleLabel.metrics[SingleLabel.score].validation or "loss",
+    DEFAULT_TASK.metrics[DEFAULT_TASK.score].validation or "loss",
     {
         "model": (*models.OWN_MODELS, "timm/<architecture>"),
         "augment": AUGMENTATIONS,
-        "loss": [f"{name} ({(loss.__doc__ or '').rstrip('.')})" for name, loss in SingleLabel.losses.items()],
-        "metric_for_best_model": SingleLabel.validation(),
+        "loss": [f"{name} ({(loss.__doc__ or '').rstrip('.')})" for name, loss in DEFAULT_TASK.losses.items()],
+        "metric_for_best_model": DEFAULT_TASK.validation(),
         "method": (*METHODS, *LORA_VARIANTS, "any adapter of peft"),
     },
 )

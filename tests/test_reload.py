@@ -13,12 +13,10 @@ from support import train
 
 from ftkit.config import DataArguments
 from ftkit.data.sources.load import load_data
+from ftkit.models.checks import OWN_MODELS
 from ftkit.run import evaluate
 
-MODELS = {
-    "mlp": ["--model", "mlp"],
-    "convnet": ["--model", "convnet"],
-    "rnn": ["--model", "rnn"],
+MODELS = {name: ["--model", name] for name in OWN_MODELS} | {
     "timm resnet": ["--model", "timm/test_resnet", "--image_size", "32"],
     "timm vit": ["--model", "timm/test_vit", "--image_size", "32"],
 }

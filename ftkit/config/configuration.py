@@ -13,13 +13,13 @@ from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
 from ftkit.config.arguments.method import MethodArguments
 from ftkit.config.arguments.model import ModelArguments
-from ftkit.config.arguments.training import TrainingArguments, following, in_stage, values_of
+from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, following, in_stage, usual, values_of
 from ftkit.precision import HALVES
 
 # Written to config.yaml even at their defaults.
 _SPELT_OUT = ("eval_strategy", "per_device_eval_batch_size", "logging_steps", "save_total_limit", "learning_rate")
-# These say how a run is launched, not what it computes.
-_NOT_SAVED = ("overwrite", "resume_from_checkpoint")
+# These say how a run is launched, not what it computes; `do_eval`, which recipes may not set, follows from others.
+_NOT_SAVED = ("overwrite", "resume_from_checkpoint", "do_eval")
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Config:
         return getattr(self.training, key) if key in self.given else None
 
     def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
-        """The training arguments of a stage that writes to `folder`: the run's current values, with its `arguments`."""
+        """The training arguments of a stage that writes to `folder`: the run's, overridden by its own `arguments`."""
         own = in_stage(values_of(self.training), self.given, arguments)
         return TrainingArguments(**own | {"output_dir": str(folder)})
 
@@ -63,6 +63,19 @@ class Config:
         saved |= {key: values[key] for key in named}
         saved = {key: _plain(value) for key, value in saved.items() if key not in _NOT_SAVED}
         return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
+
+
+def chosen(saved: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a saved configuration that were given or differ from their default, and the learning rate.
+
+    Args:
+        saved: the values that `Config.to_yaml` writes, by key.
+    """
+    groups = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments)
+    defaults = {f.name: f.default for group in groups for f in dataclasses.fields(group)}
+    defaults |= {key: DEFAULTS[key] for key in (*_SPELT_OUT, *HALVES) if key != "learning_rate"}
+    defaults |= {key: saved[key] for key in usual(saved)}
+    return {key: value for key, value in saved.items() if key not in defaults or value != defaults[key]}
 
 
 class Evaluation(NamedTuple):

@@ -1,6 +1,18 @@
 """What a right answer is. The rest of ftkit asks the task itself, and never compares its name.
 
-To add a task, add a package here and a row to `TASKS`.
+A new task is a package here and a row of `TASKS`: a class with these members, which `SingleLabel` documents.
+
+- about itself: `hub_task`, `logits_meaning`, `limit`, `size`, and `names`, which texts and the demo show;
+- losses: `losses`, `loss_options`, `loss`, `mixable`;
+- metrics: `metrics`, `score`, `score_metric`, `summary`, `compute_metrics`, `headline`, `compare`;
+- validation: `validation`, `validate`, `evaluation_loss`, `validation_loss`;
+- recognised from: `of_features`, `of_config`, and, in raw data, `target_column` and `read`;
+- targets: `check_targets`, `keep_classes`, `some_of_each`, `carve`, `encode`, `relabel`, `counts`, `tensor`,
+  `compact`;
+- models: `config_options`;
+- answers: `decide`, `agreement`, `probabilities`, `likeliest`;
+- stored predictions: `predictions`, `from_table`;
+- report and card: `section`, `data_template`, `gallery`, `caption`, `card_figure`.
 """
 
 from datasets import Features
@@ -10,6 +22,7 @@ from ftkit.tasks.parts import Drawing, Metric, Section, shortened
 from ftkit.tasks.single_label import Predictions, SingleLabel
 
 __all__ = [
+    "DEFAULT_TASK",
     "TASKS",
     "Drawing",
     "Metric",
@@ -22,7 +35,8 @@ __all__ = [
     "task_of_config",
 ]
 Task = SingleLabel  # for annotations, like `Predictions`: a union once there are several tasks
-TASKS: tuple[type[Task], ...] = (SingleLabel,)
+TASKS: tuple[type[Task], ...] = (SingleLabel,)  # the first that recognises columns or a config is taken
+DEFAULT_TASK = SingleLabel  # every recipe has this task: none can name another yet
 
 
 def task_of(features: Features) -> Task:

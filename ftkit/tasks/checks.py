@@ -21,7 +21,8 @@ def check(config: Config, task: type[Task]) -> list[str]:
 
 def _check_best(values: dict[str, Any], known: dict[str, bool]) -> list[str]:
     """Errors in `metric_for_best_model`, and in keys that contradict its direction, one sentence each."""
-    metric, given = values["metric_for_best_model"] or "loss", values["greater_is_better"]
+    metric, given = values["metric_for_best_model"], values["greater_is_better"]
+    metric = "loss" if metric is None else metric
     name, errors = metric.removeprefix("eval_"), []
     if name not in known:
         hint = nearest(name, known)

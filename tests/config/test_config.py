@@ -388,6 +388,7 @@ CONTRADICTIONS = [
     ({"bf16": True, "fp16": True}, "fp16"),
     ({"method": "adalora", "model": "timm/test_vit", "ema_decay": 0.9}, "ema_decay: 0.9 brings back ranks"),
     ({"lr_scheduler_kwargs": "fast"}, "lr_scheduler_kwargs"),
+    ({"metric_for_best_model": ""}, "metric_for_best_model: ''"),
 ]
 
 
@@ -521,6 +522,7 @@ def test_a_saved_configuration_reads_back_equal(recipe, tmp_path, monkeypatch, v
         "save_total_limit: null\nmetric_for_best_model: null",
         "eval_steps: 4\nsave_steps: 8",
         "logging_steps: 7\neval_strategy: steps",
+        "do_eval: false",
     ],
 )
 def test_values_that_transformers_resolves_survive_saving(recipe, text):

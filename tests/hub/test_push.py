@@ -1,5 +1,6 @@
 """Pushes to a server that speaks the Hub's protocol and simulates its faults."""
 
+import json
 import math
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from support import REPO, finetune, load_recipe_script, weights
 
 from ftkit.hub import push as pushing
 from ftkit.hub.card import verify_card
+from ftkit.tasks.single_label.metrics import METRICS
 
 SMALL = ["--max_train_samples", 150, "--num_train_epochs", 1]
 
@@ -62,7 +64,9 @@ def test_the_card_is_valid_for_the_hub_and_matches_the_predictions(hub, unchecke
     assert get_session().post(f"{hub.url}/api/validate-yaml", json=checked).json()["errors"] == []
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-classification"
     told = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert len(told) == 5 and told["accuracy"] > 0.9 and verify_card(run, card) == []
+    reported = json.loads((run / "evaluation" / "metrics.json").read_text())
+    shown = [metric.title for key, metric in METRICS.items() if metric.hub_type and key in reported]
+    assert list(told) == shown and told["accuracy"] > 0.9 and verify_card(run, card) == []
     assert 'pipeline("image-classification", "me/digits", trust_remote_code=True)' in card.text
     push = load_recipe_script("push").main
     push([str(run), "--verify"])
@@ -71,9 +75,29 @@ def test_the_card_is_valid_for_the_hub_and_matches_the_predictions(hub, unchecke
     for elsewhere in (math.nextafter(loss, 1), loss + 1e-7):  # a difference between processors, and a wrong value
         changed = ModelCard(path.read_text().replace(f"value: {loss}", f"value: {elsewhere}"))
         assert len(verify_card(run, changed)) == (elsewhere - loss > 1e-8)
+    row = f"| accuracy | {told['accuracy']:.4f} |"
+    assert row in card.text
+    older = ModelCard(path.read_text().replace(row, row.replace("accuracy", "accuracy, as once named")))
+    assert verify_card(run, older) == []
+    assert verify_card(run, ModelCard(path.read_text().replace(row, "| accuracy | 0.9999 |"))) == [
+        f"the text lacks the line {row!r}"
+    ]
     path.write_text(path.read_text().replace(f"value: {told['accuracy']}", "value: 0.9999"))
     with refused("accuracy: the card says 0.9999, the predictions give"):
         push([str(run), "--verify"])
+
+
+def test_the_card_lists_what_was_chosen_and_nothing_at_its_default(tmp_path):
+    options = ["--loss", "focal", "--focal_gamma", 3, "--l1", 0.001, "--layer_decay", 0.9, "--weight_decay", 0,
+               "--cutmix", 0, "--logging_steps", 20]  # fmt: skip
+    text = (finetune(tmp_path / "run", *SMALL, *options) / "model" / "README.md").read_text()
+    table = text.partition("| hyperparameter | value |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    rows = dict(line.replace("\\", "").strip("| ").split(" | ") for line in table.splitlines())
+    given = {"loss": "focal", "focal_gamma": "3.0", "l1": "0.001", "layer_decay": "0.9", "weight_decay": "0.0"}
+    assert (given | {"max_train_samples": "150", "num_train_epochs": "1.0"}).items() <= rows.items()
+    assert {"learning_rate", "seed"} <= rows.keys()
+    at_default = {"mixup", "cutmix", "head_lr_multiplier", "data_engine", "eval_strategy", "save_strategy", "bf16"}
+    assert rows.keys().isdisjoint({*at_default, "output_dir", "dataset", "model", "method"})
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Plans and stages: what a stage declares trains, and nothing else moves."""
 
 import shutil
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,15 +19,17 @@ from support import (
     train,
     weights,
 )
+from torch import nn
 from transformers import AutoModelForImageClassification
 
 from ftkit.config import MethodArguments, ModelArguments
 from ftkit.data.pixels.images import ImageInfo
 from ftkit.errors import UserError
 from ftkit.methods.freezing import only_training
-from ftkit.methods.plan import make_plan
+from ftkit.methods.plan import METHODS, make_plan
 from ftkit.methods.trainable import trained_parameters
 from ftkit.models.anatomy import layer_groups
+from ftkit.models.checks import OWN_MODELS
 from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
 
@@ -40,16 +44,66 @@ def moved(folder, run) -> tuple[set[str], set[str]]:
     return body, {name for name in body if not torch.equal(before[name], after[name])}
 
 
+class Moved(NamedTuple):
+    """What a plan moves outside of the head.
+
+    Attributes:
+        expected: returns the names of parameters and buffers that move, from the model, the names of all outside of
+            the head, and those of each layer group.
+        options: of the run, from the names of the layer groups; None: `--method` and the plan's name.
+        stages: the names of its stages, if they are not what is tested elsewhere.
+    """
+
+    expected: Callable[[nn.Module, set[str], list[set[str]]], set[str]]
+    options: Callable[[list[str]], list[str]] | None = None
+    stages: list[str] | None = None
+
+
+def everything(_model, body, _groups):
+    return body
+
+
+def nothing(*_):
+    return set()
+
+
+def biases(_model, body, _groups):
+    return {name for name in body if name.endswith("bias")}
+
+
+def norms(model, body, _groups):
+    places = {place for place, module in model.named_modules() if "Norm" in type(module).__name__}
+    parameters = {name for name in body if "running_" not in name and "num_batches" not in name}
+    return {name for name in parameters if name.rpartition(".")[0] in places or "norm" in name}
+
+
+def one_group(number):
+    """The parameters of a layer group and the running statistics beside them."""
+
+    def expected(_model, body, groups):
+        places = {name.rpartition(".")[0] for name in groups[number]}
+        return {name for name in body if name in groups[number] or name.rpartition(".")[0] in places}
+
+    return expected
+
+
+# A plan for every method that starts from trained weights, and the recipe's own.
 PLANS = {
-    "full": [],
-    "linear_probe": [],
-    "lp_ft": [],
-    "gradual_unfreeze": [],
-    "bitfit": [],
-    "norm_tuning": [],
-    "surgical": [],
-    "last": ["--method", "full", "--stages", '[{"train": {"last": 1}}]'],
+    "full": Moved(everything),
+    "linear_probe": Moved(nothing),
+    "lp_ft": Moved(everything, stages=["head", "all"]),
+    "gradual_unfreeze": Moved(everything),
+    "bitfit": Moved(biases),
+    "norm_tuning": Moved(norms),
+    "surgical": Moved(one_group(0), lambda groups: ["--method", "surgical", "--surgical_groups", groups[0]]),
+    "last": Moved(
+        one_group(-2), lambda _: ["--method", "full", "--stages", '[{"train": {"last": 1}}]'], stages=["last-1"]
+    ),
 }
+
+
+def test_every_method_has_a_plan_here():
+    assert {name for name, method in METHODS.items() if method.pretrained} == PLANS.keys() - {"last"}
 
 
 @pytest.mark.parametrize(
@@ -58,31 +112,15 @@ PLANS = {
     indirect=["folder"],
 )
 def test_exactly_what_is_declared_moves(folder, tmp_path, plan):
-    chosen = list(layer_groups(AutoModelForImageClassification.from_pretrained(folder)))[:1]
-    surgical = ["--surgical_groups", *chosen] if plan == "surgical" else []
-    job = train(tmp_path / "run", *ONE_EPOCH, "--model", folder, *(PLANS[plan] or ["--method", plan]), *surgical)
+    moves = PLANS[plan]
+    places = list(layer_groups(AutoModelForImageClassification.from_pretrained(folder)))
+    options = moves.options(places) if moves.options else ["--method", plan]
+    job = train(tmp_path / "run", *ONE_EPOCH, "--model", folder, *options)
     body, changed = moved(folder, job.folder)
-    statistics = {name for name in body if "running_" in name or "num_batches" in name}
-    parameters = body - statistics
     model = Classifier.build(ModelArguments(model=str(folder)), SingleLabel(DIGITS), ImageInfo((8, 8), 1), True).model
-    groups = layer_groups(model)
-    head = set(list(groups.values())[-1])
-    if plan in ("full", "lp_ft", "gradual_unfreeze"):
-        assert changed == body - head
-    elif plan == "linear_probe":
-        assert changed == set()
-    elif plan == "bitfit":
-        assert changed == {name for name in parameters - head if name.endswith("bias")}
-    elif plan == "norm_tuning":
-        norms = {place for place, module in model.named_modules() if "Norm" in type(module).__name__}
-        assert changed == {n for n in parameters - head if n.rpartition(".")[0] in norms or "norm" in n}
-    else:
-        trained = set(list(groups.values())[0 if plan == "surgical" else -2])
-        places = {name.rpartition(".")[0] for name in trained}
-        assert changed - statistics == trained
-        assert {name.rpartition(".")[0] for name in changed & statistics} <= places
-    expected = {"lp_ft": ["head", "all"], "last": ["last-1"]}.get(plan)
-    assert expected is None or [stage["stage"] for stage in job.stages] == expected
+    groups = [set(names) for names in layer_groups(model).values()]
+    assert changed == moves.expected(model, body - groups[-1], groups)
+    assert moves.stages is None or [stage["stage"] for stage in job.stages] == moves.stages
     for number, stage in enumerate(job.stages):
         assert (job.folder / "stages" / f"{number}-{stage['stage']}" / "trainer_state.json").is_file()
     assert_saved_is_trained(job)
@@ -108,7 +146,7 @@ def test_frozen_modules_that_move_are_named():
         model.classifier.weight += 1
 
 
-@pytest.mark.parametrize("name", ["mlp", "convnet", "rnn", "timm/test_resnet", "timm/test_vit"])
+@pytest.mark.parametrize("name", [*OWN_MODELS, "timm/test_resnet", "timm/test_vit"])
 def test_layer_groups_hold_every_parameter_once(name):
     model = Classifier.build(
         ModelArguments(model=name, image_size=[16]), SingleLabel(DIGITS), ImageInfo((8, 8), 1), False

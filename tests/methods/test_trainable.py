@@ -7,40 +7,39 @@ from support import REPO
 
 from ftkit.methods.trainable import KINDS, check_train, kind_of, stage_name
 
-EXAMPLES = {
-    "head": "head",
-    "all": "all",
-    "bias": "bias",
-    "norm": "norm",
-    "adapters": "adapters",
-    "a mapping `last: n`": {"last": 2},
-    "a list of module names": ["stem", "stages.*"],
+# For each kind that is no word: a value of `train`, and the name of its stage.
+FORMS = {
+    "a mapping `last: n`": ({"last": 2}, "last-2"),
+    "a list of module names": (["stem", "stages.*"], "chosen"),
 }
 UNKNOWN = ["heads", "", None, 3, [], ["stem", 1], {"last": 0}, {"last": True}, {"last": 1, "first": 1}, {"first": 1}]
 WORDS = {kind.written for kind in KINDS if kind.fits is None}
 
 
+EXAMPLES = {word: word for word in WORDS} | {written: train for written, (train, _) in FORMS.items()}
+
+
 def test_every_kind_has_one_row():
-    assert [kind.written for kind in KINDS] == list(EXAMPLES)
-    assert [kind_of(train).written for train in EXAMPLES.values()] == list(EXAMPLES)
+    assert [kind.written for kind in KINDS if kind.written not in WORDS] == list(FORMS), "a new form needs an example"
+    assert {kind_of(train).written: train for train in EXAMPLES.values()} == EXAMPLES
 
 
 @pytest.mark.parametrize("train", UNKNOWN, ids=str)
 def test_other_values_are_refused_with_the_valid_ones(train):
-    assert check_train(train, has_adapters=False) == (
-        f"{train!r} is not one of head, all, bias, norm, adapters, a mapping `last: n`, or a list of module names"
-    )
+    *some, last = (kind.written for kind in KINDS)
+    assert check_train(train, has_adapters=False) == f"{train!r} is not one of {', '.join(some)}, or {last}"
 
 
 def test_stages_are_named_by_what_trains():
-    names = ["head", "all", "bias", "norm", "adapters", "last-2", "chosen"]
-    assert [stage_name(train) for train in EXAMPLES.values()] == names
+    assert {word: stage_name(word) for word in WORDS} == {word: word for word in WORDS}
+    assert [stage_name(train) for train, _ in FORMS.values()] == [name for _, name in FORMS.values()]
 
 
 def test_only_what_is_saved_with_adapters_trains_beside_them():
-    beside = [written for written, train in EXAMPLES.items() if check_train(train, has_adapters=True) is None]
-    alone = [written for written, train in EXAMPLES.items() if check_train(train, has_adapters=False) is None]
-    assert beside == ["head", "adapters"] and alone == [name for name in EXAMPLES if name != "adapters"]
+    beside = {written for written, train in EXAMPLES.items() if check_train(train, has_adapters=True) is None}
+    alone = {written for written, train in EXAMPLES.items() if check_train(train, has_adapters=False) is None}
+    assert beside == {kind.written for kind in KINDS if kind.saved_with_adapters} >= {"head", "adapters"}
+    assert alone == {kind.written for kind in KINDS if not kind.needs_adapters} >= {"head", "all"}
     assert "expected head or adapters" in check_train("all", has_adapters=True)
     assert "needs a method that adds them" in check_train("adapters", has_adapters=False)
 

@@ -1,5 +1,6 @@
 """The task of one class per image: targets, logits, and that a new loss or metric is one row."""
 
+import re
 import subprocess
 import sys
 
@@ -7,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from support import random_predictions, store
+from support import REPO, random_predictions, store
 from torch.nn import functional as F
 
+from ftkit import tasks
 from ftkit.config import LossArguments
 from ftkit.evaluation.predictions import read_predictions, write_predictions
 from ftkit.evaluation.report import write_report
-from ftkit.tasks import Metric, SingleLabel, task_of
+from ftkit.tasks import TASKS, Metric, SingleLabel, task_of
 from ftkit.tasks.single_label.losses import LOSSES
 from ftkit.tasks.single_label.metrics import METRICS
 
@@ -52,9 +54,12 @@ def test_stored_predictions_have_fixed_columns_and_are_read_back(tmp_path):
 def test_validation_and_report_compute_the_same_numbers():
     found = random_predictions(NAMES, 500)
     logged, reported = TASK.validate(found.logits, found.labels), TASK.compute_metrics(found)
-    expected = {"accuracy": reported["accuracy"], "loss": reported["negative_log_likelihood"]}
+    validated = {key: metric for key, metric in METRICS.items() if metric.validation}
+    assert {"accuracy", "negative_log_likelihood"} <= validated.keys()
+    expected = {metric.validation: reported[key] for key, metric in validated.items()}
     assert logged == pytest.approx(expected, rel=1e-12)
-    assert TASK.validation() == {"accuracy": True, "loss": False}
+    assert TASK.validation() == {metric.validation: metric.higher_is_better for metric in validated.values()}
+    assert next(iter(TASK.validation())) == "loss"
     expected = F.cross_entropy(torch.from_numpy(found.logits).double(), torch.from_numpy(found.labels)).item()
     assert logged["loss"] == pytest.approx(expected, rel=1e-12)
 
@@ -92,6 +97,17 @@ def test_labels_of_other_data_are_matched_by_name(refused):
     assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
     with refused("test has unknown classes: 'fox'; known are 'cat', 'dog', 'owl'"):
         TASK.relabel(rows([1], ["cat", "fox"]), what="test")
+
+
+def test_the_list_of_a_tasks_members_is_complete():
+    listed = re.findall(r"`(\w+)`", tasks.__doc__.partition("documents.")[2])
+    assert sorted(listed) == sorted(name for name in dir(TASK) if not name.startswith("_"))
+
+
+def test_no_other_module_names_a_task():
+    names = {task.__name__ for task in TASKS}
+    modules = [path for path in (REPO / "ftkit").rglob("*.py") if "tasks" not in path.parts]
+    assert modules and not [path for path in modules if any(name in path.read_text("utf-8") for name in names)]
 
 
 def test_a_new_loss_is_a_row(monkeypatch):

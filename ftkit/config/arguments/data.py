@@ -5,6 +5,11 @@ from typing import Literal
 
 from ftkit.config.values import Options, from_json
 
+# The formats of `data_dir`, for help and messages; `ftkit.data.sources.load` recognises them.
+FORMATS = (
+    "class folders, IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON-lines file of paths and "
+    "labels, or a save_to_disk folder"
+)
 EMBEDDED = ("digits", "blobs")  # need no files
 
 
@@ -20,10 +25,7 @@ class DataArguments:
     )
     data_dir: str | None = field(
         default=None,
-        metadata={
-            "help": "A local folder or file: class folders, IDX files, CIFAR batches, parquet or webdataset files, "
-            "a CSV or JSON-lines file of paths and labels, or a save_to_disk folder."
-        },
+        metadata={"help": f"A local folder or file: {FORMATS}."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "The configuration name of a Hub dataset."})
     dataset_revision: str | None = field(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
+from ftkit.config.arguments.data import FORMATS
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
 
@@ -69,8 +70,7 @@ def read_class_folders(folder: Path) -> DatasetDict:
             raise UserError(f"data_dir: {root} holds images outside of class folders: move them to {split}/<class>/")
     if not files["train"]:
         raise UserError(
-            f"data_dir: {roots['train']} holds no images in class folders: expected <class>/<image> below it, or "
-            "IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON-lines file, or a save_to_disk folder"
+            f"data_dir: {roots['train']} holds no images in class folders (<class>/<image>): expected {FORMATS}"
         )
     return _by_name(folder, files)
 

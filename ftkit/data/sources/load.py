@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Im
 from datasets.fingerprint import Hasher
 
 from ftkit.config import DataArguments
+from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import file_state, follow_files
 from ftkit.data.sources.folders import (
     SPLIT_NAMES,
@@ -97,11 +98,11 @@ def _read_name(args: DataArguments) -> DatasetDict:
     name = _hub_name(args)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
         raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
-    local = _LOCAL_FILES.get(args.dataset or "", "class folders, parquet files or a save_to_disk folder")
+    local = _LOCAL_FILES.get(args.dataset or "", FORMATS)
     return from_hub(
         lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
         what=f"dataset {name}",
-        fix=f"set --data_dir to a folder with {local}",
+        fix=f"set --data_dir to local files: {local}",
     )
 
 
@@ -119,10 +120,10 @@ def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
         for kind, suffix in _SHARDS.items():
             if path.suffix.lower() == suffix:
                 return _read_shards(kind, {"train": [path]})
-        raise UserError(f"data_dir: {path} is neither a folder nor a CSV, JSON-lines, parquet or webdataset file")
+        raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
     entries = sorted(path.iterdir())
     if not entries:
-        raise UserError(f"data_dir: {path} is empty: expected class folders, IDX files, parquet files, …")
+        raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return _read_saved(path)
     if any(IDX_NAME.match(entry.name) for entry in entries):

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, Image
 from ftkit.config import DataArguments
 from ftkit.data.sources.folders import SPLIT_NAMES
 from ftkit.errors import UserError
-from ftkit.tasks import SingleLabel, Task, task_of
+from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, type_name
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
             raise UserError(f"{split}_split: {name!r} is not a split of the data: {', '.join(raw)}")
     train = splits["train"]
     image = find_column(train, "image_column", args.image_column, (Image,), "picture")
-    label = SingleLabel.target_column(train, label_column)
+    label = DEFAULT_TASK.target_column(train, label_column)
     for split, dataset in splits.items():
         if not len(dataset):
             raise UserError(f"{split} holds no images: remove it, or set another {split}_split")
         for name in (image, label):
             if name not in dataset.column_names:
                 raise UserError(f"column {name!r} of train is missing from {split}: {', '.join(dataset.column_names)}")
-    task = SingleLabel.read(splits, label)
+    task = DEFAULT_TASK.read(splits, label)
     return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
 
 

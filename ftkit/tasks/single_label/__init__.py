@@ -36,6 +36,7 @@ class SingleLabel:
         score: the key of the main metric, which chooses the checkpoint by default and compares runs. It must be a mean
             over images, and greater is better.
         summary: the keys of `metrics.json` that `run.json` repeats.
+        limit: the text for a model card on what the task cannot say, before the names of the classes.
         logits_meaning: the text for users of an exported model, whose files hold `class_names`.
         validation_loss: the name of the loss on validation, whatever loss is minimised.
         data_template: the template of the report's table of the splits.
@@ -52,6 +53,7 @@ class SingleLabel:
         "The index of the largest logit is the index of the class in class_names. The softmax of the logits gives "
         "the probabilities."
     )
+    limit: ClassVar[str] = "It assigns every image to one of its classes, whatever the image shows"
     validation_loss: ClassVar[str] = "the cross-entropy"
     data_template: ClassVar[str] = "single_label_data"
 
@@ -75,7 +77,7 @@ class SingleLabel:
 
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> "SingleLabel | None":
-        """The task of a model with this config, or None if it belongs to another task."""
+        """The task of a model with this config: never None, since the config of every classifier names its classes."""
         names: dict[Any, str] = dict(config.id2label or {})
         return cls([names[i] for i in range(len(names))])
 
