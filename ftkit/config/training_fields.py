@@ -115,7 +115,7 @@ def _of_several(_values: Values) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-# Keys that need something else to have an effect: a test whether that is given, and its name.
+# Keys that need something else to have an effect: a test whether it is given, and its name.
 NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     **dict.fromkeys(
         ("adam_beta1", "adam_beta2", "adam_epsilon"),
