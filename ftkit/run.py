@@ -1,4 +1,4 @@
-"""The whole job as functions, for scripts and notebooks: the steps of recipes/finetune.py, in its order.
+"""The job as functions, for scripts and notebooks: the steps of recipes/finetune.py, in its order.
 
     from ftkit.run import run
     job = run(["--dataset", "digits", "--model", "convnet", "--num_train_epochs", "5"])

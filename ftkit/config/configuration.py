@@ -48,12 +48,7 @@ class Config:
         return getattr(self.training, key) if key in self.given else None
 
     def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
-        """The training arguments of a stage: the run's current values, overridden by the stage's.
-
-        Args:
-            arguments: the training arguments that the stage sets.
-            folder: the folder where the stage writes.
-        """
+        """The training arguments of a stage that writes to `folder`: the run's, overridden by its own `arguments`."""
         own = in_stage(values_of(self.training), self.given, arguments)
         return TrainingArguments(**own | {"output_dir": str(folder)})
 
@@ -74,7 +69,7 @@ def chosen(saved: dict[str, Any]) -> dict[str, Any]:
     """The keys of a saved configuration that were given or differ from their default, and the learning rate.
 
     Args:
-        saved: what `Config.to_yaml` writes.
+        saved: the values that `Config.to_yaml` writes, by key.
     """
     groups = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments)
     defaults = {f.name: f.default for group in groups for f in dataclasses.fields(group)}

@@ -17,7 +17,7 @@ from ftkit.errors import UserError, nearest
 
 @dataclass
 class Entry:
-    """A key, its value as written (`texts`; None for a null), and where it was written."""
+    """A key, its value as written (`texts`; None for a null), and the place where it was written."""
 
     key: str
     texts: list[str] | None
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which also reads `1e-3` as a number."""
 
 
-_MOST_VALUES = 10_000  # of one key: aliases of aliases could expand to billions
+_MOST_VALUES = 10_000  # values of one key: aliases of aliases could expand to billions
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
 )
@@ -131,10 +131,10 @@ def parse_entry(
 
     Args:
         lists: keys that take one text or several, though the parser takes one.
-        nullable: keys for which a null means None instead of the default.
+        nullable: keys whose null means None instead of the default.
 
     Raises:
-        ValueError: one sentence with the key, the value and what was expected.
+        ValueError: the entry is wrong; one sentence names the key, the value and the expected form.
     """
     options = option_strings(parser)
     action = options.get(f"--{entry.key}")

@@ -36,7 +36,7 @@ from ftkit.precision import decide_precision
 GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
 # Keys that take one text or several, though `HfArgumentParser` lets them take one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
-# Keys for which null means None; for others it means the default. `report_to: null` would name a tracker.
+# Keys whose null means None; a null of other keys means the default. `report_to: null` would name a tracker.
 _NULLABLE = frozenset(
     name
     for group in (*GROUPS, EvaluationArguments)

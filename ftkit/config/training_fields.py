@@ -1,7 +1,7 @@
 """The exceptions among transformers' training arguments; all others work as transformers documents them.
 
 `OF_THE_RUN` cannot differ between stages; `REFUSED` would break a promise of ftkit's; `NOT_FOR_IMAGES` have no effect
-on image classifiers; `NEEDS` have no effect alone.
+on image classifiers; `NEEDS` need another setting to have an effect.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ REFUSED = {
     "eval_use_gather_object": "gathers objects, and predictions are tensors: leave it out",
     "batch_eval_metrics": "computes metrics batch by batch, and ftkit's need all predictions: leave it out, or move "
     "predictions off the device with eval_accumulation_steps: 1",
-    "include_for_metrics": "passes images or losses to the metrics, which read predictions alone: leave it out",
+    "include_for_metrics": "passes images or losses to the metrics, which read only predictions: leave it out",
     "save_on_each_node": "writes a folder on each machine, and all machines share output_dir: leave it out",
     "enable_jit_checkpoint": "saves on SIGTERM, which every run does anyway, exact to the step: leave it out",
     "hub_token": "would be saved and shared with the recipe: leave it out, and log in with `hf auth login` or set "
@@ -115,7 +115,7 @@ def _of_several(_values: Values) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-# Keys that need something else to have an effect: a test whether that is given, and its name.
+# Keys that need something else to have an effect: a test whether it is given, and its name.
 NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     **dict.fromkeys(
         ("adam_beta1", "adam_beta2", "adam_epsilon"),

@@ -56,7 +56,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature that minimises the negative log-likelihood of logits float (N, C) (Guo et al. 2017).
 
-    None if there is no minimum: with every image right, colder is always better; with hardly any right, hotter.
+    None if there is no minimum: with every image right, colder is always better; with almost all wrong, hotter.
     """
     if (logits.argmax(axis=1) == labels).all():
         return None

@@ -20,8 +20,7 @@ class Metric:
         about: a few words of explanation.
         interval: function from the predictions to the 95% interval; None for a metric without one.
         hub_type: the Hub's name for the metric; None if it says nothing about the model, such as a baseline.
-        validation: the name in the log and in `metric_for_best_model`; None if it is not computed on validation, as it
-            would be after every epoch.
+        validation: the name in the log and in `metric_for_best_model`, computed after every epoch; None: not computed.
         higher_is_better: whether the checkpoint with the greatest value is the best.
         least_classes: the fewest classes for which the metric is reported.
     """

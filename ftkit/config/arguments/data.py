@@ -87,7 +87,7 @@ class DataArguments:
         metadata={"help": "What to do about images that do not decode: stop before training, or leave them out."},
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
+        default=None, metadata={"help": "The folder for decoded images (default: ftkit/ under the Hugging Face home)."}
     )
 
     def __post_init__(self) -> None:

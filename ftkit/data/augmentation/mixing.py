@@ -12,7 +12,7 @@ from scipy.special import betaincinv
 from ftkit.data.augmentation.augment import below, random_bits
 from ftkit.data.augmentation.pixel_ops import real
 
-_POWER = 12  # of two: pieces of equal probability in the tables of the Beta distributions
+_POWER = 12  # the tables of the Beta distributions have 2^12 pieces of equal probability
 _BITS = 32 - _POWER
 
 

@@ -22,7 +22,7 @@ from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
 from ftkit.errors import UserError
 
-_VERSION = 3  # of the cache: raise it when decoding changes
+_VERSION = 3  # the cache's version: raise it when decoding changes
 
 
 class StreamedImages(Images):

@@ -26,7 +26,7 @@ from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
-_VERSION = 4  # of the cache: raise it when decoding changes
+_VERSION = 4  # the cache's version: raise it when decoding changes
 
 
 class Batch(NamedTuple):

@@ -67,7 +67,7 @@ def normalizer(processor: Any, channels: int) -> Normalize8Bit:
 class PixelGeometry:
     """The resizing and cropping of `processor`: n images, all grey or all RGB -> uint8 (n, C, H, W).
 
-    Whether the processor leaves images of a size unchanged is tested once for each size, with noise.
+    Tests once for each size, with noise, whether the processor leaves images of that size unchanged.
     """
 
     def __init__(self, processor: Any):
@@ -76,7 +76,7 @@ class PixelGeometry:
         self.unchanged: dict[tuple[int, int], bool] = {}
         self.resized: Callable[[list[Image.Image]], np.ndarray] = self._from_values
         probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
-        with contextlib.suppress(TypeError):  # from processors that normalise anyway, and need floats for it
+        with contextlib.suppress(TypeError):  # raised by processors that normalise anyway, and need floats
             if np.array_equal(shorter(probe), self._from_values(probe)):
                 self.resized = shorter
 

@@ -42,7 +42,7 @@ _LOCAL_FILES = {
     "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
-_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by datasets' name for the format
+_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
 FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                  "Ankle boot"]  # fmt: skip

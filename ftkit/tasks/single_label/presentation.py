@@ -8,7 +8,7 @@ from ftkit.tasks.parts import Drawing, Section
 from ftkit.tasks.single_label.predictions import Predictions
 
 _CONFUSIONS = 10
-_PICTURES = 24  # of each kind
+_PICTURES = 24  # images of each kind
 
 
 def section(metrics: dict[str, Any], names: list[str]) -> Section:

@@ -144,7 +144,7 @@ def _images(count: int) -> str:
 
 
 def _surplus(there: list, here: list) -> tuple[int, int]:
-    """How many are only in the first list, and only in the second."""
+    """The numbers of items only in the first list, and only in the second."""
     counts = Counter(there), Counter(here)
     return (counts[0] - counts[1]).total(), (counts[1] - counts[0]).total()
 

@@ -20,8 +20,7 @@ def lean(model: Any, sharded: bool, checkpointing: bool) -> Iterator[None]:
     Convolution weights and their gradients are channels-last, as the images are.
 
     Args:
-        model: the model to train. On exit its weights are contiguous again, and the stage's autocast and activation
-            checkpointing are removed.
+        model: the model to train. On exit it is contiguous again, without the stage's autocast and checkpointing.
         sharded: whether a sharded copy is trained instead of `model`.
         checkpointing: whether the `Trainer` turns activation checkpointing on.
     """

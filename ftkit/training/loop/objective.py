@@ -16,7 +16,7 @@ class Objective:
         args: the loss and its regularisation.
         settings: learning rate and weight decay of every parameter, by name.
         augment: names of the augmentations of training images; see `ftkit.data.augmentation.augment`.
-        on_nan: how a loss that is not finite is handled; see `JobArguments`.
+        on_nan: the handling of losses that are not finite; see `JobArguments`.
         steps_before: number of optimizer steps planned for adapters in earlier stages.
     """
 

@@ -14,7 +14,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 
 class MeanLoss:
-    """The mean training loss over images: since the last log, since the last evaluation, and over the whole stage.
+    """The mean training loss over images: since the last log, since the last evaluation, and over the stage.
 
     A batch counts by its images, so a short one weighs less than a full one. Losses stay on their device until they
     are logged, so no step waits for the device. Losses that are not finite do not count.

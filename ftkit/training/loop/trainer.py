@@ -78,12 +78,12 @@ class ImageTrainer(CheckpointingTrainer):
     ):
         # `Images` have no columns to remove, and the signature need not be searched for labels.
         args.remove_unused_columns, args.label_names = False, ["labels"]
-        args.logging_nan_inf_filter = False  # with it the host waits for every loss
+        args.logging_nan_inf_filter = False  # the filter makes the host wait for every loss
         self.loaders: list[DataLoader] = []  # their workers are ended after training
         self.evaluated_parts = 1  # parts of a batch in an evaluation, more if memory is short
         if args.eval_accumulation_steps is None:
             config: Any = model.config
-            logits = args.eval_batch_size * args.world_size * config.num_labels  # of a batch
+            logits = args.eval_batch_size * args.world_size * config.num_labels  # the number in a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
         images: Any = eval_dataset if train_dataset is None else train_dataset
         self.task: Task = images.task
@@ -127,7 +127,7 @@ class ImageTrainer(CheckpointingTrainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> TrainingLoader:
-        """Batches of `train_dataset` for this process alone: accelerate need not distribute them."""
+        """Batches of `train_dataset` for only this process, so accelerate need not distribute them."""
         loader = training_loader(self.args, self.train_dataset, mixed=self.prepare.mixing is not None)
         self.loaders.append(loader)
         return loader

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
-_MUCH = 0.2  # of the training time
+_MUCH = 0.2  # share of the training time that is worth a warning
 _LITTLE = 2.0  # seconds of waiting that are never worth a warning
 
 

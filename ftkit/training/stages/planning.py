@@ -144,7 +144,7 @@ def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
 
 
 def _scale(config: Config) -> float:
-    """The factor by which `scale_lr` multiplies learning rates; logged if there are several processes."""
+    """The factor that `scale_lr` applies to learning rates; logged if there are several processes."""
     args, how = config.training, config.job.scale_lr
     processes, images = args.world_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
     factor = {"linear": float(processes), "sqrt": math.sqrt(processes), "none": 1.0}[how]
