@@ -15,6 +15,7 @@ PATCHED = {
     "_WITHOUT_FLOAT64": "a device that this machine does not have",
     "_LOGITS": "more logits than fit into the memory of a test",
     "_maybe_log_save_evaluate": "watched: what a step of training waits for",
+    "_AUGMENTATION": "an older version of ftkit",
 }
 
 
