@@ -26,7 +26,7 @@ class UserError(Exception):
     """A mistake in the input; the message names the value, what was expected and the fix."""
 
     def __init__(self, message: str):
-        # An error from a DataLoader worker has its traceback as the message: keep the original message alone.
+        # An error from a DataLoader worker has its traceback as the message: keep only the original message.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
 
 
@@ -143,7 +143,7 @@ def _place(error: BaseException) -> str | None:
 
 
 def _disk_trouble(error: BaseException) -> str | None:
-    """Why a file cannot be read or written, and the fix; None if it is neither space nor permission."""
+    """Why a file cannot be read or written, and the fix; None if the reason is neither space nor permission."""
     number = getattr(error, "errno", None)
     # These libraries give the reason only in their text.
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):

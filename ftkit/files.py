@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def hidden(path: Path) -> Path:
-    """The hidden sibling where the file or folder `path` is written, or moved to be deleted."""
+    """The hidden sibling of a file or folder, for writing it before a rename, or for deleting it after one."""
     return path.with_name(f".{path.name}.part")
 
 

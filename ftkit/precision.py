@@ -55,7 +55,7 @@ def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bo
 
 
 def _of_deepspeed(values: dict[str, Any]) -> dict[str, dict[str, bool]]:
-    """What a DeepSpeed file sets; `auto` leaves the choice to the other sources."""
+    """The values that a DeepSpeed file sets; `auto` leaves the choice to the other sources."""
     source, config = deepspeed_config(values)
     enabled = {half: config[half]["enabled"] for half in HALVES if "enabled" in (config.get(half) or {})}
     return {source: {half: value for half, value in enabled.items() if isinstance(value, bool)}} if enabled else {}

@@ -1,4 +1,4 @@
-"""The whole job as functions, for scripts and notebooks: the steps of recipes/finetune.py, in its order.
+"""The job as functions, for scripts and notebooks: the steps of recipes/finetune.py, in its order.
 
     from ftkit.run import run
     job = run(["--dataset", "digits", "--model", "convnet", "--num_train_epochs", "5"])
@@ -56,7 +56,7 @@ class Job:
         plan: (make_plan) the method's stages for this model.
         stages: (train) the result of each stage.
         predicted: (evaluate) the predictions for test, by kind, and for `validation`.
-        metrics: (write_results) those of the test split.
+        metrics: (write_results) the metrics of the test split.
         record: (write_results) the contents of `run.json` beside the metrics.
     """
 
@@ -85,7 +85,7 @@ def run(arguments: list[str], default_recipe: Path | None = None) -> Job:
 
     Args:
         arguments: the command line of recipes/finetune.py.
-        default_recipe: read without `--config`, as recipes/finetune.py reads recipes/digits/convnet.yaml.
+        default_recipe: the recipe to read without `--config`; recipes/finetune.py passes recipes/digits/convnet.yaml.
 
     Raises:
         UserError: the arguments, the data or the model cannot be used.
@@ -107,7 +107,7 @@ def start(config: Config, started: float | None = None) -> Job:
     """Seed the random numbers; check the run's folder and, if the model is to be pushed, the login to the Hub.
 
     Args:
-        started: the start of the run's seconds, by `time.monotonic`; None: now.
+        started: the time from which the run's seconds count, by `time.monotonic`; None: now.
 
     Raises:
         UserError: the folder holds another run, or the Hub refuses the login.
@@ -128,7 +128,7 @@ def read_data(job: Job) -> None:
 
 
 def build_classifier(job: Job) -> None:
-    """Build or load the model, decode the images to the pixels that it takes, and fit it to the train split."""
+    """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
     config = job.config
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
@@ -142,7 +142,7 @@ def make_plan(job: Job) -> None:
     """Make the method's stages for this model and check their arguments; adds adapters to the model."""
     config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
-    job.fingerprint = take_fingerprint(config.training, job.images, job.classifier.model if pretrained else None)
+    job.fingerprint = take_fingerprint(config, job.images, job.classifier.model if pretrained else None)
     job.plan = prepare_plan(config, job.classifier, job.images)
 
 
@@ -174,7 +174,7 @@ def evaluate(job: Job) -> None:
 
 
 def write_results(job: Job) -> None:
-    """Write the model, predictions, metrics, report, card and `run.json`, in the first process alone."""
+    """Write the model, predictions, metrics, report, card and `run.json`, only in the first process."""
     if not job.is_first:
         return
     classifier, test = job.classifier, job.images["test"]

@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
     Raises:
         UserError: an option is unknown, or its value is invalid.
-        ConfigError: with all other errors.
+        ConfigError: there are other errors; lists all of them.
     """
     parser = ScriptParser(prog="demo.py", description=__doc__.partition("\n")[0])
     parser.add_argument("--model", required=True, help="a folder (of a model, or of a run) or a name on the Hub")
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default=False,
         help="run code that comes with the model; only for a source that you trust",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: only this machine)")
     parser.add_argument("--port", type=port, help="default: the first free one from 7860 on")
     parser.add_argument("--space", type=Path, help="write a Space into this new folder instead of serving")
     parser.add_argument("--hub_model_id", help="the Space loads this model (default: it has a copy)")

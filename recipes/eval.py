@@ -1,4 +1,4 @@
-"""Evaluate a saved model: accuracy, macro F1 and, with `--output_dir`, the whole report.
+"""Evaluate a saved model: accuracy, macro F1 and, with `--output_dir`, the full report.
 
     accelerate launch recipes/eval.py --model runs/digits-convnet-scratch
     accelerate launch recipes/eval.py --model path/to/model --data_dir path/to/images --split validation
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         banner("data")
         rows = task.relabel(load_data(data)[evaluation.split], what=f"split {evaluation.split}")
         split = DatasetDict({evaluation.split: rows})
-        data.image_transform = None  # for training only
+        data.image_transform = None  # applies only to training
         channels = classifier.channels_of(describe_images(rows))
         splits = load_images(split, classifier.processor, channels, data, seed=0)
         set_up_loading(args, splits, workers=None)

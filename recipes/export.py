@@ -21,7 +21,7 @@ from ftkit.export import FORMATS
 from ftkit.export.checks import check_folder, check_packages, default_folder
 from ftkit.owners import parse_evaluation
 
-LOSS_TO_TELL = 0.01  # a drop of the score by int8 that is reported
+LOSS_TO_TELL = 0.01  # the smallest drop of int8's score that is reported
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:

@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
     Raises:
         UserError: an option is unknown, or its value is invalid.
-        ConfigError: with all other errors.
+        ConfigError: there are other errors; lists all of them.
     """
     parser = ScriptParser(prog="predict.py", description=__doc__.partition("\n")[0])
     parser.add_argument("inputs", nargs="*", help="image files, folders, patterns in quotes, or - for a list of paths")
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     with contextlib.suppress(BrokenPipeError), opened(args.output) as out:
         write = FORMATS[args.format](out, files, top_k)
         for batch in classify(classifier, files, top_k, args.batch_size):
-            with tqdm.external_write_mode():  # the bar steps aside
+            with tqdm.external_write_mode():  # hides the progress bar
                 for file, answers in zip(batch.files, batch.answers, strict=True):
                     write(file, answers)
                 out.flush()

@@ -121,8 +121,8 @@ def test_a_row_without_data_fails_alone(benchmark, tmp_path, capsys, refused):
             ["--rows", "mnist_loder,memory"],
             ["'mnist_loder' is not one of mnist_loader, ", "did you mean 'mnist_loader'"],
         ),
-        (["--rounds", "0"], ["--rounds: '0' is not a whole number from 1 on"]),
-        (["--images", "-5"], ["--images: '-5' is not a whole number from 1 on"]),
+        (["--rounds", "0"], ["--rounds: '0' is not a positive integer"]),
+        (["--images", "-5"], ["--images: '-5' is not a positive integer"]),
     ],
 )
 def test_a_mistake_in_the_options_is_refused(benchmark, refused, arguments, words):

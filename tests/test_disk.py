@@ -143,7 +143,7 @@ def test_data_that_disappears_during_a_run(photo_files, tmp_path, after_the_firs
     """The tensor engine reads it again only when the evaluation stores some images."""
     data = ["--data_dir", photo_files, "--cache_dir", tmp_path / "cache", *engine]
     after_the_first_checkpoint(lambda: photo_files.rename(tmp_path / "away"))
-    with refused(photo_files, "cannot be read any more", "bring it back"):
+    with refused(photo_files, "cannot be read any more", "restore it"):
         finetune(tmp_path / "run", *TINY, *MLP, *data)
     (tmp_path / "away").rename(photo_files)
     finetune(tmp_path / "run", *TINY, *MLP, *data)

@@ -1,4 +1,4 @@
-"""Each mechanism of ftkit in two processes, with whole weights (DDP) or sharded ones: it works, or is refused."""
+"""Each mechanism of ftkit in two processes, with unsharded weights (DDP) or sharded ones: it works, or is refused."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def test_it_works_in_both_or_is_refused(outcomes, mlp, tmp_path, name):
     config, folder = outcomes
     first, second = ((folder / f"{name}-{rank}").read_text() for rank in (0, 1))
     if config != "multi_gpu" and name in WHOLE:
-        assert f"{WHOLE[name]} needs whole weights" in first and first == second
+        assert f"{WHOLE[name]} needs unsharded weights" in first and first == second
         return
     assert first.startswith("works") and first == second, first  # and the processes have the same weights
     if name in ("ema", "accumulation", "auto", "compile"):

@@ -16,9 +16,9 @@ from ftkit.config.arguments.model import ModelArguments
 from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, following, in_stage, usual, values_of
 from ftkit.precision import HALVES
 
-# A saved configuration spells these out, then what was given.
+# Written to config.yaml even at their defaults.
 _SPELT_OUT = ("eval_strategy", "per_device_eval_batch_size", "logging_steps", "save_total_limit", "learning_rate")
-# How a run is started, not what it is; and a key that transformers sets by eval_strategy, and a recipe may not set.
+# These say how a run is launched, not what it computes; transformers derives `do_eval` from `eval_strategy`.
 _NOT_SAVED = ("overwrite", "resume_from_checkpoint", "do_eval")
 
 
@@ -27,10 +27,10 @@ class Config:
     """The configuration of a run.
 
     Attributes:
-        training: transformers' arguments, without pushing: its `Trainer` would push every checkpoint. While names are
-            checked, a namespace of typed values that transformers has not resolved yet.
-        given: the training arguments that the recipe or the command line sets to a value of its own, not to the one
-            that follows from other keys.
+        training: transformers' `TrainingArguments` with `push_to_hub` off, because its `Trainer` pushes at every
+            checkpoint. During the checks it is a plain namespace of typed values.
+        given: the training arguments that the recipe or the command line sets to another value than the one that
+            follows from other keys.
         pushes: whether the finished model is pushed to the Hub (`push_to_hub`), once.
     """
 
@@ -48,7 +48,7 @@ class Config:
         return getattr(self.training, key) if key in self.given else None
 
     def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
-        """The training arguments of a stage: the run's current ones, overridden by the stage's own `arguments`."""
+        """The training arguments of a stage that writes to `folder`: the run's, overridden by its own `arguments`."""
         own = in_stage(values_of(self.training), self.given, arguments)
         return TrainingArguments(**own | {"output_dir": str(folder)})
 
@@ -69,7 +69,7 @@ def chosen(saved: dict[str, Any]) -> dict[str, Any]:
     """The keys of a saved configuration that were given or differ from their default, and the learning rate.
 
     Args:
-        saved: what `Config.to_yaml` writes.
+        saved: the values that `Config.to_yaml` writes, by key.
     """
     groups = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments)
     defaults = {f.name: f.default for group in groups for f in dataclasses.fields(group)}

@@ -24,7 +24,7 @@ def check_together(config: Config) -> list[str]:
 
 
 def _check_sharded(config: Config) -> list[str]:
-    """The settings that FSDP or DeepSpeed cannot honour: most of them need whole weights while they train."""
+    """The settings that FSDP or DeepSpeed cannot honour: most of them need unsharded weights in training."""
     values = vars(config.training)
     if not (kinds := sharding_of(values)):
         return []
@@ -42,8 +42,8 @@ def _check_sharded(config: Config) -> list[str]:
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     given = vars(config.loss) | vars(config.job) | values
     return [
-        f"{key}: {given[key]} needs whole weights, and FSDP and DeepSpeed shard them: leave it out, or launch with "
-        "accelerate_configs/multi_gpu.yaml"
+        f"{key}: {given[key]} needs unsharded weights, and FSDP and DeepSpeed shard them: leave it out, or launch "
+        "with accelerate_configs/multi_gpu.yaml"
         for key, usual in whole.items()
         if given[key] != usual
     ]

@@ -17,7 +17,7 @@ from ftkit.errors import UserError, nearest
 
 @dataclass
 class Entry:
-    """A key, its value as written (`texts`; None for a null), and where it was written."""
+    """A key, its value as written (`texts`; None for a null), and the place where it was written."""
 
     key: str
     texts: list[str] | None
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
     """YAML's safe loader, which also reads `1e-3` as a number."""
 
 
-_MOST_VALUES = 10_000  # of one key: aliases of aliases could expand to billions
+_MOST_VALUES = 10_000  # values of one key: aliases of aliases could expand to billions
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
 )
@@ -42,8 +42,8 @@ def read_recipe(path: Path, errors: list[str]) -> list[Entry]:
     """The entries of a flat recipe. Scalars keep their text: `no`, `1e-3` and `007` stay as written.
 
     Args:
-        path: the file.
-        errors: errors of single lines are appended here.
+        path: the recipe.
+        errors: list that errors of single lines are appended to.
 
     Raises:
         UserError: the file cannot be read, or is not a mapping.
@@ -108,7 +108,7 @@ def read_command_line(arguments: list[str]) -> list[Entry]:
         UserError: a value comes before any key.
     """
     entries: list[Entry] = []
-    texts: list[str] | None = None  # of the last key
+    texts: list[str] | None = None  # the values of the last key
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, value = argument[2:].partition("=")
@@ -131,10 +131,10 @@ def parse_entry(
 
     Args:
         lists: keys that take one text or several, though the parser takes one.
-        nullable: keys for which a null means None instead of the default.
+        nullable: keys whose null means None instead of the default.
 
     Raises:
-        ValueError: one sentence with the key, the value and what was expected.
+        ValueError: the entry is wrong; one sentence names the key, the value and the expected form.
     """
     options = option_strings(parser)
     action = options.get(f"--{entry.key}")

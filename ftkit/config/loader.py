@@ -34,9 +34,9 @@ from ftkit.errors import ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
 GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
-# Keys that take one text or several; for `HfArgumentParser` they take one.
+# Keys that take one text or several, though `HfArgumentParser` lets them take one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
-# Keys for which null means None; for others it means the default. `report_to: null` would name a tracker.
+# Keys whose null means None; a null of other keys means the default. `report_to: null` would name a tracker.
 _NULLABLE = frozenset(
     name
     for group in (*GROUPS, EvaluationArguments)
@@ -46,14 +46,14 @@ _NULLABLE = frozenset(
 
 
 class Owners(NamedTuple):
-    """What the modules that define names tell the loader.
+    """Checks and defaults from the modules that define names.
 
     Attributes:
-        check: returns the errors in the names of a run's or a stage's configuration, one sentence each. It skips
-            values of a wrong type or form, which the loader reports.
-        learning_rate: returns the default of a method.
-        metric: chooses the checkpoint by default.
-        names: the valid names of a key, for `--help`.
+        check: function that returns the errors in the names of a run's or a stage's configuration, one sentence each.
+            It skips values of a wrong type or form, which the loader reports.
+        learning_rate: function from a method to its default learning rate.
+        metric: the metric that chooses the checkpoint by default.
+        names: the valid names of each key, for `--help`.
     """
 
     check: Callable[[Config], list[str]]
@@ -68,12 +68,12 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     Args:
         arguments: the command line without the program's name.
         owners: checks and defaults of the names.
-        default_recipe: read without `--config`. If the command line names other data (`--dataset` or `--data_dir`),
-            the recipe's own are left out.
+        default_recipe: the recipe to read without `--config`. If the command line names other data (`--dataset` or
+            `--data_dir`), the recipe's data are left out.
 
     Raises:
         UserError: the recipe cannot be read.
-        ConfigError: with every unknown key, wrong type, value out of range and contradiction.
+        ConfigError: there are errors; lists every unknown key, wrong type, value out of range and contradiction.
     """
     errors: list[str] = []
     named = ". ".join(f"{key}: {', '.join(names)}" for key, names in owners.names.items())
@@ -103,10 +103,10 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
 
     Args:
         arguments: the command line without the program's name.
-        check: see `Owners`.
+        check: function that returns the errors in the names, as in `Owners`.
 
     Raises:
-        ConfigError: with everything that is wrong.
+        ConfigError: there are errors; lists all of them.
     """
     errors: list[str] = []
     overrides = read_command_line(arguments)

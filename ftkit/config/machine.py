@@ -28,7 +28,7 @@ def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[st
 
     Args:
         values: the configuration by key; only `use_cpu` is read.
-        takes_use_cpu: whether the configuration has such a key.
+        takes_use_cpu: whether the configuration has the key `use_cpu`.
     """
     if _launched_for_cpu() and values.get("use_cpu") is False:
         return ["use_cpu: false contradicts the launcher's file: leave it out, or launch with another --config_file"]

@@ -8,10 +8,10 @@ from ftkit.errors import ConfigError, UserError
 
 
 class ScriptParser(argparse.ArgumentParser):
-    """The parser of a single-process script: options cannot be abbreviated, and a mistake is a `UserError`.
+    """Parser of a single-process script: options cannot be abbreviated, and mistakes raise `UserError`.
 
     Raises:
-        UserError: a launcher started several processes, each of which would do all the work.
+        ConfigError: the script was launched in several processes, which would each repeat all the work.
     """
 
     def __init__(self, **options: Any):
@@ -24,9 +24,9 @@ class ScriptParser(argparse.ArgumentParser):
 
 
 def whole_number(text: str) -> int:
-    """A whole number from 1 on, as the `type` of an option."""
+    """A positive integer, as the `type` of an option."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 

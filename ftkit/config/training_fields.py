@@ -1,7 +1,7 @@
 """The exceptions among transformers' training arguments; all others work as transformers documents them.
 
 `OF_THE_RUN` cannot differ between stages; `REFUSED` would break a promise of ftkit's; `NOT_FOR_IMAGES` have no effect
-on image classifiers; `NEEDS` have no effect alone.
+on image classifiers; `NEEDS` need another setting to have an effect.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ REFUSED = {
     "eval_use_gather_object": "gathers objects, and predictions are tensors: leave it out",
     "batch_eval_metrics": "computes metrics batch by batch, and ftkit's need all predictions: leave it out, or move "
     "predictions off the device with eval_accumulation_steps: 1",
-    "include_for_metrics": "passes images or losses to the metrics, which read predictions alone: leave it out",
+    "include_for_metrics": "passes images or losses to the metrics, which read only predictions: leave it out",
     "save_on_each_node": "writes a folder on each machine, and all machines share output_dir: leave it out",
     "enable_jit_checkpoint": "saves on SIGTERM, which every run does anyway, exact to the step: leave it out",
     "hub_token": "would be saved and shared with the recipe: leave it out, and log in with `hf auth login` or set "
@@ -67,7 +67,7 @@ REFUSED = {
     "local_rank": "is set by the launcher: leave it out, and start with accelerate launch or torchrun",
 }
 
-# What these are about; image classifiers have none of it.
+# The subject of each key, which image classifiers lack.
 NOT_FOR_IMAGES = {
     "average_tokens_across_devices": "tokens",
     "include_num_input_tokens_seen": "tokens",
@@ -107,7 +107,7 @@ def _warms_up(values: Values) -> bool:
 
 
 def _by_steps(*strategies: str) -> Callable[[Values], bool]:
-    """Whether one of them is `steps`, or `no`, which may switch off a recipe's `steps`."""
+    """Whether one of these strategies is `steps`, or `no`, which may switch off a recipe's `steps`."""
     return lambda values: any(values.get(name) in ("steps", "no") for name in strategies)
 
 
@@ -115,7 +115,7 @@ def _of_several(_values: Values) -> bool:
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-# Keys that have an effect only beside something else: whether it is there, and its name.
+# Keys that need something else to have an effect: a test whether it is given, and its name.
 NEEDS: dict[str, tuple[Callable[[Values], bool], str]] = {
     **dict.fromkeys(
         ("adam_beta1", "adam_beta2", "adam_epsilon"),
@@ -152,7 +152,7 @@ def check_fields(values: Values, own: Iterable[str]) -> list[str]:
 
     Args:
         values: all training arguments by key, typed.
-        own: the keys to check: those that the run, or the stage, sets.
+        own: the keys to check, which the run or the stage sets.
     """
     errors, usual = [], _defaults()
     for name in (name for name in changed(values) if name in own):

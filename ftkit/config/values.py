@@ -4,11 +4,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # What a checked argument is.
+    # The type of a checked argument.
     Options = dict[str, Any]
     StageList = list[dict[str, Any]]
 else:
-    # What the parser takes: JSON text too.
+    # The type for the parser: JSON text too.
     Options = dict | str
     StageList = list | str
 

@@ -18,7 +18,7 @@ class Demo:
     """A classifier of single images on the CPU, from the same pixels as an evaluation.
 
     Attributes:
-        names: of the classes, in the order of the logits, all different.
+        names: the class names, in the order of the logits, all different.
     """
 
     def __init__(self, classifier: Classifier):
@@ -39,7 +39,7 @@ class Demo:
         """The function that turns a drawing into an image for this model, or None if its images cannot be drawn.
 
         Args:
-            dataset: the name of its training data, or None if that is unknown.
+            dataset: the name of the model's training data, or None if that is unknown.
         """
         digits, size = set(self.names) == set("0123456789"), self.classifier.size
         if not (digits or dataset in _DRAWN or (self.classifier.channels == 1 and max(size) <= _SMALL)):

@@ -27,7 +27,7 @@ def fit_drawing(drawing: Image.Image, size: tuple[int, int], share: float) -> Im
     mass in the middle.
 
     Args:
-        drawing: of mode L, on a uniform background, dark or light.
+        drawing: an image of mode L, on a uniform background, dark or light.
         size: height and width of the result, in pixels.
         share: the side of the square as a share of the shorter side; 20/28 in MNIST.
 
@@ -60,10 +60,10 @@ def build_page(
     """The page: a pad to draw on if there is a `fit`, an upload for image files, and the answer beside them.
 
     Args:
-        title: any text.
-        classify: takes an image of mode L or RGB and returns the probability of each class.
-        channels: of an uploaded image after decoding: 1 or 3.
-        fit: turns a drawing of mode L into an image for the model, or returns None if nothing is drawn.
+        title: the title, any text.
+        classify: function from an image of mode L or RGB to the probability of each class.
+        channels: number of channels of a decoded upload: 1 or 3.
+        fit: function from a drawing of mode L to an image for the model, or None if nothing is drawn.
     """
     blank = {"background": Image.new("RGB", (280, 280), "white"), "layers": [], "composite": None}
     hint = "Draw something"
@@ -116,7 +116,7 @@ def serve(page: gr.Blocks, **options: Any) -> None:
     """Serve a page without using the network: no share link, no telemetry, system fonts.
 
     Args:
-        options: for `Blocks.launch`.
+        options: options of `Blocks.launch`.
     """
     fonts = {"font": gr.themes.Font("sans-serif"), "font_mono": gr.themes.Font("monospace")}
     css = "#answer { overflow-wrap: anywhere } #answer .confidence { white-space: nowrap }"

@@ -71,11 +71,11 @@ if __name__ == "__main__":
 
 
 class Source(NamedTuple):
-    """Where a Space loads its model from.
+    """The source that a Space loads its model from.
 
     Attributes:
         hub_model_id: the model's name on the Hub; None if it is copied into the Space, with its adapters merged.
-        options: for `from_pretrained`, such as `revision`.
+        options: options of `from_pretrained`, such as `revision`.
         license_id: the Hub's name for the license; None if it is unknown.
     """
 
@@ -87,7 +87,7 @@ class Source(NamedTuple):
 def source_of(
     model: str, classifier: Classifier, hub_model_id: str | None, revision: str | None, trust_remote_code: bool
 ) -> Source:
-    """Where a Space loads its model from: a local model is copied unless `hub_model_id` names it on the Hub.
+    """The source of a Space's model: a local model is copied unless `hub_model_id` names it on the Hub.
 
     Args:
         model: the folder or name that `classifier` was loaded from.
@@ -132,9 +132,9 @@ def write_space(folder: Path, title: str, demo: Demo, fit: partial | None, sourc
     """Write a Space that shows the same page and gives the same answers without ftkit.
 
     Args:
-        folder: created if it is missing.
-        fit: of the demo.
-        source: of the model.
+        folder: the Space's folder, created if it is missing.
+        fit: the result of `demo.fit`.
+        source: the source of the model.
 
     Raises:
         UserError: the model has adapters that cannot be merged.

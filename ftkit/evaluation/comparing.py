@@ -29,12 +29,12 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: of the run.
-        record: its `run.json`.
+        folder: the run's folder.
+        record: the content of its `run.json`.
         config: its configuration; empty for an evaluation by `recipes/eval.py`.
-        task: of the model.
+        task: the model's task.
         images: (hash, target) of each test image, in the order of `scores`.
-        scores: (N,), of each image; see `Task.score`.
+        scores: (N,), the score of each image; see `Task.score`.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ def read_run(folder: Path) -> Run:
     """Read a finished run.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds no finished run.
     """
     predictions, record = read_predictions(evaluation_folder(folder)), read_record(folder)
     saved = folder / "config.yaml"
@@ -74,7 +74,7 @@ def check_each_once(folders: list[Path]) -> None:
     """Check that no two of these paths lead to the same folder, links included.
 
     Raises:
-        UserError: a run would count twice.
+        UserError: two paths lead to the same folder, whose run would count twice.
     """
     seen: dict[Path, Path] = {}
     for folder in folders:
@@ -87,7 +87,7 @@ def check_same_test(runs: list[Run]) -> None:
     """Check that all runs were tested on the same images with the same classes, in any order.
 
     Raises:
-        UserError: they were not; the message gives the difference.
+        UserError: the images or classes differ; the message gives the difference.
     """
     first = runs[0]
     for run in runs[1:]:

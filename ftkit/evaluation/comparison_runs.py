@@ -34,13 +34,13 @@ def plan_jobs(
     """All runs of a comparison, with checked configurations.
 
     Args:
-        methods: to run each recipe with; if empty, the recipe's own.
-        seeds: how many, counting up from the recipe's own.
-        output_dir: gets a folder for each run.
+        methods: the methods to run each recipe with; if empty, the recipe's own.
+        seeds: number of seeds, counted up from the recipe's own.
+        output_dir: the folder that gets a folder for each run.
         overrides: further command-line arguments of every run.
 
     Raises:
-        ConfigError: with all errors of all configurations.
+        ConfigError: a configuration has errors; lists all errors of all configurations.
         UserError: a folder holds a run of another configuration, or two runs would share a folder.
     """
     jobs, errors = [], []
@@ -74,8 +74,8 @@ def train(job: Job, script: Path, launch_config: Path | None) -> None:
     """Train a run in its own process, unless it is finished; its output goes into a log beside its folder.
 
     Args:
-        script: recipes/finetune.py.
-        launch_config: for `accelerate launch`; without one, plain Python runs the script.
+        script: the path of recipes/finetune.py.
+        launch_config: the file for `accelerate launch`; without one, plain Python runs the script.
     """
     if (job.folder / "run.json").is_file():
         return

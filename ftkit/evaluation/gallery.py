@@ -10,7 +10,7 @@ from ftkit.data.feeding.tensors import Images
 from ftkit.tasks import Predictions
 
 _SAMPLES = 16
-_SIDE = 96  # pixels, the longer side of a thumbnail at most
+_SIDE = 96  # pixels: the longer side of a thumbnail is at most this
 
 
 def thumbnail(folder: Path, predictions: Predictions, position: int) -> Path:
@@ -32,7 +32,7 @@ def write_gallery(folder: Path, predictions: Predictions, images: Images) -> Non
 
 
 def sample_files(folder: Path, predictions: Predictions) -> dict[int, Path]:
-    """The paths where `write_samples` keeps up to 16 evenly spaced images, by position."""
+    """The paths of up to 16 evenly spaced images that `write_samples` keeps, by position."""
     positions = np.unique(np.linspace(0, len(predictions) - 1, min(_SAMPLES, len(predictions))).astype(int))
     return {int(position): folder / "samples" / str(predictions.index[position]) for position in positions}
 

@@ -22,7 +22,7 @@ class Classified(NamedTuple):
 
     Attributes:
         files: the images that decode.
-        answers: the k likeliest classes of each, likeliest first, with their probabilities.
+        answers: the k likeliest classes of each of these images, likeliest first, with their probabilities.
         bad: the images that do not decode: dictionaries with `file` and `reason`, among others.
     """
 
@@ -38,10 +38,10 @@ def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_siz
     only a few images.
 
     Args:
-        classifier: of C classes; its model is moved to the accelerator.
-        files: paths.
-        top_k: k, at most C.
-        batch_size: how many images are decoded and classified together, at most.
+        classifier: a classifier of C classes; its model is moved to the accelerator.
+        files: paths of image files.
+        top_k: the number k of classes per image, at most C.
+        batch_size: the most images to decode and classify together.
 
     Yields:
         The result of each batch, in the order of the files.

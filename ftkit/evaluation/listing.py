@@ -17,7 +17,7 @@ Write = Callable[[str, list[tuple[str, float]]], None]  # takes a file, and its 
 
 @contextlib.contextmanager
 def opened(path: Path | None) -> Iterator[TextIO]:
-    """A new file, or standard output, in UTF-8 with line ends as they are written.
+    """A new file, or standard output, in UTF-8, without newline translation.
 
     Raises:
         UserError: the file cannot be written.
@@ -64,7 +64,7 @@ def _jsonl(out: TextIO, files: list[str], top_k: int) -> Write:
 
 
 def _comma_separated(out: TextIO, files: list[str], top_k: int) -> Write:
-    """CSV with the line ends of RFC 4180: only with them does the `csv` module quote all others."""
+    """CSV with the line ends of RFC 4180: with others, the `csv` module would not quote a CR or LF in a field."""
     writer = csv.writer(out)
     writer.writerow(["file", *(f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("label", "probability"))])
 
@@ -78,7 +78,7 @@ FORMATS = {"table": _table, "jsonl": _jsonl, "csv": _comma_separated}
 
 
 def _significant(probability: float) -> float:
-    """Rounded to six digits, the precision of float32."""
+    """The probability rounded to six digits, the precision of float32."""
     return float(f"{probability:.6g}")
 
 

@@ -77,9 +77,9 @@ def learning_curves(stages: list[dict[str, Any]], metric: Metric) -> Markup:
     """Loss, a validation metric and learning rate over the steps of all stages.
 
     Args:
-        stages: the name, `stage`, of each; `history`, the trainer's log; `best_step`, of the chosen checkpoint, or
-            None.
-        metric: to show beside the loss.
+        stages: for each stage its name, `stage`; the trainer's log, `history`; and the step of the chosen checkpoint,
+            `best_step`, or None.
+        metric: the metric to show beside the loss.
     """
     evaluated = f"eval_{metric.validation}"
     with _style():
@@ -128,10 +128,10 @@ def pareto(rows: list[dict[str, Any]], fronts: list[tuple[str, list[str]]], scor
     """A score (mean and standard deviation) against two costs; a line joins the rows of the Pareto front.
 
     Args:
-        rows: of a comparison: `letter`, the score, `std`, `seconds`, `trained_parameters`.
+        rows: rows of a comparison: `letter`, the score, `std`, `seconds`, `trained_parameters`.
         fronts: the name of each cost, and the letters on its front, cheapest first.
         score: the key of the score.
-        title: of the score.
+        title: the title of the score.
     """
     with _style():
         figure = Figure(figsize=(_WIDTH, 6))

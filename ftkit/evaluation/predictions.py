@@ -44,8 +44,8 @@ def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Im
     """Write predictions, gallery, samples and metrics.
 
     Args:
-        folder: for `plain`; the others go into subfolders of their names.
-        predicted: from `predict_split`, and optionally `validation`, on which the temperature is fitted.
+        folder: the folder for `plain`; the other predictions go into subfolders of their names.
+        predicted: the result of `predict_split`, and optionally `validation`, on which the temperature is fitted.
         images: the evaluated split.
 
     Returns:

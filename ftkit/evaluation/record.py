@@ -21,7 +21,7 @@ from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
-    """The data's part of `run.json`: splits, classes, skipped images and duplicates between splits."""
+    """The part of `run.json` about the data: splits, classes, skipped images and duplicates between splits."""
     return {
         "dataset": data.dataset or Path(data.data_dir or "").name,
         "data_engine": next(iter(images.values())).engine,
@@ -55,10 +55,10 @@ def describe_run(
     """The content of `run.json` without the metrics, ready for JSON.
 
     Args:
-        parameters: of the model, `total` and `trained`.
-        flops: of the forward pass of one image.
+        parameters: the model's numbers of parameters, `total` and `trained`.
+        flops: floating-point operations of one image's forward pass.
         stages: the results of `ftkit.training.stages.running.run_plan`.
-        seconds: since the start of the run.
+        seconds: time since the start of the run.
     """
     return {
         "command": describe_command(),
@@ -91,14 +91,14 @@ def write_run_record(folder: Path, record: dict[str, Any], task: Task, metrics: 
 
 
 def show_result(task: Task, metrics: dict[str, Any], about: str) -> None:
-    """Print the score, the number of images and `about` them, then the scores of test-time augmentation."""
+    """Print the score, the number of images, the text `about` these, and the scores of test-time augmentation."""
     fact(task.score_metric.title, f"{metrics[task.score]:.4f} on {metrics['n']:,} {about}")
     for name, value in metrics.get(f"test_time_{task.score}", {}).items():
         fact("", f"{value:.4f} with test_time_augmentation: {name}")
 
 
 def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:
-    """Print the result, where it is saved, and what to do next."""
+    """Print the result, the folder that holds it, and possible next steps."""
     banner("done")
     chosen = record["stages"][-1]["best_step"] is not None
     weights = "chosen on validation" if chosen else "the last weights of training"

@@ -1,4 +1,4 @@
-"""The report of an evaluation, made only from the files in its folder."""
+"""The report of an evaluation, made only from the files in the evaluation's folder."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The `run.json` of a run, or of an evaluation.
 
     Raises:
-        UserError: it is missing or cannot be read.
+        UserError: `run.json` is missing or cannot be read.
     """
     path = folder / "run.json"
     try:
@@ -46,8 +46,8 @@ def write_report(folder: Path, record: dict[str, Any] | None = None) -> Path:
     The same run always gives the same bytes.
 
     Args:
-        folder: of a run or of an evaluation, with its `metrics.json`.
-        record: the content of its `run.json`, if that is not written yet.
+        folder: the folder of a run or an evaluation, with its `metrics.json`.
+        record: the content of its `run.json`, if that file is not written yet.
 
     Raises:
         UserError: the predictions or `run.json` are missing.

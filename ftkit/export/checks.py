@@ -36,7 +36,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Check that `folder` is free, or holds an export to replace.
 
     Raises:
-        UserError: it holds something else, or an export and `overwrite` is false.
+        UserError: the folder holds something else, or an export although `overwrite` is false.
     """
     if folder.exists() and not (folder / RECORD).is_file():
         raise UserError(f"output_dir: {folder} exists and holds no export: set --output_dir to a new folder")

@@ -30,7 +30,7 @@ from ftkit.models.classifier import Classifier
 from ftkit.tasks import Task
 from ftkit.training.provenance import environment
 
-_CALIBRATION_IMAGES = 256  # of train; more images would widen the ranges
+_CALIBRATION_IMAGES = 256  # images of train; more would widen the ranges
 _TOLERANCES = {"onnx": 1e-4, "torch_export": 1e-4, "int8": float("inf")}  # int8 is judged by its score instead
 PYTORCH = "pytorch"  # the row of the model itself
 
@@ -41,8 +41,8 @@ def read_images(
     """The images to measure on (`measured`), with the model's labels, and those for the `calibration` of int8.
 
     Args:
-        names: of the formats.
-        max_images: how many to measure, a fixed random subset; all if None.
+        names: the names of the formats.
+        max_images: number of images to measure, a fixed random subset; all if None.
     """
     splits, split = load_data(config.data), config.evaluation.split
     labelled = classifier.task.relabel(splits[split], f"split {split}")
@@ -50,7 +50,7 @@ def read_images(
     if "int8" in names:
         chosen["calibration"] = _some(splits["train"], _CALIBRATION_IMAGES)
     channels = classifier.channels_of(describe_images(chosen["measured"]))
-    config.data.image_transform = None  # for training only
+    config.data.image_transform = None  # applies only to training
     return load_images(DatasetDict(chosen), classifier.processor, channels, config.data, seed=0)
 
 
@@ -64,11 +64,11 @@ class Export:
     """A classifier, its exported formats, and the measurements of each.
 
     Args:
-        images: from `read_images`.
-        batch_size: for measuring.
+        images: the result of `read_images`.
+        batch_size: the batch size for measuring.
 
     Attributes:
-        rows: by format, `pytorch` first: size, file, largest difference of a logit, score, times.
+        rows: size, file, largest difference of a logit, score and times of each format, `pytorch` first.
     """
 
     def __init__(self, classifier: Classifier, images: dict[str, Images], batch_size: int):
@@ -86,7 +86,7 @@ class Export:
         """Write a format, load it again, and compare it; return the largest difference of a logit.
 
         Raises:
-            UserError: it cannot be exported, or its logits are not PyTorch's.
+            UserError: the model cannot be exported, or the logits of the export are not PyTorch's.
         """
         path = folder / FORMATS[name]
         formats.write(name, self._program, path, self._batches("calibration") if name == "int8" else ())
@@ -134,7 +134,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
     """Yield an empty folder, which replaces `folder` if the block succeeds, and is deleted otherwise.
 
     Raises:
-        UserError: it cannot be created.
+        UserError: the folder cannot be created.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from ftkit.methods.adapters import merged
 # From float32 (N, C, H, W) to logits (N, classes).
 Predict = Callable[[torch.Tensor], torch.Tensor]
 INPUT, OUTPUT = "pixel_values", "logits"
-# These do nearly all the work. The operations in between stay exact: softmax, GELU, layer normalisation.
+# These operations do nearly all the work. Those in between stay exact: softmax, GELU, layer normalisation.
 _QUANTIZED = ["Conv", "Gemm", "MatMul"]
 
 
@@ -78,9 +78,9 @@ def write(name: str, program: ExportedProgram, path: Path, calibration: Iterable
     """Write one format to a file.
 
     Args:
-        name: of the format.
-        program: from `capture`.
-        calibration: for int8, batches of images, float32 (B, C, H, W).
+        name: the name of the format.
+        program: the result of `capture`.
+        calibration: batches of images for int8, float32 (B, C, H, W).
 
     Raises:
         UserError: the exporter does not support the model.
@@ -97,7 +97,7 @@ def write(name: str, program: ExportedProgram, path: Path, calibration: Iterable
 def load(path: Path) -> Predict:
     """The function in a file written here, on the CPU, with as many threads as torch uses.
 
-    Do not load a .pt2 file from elsewhere: it may hold code that would run.
+    Do not load a .pt2 file from another source: it may hold code that would run.
     """
     if path.suffix == ".pt2":
         return torch.export.load(path).module()

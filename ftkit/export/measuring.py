@@ -22,11 +22,11 @@ class Reference:
     """The PyTorch model, and its answers on labelled images, as the reference for exported models.
 
     Args:
-        model: in evaluation mode, on the CPU.
+        model: the model in evaluation mode, on the CPU.
         sample: float32 (N, C, H, W), images to compare logits on and to time.
-        batches: makes the batches to score on, float32 (B, C, H, W).
-        labels: their targets, (N, …).
-        task: of the model.
+        batches: function that makes the batches to score on, float32 (B, C, H, W).
+        labels: (N, …), the targets of the images in `batches`.
+        task: the model's task.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Reference:
         """Compare the logits of `predict` with the model's on batches of 1, 7 and 32 images.
 
         Args:
-            name: of the format.
+            name: the name of the format.
             tolerance: the largest difference allowed, as a share of the largest logit, or of 1 if that is larger.
 
         Returns:

@@ -41,7 +41,7 @@ def describe_preprocessing(classifier: Classifier, pixel_values: torch.Tensor) -
         "input": {"name": INPUT, "dtype": "float32", "shape": ["batch", channels, height, width]},
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", len(classifier.task.names)]},
         "channels": ["grey"] if grey else ["red", "green", "blue"],
-        "mean": [round(value, 6) for value in (-offset / scale / 255).tolist()],  # of pixels in 0..1
+        "mean": [round(value, 6) for value in (-offset / scale / 255).tolist()],  # for pixels in 0..1
         "std": [round(value, 6) for value in (1 / scale / 255).tolist()],
         "image_processor": json.loads(geometry_key(classifier.processor)),
         "class_names": classifier.task.names,

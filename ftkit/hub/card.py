@@ -19,7 +19,7 @@ from ftkit.tasks import Metric, Task
 from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 
 _ROUNDING = 1e-9  # logarithms and exponentials differ in their last digits between processors
-# What the card says elsewhere, or is only a place on the author's disk.
+# Keys that the card shows elsewhere, or that only name a place on the author's disk.
 _NO_HYPERPARAMETERS = CHANGES_NOTHING | {
     *("dataset", "data_dir", "augment", "image_transform", "model", "method", "seed"),
     *("deepspeed", "fsdp_config", "accelerator_config"),
@@ -30,9 +30,9 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
     """Write the card of a run's model, `model/README.md`, from its metrics and its record.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         repo_id: the name on the Hub, for the code example.
-        record: the content of `run.json`, if that is not written yet.
+        record: the content of `run.json`, if that file is not written yet.
 
     Raises:
         UserError: the run is not finished.
@@ -66,7 +66,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """The `config.yaml` of a run.
 
     Raises:
-        UserError: it is missing.
+        UserError: the file is missing.
     """
     try:
         return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def verify_card(run: Path, card: ModelCard) -> list[str]:
     """Every difference between a card and the run's predictions, one sentence each."""
     evaluation = evaluation_folder(run)
     task, metrics = read_predictions(evaluation).task, compute_metrics(evaluation)
-    data: Any = card.data  # of a model: `ModelCardData`
+    data: Any = card.data  # a model's `ModelCardData`
     claimed = {result.metric_name: result.metric_value for result in data.eval_results or []}
     wrong = []
     for key, metric in _results(task, metrics).items():

@@ -1,8 +1,8 @@
-"""Run as a script in its own process: load a model as a user without ftkit would, and classify files.
+"""A script with its own process: loads a model as a user without ftkit would, and classifies files.
 
-Reads a JSON object from standard input: `folder`, `files`, `trust_remote_code`. Writes one to standard output:
-`labels`; `logits`, a row for each file, in the order of `labels`; and `missing`, the parameters and buffers that the
-files lack.
+It reads a JSON object from standard input: `folder`, `files`, `trust_remote_code`. It writes another to standard
+output: `labels`; `logits`, a row for each file, in the order of `labels`; and `missing`, the parameters and buffers
+that the model's files lack.
 """
 
 import json

@@ -16,7 +16,7 @@ from ftkit.evaluation.predictions import read_predictions
 from ftkit.training.provenance import file_hashes
 
 _CLEAN_LOAD = Path(__file__).with_name("clean_load.py")
-_TOLERANCE = 1e-3  # of the logits' standard deviation: room for other kernels and orders of summation
+_TOLERANCE = 1e-3  # share of the logits' standard deviation: room for other kernels and orders of summation
 
 
 def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float:

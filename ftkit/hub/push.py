@@ -34,7 +34,7 @@ def check_login() -> str:
     """The user's name on the Hub.
 
     Raises:
-        UserError: there is no token, it is not valid, or the Hub is out of reach.
+        UserError: there is no token, the token is not valid, or the Hub is out of reach.
     """
     if get_token() is None:
         raise UserError("push_to_hub: no token found: log in with `hf auth login`, or set HF_TOKEN")
@@ -48,7 +48,7 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
     one. In the run's folder only the card and the metrics are rewritten.
 
     Args:
-        run: its folder.
+        run: the run's folder.
         repo_id: `<user>/<name>`, or a name in the user's own namespace.
         private: whether a new repository is private; the namespace's default if None.
         revision: a branch, created if missing; `main` if None.
@@ -108,7 +108,7 @@ def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -
     """The result of `call`, which is repeated after errors that may pass.
 
     Raises:
-        UserError: it is refused, or all attempts fail.
+        UserError: the call is refused, or all attempts fail.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -141,6 +141,6 @@ def _reason(error: BaseException | None) -> tuple[str, bool] | None:
 
 
 def _wait(error: BaseException, attempt: int) -> float:
-    """Seconds until the next attempt: as the server asks, or else doubled each time."""
+    """Seconds until the next attempt: those that the server asks for, or else doubled each time."""
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return min(float(asked) if asked.isdecimal() else 2.0 ** (attempt - 1), _LONGEST_WAIT_S)

@@ -17,7 +17,7 @@ from ftkit.methods.adapter_hooks import AdapterHooks
 
 logger = logging.getLogger(__name__)
 _FILE = "ranks.safetensors"  # beside the weights
-_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of the rank allocator
+_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of the rank allocator
 
 
 class RankAllocation(TrainerCallback):
@@ -52,7 +52,7 @@ class AdaLora(AdapterHooks):
     """AdaLoRA's pruning schedule, its regularisation, and its importance scores, which are not in the weights."""
 
     def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
-        """Averaged weights, and sharded ones."""
+        """Averaged weights and sharded weights."""
         errors = []
         if loss.ema_decay is not None:
             errors.append(
@@ -61,13 +61,13 @@ class AdaLora(AdapterHooks):
             )
         if sharded:
             errors.append(
-                "method: adalora needs whole weights, and FSDP and DeepSpeed shard them: use method: lora, or launch "
-                "with accelerate_configs/multi_gpu.yaml"
+                "method: adalora needs unsharded weights, and FSDP and DeepSpeed shard them: use method: lora, or "
+                "launch with accelerate_configs/multi_gpu.yaml"
             )
         return errors
 
     def options(self, given: dict[str, Any], steps: int) -> dict[str, Any]:
-        """The schedule: pruning starts after a tenth of the steps, and ends with a third of them to go.
+        """The schedule: pruning starts after a tenth of the steps, and ends when a third of them are left.
 
         Raises:
             UserError: there are too few steps for a schedule, or no ranks to prune.
@@ -149,7 +149,7 @@ def _parts(model: Any) -> tuple[Any, DeviceRanks]:
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """AdaLoRA's state beside its weights: their importance scores so far, and the masks of ranks."""
+    """AdaLoRA's state beside its weights: the weights' importance scores so far, and the masks of ranks."""
     config, allocator = _parts(model)
     pattern = config.rank_pattern or {}
     kept = {f"{kind}/{name}": value for kind in _IMPORTANCE for name, value in getattr(allocator, kind).items()}

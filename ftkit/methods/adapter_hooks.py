@@ -20,7 +20,7 @@ class AdapterHooks:
         """The settings that the adapter does not work with, one sentence each.
 
         Args:
-            loss: those of the run.
+            loss: the run's loss arguments.
             sharded: whether FSDP or DeepSpeed shard the model.
         """
         return []
@@ -45,7 +45,7 @@ class AdapterHooks:
         return 0.0
 
     def callbacks(self, steps_before: int) -> list[TrainerCallback]:
-        """The callbacks of a stage, after earlier stages with `steps_before` planned steps of adapters."""
+        """The callbacks of a stage, if earlier stages planned `steps_before` steps that train adapters."""
         return []
 
     def save(self, model: nn.Module, folder: Path) -> None:

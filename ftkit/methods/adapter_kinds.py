@@ -17,13 +17,13 @@ from ftkit.methods.adapter_hooks import AdapterHooks
 LORA_VARIANTS: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True}}
 _IA3: dict[str, Any] = {"feedforward_modules": []}  # scale a layer's output, never its input
 _DEFAULTS = LORA_VARIANTS | {"ia3": _IA3}
-HOOKS = {"adalora": AdaLora()}  # by PEFT's name of the adapter
+HOOKS = {"adalora": AdaLora()}  # PEFT's name of the adapter -> its hooks
 _NO_HOOKS = AdapterHooks()
 
 
 @cache
 def adapter_configs() -> dict[str, type]:
-    """PEFT's configuration classes by method: of its tuners, those that adapt modules and can save a head."""
+    """PEFT's configuration classes by method, for the tuners that adapt modules and can save a head."""
     found = {}
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         tuner, options = PEFT_TYPE_TO_TUNER_MAPPING[kind], {f.name for f in dataclasses.fields(config)}
@@ -43,7 +43,7 @@ def hooks_for(method: str) -> AdapterHooks:
 
 
 def adapter_options(args: MethodArguments, steps: int) -> dict[str, Any]:
-    """The options of the method's adapter: the recipe's over ftkit's defaults.
+    """The options of the method's adapter: ftkit's defaults, overridden by the recipe's options.
 
     Args:
         steps: the number of optimizer steps that train adapters.

@@ -32,8 +32,8 @@ def add_adapters(args: MethodArguments, model: Any, pixel_values: torch.Tensor, 
 
     Args:
         args: `method`, `adapter_args`, `merge_adapters`.
-        model: with random or trained weights; its modules are replaced.
-        pixel_values: float (B, C, H, W), any images; they give the inputs of the layers.
+        model: a model with random or trained weights; its modules are replaced.
+        pixel_values: float (B, C, H, W), any images, to compute the inputs of the layers.
         steps: the number of optimizer steps that train adapters, over all stages.
 
     Raises:
@@ -75,7 +75,7 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
     except (NotImplementedError, ValueError, RuntimeError) as error:
         raise UserError(f"merge_adapters: PEFT cannot merge these: {first_line(error)}: leave it out") from error
     for place, module in list(plain.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):  # LN tuning leaves them in
+        if isinstance(module, ModulesToSaveWrapper):  # LN tuning leaves these wrappers in
             plain.set_submodule(place, module.modules_to_save[module.active_adapters[0]])
     if left := [place for place, module in plain.named_modules() if type(module).__module__.startswith("peft.")]:
         raise UserError(f"merge_adapters: PEFT leaves modules of its own in the model ({left[0]}, …): leave it out")

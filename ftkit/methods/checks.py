@@ -1,4 +1,4 @@
-"""Checks of the method in a configuration: its name, the options of adapters, what trains."""
+"""Checks of the method in a configuration: its name, the options of adapters, the stages."""
 
 from ftkit.config import MethodArguments, weights_file
 from ftkit.config.arguments.training import sharding_of

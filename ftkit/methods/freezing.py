@@ -1,4 +1,4 @@
-"""Freezing what a stage does not train, and checking that it did not move."""
+"""Freezing the parameters that a stage does not train, and checking that they did not move."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ def only_training(model: nn.Module, trained: set[str], train: Train, train_batch
     """Within the block, only `trained` parameters get gradients, and frozen BatchNorms keep their running statistics.
 
     A BatchNorm's statistics move if all its parameters train and the kind of `train` says so (see `Trainable`), or
-    always with `train_batchnorm_stats`. If the block ends without an error, everything frozen is compared with its
-    values before.
+    always with `train_batchnorm_stats`. If the block ends without an error, every frozen tensor is compared with its
+    value before.
 
     Raises:
-        UserError: something frozen has moved; the message names the modules.
+        UserError: a frozen tensor has moved; the message names the modules.
     """
     hooks = []
     # By tensor, not by name: a shared tensor has several names.

@@ -53,13 +53,14 @@ def optimizer_groups(
     muon: bool = False,
     kinds: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """The trained parameters as an optimizer's groups, each of one learning rate and weight decay.
+    """The trained parameters as an optimizer's groups, each with one learning rate and weight decay.
 
     Args:
-        settings: by the names of the parameters.
-        weight_decay: for the parameters that decay.
-        muon: the optimizer is timm's Muon, which takes a matrix for a hidden layer's unless its group says otherwise.
-        kinds: groups that an optimizer has made itself; their options are kept.
+        settings: the settings by parameter name.
+        weight_decay: the weight decay of the parameters that decay.
+        muon: whether the optimizer is timm's Muon, which takes every matrix for a hidden layer's unless its group says
+            otherwise.
+        kinds: groups that the optimizer has made itself; their options are kept.
     """
     kind_of = {id(parameter): number for number, kind in enumerate(kinds) for parameter in kind["params"]}
     groups: dict[tuple, list[nn.Parameter]] = {}
@@ -83,10 +84,10 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _scales_of_adapters(model: nn.Module) -> set[str]:
-    """The parameters by which adapters multiply a layer's features: IA3's vectors, BOFT's scale, DoRA's magnitude.
+    """The adapter parameters that multiply a layer's features: IA3's vectors, BOFT's scale, DoRA's magnitude.
 
     They start positive, at one or at the norms of weights; parameters that adapters add to a layer start at zero or
-    with both signs. Decay pulls the added ones back to the pretrained weights, but scales down to nothing.
+    with both signs. Decay pulls added parameters back to the pretrained weights, but pulls scales down to nothing.
     """
     found = set()
     for place, layer in model.named_modules():

@@ -13,9 +13,9 @@ class Stage:
     """One stage of training, with its own optimizer and schedule.
 
     Attributes:
-        name: for its folder and its lines in the log.
-        train: what trains: `head`, `all`, `bias`, `norm`, `adapters`, `{"last": n}` (the last n layer groups and the
-            head) or a list of patterns of module names (see `ftkit.methods.trainable`).
+        name: the name of its folder, and in the log.
+        train: the part that trains: `head`, `all`, `bias`, `norm`, `adapters`, `{"last": n}` (the last n layer groups
+            and the head) or a list of patterns of module names (see `ftkit.methods.trainable`).
         arguments: the training arguments that differ from the run's.
     """
 
@@ -50,11 +50,11 @@ class Method(NamedTuple):
     """A fine-tuning method.
 
     Attributes:
-        stages: makes them from the arguments, the number of layer groups, and the learning rate of the run.
-        learning_rate: the default, for AdamW: cautious, for large models trained on much data; higher for methods that
-            train few parameters. recipes/cifar10 has larger ones, for a small network.
-        pretrained: whether it starts from trained weights.
-        takes_stages: whether a recipe may give its own stages; the method then only says where the weights come from.
+        stages: function (arguments, number of layer groups, the run's learning rate) -> stages.
+        learning_rate: the default learning rate, for AdamW: cautious, for large models trained on much data; higher
+            for methods that train few parameters. recipes/cifar10 has larger ones, for a small network.
+        pretrained: whether the method starts from trained weights.
+        takes_stages: whether a recipe may set its own `stages`; the method then decides only the starting weights.
     """
 
     stages: Callable[[MethodArguments, int, float], list[Stage]]
@@ -73,7 +73,7 @@ METHODS = {
     # The head, then one more layer group in each stage, from the last to the first (Howard & Ruder 2018,
     # arXiv:1801.06146).
     "gradual_unfreeze": Method(_gradual_unfreeze, 3e-4),
-    # The chosen groups alone (Lee et al. 2022, arXiv:2210.11466).
+    # Only the chosen groups (Lee et al. 2022, arXiv:2210.11466).
     "surgical": Method(_surgical, 3e-4),
     # The biases and the head (Ben Zaken et al. 2022, arXiv:2106.10199).
     "bitfit": Method(_one_stage("bias")),
@@ -93,8 +93,8 @@ def make_plan(args: MethodArguments, layer_groups: int, learning_rate: float) ->
 
     Args:
         args: `method`, `stages`, and `surgical_groups` for `surgical`.
-        layer_groups: how many the model has, including the head.
-        learning_rate: the run's; a method may derive that of a stage from it.
+        layer_groups: number of the model's layer groups, including the head.
+        learning_rate: the run's learning rate, from which a method may derive a stage's.
     """
     if args.stages is None:
         return METHODS.get(args.method, _ADAPTER).stages(args, layer_groups, learning_rate)

@@ -1,4 +1,4 @@
-"""What a stage can train: one row in `KINDS` for each form of `train`. A new kind is one more row."""
+"""The kinds of `train`, the part of a model that a stage trains: a row each in `KINDS`. A new kind is one more row."""
 
 import fnmatch
 from collections.abc import Callable
@@ -89,15 +89,15 @@ class Trainable(NamedTuple):
 
     Attributes:
         written: the word in a recipe, or a description of the form that `fits` recognises.
-        parameters: returns the parameters' names, from the model, its layer groups and the value of `train`.
-        fits: whether a value of `train` has this form; None: if it is the word `written`.
-        stage_name: names a stage without a name, from the value of `train`; None: the word `written`.
-        head_alone: the body is frozen, so its features can be computed once.
-        moves_buffers: all buffers of the model move as well.
-        moves_statistics: the running statistics of a BatchNorm move if all its parameters train.
-        needs_adapters: only a model with adapters has it.
-        saved_with_adapters: an adapter's files include it, so it may train in a model with adapters.
-        beside_head: it trains the head too, which is new if the classes differ; a body may have nothing of it.
+        parameters: function (model, its layer groups, the value of `train`) -> names of the parameters.
+        fits: function that says whether a value of `train` has this form; None: only the word `written` has it.
+        stage_name: function from the value of `train` to the default name of a stage; None: the word `written`.
+        head_alone: whether only the head trains, so features can be cached.
+        moves_buffers: whether all buffers of the model move too.
+        moves_statistics: whether the running statistics of a BatchNorm move if all its parameters train.
+        needs_adapters: whether the model must have adapters.
+        saved_with_adapters: whether an adapter's files include these parameters, so they may train beside adapters.
+        beside_head: whether this trains the head and some body parameters; a warning is logged if the body has none.
     """
 
     written: str
@@ -144,8 +144,8 @@ def trained_parameters(model: nn.Module, groups: Groups, train: Train) -> set[st
     Args:
         model: the model that `groups` belongs to.
         groups: parameter names by layer group, from input to output, the head last.
-        train: as in `Stage`. `adapters` are the parameters that PEFT made trainable, including the head's. Patterns
-            match names of modules or layer groups, with `*` and `?`; a module stands for everything in it.
+        train: the value of `Stage.train`. `adapters` are the parameters that PEFT made trainable, the head's included.
+            Patterns match names of modules or layer groups, with `*` and `?`; a module stands for everything in it.
 
     Raises:
         UserError: a pattern matches nothing, or there are fewer layer groups than `last` asks for.

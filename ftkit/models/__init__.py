@@ -1,1 +1,1 @@
-"""Models: built, loaded and saved with their image processors; and what they are made of."""
+"""Models: built, loaded and saved with their image processors; their heads and layer groups."""

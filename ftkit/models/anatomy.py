@@ -8,7 +8,7 @@ from ftkit.errors import UserError
 
 from . import timm_models
 
-_PIECES = 4  # at most, in a group's name
+_PIECES = 4  # the most in a group's name
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 

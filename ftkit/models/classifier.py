@@ -32,8 +32,8 @@ class Classifier:
     """A model with its image processor. A new one is on the CPU.
 
     Attributes:
-        model: its config holds the task. With adapters, it is wrapped in a `PeftModel`.
-        processor: turns images into the model's input.
+        model: the model, whose config holds the task. With adapters, it is wrapped in a `PeftModel`.
+        processor: the image processor, which turns images into the model's input.
         needs_statistics: whether `fit` must still measure the mean and standard deviation of the training images.
         needs_first_layer: whether `fit` may still fit the first layer.
     """
@@ -50,10 +50,10 @@ class Classifier:
         Args:
             args: `model` is one of ftkit's own, `timm/<architecture>`, a name on the Hub, a local folder, or a weights
                 file for `architecture`.
-            task: of the data; it goes into the model's config.
+            task: the task of the data, which goes into the model's config.
             images: size and channels of the data, for models without a size of their own.
-            pretrained: load trained weights, with a new head if the classes differ; otherwise take only the
-                architecture, with random weights.
+            pretrained: whether to load trained weights, with a new head if the classes differ; otherwise only the
+                architecture is taken, with random weights.
 
         Raises:
             UserError: the model does not take these arguments, or cannot be loaded.
@@ -83,10 +83,10 @@ class Classifier:
         return cls(*load_saved(model, revision, trust_remote_code))
 
     def fit(self, train: Images) -> None:
-        """Set what the recipe and the weights leave open, from the training images.
+        """Fit what the recipe and the weights leave open to the training images.
 
-        This is the normalisation, unless one of them gives it, and the first layer of a new `convnet`, from up to
-        5,000 images.
+        These are the normalisation, unless recipe or weights give it, and the first layer of a new `convnet`, which is
+        fitted to up to 5,000 images.
         """
         if self.needs_statistics:
             self._set_normalization(*channel_statistics(train.histogram()))
@@ -110,7 +110,7 @@ class Classifier:
 
     @functools.cached_property
     def geometry(self) -> PixelGeometry:
-        """The resizing and cropping of images, which gives 8-bit pixels."""
+        """The resizing and cropping of images to 8-bit pixels."""
         return PixelGeometry(self.processor)
 
     @property
@@ -136,7 +136,7 @@ class Classifier:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the model has adapters, which are saved without it."""
+        """Whether the model has adapters, which are saved without the model's own weights."""
         return isinstance(self.model, PeftModel)
 
     def save(self, folder: Path) -> None:

@@ -14,8 +14,8 @@ def flops_per_image(model: nn.Module, pixel_values: torch.Tensor) -> int:
     Matrix multiplications, convolutions and attention are counted as they run.
 
     Args:
-        model: takes `pixel_values`.
-        pixel_values: normalised, (N, C, H, W); only the first image is used.
+        model: a model that takes `pixel_values`.
+        pixel_values: normalised images (N, C, H, W); only the first is used.
     """
     # cuDNN and MKL-DNN run a recurrent layer as one operation, which is not counted; the plain CPU code multiplies.
     model = copy.deepcopy(model).cpu().eval()

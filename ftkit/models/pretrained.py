@@ -1,4 +1,4 @@
-"""Saved models from a folder or the Hub, loaded as they are or with a head for other classes."""
+"""Saved models from a folder or the Hub, loaded unchanged or with a head for other classes."""
 
 import logging
 from collections.abc import Callable
@@ -94,7 +94,7 @@ def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) 
     """Check that the config of `model` has every key of `model_args`.
 
     Raises:
-        UserError: it does not; the message names the first unknown key and all valid ones.
+        UserError: a key is unknown; the message names it and all valid keys.
     """
     for key in model_args or {}:
         if key not in valid:
@@ -151,7 +151,7 @@ def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> di
 def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
     """Fit the rows of the loaded head to the classes `new`, by name.
 
-    With another number of classes the head is new already; with as many others, it still has the old weights.
+    With another number of classes the head is new already; with as many other classes, it still has the old weights.
     """
     if old == new:
         logger.info("head: kept, the classes are the same")

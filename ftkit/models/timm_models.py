@@ -1,7 +1,7 @@
 """timm's models as transformers wraps them: everything that differs from other models.
 
 Classes, channels, size, normalisation and even the image processor are part of the model's config. The functions take
-any model, and say what they return for one that is not timm's.
+any model; each says what it returns for other models than timm's.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from transformers import (
 
 from ftkit.errors import UserError
 
-PREFIX = "timm/"  # of the names in recipes
+PREFIX = "timm/"  # before timm's names in recipes
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
@@ -34,7 +34,7 @@ def usual_side(name: str) -> int:
 
 
 def hub_name(name: str) -> str:
-    """The Hub's name for the trained weights of `timm/<architecture>`; timm's default tag is added if it has no tag.
+    """The Hub's name for the trained weights of `timm/<architecture>`, with timm's default tag if the name has no tag.
 
     Raises:
         UserError: timm has no trained weights.
@@ -56,7 +56,7 @@ def build(
 
     Args:
         side: height and width of the input.
-        model_args: for `timm.create_model`.
+        model_args: options of `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
 
     Raises:

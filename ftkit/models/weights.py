@@ -17,22 +17,22 @@ from . import timm_models
 from .anatomy import find_head
 
 logger = logging.getLogger(__name__)
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # keys under which training scripts save it
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # keys where training scripts save a state_dict
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # added by DistributedDataParallel, torch.compile and Lightning
 # Raised when reading a damaged file.
 _DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
             AssertionError, MemoryError, OverflowError, struct.error)  # fmt: skip
-_WAY_OUT = "save the weights alone where the file was made: torch.save(model.state_dict(), path)"
+_WAY_OUT = "save only the weights, with the program that made the file: torch.save(model.state_dict(), path)"
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Load the weights of a file into all of `model` but its head, because the file names no classes.
+    """Load the weights of a file into `model`, except its head, because the file names no classes.
 
     Keys are matched by name, without the prefixes of wrappers. If no name fits, they are matched by order, provided
     that the file holds tensors of the same shapes in the same order.
 
     Args:
-        path: `.safetensors`, or a file of `torch.save`, which is read with `weights_only=True`.
+        path: a `.safetensors` file, or a file of `torch.save`, which is read with `weights_only=True`.
 
     Raises:
         UserError: the file cannot be read without running code from it, or leaves part of the model without weights;

@@ -21,8 +21,8 @@ def reliability(confidences: np.ndarray, hits: np.ndarray) -> list[dict]:
         hits: bool (N,), whether the prediction is right.
 
     Returns:
-        For each non-empty one of 15 bins of equal width: `low`, `high`, `n`, the mean `confidence`, and `accuracy`
-        with its 95% `interval`.
+        `low`, `high`, `n`, the mean `confidence`, and `accuracy` with its 95% `interval`, for each non-empty one of 15
+        bins of equal width.
     """
     bins = np.searchsorted(_EDGES[1:-1], confidences)  # (0, 1/15], (1/15, 2/15], …, by the stored edges
     found = []
@@ -48,7 +48,7 @@ def expected_calibration_error(bins: list[dict]) -> float:
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """The mean over images, in nats, for logits float (N, C) divided by the temperature."""
+    """The mean negative log-likelihood in nats, of logits float (N, C) divided by the temperature."""
     log_probabilities = log_softmax(np.asarray(logits, np.float64) / temperature, axis=1)
     return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
@@ -56,7 +56,7 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     """The temperature that minimises the negative log-likelihood of logits float (N, C) (Guo et al. 2017).
 
-    None if there is no minimum: with every image right, colder is always better; with hardly any right, hotter.
+    None if there is no minimum: with every image right, colder is always better; with almost all wrong, hotter.
     """
     if (logits.argmax(axis=1) == labels).all():
         return None

@@ -20,7 +20,7 @@ def compare(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
     Args:
         first: bool (S, N), whether each of S runs is right on each of N images.
-        second: bool (T, N), the same for T runs.
+        second: bool (T, N), whether each of T other runs is right on each of the images.
 
     Returns:
         `test`, `difference`, its 95% `interval`, and `p`.

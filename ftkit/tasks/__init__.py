@@ -37,7 +37,7 @@ __all__ = [
 ]
 Task = SingleLabel  # for annotations, like `Predictions`: a union once there are several tasks
 TASKS: tuple[type[Task], ...] = (SingleLabel,)  # the first that recognises columns or a config is taken
-DEFAULT_TASK = SingleLabel  # of every recipe: none can name another yet
+DEFAULT_TASK = SingleLabel  # every recipe has this task: none can name another yet
 
 
 def task_of(features: Features) -> Task:

@@ -13,8 +13,9 @@ def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type
 
     Args:
         key: the configuration key that names the column, for messages.
-        given: its value.
-        kind: what the column holds, for messages.
+        given: the value of the key.
+        types: the feature types to look for.
+        kind: a word for the column's content, for messages.
 
     Raises:
         UserError: the given column is missing, or none or several have the type.

@@ -15,14 +15,14 @@ class Metric:
     """A row of a task's table of metrics, with everything that ftkit knows about the metric.
 
     Attributes:
-        compute: takes the task's predictions.
-        title: for reports.
+        compute: function of the task's predictions.
+        title: the name in reports.
         about: a few words of explanation.
-        interval: the 95% interval, from the predictions; None for a metric without one.
+        interval: function from the predictions to the 95% interval; None for a metric without one.
         hub_type: the Hub's name for the metric; None if it says nothing about the model, such as a baseline.
-        validation: the name under which validation logs it and it may choose the checkpoint; None if it may not.
+        validation: the name in the log and in `metric_for_best_model`, computed after every epoch; None: not computed.
         higher_is_better: whether the checkpoint with the greatest value is the best.
-        least_classes: with fewer classes it says little and is left out.
+        least_classes: the fewest classes for which the metric is reported.
     """
 
     compute: Callable[[Any], float]
@@ -51,7 +51,7 @@ class Section:
 
     Attributes:
         template: the name of its `.html` and `.md` in the task's `templates` folder.
-        links: for the top of the page: anchor -> title.
+        links: the links at the top of the page: anchor -> title.
         content: the variables of the templates.
         drawings: figures, which the templates get as SVG under their names.
     """

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(TrainerCallback):
-    """Passes every event on to a tracker, until one fails: that is logged, and the tracker gets no more events."""
+    """Forwards events to a tracker. After its first error, which is logged, it gets no more."""
 
     def __init__(self, tracker: TrainerCallback):
         self.tracker: TrainerCallback | None = tracker

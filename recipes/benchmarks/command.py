@@ -12,7 +12,7 @@ def run(command: str, log: Path, root: Path) -> None:
     """Run a line such as `accelerate launch …` or `python …` in `root`, with its output in `log`.
 
     Raises:
-        UserError: it failed; the message has the end of its output.
+        UserError: the command failed; the message has the end of its output.
     """
     words = shlex.split(command)
     if words[:2] == ["accelerate", "launch"]:

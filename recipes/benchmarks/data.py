@@ -75,7 +75,7 @@ class Setup(NamedTuple):
         return f"{len(self.images):,} images in batches of {self.batch_size}"
 
     def first(self, count: int) -> "Setup":
-        """The same with fewer images."""
+        """The setup with only the first `count` images."""
         rows = self.rows.select(range(min(count, len(self.rows))))
         return self._replace(
             rows=rows, images=ImageTensors(self.tensors.images[: len(rows)], rows, self.images.hashes, "", [])

@@ -24,9 +24,9 @@ class Row(NamedTuple):
     """Sides that run in turn, and the goals for their medians.
 
     Attributes:
-        what: what is measured, in words.
+        what: the measured quantity in words.
         sides: the sides by name.
-        goals: for medians, such as `stock / ftkit >= 40` or `again < 1`.
+        goals: goals for medians, such as `stock / ftkit >= 40` or `again < 1`.
         measure: the number of a side that the goals are about.
         also: other numbers of a side whose medians are stored, as `<side> <number>`.
     """

@@ -445,7 +445,9 @@ def test_a_script_for_one_process_refuses_several(monkeypatch, refused):
 def test_what_needs_whole_weights_is_refused_where_they_are_sharded(monkeypatch, refused, launcher):
     monkeypatch.setenv(launcher, "true")
     words = ["--dataset", "digits", "--ema_decay", "0.9", "--l1", "1e-4", "--on_nan", "rollback"]
-    with refused("ema_decay: 0.9 needs whole weights", "l1: 0.0001 needs", "on_nan: rollback needs", "multi_gpu.yaml"):
+    with refused(
+        "ema_decay: 0.9 needs unsharded weights", "l1: 0.0001 needs", "on_nan: rollback needs", "multi_gpu.yaml"
+    ):
         parse_config(words)
 
 

@@ -259,7 +259,7 @@ REFUSALS = {
     "eval_do_concat_batches": (False, "metrics need all at once: leave it out"),
     "eval_use_gather_object": (True, "gathers objects, and predictions are tensors"),
     "batch_eval_metrics": (True, "eval_accumulation_steps: 1"),
-    "include_for_metrics": ("inputs", "which read predictions alone"),
+    "include_for_metrics": ("inputs", "which read only predictions"),
     "save_on_each_node": (True, "all machines share output_dir"),
     "enable_jit_checkpoint": (True, "which every run does anyway"),
     "hub_token": ("hf_x", "log in with `hf auth login` or set HF_TOKEN"),
@@ -437,7 +437,7 @@ def train_recipe(tmp_path, monkeypatch):
         set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
         classifier.fit(images["train"])
         plan = prepare_plan(config, classifier, images)
-        run_plan(plan, prepare_resumption(plan, take_fingerprint(config.training, images, None)))
+        run_plan(plan, prepare_resumption(plan, take_fingerprint(config, images, None)))
         return list(stages)
 
     verbosity = transformers.logging.get_verbosity()

@@ -170,7 +170,7 @@ def test_optimizers_that_step_within_the_backward_pass(tmp_path, refused, optim)
     ("options", "words"),
     [
         (["--optim", "galore_adamw", "--optim_target_modules", "all-linear"], "optim: galore_adamw"),
-        (["--optim", "sgd", "--optim_args", "momentun=0.9"], "'momentun' is no option of sgd: it takes momentum"),
+        (["--optim", "sgd", "--optim_args", "momentun=0.9"], "sgd has no option 'momentun': it takes momentum"),
         (["--optim_args", "betas=0.9"], "it takes none"),
         (["--lr_scheduler_kwargs", '{"x": 1}'], "lr_scheduler_type: cosine, lr_scheduler_kwargs"),
         (["--activation_checkpointing", "true"], "activation_checkpointing: ftkit_mlp does not support it"),

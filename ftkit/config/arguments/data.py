@@ -87,7 +87,7 @@ class DataArguments:
         metadata={"help": "What to do about images that do not decode: stop before training, or leave them out."},
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Where decoded images are kept (default: ftkit/ under the Hugging Face home)."}
+        default=None, metadata={"help": "The folder for decoded images (default: ftkit/ under the Hugging Face home)."}
     )
 
     def __post_init__(self) -> None:
@@ -137,7 +137,7 @@ class DataArguments:
         if self.image_transform is None:
             return []
         if self.data_engine == "tensor":
-            return ["image_transform works on single images, and data_engine: tensor on whole batches: use stream"]
+            return ["image_transform works on single images: set data_engine: stream (tensor works on batches)"]
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []

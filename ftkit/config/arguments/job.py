@@ -31,5 +31,5 @@ class JobArguments:
     )
 
     def check(self) -> list[str]:
-        """No errors: any values of these are valid."""
+        """No errors: all values are valid."""
         return []

@@ -49,7 +49,7 @@ class MethodArguments:
     )
     cache_features: bool = field(
         default=True,
-        metadata={"help": "Compute the features of a frozen body once, if the head alone trains on fixed pixels."},
+        metadata={"help": "Compute the features of a frozen body once, if only the head trains, on fixed pixels."},
     )
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     # Texts, so that any value of these gets past the parser to the reason why they are refused.
     parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
-    liger_kernel_config: str | None = field(  # type: ignore[assignment]  # as said above
+    liger_kernel_config: str | None = field(  # type: ignore[assignment]  # as above
         default=None, metadata={"help": "Refused: it is for language models."}
     )
 
@@ -114,16 +114,16 @@ def usual(values: dict[str, Any]) -> set[str]:
 
 
 def in_stage(values: dict[str, Any], given: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    """The training arguments of a stage: the run's, overridden by the stage's and by what follows from these.
+    """The training arguments of a stage: the run's, overridden by the stage's and by what follows from the stage's.
 
     Args:
         values: all training arguments of the run, by key.
         given: the keys that the run sets itself, which do not follow from others.
-        arguments: those of the stage, by key.
+        arguments: the stage's own training arguments, by key.
     """
     own = {key: value for key, value in values.items() if key not in (*_FOLLOWING, *_RESOLVED) or key in given}
     if "num_train_epochs" in arguments:
-        del own["max_steps"]  # would override it
+        del own["max_steps"]  # it would override num_train_epochs
     own |= arguments
     return DEFAULTS | following(own) | own
 

@@ -1,8 +1,8 @@
-"""Augmentation of a whole batch of uint8 images, with random numbers that do not depend on the batch.
+"""Augmentation of a batch of uint8 images, with random numbers that do not depend on the batch.
 
 An image's random numbers are a function of (seed, epoch, the image's row, operation), so every worker, rank or resumed
-run computes the same image; each stage of a plan has its own seed. They come from a counter-based generator: a hash of
-the counter. Given its parameters, an operation does what torchvision's function of that name does.
+run computes the same image; each stage of a plan has its own seed. The numbers come from a counter-based generator: a
+hash of the counter. Given its parameters, an operation does what torchvision's function of that name does.
 """
 
 import math
@@ -32,10 +32,10 @@ def random_bits(seed: int, epoch: int, rows: torch.Tensor, operation: str, count
     """`count` random integers for each row: int64 (B, count), uniform over 0 … 2^32 - 1.
 
     Args:
-        seed: of the stage.
-        epoch: from 0.
+        seed: the stage's seed.
+        epoch: the epoch, from 0.
         rows: int64 (B,), which identify the images.
-        operation: its name, so that each operation draws its own numbers.
+        operation: the operation's name; each operation draws its own numbers.
         count: numbers per image.
     """
     return _bits_of_all(seed, epoch, rows, [operation], count)[:, 0]
@@ -51,7 +51,7 @@ def _bits_of_all(seed: int, epoch: int, rows: torch.Tensor, operations: list[str
 
 
 def _key(operation: str) -> int:
-    """32 bits from the whole name: the exclusive or of its four-character pieces."""
+    """32 bits from the full name: the exclusive or of its four-character pieces."""
     key, rest = 0, int.from_bytes(operation.encode(), "big")
     while rest:
         key, rest = key ^ rest & _MASK, rest >> 32
@@ -75,8 +75,8 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
         images: uint8 (B, C, H, W); not changed.
         rows: int64 (B,) on the CPU, the row of each image in its dataset.
         steps: names in `AUGMENTATIONS`, or mappings of one name to its options.
-        seed: of the stage.
-        epoch: from 0.
+        seed: the stage's seed.
+        epoch: the epoch, from 0.
     """
     if not steps:
         return images
@@ -107,7 +107,7 @@ def alternating_flip(images: torch.Tensor, bits: torch.Tensor, epoch: int) -> to
     """Mirror each image in every second epoch; a random half starts mirrored (Jordan 2024, arXiv:2404.00498).
 
     Args:
-        bits: the same in every epoch.
+        bits: random bits, the same in every epoch.
     """
     return flip(images, bits + epoch)
 
@@ -127,7 +127,7 @@ def random_crop(images: torch.Tensor, bits: torch.Tensor, padding: int = 4, mode
     """Pad the image on all sides, and crop it to its own size (He et al. 2016, arXiv:1512.03385).
 
     Args:
-        padding: in pixels; less than the image's side for `mode: reflect`.
+        padding: pixels on each side; less than the image's side for `mode: reflect`.
         mode: `zeros` (black) or `reflect`.
     """
     if mode == "reflect" and padding >= min(images.shape[2:]):

@@ -1,4 +1,4 @@
-"""Mixup and cutmix of a whole batch, with random numbers that do not depend on the batch.
+"""Mixup and cutmix of a batch, with random numbers that do not depend on the batch.
 
 Each image is mixed with the next one in the epoch's order, the last with the first. The order depends on seed and
 epoch, the share and the box on the image's row as well, so every batch size, process or resumed run computes the same
@@ -12,7 +12,7 @@ from scipy.special import betaincinv
 from ftkit.data.augmentation.augment import below, random_bits
 from ftkit.data.augmentation.pixel_ops import real
 
-_POWER = 12  # of two: pieces of equal probability in the tables of the Beta distributions
+_POWER = 12  # the tables of the Beta distributions have 2^12 pieces of equal probability
 _BITS = 32 - _POWER
 
 
@@ -24,7 +24,7 @@ class Mixing:
 
     Args:
         mixup: alpha; the share of an image that stays is distributed as Beta(alpha, alpha); 0 is off.
-        cutmix: alpha of the share of the area that stays, before the box is cut off at the edge; 0 is off.
+        cutmix: alpha for the share of the area that stays, before the box is cut off at the edge; 0 is off.
     """
 
     def __init__(self, mixup: float, cutmix: float):
@@ -43,8 +43,8 @@ class Mixing:
             images: float (B + 1, C, H, W).
             shares: float (B + 1, classes), the share of each class in the label; a box counts by its visible area.
             rows: int64 (B + 1,) on the CPU, the row of each image in its dataset.
-            seed: of the stage.
-            epoch: from 0.
+            seed: the stage's seed.
+            epoch: the epoch, from 0.
         """
         bits = random_bits(seed, epoch, rows[:-1].to(images.device, non_blocking=True), "mixing", 4)
         cut = bits[:, 0] & 1 if self.mixup and self.cutmix else torch.full_like(bits[:, 0], bool(self.cutmix))

@@ -1,8 +1,8 @@
-"""Operations on a whole batch of uint8 images, with parameters for each image.
+"""Operations on a batch of uint8 images, with parameters for each image.
 
-These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and return uint8 of the same shape: what
-torchvision's function does to each image alone, but with linear interpolation where its default is nearest. Parameters
-are `real`, mostly float64. The host never waits for a device.
+These functions take uint8 (B, 1 or 3, H, W) and parameters of B images, and return uint8 of the same shape. The result
+is torchvision's for each image, except that interpolation is bilinear, not nearest. Parameters are `real`, mostly
+float64. No function synchronises with the device.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def constant(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def shift(images: torch.Tensor, shifts: torch.Tensor, most: tuple[int, int], mode: str = "zeros") -> torch.Tensor:
-    """Each image shifted within its frame: the window of its own size that begins at `shifts`.
+    """Crop each image, padded, to its own size with the top-left corner at `shifts`.
 
     Args:
-        shifts: int64 (B, 2), rows down and columns right.
-        most: their largest absolute values; less than the side for `mode: reflect`.
-        mode: what lies beyond the edge: `zeros` (black) or `reflect`.
+        shifts: int64 (B, 2), rows down and columns right that the window moves: the content moves up and left.
+        most: largest absolute shift of rows and of columns; less than the side for `mode: reflect`.
+        mode: padding beyond the edge: `zeros` (black) or `reflect`.
     """
     (batch, channels, height, width), device = images.shape, images.device
     padded = F.pad(images, (most[1], most[1], most[0], most[0]))
@@ -52,7 +52,7 @@ def warp(images: torch.Tensor, inverse: torch.Tensor, shift: torch.Tensor) -> to
 
     Args:
         inverse: float64 (B, 4), the rows of the matrix that maps a point (x, y) of the result to its source.
-        shift: float64 (B, 2), pixels right and down.
+        shift: float64 (B, 2), pixels right and down that the content moves.
     """
     height, width = images.shape[2:]
     x = torch.arange(width, device=images.device) + 0.5 - width / 2 - shift[:, :1]

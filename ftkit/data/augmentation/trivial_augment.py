@@ -1,4 +1,4 @@
-"""TrivialAugment on a whole batch."""
+"""TrivialAugment on a batch."""
 
 from collections.abc import Callable
 
@@ -32,19 +32,19 @@ def shear_y(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
 
 
 def translate_x(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Move right by whole pixels."""
+    """Move right by `magnitude` pixels, rounded towards zero."""
     most = min(32, images.shape[3])
     right = magnitude.long().clamp(-most, most)
     return shift(images, torch.stack([torch.zeros_like(right), -right], 1), (0, most))
 
 
 def translate_y(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Move down by whole pixels."""
+    """Move down by `magnitude` pixels, rounded towards zero."""
     return translate_x(images.mT, magnitude).mT
 
 
 def rotate(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Rotate counter-clockwise, by degrees."""
+    """Rotate counter-clockwise by `magnitude` degrees."""
     cosine, sine = torch.deg2rad(magnitude).cos(), torch.deg2rad(magnitude).sin()
     return warp(images, torch.stack([cosine, -sine, sine, cosine], 1), magnitude.new_zeros(len(images), 2))
 
@@ -66,13 +66,13 @@ def _blurred(images: torch.Tensor) -> torch.Tensor:
 
 
 def posterize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Keep only this many of the highest bits of a pixel."""
+    """Keep only the `magnitude` highest bits of each pixel."""
     lost = (8 - magnitude.round()).to(torch.uint8).view(-1, 1, 1, 1)
     return images >> lost << lost
 
 
 def solarize(images: torch.Tensor, magnitude: torch.Tensor) -> torch.Tensor:
-    """Invert pixels from this share of white up."""
+    """Invert pixels of at least `magnitude` times white."""
     return torch.where(images >= (255 * magnitude).float().view(-1, 1, 1, 1), 255 - images, images)
 
 

@@ -23,10 +23,10 @@ def load_images(
     """The images of every split, by the engine that `args` name or that fits their size.
 
     Args:
-        splits: columns `image`, `label`, `index`.
+        splits: the splits, with the columns `image`, `label`, `index`.
         processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
-        seed: of `image_transform`, which applies to `train` alone.
+        seed: the seed of `image_transform`, which applies only to `train`.
 
     Raises:
         UserError: images that do not decode, or a full disk.
@@ -67,7 +67,7 @@ def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: 
 
 
 def _choose(args: DataArguments, size: float) -> tuple[str, str]:
-    """The engine, and the reason; `size` is that of all decoded images, in GB."""
+    """The engine, and the reason for it; `size` is the size of all decoded images in GB."""
     decoded = f"{size:.2f} GB decoded" if size >= 0.1 else f"{1000 * size:.1f} MB decoded"
     if args.data_engine != "auto":
         return args.data_engine, f"as configured ({decoded})"

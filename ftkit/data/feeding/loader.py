@@ -19,13 +19,13 @@ class EpochBatches(Sampler):
     rows repeat.
 
     Args:
-        count: rows of the split.
-        batch_size: of one process.
-        seed: of the order.
+        count: number of rows of the split.
+        batch_size: batch size of one process.
+        seed: seed of the order.
         process: index of this process, from 0.
-        processes: their number.
-        drop_last: skip a last batch that is not full.
-        following: give each batch the row after it in the epoch's order; after the last row comes the first.
+        processes: number of processes.
+        drop_last: whether to skip a last batch that is not full.
+        following: whether each batch also gets the next row in the epoch's order; after the last row comes the first.
     """
 
     def __init__(

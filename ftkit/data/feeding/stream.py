@@ -22,21 +22,21 @@ from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
 from ftkit.errors import UserError
 
-_VERSION = 3  # of the cache: raise it when decoding changes
+_VERSION = 3  # the cache's version: raise it when decoding changes
 
 
 class StreamedImages(Images):
     """A split whose images are decoded batch by batch, from files or a memory-mapped table.
 
-    All images are decoded once beforehand, in all processes, so that a broken one is found now and not in the middle
+    All images are decoded once beforehand, in all processes, so that a broken image is found now and not in the middle
     of training.
 
     Args:
-        dataset: columns `image`, `label`, `index`.
+        dataset: a dataset with the columns `image`, `label`, `index`.
         processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
         on_bad_image: `error` or `skip`.
-        cache_dir: keeps the result of that check, see `ftkit.data.feeding.tensors.image_tensors`.
+        cache_dir: the folder that keeps the result of this check, see `ftkit.data.feeding.tensors.image_tensors`.
 
     Raises:
         UserError: images that do not decode.
@@ -81,8 +81,8 @@ class StreamedImages(Images):
         """From now on apply timm's training transform to every image, instead of the processor's geometry.
 
         Args:
-            options: of `timm.data.create_transform`, such as `auto_augment: rand-m9-mstd0.5-inc1`.
-            seed: see `Images`; each stage sets its own.
+            options: options of `timm.data.create_transform`, such as `auto_augment: rand-m9-mstd0.5-inc1`.
+            seed: the seed, see `Images`; each stage sets its own.
 
         Raises:
             UserError: timm rejects an option.
@@ -125,7 +125,7 @@ class StreamedImages(Images):
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """Restore the global generators afterwards: without workers, dropout draws from one of them."""
+    """Restore the global generators after the block: without workers, dropout draws from one of them."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -136,7 +136,7 @@ def _generators_kept() -> Iterator[None]:
 
 
 class _FirstLook:
-    """For some rows: an image's shape, counts of the values, what does not decode, and the hashes."""
+    """An image's shape, counts of the values, images that do not decode, and hashes, of some rows."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder

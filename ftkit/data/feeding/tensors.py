@@ -1,4 +1,4 @@
-"""A split as batches of uint8 images, and the tensor engine, which decodes the whole split once."""
+"""A split as batches of uint8 images, and the tensor engine, which decodes a split once."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
-_VERSION = 4  # of the cache: raise it when decoding changes
+_VERSION = 4  # the cache's version: raise it when decoding changes
 
 
 class Batch(NamedTuple):
@@ -34,8 +34,8 @@ class Batch(NamedTuple):
 
     Attributes:
         rows: int64 (B,).
-        epoch: from 0.
-        weight: of its mean loss among those of the processes; 1 except for a last batch cut unevenly.
+        epoch: the epoch, from 0.
+        weight: factor of the batch's mean loss; 1 except for a last batch cut unevenly among the processes.
         following: int64 (1,), the next row in the epoch's order, which the last image is mixed with; None without
             mixing.
     """
@@ -50,16 +50,16 @@ class Images(TorchDataset, ABC):
     """A split, batch by batch. The engine changes the speed of `pixels`, not its result.
 
     Attributes:
-        engine: its name in the configuration.
-        task: of the labels.
+        engine: the engine's name in the configuration.
+        task: the task of the labels.
         labels: the targets, (N, …).
         index: int64 (N,), the row of each image in the split it was read from.
-        fingerprint: of the dataset.
-        hashes: uint64 (N,), of the files' bytes: equal for images that are the same file.
-        key: identifies the pixels, from dataset, processor and mode.
+        fingerprint: the dataset's fingerprint.
+        hashes: uint64 (N,), hashes of the files' bytes: equal for images that are the same file.
+        key: identifier of the pixels, from dataset, processor and mode.
         skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`.
-        shape: of an image, (C, H, W).
-        seed: random numbers in `pixels`, if any, depend only on this, the epoch and the image's row.
+        shape: (C, H, W), the shape of an image.
+        seed: the seed; random numbers in `pixels`, if any, depend only on the seed, the epoch and the image's row.
     """
 
     engine: str
@@ -115,7 +115,7 @@ class Images(TorchDataset, ABC):
         """The bytes of an image's original file.
 
         Raises:
-            UserError: the file is gone.
+            UserError: the file no longer exists.
         """
         file = self._files[row]["image"]
         try:
@@ -151,7 +151,7 @@ class ImageTensors(Images):
     def to(self, device: torch.device) -> None:
         """Move images and labels to a device, where batches are then made.
 
-        `index` stays on the CPU: augmentations are drawn by it there, without waiting for the device.
+        `index` stays on the CPU, where augmentations draw by it without waiting for the device.
         """
         self.images, self.labels = self.images.to(device), self.labels.to(device)
 
@@ -178,7 +178,7 @@ class Viewed(TorchDataset):
 def gone(file: str, reason: object) -> UserError:
     """The error for an image that was readable when the run began."""
     return UserError(
-        f"{file} cannot be read any more: {reason}: bring it back, and the same command resumes from what is saved"
+        f"{file} cannot be read any more: {reason}: restore it, and the same command resumes from what is saved"
     )
 
 
@@ -193,12 +193,12 @@ def image_tensors(
     """Decode a split into a uint8 memory map, or take the cached one.
 
     Args:
-        dataset: columns `image`, `label`, `index`.
+        dataset: a dataset with the columns `image`, `label`, `index`.
         processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
         on_bad_image: `error` or `skip`.
-        cache_dir: of the memory map; its key combines the dataset's fingerprint, the processor's geometry, `channels`
-            and the versions of the packages that decode.
+        cache_dir: the cache that holds the memory map; its key combines the dataset's fingerprint, the processor's
+            geometry, `channels` and the versions of the packages that decode.
 
     Raises:
         UserError: images that do not decode (up to ten are listed), or a full disk.
@@ -255,7 +255,7 @@ def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.nd
     """The rows that decode, or None if all do.
 
     Raises:
-        UserError: some do not decode and must not be skipped, or none decodes.
+        UserError: some images do not decode and must not be skipped, or no image decodes.
     """
     if skipped and on_bad_image == "error":
         listed = "\n".join(f"  - {bad['file']}: {bad['reason']}" for bad in skipped[:10])

@@ -33,10 +33,10 @@ def cached(
     it takes. A `torch.distributed` collective would give up after `ddp_timeout`.
 
     Args:
-        key: names the folder.
-        write: fills an empty folder.
+        key: the folder's name.
+        write: function that fills an empty folder.
         cache_dir: the root; `default_cache_dir` if None.
-        complete: whether a folder has all its content; if not, or if it cannot be read, it is rebuilt.
+        complete: function that says whether a folder has all its content; an incomplete or unreadable one is rebuilt.
 
     Raises:
         UserError: the disk is full or not writable.

@@ -27,10 +27,10 @@ class Decoded(NamedTuple):
     """The result of decoding some rows.
 
     Attributes:
-        positions: of the images that decode, among the rows.
-        pixels: of those images, uint8 (n, C, H, W); None if n is 0.
-        hashes: of their files' bytes, uint64 (n,) by XXH3.
-        bad: the images that do not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (of its bytes, in
+        positions: the positions, among the rows, of the images that decode.
+        pixels: uint8 (n, C, H, W), the pixels of these images; None if n is 0.
+        hashes: uint64 (n,), the XXH3 hashes of their files' bytes.
+        bad: the images that do not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (the hash of the file in
             hexadecimal; None if it cannot be read) and `reason`.
     """
 
@@ -44,7 +44,7 @@ class Decoder:
     """Decodes rows of a split to the pixels that the model's image processor normalises.
 
     Args:
-        dataset: columns `image` and `index`.
+        dataset: a dataset with the columns `image` and `index`.
         processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
     """

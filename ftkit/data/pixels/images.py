@@ -69,11 +69,11 @@ def describe_images(dataset: Dataset) -> ImageInfo:
 
 
 def check_decodable(image: Image.Image) -> None:
-    """Refuse an image before its pixels are decoded; PIL itself does so only from twice its limit on.
+    """Refuse an image before its pixels are decoded; PIL itself refuses only images of twice its limit.
 
     Raises:
-        DecompressionBombError: it has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
-        OSError: it is PostScript, a program that PIL would run with Ghostscript.
+        DecompressionBombError: the image has more pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
+        OSError: the image is PostScript, a program that PIL would run with Ghostscript.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
@@ -91,7 +91,7 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
     transparency is laid on white.
 
     Raises:
-        one of `BAD_IMAGE_ERRORS`: it does not decode, or must not be (see `check_decodable`).
+        one of `BAD_IMAGE_ERRORS`: the image does not decode, or must not be decoded (see `check_decodable`).
     """
     check_decodable(image)
     mode = "L" if channels == 1 else "RGB"

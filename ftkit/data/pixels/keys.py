@@ -12,7 +12,7 @@ from PIL import features
 from ftkit.compat.datasets import fingerprint, set_fingerprint
 
 DECODING = ("PIL", "numpy", "torch", "torchvision", "transformers", "timm")  # packages that turn files into pixels
-_CODECS = ("jpg", "webp", "avif", "jpg_2000")  # of Pillow; the same Pillow may come with other versions of them
+_CODECS = ("jpg", "webp", "avif", "jpg_2000")  # Pillow's codecs, whose versions do not follow from Pillow's
 
 
 def cache_key(*parts: Any, computed_by: Iterable[str]) -> str:
@@ -24,9 +24,9 @@ def cache_key(*parts: Any, computed_by: Iterable[str]) -> str:
 
 
 def file_state(path: str | Path) -> tuple[int, int, int]:
-    """Size and times of a file, which change when it does; of the link itself if the link is broken.
+    """Size and times of a file, or of the link itself if it is broken; they change when the file does.
 
-    One of the times is that of the last inode change: unlike the modification time, no copy or archive sets it.
+    One of the times is the last inode change: unlike the modification time, no copy or archive sets it.
     """
     path = Path(path)
     try:
@@ -40,8 +40,8 @@ def follow_files(dataset: Dataset, paths: list[str | None]) -> None:
     """Make a dataset's fingerprint follow the files behind it, so that a cache of older files is never used.
 
     Args:
-        dataset: its own fingerprint covers its transformations, but not always the files of its table.
-        paths: the files that its rows name, or None for images inside the table.
+        dataset: a dataset, whose own fingerprint covers its transformations, but not always the files of its table.
+        paths: the files that the rows name, or None for images inside the table.
     """
     tables = [file_state(file["filename"]) for file in dataset.cache_files]
     named = [path and file_state(path) for path in paths]

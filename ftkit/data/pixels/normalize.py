@@ -1,8 +1,8 @@
-"""What an image processor does to pixels: resizing, once while decoding, and normalising, on every batch.
+"""The two parts of an image processor: resizing, once while decoding, and normalising, on every batch.
 
-Nothing of it is reimplemented here. A processor maps 8-bit pixels to numbers by a scale and an offset for each
-channel; both are measured on a black and a white image, and inverted to get the resized 8-bit pixels from its output.
-So training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
+Neither is reimplemented here. A processor maps 8-bit pixels to numbers by a scale and an offset for each channel; both
+are measured on a black and a white image, and inverted to get the resized 8-bit pixels from the processor's output. So
+training sees what a plain `pipeline`, which feeds RGB images to the same processor, will see.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Normalize8Bit:
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) in the layout that is fastest for convolutions; they keep it through the whole network."""
+    """(B, C, H, W) in the layout that is fastest for convolutions, which keep it through the network."""
     _, channels, height, width = images.shape
     if channels == 1:  # torch sees both layouts as the same, and would choose the other
         return images.contiguous().as_strided(images.shape, (height * width, 1, width, 1))
@@ -47,7 +47,7 @@ def normalizer(processor: Any, channels: int) -> Normalize8Bit:
     """The arithmetic of `processor` on 8-bit pixels, for a model with 1 or 3 channels.
 
     Raises:
-        UserError: it is more than a scale and an offset by channel.
+        UserError: the arithmetic is more than a scale and an offset by channel.
     """
     side = (_PROBE, _PROBE)
     black, white = (_process(processor, [Image.new("RGB", side, color)])[0] for color in ("black", "white"))
@@ -67,7 +67,7 @@ def normalizer(processor: Any, channels: int) -> Normalize8Bit:
 class PixelGeometry:
     """The resizing and cropping of `processor`: n images, all grey or all RGB -> uint8 (n, C, H, W).
 
-    Whether the processor leaves images of a size unchanged is tested once for each size, with noise.
+    Tests once for each size, with noise, whether the processor leaves images of that size unchanged.
     """
 
     def __init__(self, processor: Any):
@@ -76,7 +76,7 @@ class PixelGeometry:
         self.unchanged: dict[tuple[int, int], bool] = {}
         self.resized: Callable[[list[Image.Image]], np.ndarray] = self._from_values
         probe, shorter = [_noise(_PROBE, _PROBE - 3)], _without_arithmetic(self.processor)
-        with contextlib.suppress(TypeError):  # from processors that normalise anyway, and need floats for it
+        with contextlib.suppress(TypeError):  # raised by processors that normalise anyway, and need floats
             if np.array_equal(shorter(probe), self._from_values(probe)):
                 self.resized = shorter
 

@@ -54,7 +54,7 @@ def read_class_folders(folder: Path) -> DatasetDict:
     The class names of all splits are merged, so a class missing from one split does not shift the labels.
 
     Raises:
-        UserError: no images, fewer than two classes, or a class that train lacks.
+        UserError: there are no images, fewer than two classes, or a class that train lacks.
     """
     roots = split_folders(folder) or {"train": folder}
     suffixes = image_suffixes()
@@ -112,7 +112,7 @@ def table_files(folder: Path) -> dict[str, Path]:
 
 
 def _column(table: pd.DataFrame, path: Path, key: str, given: str | None, usual: tuple[str, ...]) -> str:
-    """The column that is given, or the only one with a usual name."""
+    """The `given` column, or the only one with a usual name."""
     columns = list(table.columns)
     if given is not None:
         if given not in columns:
@@ -130,7 +130,7 @@ def _column(table: pd.DataFrame, path: Path, key: str, given: str | None, usual:
 
 
 def read_tables(files: dict[str, Path], image_column: str | None, label_column: str | None) -> DatasetDict:
-    """Read CSV (`.csv`, `.tsv`) or JSON-lines files whose rows hold a path and a label, and maybe a `split`.
+    """Read CSV (`.csv`, `.tsv`) or JSON-lines files whose rows hold a path, a label, and optionally a `split`.
 
     Paths are relative to the file that lists them. Labels are kept as text.
 

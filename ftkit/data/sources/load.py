@@ -1,4 +1,4 @@
-"""A dataset's name or folder -> a `DatasetDict` with the columns `image`, `label` and `index`."""
+"""Reads a dataset by name or folder into a `DatasetDict` with the columns `image`, `label` and `index`."""
 
 import difflib
 from pathlib import Path
@@ -27,7 +27,7 @@ from ftkit.data.sources.remote import from_hub
 from ftkit.data.sources.splits import canonical, complete_splits, keep_classes, take_fewer
 from ftkit.errors import UserError, unwritable
 
-# For each short name: its name on the Hub, the files of a local copy, and the label column if there are several.
+# By short name: the name on the Hub, the files of a local copy, and the label column if there are several.
 HUB_NAMES = {
     "mnist": "ylecun/mnist",
     "fashion_mnist": "zalando-datasets/fashion_mnist",
@@ -42,7 +42,7 @@ _LOCAL_FILES = {
     "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
-_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # by datasets' name for the format
+_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
 FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                  "Ankle boot"]  # fmt: skip
@@ -74,7 +74,7 @@ def load_data(args: DataArguments) -> DatasetDict:
 
 
 def _is_list(data_dir: str | None) -> bool:
-    """Whether it is a list of paths; the user's own list may name any file."""
+    """Whether `data_dir` is a list of paths; the user's own list may name any file."""
     return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
 
 

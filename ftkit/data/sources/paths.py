@@ -10,14 +10,14 @@ from ftkit.errors import UserError
 
 
 def check_paths(splits: DatasetDict, folders: list[Path]) -> None:
-    """Check that rows that name a file instead of holding an image's bytes name one below `folders`.
+    """Check that every image file that a row names is below `folders`.
 
     Paths are compared as written, with `..` resolved; a link inside a folder may lead anywhere, because someone put it
     there.
 
     Args:
-        splits: with a column `image`.
-        folders: those of the dataset's files.
+        splits: splits with a column `image`.
+        folders: the folders of the dataset's files.
 
     Raises:
         UserError: a row names a file elsewhere.

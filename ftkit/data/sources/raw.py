@@ -152,7 +152,7 @@ def read_cifar_folder(folder: Path, kind: str) -> tuple[dict[str, tuple[np.ndarr
     """The splits and class names of a folder of CIFAR "python version" batches.
 
     Args:
-        kind: of `cifar_kind`.
+        kind: the kind that `cifar_kind` returns.
 
     Returns:
         splits: `train` and `test`, each images (N, 32, 32, 3) uint8 and labels (N,) int64 (CIFAR-100: the fine ones).

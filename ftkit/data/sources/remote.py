@@ -1,4 +1,4 @@
-"""Downloads from the Hub, or one clear message within seconds if it is out of reach."""
+"""Downloads from the Hub, or one clear message within seconds if the Hub is out of reach."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ def from_hub(load: Callable[[], Any], what: str, fix: str) -> Any:
     switched to offline mode, in which they use their cache or fail at once.
 
     Raises:
-        UserError: `what` is missing, in a message that ends with `fix`, or the disk is full.
+        UserError: `what` is missing (the message ends with `fix`), or the disk is full.
     """
     offline = is_offline_mode() or not _reachable()
     if offline:

@@ -28,16 +28,16 @@ class SingleLabel:
     """Each image shows exactly one of the classes `names`.
 
     Attributes:
-        names: of the classes, in the order of the logits.
+        names: the class names, in the order of the logits.
         hub_task: the Hub's name for the task.
         losses: name in a recipe -> loss.
         loss_options: loss argument -> the only loss that reads it.
         metrics: key in `metrics.json` -> metric.
-        score: the key of the metric that chooses the checkpoint by default and that runs are compared by: a mean over
-            images; greater is better.
+        score: the key of the main metric, which chooses the checkpoint by default and compares runs. It must be a mean
+            over images, and greater is better.
         summary: the keys of `metrics.json` that `run.json` repeats.
         limit: the text for a model card on what the task cannot say, before the names of the classes.
-        logits_meaning: the text for users of an exported model, which comes with `class_names`.
+        logits_meaning: the text for users of an exported model, whose files hold `class_names`.
         validation_loss: the name of the loss on validation, whatever loss is minimised.
         data_template: the template of the report's table of the splits.
     """
@@ -128,7 +128,7 @@ class SingleLabel:
     def validate(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metrics that are logged on validation and may choose the checkpoint, from logits (N, C) and labels (N,).
 
-        They are means over images: the `Trainer`'s own loss averages batches, which is wrong if the last one is short.
+        All are means over images: the `Trainer`'s own loss averages batches, which is wrong if the last one is short.
         """
         rows = np.arange(len(labels))
         found = Predictions(rows, np.zeros(len(rows), np.uint64), labels, np.asarray(logits), self)

@@ -15,7 +15,7 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[list[list[int]], list[l
 
     Args:
         logits: float (N, C).
-        count: at most C.
+        count: number of classes, at most C.
     """
     classes = logits.argsort(stable=True, descending=True)[:, :count]
     return classes.tolist(), logits.softmax(-1).gather(1, classes).tolist()

@@ -46,8 +46,8 @@ def reliability_diagram(bins: list[dict[str, Any]], tempered: list[dict[str, Any
     """Accuracy against confidence, with 95% intervals, above the number of images in each bin.
 
     Args:
-        bins: from `ftkit.statistics.calibration.reliability`.
-        tempered: the same with the temperature, or None.
+        bins: the bins of `ftkit.statistics.calibration.reliability`.
+        tempered: the bins with the temperature, or None.
     """
     figure = Figure(figsize=(matplotlib.rcParams["figure.figsize"][0], 4.4))
     axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

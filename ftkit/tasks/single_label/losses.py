@@ -45,5 +45,5 @@ def class_shares(targets: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def smoothed_shares(targets: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
-    """The same, with the share `smoothing` of each target spread over all classes."""
+    """Targets as shares of classes, with the share `smoothing` of each target spread over all classes."""
     return class_shares(targets, num_classes) * (1 - smoothing) + smoothing / num_classes

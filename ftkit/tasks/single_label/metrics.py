@@ -105,9 +105,9 @@ def compute_metrics(
     """All numbers of `metrics.json`.
 
     Args:
-        predictions: of the split that is reported.
-        validation: of the split that the temperature is fitted on.
-        test_time: by name, of the same images with test-time augmentation.
+        predictions: the predictions for the reported split.
+        validation: the predictions for the split that the temperature is fitted on.
+        test_time: predictions for the same images with test-time augmentation, by its name.
 
     Returns:
         `n`, the metrics of `METRICS`, `intervals` (95%, of those that have one), `test_time_accuracy` by name,
@@ -135,7 +135,7 @@ def compute_metrics(
 
 
 def _calibration(predictions: Predictions, validation: Predictions | None) -> dict[str, Any]:
-    """The reliability diagram, as it is and with the temperature fitted on validation."""
+    """The reliability diagram, without and with the temperature fitted on validation."""
     found = {"reliability": reliability(predictions.confidences, predictions.hits)}
     if validation is None:
         return found

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 if TYPE_CHECKING:
     from ftkit.tasks.single_label import SingleLabel
 
-_LOGITS = 1 << 24  # how many become float64 at a time
+_LOGITS = 1 << 24  # the most that become float64 at a time
 
 
 @dataclass
@@ -21,10 +21,10 @@ class Predictions:
 
     Attributes:
         index: int64 (N,), the row in the split.
-        hashes: uint64 (N,), of the image files' bytes.
+        hashes: uint64 (N,), hashes of the image files' bytes.
         labels: int64 (N,), indices into the names of the task.
         logits: float32 (N, C); all numbers are computed from them in float64.
-        task: of the model.
+        task: the model's task.
     """
 
     index: np.ndarray
@@ -113,7 +113,7 @@ def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
     """The predictions that `to_table` made into `table`.
 
     Raises:
-        KeyError, ValueError: it is another table.
+        KeyError, ValueError: `to_table` did not make this table.
     """
     logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(task.names))
     index, hashes, labels = (table[name].to_numpy() for name in ("index", "hash", "label"))

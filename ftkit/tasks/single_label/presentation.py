@@ -8,15 +8,15 @@ from ftkit.tasks.parts import Drawing, Section
 from ftkit.tasks.single_label.predictions import Predictions
 
 _CONFUSIONS = 10
-_PICTURES = 24  # of each kind
+_PICTURES = 24  # images of each kind
 
 
 def section(metrics: dict[str, Any], names: list[str]) -> Section:
     """The section of the report: confusions, classes, calibration and images.
 
     Args:
-        metrics: from `compute_metrics`.
-        names: of the classes.
+        metrics: the result of `compute_metrics`.
+        names: the class names.
     """
     from ftkit.tasks.single_label.figures import reliability_diagram  # late: matplotlib takes a while to load
 

@@ -143,7 +143,7 @@ def check_classes(train: Dataset) -> None:
     """Check that train has at least two classes.
 
     Raises:
-        UserError: it has one.
+        UserError: train has only one class.
     """
     if len(np.unique(column(train, "label"))) < 2:
         raise UserError("train has images of one class only: add images of another, a classifier needs at least two")
@@ -153,7 +153,7 @@ def some_of_each(train: Dataset, count: int, order: np.ndarray) -> np.ndarray:
     """The first `count` rows of each class, int64, taken in the given order of the rows.
 
     Raises:
-        UserError: a class has fewer.
+        UserError: a class has fewer rows.
     """
     labels, names = column(train, "label"), train.features["label"].names
     counts = np.bincount(labels, minlength=len(names))

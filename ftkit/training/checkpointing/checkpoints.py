@@ -96,7 +96,7 @@ def _wrong_with_best(checkpoint: Path) -> str | None:
 
 
 def remove(folder: Path) -> None:
-    """Rename a folder, then delete it: what a crash leaves does not look like a complete one."""
+    """Rename a folder, then delete it, so that a crash leaves nothing that looks complete."""
     if folder.exists():
         shutil.rmtree(hidden(folder), ignore_errors=True)
         os.replace(folder, hidden(folder))

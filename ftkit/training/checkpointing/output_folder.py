@@ -33,8 +33,8 @@ def check_run_folder(config: Config) -> Path:
     Sets `config.training.resume_from_checkpoint` to None, `true` or a checkpoint's folder.
 
     Raises:
-        UserError: it is a file, or holds a finished run or one of another configuration; or the named checkpoint
-            belongs to another run, or would be deleted.
+        UserError: the folder is a file, or holds a finished run or one of another configuration; or the named
+            checkpoint belongs to another run, or would be deleted.
     """
     folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint or "auto"
     config.training.resume_from_checkpoint = None
@@ -74,12 +74,12 @@ def _check_named(checkpoint: Path, folder: Path, overwrite: bool) -> None:
 
 
 def changes(folder: Path, config: Config) -> list[str]:
-    """The keys in which the run in a folder differs, with both values; keys that do not affect its result are ignored.
+    """The keys in which the run in a folder differs, with both values; keys that do not affect the result are ignored.
 
     `data_dir` is ignored for an unfinished run: a resume recognises images by their bytes.
 
     Raises:
-        UserError: there is a run without its configuration.
+        UserError: the folder holds a run without its configuration.
     """
     saved = folder / "config.yaml"
     if not saved.is_file():
@@ -107,7 +107,7 @@ def check_shared(config: Config) -> None:
     """Check that this machine sees the folder that the first process has created.
 
     Raises:
-        UserError: it does not.
+        UserError: the folder is missing here.
     """
     folder = Path(config.training.output_dir)
     if not (folder / "config.yaml").is_file():
@@ -119,7 +119,7 @@ def claimed(config: Config) -> Iterator[None]:
     """Create the run's folder and keep other runs out of it within the block. Only the first process does.
 
     Raises:
-        UserError: another run is writing it, or it cannot be written.
+        UserError: another run is writing to the folder, or it cannot be written.
     """
     folder = Path(config.training.output_dir)
     if config.training.process_index != 0:

@@ -29,19 +29,19 @@ from ftkit.training.loop.ema import WeightAverage
 from ftkit.training.loop.progress import Progress
 
 logger = logging.getLogger(__name__)
-_FAILURES = (OSError, RuntimeError, SafetensorError)  # of writing a file
+_FAILURES = (OSError, RuntimeError, SafetensorError)  # raised when writing a file fails
 
 
 class CheckpointingTrainer(HookedTrainer):
-    """`Trainer` with checkpoints that hold everything a run needs to resume, adapters and averages too.
+    """`Trainer` with checkpoints that hold everything a run needs to resume, including adapters and averages.
 
     Attributes:
         original: the model that was passed in; under FSDP or DeepSpeed `model` is a sharded copy of it.
         progress: losses and times that the `Trainer`'s own checkpoints leave out.
-        fingerprint: of the run, saved in every checkpoint; None for a trainer that only predicts.
-        average: of the weights, if the stage keeps one.
+        fingerprint: the run's fingerprint, saved in every checkpoint; None for a trainer that only predicts.
+        average: the average of the weights, if the stage keeps one.
         saved_best: the best value so far whose weights were saved, its step and its checkpoint.
-        lost_best: a better checkpoint than that, if neither it nor a later one could be written.
+        lost_best: a checkpoint better than `saved_best`, if neither it nor a later one could be written.
     """
 
     args: TrainingArguments
@@ -82,8 +82,8 @@ class CheckpointingTrainer(HookedTrainer):
         """The result of a stage whose last step this checkpoint holds; None if steps are left.
 
         Args:
-            checkpoint: to resume from.
-            patience: evaluations without improvement after which the stage ends early.
+            checkpoint: the checkpoint to resume from.
+            patience: number of evaluations without improvement after which the stage ends early.
         """
         state, left = TrainerState.load_from_json(str(checkpoint / STATE)), math.inf
         if patience is not None:

@@ -13,8 +13,8 @@ def explained(args: TrainingArguments, images: int) -> Iterator[None]:
     """Turn errors of torch within the block into a `UserError` if the user can avoid them.
 
     Args:
-        args: of the stage.
-        images: how many it trains on.
+        args: the stage's training arguments.
+        images: number of images that the stage trains on.
 
     Raises:
         UserError: a BatchNorm gets a batch of one image, or `full_determinism` is on and an operation has no

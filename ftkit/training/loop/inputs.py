@@ -16,12 +16,12 @@ class Preparation:
     """Turns a batch of `Images`, which stays uint8 until it is on the device, into inputs of a model.
 
     Args:
-        args: seed and device.
-        normalize: from uint8 to the model's input.
-        to_device: moves floats to the device, in the type of the model's weights.
-        mixable: turns labels into values that can be mixed.
-        objective: says how training batches are augmented and mixed; None without training.
-        in_channels_last: the memory format of the images.
+        args: training arguments, for the seed and the device.
+        normalize: function from uint8 to the model's input.
+        to_device: function that moves floats to the device, in the type of the model's weights.
+        mixable: function that turns labels into values that can be mixed.
+        objective: the augmentation and mixing of training batches; None without training.
+        in_channels_last: whether images get the memory format channels-last.
 
     Attributes:
         mixing: mixup and cutmix, or None.

@@ -1,4 +1,4 @@
-"""What a stage changes in the process and the model for speed, and undoes when it ends."""
+"""Changes that make a stage faster, undone when it ends."""
 
 import gc
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from ftkit.precision import remove_autocast
 
 @contextmanager
 def lean(model: Any, sharded: bool, checkpointing: bool) -> Iterator[None]:
-    """Within, no step spends time on garbage among the libraries' own objects, or on missing packages.
+    """Inside the block, garbage collection skips existing objects, and no step looks for missing packages.
 
-    Weights of convolutions are channels-last, as the images are, and so are their gradients.
+    Convolution weights and their gradients are channels-last, as the images are.
 
     Args:
-        model: to train; afterwards it is contiguous, without the autocast and checkpointing of this stage.
-        sharded: whether a copy of it trains.
+        model: the model to train. On exit it is contiguous again, without the stage's autocast and checkpointing.
+        sharded: whether a sharded copy is trained instead of `model`.
         checkpointing: whether the `Trainer` turns activation checkpointing on.
     """
     skip_lomo()

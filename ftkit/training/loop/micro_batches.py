@@ -20,8 +20,8 @@ def weigh(batches: list[dict[str, Any]], processes: int) -> None:
     """Set the `weight` of each batch of an optimizer step, a factor of its mean loss: every image counts the same.
 
     Args:
-        batches: of this process, with a `weight` if the batches of the processes differ in size.
-        processes: how many average their gradients.
+        batches: the batches of this process, with a `weight` if the batches of the processes differ in size.
+        processes: number of processes that average their gradients.
     """
     images = [round(len(batch["index"]) * processes / float(batch.get("weight", 1.0))) for batch in batches]
     for batch in batches:
@@ -40,8 +40,8 @@ def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tu
     """Run each part of a batch without gradients: the results, each with its share, and the number of parts.
 
     Args:
-        inputs: with `pixel_values` and `labels`.
-        parts: to try first; doubled while memory is too small.
+        inputs: a batch with `pixel_values` and `labels`.
+        parts: number of parts to try first; doubled while memory is too small.
 
     Raises:
         UserError: not even one image fits.
@@ -62,15 +62,15 @@ def run_in_parts(run: Callable[[Inputs], Any], inputs: Inputs, parts: int) -> tu
 def parts_that_fit(
     model: nn.Module, inputs: Inputs, backward: Callable[[Inputs], object], optimizer: torch.optim.Optimizer
 ) -> int:
-    """How many parts to cut batches into, so that every process has memory for one: 1, 2, 4, ….
+    """The number of parts to cut batches into, so that every process has memory for a part: 1, 2, 4, ….
 
-    Neither the model nor the state of the random numbers changes.
+    The model and the state of the random numbers do not change.
 
     Args:
-        model: not wrapped, so that no process waits for another.
+        model: the model, not wrapped, so that no process waits for another.
         inputs: the first batch, on the device.
-        backward: runs forward and backward on a part.
-        optimizer: memory for its state is reserved if it has taken no step yet.
+        backward: function that runs forward and backward on a part.
+        optimizer: the optimizer; memory for its state is reserved if it has taken no step yet.
 
     Raises:
         UserError: not even one image fits.

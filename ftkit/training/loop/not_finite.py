@@ -17,7 +17,7 @@ from ftkit.training.checkpointing.saving import CheckpointingTrainer
 
 logger = logging.getLogger(__name__)
 _SHOWN = 8  # images in a message
-_ROLLBACKS = 3  # to one checkpoint
+_ROLLBACKS = 3  # to the same checkpoint
 _FILE = "not_finite.json"  # in a stage's folder
 
 
@@ -25,10 +25,10 @@ class NotFinite(NamedTuple):
     """A batch whose loss, gradient or updated weights are not finite.
 
     Attributes:
-        step: its optimizer step, from 1.
-        learning_rate: of that step.
-        loss: NaN or infinite, unless only the gradient is.
-        images: of the batch, by their `index` in the data.
+        step: the optimizer step of the batch, from 1.
+        learning_rate: the learning rate of that step.
+        loss: the loss: NaN or infinite, unless only the gradient is.
+        images: the images of the batch, by their `index` in the data.
     """
 
     step: int
@@ -42,7 +42,7 @@ class NotFinite(NamedTuple):
 
 
 class Losses:
-    """The losses since the last check, with their batches. Until a check nothing waits for a device."""
+    """The losses since the last check, with their batches. Only a check waits for a device."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[int, float, torch.Tensor, torch.Tensor]] = []
@@ -56,7 +56,7 @@ class Losses:
         """The first loss that is not finite in any process. All noted losses are forgotten.
 
         Args:
-            weights: are checked too; if they are not finite, the last step is blamed.
+            weights: tensors to check too; if one is not finite, the last step is blamed.
         """
         seen, self._seen, found = self._seen, [], None
         losses = torch.stack([loss for *_, loss in seen]).tolist() if seen else []
@@ -85,7 +85,7 @@ class Losses:
 
 
 class Undo:
-    """Undoes optimizer steps on the device, if their gradient is not finite; the host never waits for the answer.
+    """Undoes optimizer steps on the device, if their gradient is not finite; the host never waits for the device.
 
     Before each step the weights and the optimizer's state on the device are copied; after it the device selects the
     old or the new values. A fused optimizer, which counts its steps on the device, does not count an undone one; one
@@ -146,7 +146,7 @@ class Guard:
     """Checks the losses and gradients of a trainer, and handles those that are not finite as `on_nan` says.
 
     Attributes:
-        losses: since the last check.
+        losses: the losses since the last check.
     """
 
     def __init__(self, trainer: CheckpointingTrainer, on_nan: str):
@@ -163,8 +163,8 @@ class Guard:
         """Skip the update of a gradient that is not finite, if `on_nan` is `skip`.
 
         Args:
-            model: after the backward pass of a step.
-            norm: of the gradient, or None if clipping has not computed it.
+            model: the model after the backward pass of a step.
+            norm: the norm of the gradient, or None if clipping has not computed it.
 
         Returns:
             The norm, or None if it is still unknown.
@@ -185,7 +185,7 @@ class Guard:
         """Handle a loss that is not finite as `on_nan` says, before anything is evaluated, saved or logged.
 
         Raises:
-            UserError: there is one, and `on_nan` is `stop`, or no checkpoint is left to return to.
+            UserError: a loss is not finite, and `on_nan` is `stop`, or no checkpoint is left to return to.
         """
         trainer = self.trainer
         for update in self.losses.without_finite_gradient():

@@ -10,14 +10,14 @@ from ftkit.methods.parameter_groups import Setting
 
 @dataclass
 class Objective:
-    """What a stage minimises, on which images, and with which learning rates.
+    """The loss of a stage, its augmentation, and the learning rate of each parameter.
 
     Attributes:
         args: the loss and its regularisation.
         settings: learning rate and weight decay of every parameter, by name.
         augment: names of the augmentations of training images; see `ftkit.data.augmentation.augment`.
-        on_nan: how a loss that is not finite is handled; see `JobArguments`.
-        steps_before: optimizer steps planned for adapters in earlier stages.
+        on_nan: the handling of losses that are not finite; see `JobArguments`.
+        steps_before: number of optimizer steps planned for adapters in earlier stages.
     """
 
     args: LossArguments

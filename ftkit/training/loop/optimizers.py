@@ -16,7 +16,7 @@ from ftkit.methods.parameter_groups import Setting, optimizer_groups
 
 # Optimizers that change weights while other gradients are still being computed.
 _WITHIN_BACKWARD = ("lomo", "layerwise")
-# The options that torch's optimizers read from `optim_args`; weight decay is `weight_decay` for all of them.
+# The options that each optimizer reads from `optim_args`. Weight decay is always the key `weight_decay`.
 _OPTIM_ARGS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
@@ -45,7 +45,7 @@ def check_optimizer(optim: str, options: str | None) -> list[str]:
         own = _OPTIM_ARGS[optim]
         takes = f"it takes {', '.join(own)}" if own else "it takes none: use the adam_ keys"
         errors += [
-            f"optim_args: {name!r} is no option of {optim}: {takes}; weight_decay is a key of its own"
+            f"optim_args: {optim} has no option {name!r}: {takes}; set weight decay with the key weight_decay"
             for name in (part.partition("=")[0].strip() for part in options.split(","))
             if name not in own
         ]
@@ -99,7 +99,7 @@ def _timm_options(text: str | None) -> dict[str, Any]:
     """`optim_args`, such as `betas=(0.9, 0.95),eps=1e-6`, as keyword arguments.
 
     Raises:
-        ValueError: it is not a list of `name=value`.
+        ValueError: the text is not a list of `name=value`.
     """
     try:
         call: Any = ast.parse(f"f({text or ''})", mode="eval").body
@@ -111,7 +111,7 @@ def _timm_options(text: str | None) -> dict[str, Any]:
 
 
 def make_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int) -> Any:
-    """The schedule of the learning rate; one that follows a metric is told whether higher is better.
+    """The learning-rate schedule. One that follows a metric gets its `mode` from `greater_is_better`.
 
     Raises:
         UserError: an option is unknown, missing or of the wrong type.

@@ -1,4 +1,4 @@
-"""What is shown while a stage trains, and the part of it that checkpoints keep."""
+"""The progress shown while a stage trains, and the part of it that checkpoints keep."""
 
 import json
 import math
@@ -14,29 +14,29 @@ from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 
 class MeanLoss:
-    """The mean training loss over images: since the last log, since the last evaluation, and over the whole stage.
+    """The mean training loss over images: since the last log, since the last evaluation, and over the stage.
 
     A batch counts by its images, so a short one weighs less than a full one. Losses stay on their device until they
-    are logged, so no step waits for it. Those that are not finite do not count.
+    are logged, so no step waits for the device. Losses that are not finite do not count.
     """
 
     def __init__(self) -> None:
         self._batches: list[tuple[torch.Tensor, int]] = []
-        self._unlogged = self._unshown = self._stage = (0.0, 0)  # the sum over images, and their number
+        self._unlogged = self._unshown = self._stage = (0.0, 0)  # (sum of losses, number of images)
 
     def note(self, loss: torch.Tensor, images: int) -> None:
         """Add a batch: its mean loss, a scalar, and its number of images."""
         self._batches.append((loss, images))
 
     def log(self) -> float | None:
-        """The mean since the last call, over the images of all processes; None if there were none."""
+        """The mean since the last call, over the images of all processes, or None without images; then start again."""
         sums, counts = zip(*gather_object([self._summed()]), strict=True)
         self._unlogged, new = (0.0, 0), (sum(sums), sum(counts))
         self._unshown, self._stage = _added(self._unshown, new), _added(self._stage, new)
         return _mean(new)
 
     def show(self) -> float | None:
-        """The mean of everything logged since the last call; None if nothing was."""
+        """The mean of everything logged since the last call, or None if nothing was; then start again."""
         shown, self._unshown = self._unshown, (0.0, 0)
         return _mean(shown)
 
@@ -74,7 +74,7 @@ class EvaluationLines(ProgressCallback):
     """The progress bars of transformers, with a line for each evaluation instead of a dictionary for each log.
 
     Args:
-        losses: of training.
+        losses: the training losses.
         shown: the names of the validation metrics.
     """
 
@@ -120,9 +120,9 @@ class Progress(TrainerCallback):
 
     Attributes:
         losses: the means over images.
-        within_epoch: whether the last step belongs to an epoch that has not ended.
-        left_out: updates skipped because the gradient was not finite.
-        rolled_back: how often training returned to the newest checkpoint.
+        within_epoch: whether the current epoch is unfinished.
+        left_out: number of updates skipped because the gradient was not finite.
+        rolled_back: number of times that training returned to the newest checkpoint.
     """
 
     def __init__(self, process: int):

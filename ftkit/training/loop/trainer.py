@@ -44,7 +44,7 @@ from ftkit.training.loop.sharding import (
 from ftkit.training.loop.waiting import Waiting
 from ftkit.training.trackers import shielded
 
-_LOGITS = 1 << 24  # that an evaluation keeps on a device at most
+_LOGITS = 1 << 24  # the most that an evaluation keeps on a device
 
 
 class ImageTrainer(CheckpointingTrainer):
@@ -56,15 +56,15 @@ class ImageTrainer(CheckpointingTrainer):
 
     Args:
         model: a classifier whose output has `logits` (N, C).
-        args: of the stage.
-        normalize: from uint8 to the model's input.
+        args: the stage's training arguments.
+        normalize: function from uint8 to the model's input.
         objective: the loss and its settings; None for a trainer that only predicts.
-        train_dataset: to train on.
-        eval_dataset: to choose the checkpoint on; without `train_dataset` it is needed for its task.
+        train_dataset: the images to train on.
+        eval_dataset: the images to choose the checkpoint on; without `train_dataset`, they determine the task.
     """
 
     loss_is_scaled_for_ga = False  # the loss is the mean over the batch
-    objective: Objective  # where it trains
+    objective: Objective  # only set if it trains
     train_dataset: Any  # `Images`, or `Features` in their place
 
     def __init__(
@@ -78,12 +78,12 @@ class ImageTrainer(CheckpointingTrainer):
     ):
         # `Images` have no columns to remove, and the signature need not be searched for labels.
         args.remove_unused_columns, args.label_names = False, ["labels"]
-        args.logging_nan_inf_filter = False  # with it the host waits for every loss
+        args.logging_nan_inf_filter = False  # the filter makes the host wait for every loss
         self.loaders: list[DataLoader] = []  # their workers are ended after training
         self.evaluated_parts = 1  # parts of a batch in an evaluation, more if memory is short
         if args.eval_accumulation_steps is None:
             config: Any = model.config
-            logits = args.eval_batch_size * args.world_size * config.num_labels  # of a batch
+            logits = args.eval_batch_size * args.world_size * config.num_labels  # the number in a batch
             args.eval_accumulation_steps = max(_LOGITS // logits, 1)
         images: Any = eval_dataset if train_dataset is None else train_dataset
         self.task: Task = images.task
@@ -127,7 +127,7 @@ class ImageTrainer(CheckpointingTrainer):
             self.add_callback(callback)
 
     def get_train_dataloader(self) -> TrainingLoader:
-        """Batches of `train_dataset` for this process alone: accelerate need not distribute them."""
+        """Batches of `train_dataset` for only this process, so accelerate need not distribute them."""
         loader = training_loader(self.args, self.train_dataset, mixed=self.prepare.mixing is not None)
         self.loaders.append(loader)
         return loader
@@ -162,7 +162,7 @@ class ImageTrainer(CheckpointingTrainer):
         return batches, None
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
+        """Run forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
         if not self.model.training:  # after an evaluation; a wrapper around the model still says that it trains
             model.train()
         self.optimizer.train()
@@ -226,7 +226,7 @@ class ImageTrainer(CheckpointingTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The schedule of the learning rate."""
+        """The learning-rate schedule."""
         self.lr_scheduler = make_schedule(self.args, optimizer or self.optimizer, num_training_steps)
         return self.lr_scheduler
 

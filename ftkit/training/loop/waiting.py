@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
-_MUCH = 0.2  # of the training time
+_MUCH = 0.2  # share of the training time that is worth a warning
 _LITTLE = 2.0  # seconds of waiting that are never worth a warning
 
 
@@ -14,7 +14,7 @@ class Waiting:
     """Counts the seconds that training waits for its batches.
 
     Attributes:
-        seconds: spent waiting.
+        seconds: time spent waiting.
         paused: seconds between the first step and the last that are not training, such as evaluations.
     """
 
@@ -23,14 +23,14 @@ class Waiting:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the time within as waiting."""
+        """Count the time of the block as waiting."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Exclude the time within from training."""
+        """Exclude the time of the block from training."""
         started = time.perf_counter()
         yield
         self.paused += time.perf_counter() - started
@@ -39,8 +39,8 @@ class Waiting:
         """The share of the training time that was spent waiting; if it is large, a warning says how to reduce it.
 
         Args:
-            seconds: from the first step to the last.
-            workers: how many processes load data.
+            seconds: time from the first step to the last.
+            workers: number of processes that load data.
         """
         share = self.seconds / max(seconds - self.paused, self.seconds, 1e-9)
         if share > _MUCH and self.seconds > _LITTLE:

@@ -65,12 +65,12 @@ class FeatureExtractor:
     """Computes the input of a model's head for every image of a split.
 
     Args:
-        model: with a frozen body.
+        model: a model with a frozen body.
         head: the name of its head.
-        args: device, batch size and precision of the run.
-        normalize: from uint8 to the model's input.
-        cache_dir: where features are cached, keyed by weights, pixels, normalisation, and everything that changes
-            their last digits.
+        args: the run's training arguments, for device, batch size and precision.
+        normalize: function from uint8 to the model's input.
+        cache_dir: the folder where features are cached, keyed by weights, pixels, normalisation, and everything that
+            changes the last digits of the features.
     """
 
     def __init__(

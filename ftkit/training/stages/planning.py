@@ -29,12 +29,12 @@ class PreparedStage(NamedTuple):
     """A stage of a plan.
 
     Attributes:
-        stage: its name and the groups that it trains.
-        folder: of its checkpoints.
+        stage: the name of the stage and the groups that it trains.
+        folder: the folder of its checkpoints.
         args: its training arguments.
         trained: the names of the parameters that it trains.
         settings: learning rate and weight decay of each parameter, by name.
-        steps_before: optimizer steps in which earlier stages train adapters.
+        steps_before: number of optimizer steps in which earlier stages train adapters.
     """
 
     stage: Stage
@@ -50,12 +50,12 @@ class Plan:
     """The stages of a run, with their model and images.
 
     Attributes:
-        config: of the run.
-        classifier: with the method's adapters, if any, in its model.
-        images: by split; `train` is trained on, `validation` chooses the checkpoint.
+        config: the run's configuration.
+        classifier: the classifier; its model has the method's adapters, if any.
+        images: the images by split; `train` is trained on, `validation` chooses the checkpoint.
         groups: parameter names by layer group, from input to output, the head last.
-        stages: in order.
-        trained: how many parameters train in at least one stage.
+        stages: the stages in order.
+        trained: number of parameters that train in at least one stage.
     """
 
     config: Config
@@ -75,9 +75,9 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
     """The plan of the run's method for this classifier.
 
     Args:
-        config: of the run.
-        classifier: on the CPU; its model gets the adapters of the method.
-        images: by split; see `Plan`.
+        config: the run's configuration.
+        classifier: a classifier on the CPU; its model gets the adapters of the method.
+        images: the images by split; see `Plan`.
 
     Raises:
         UserError: a stage names a part that the model lacks, its training arguments contradict each other, or no
@@ -144,7 +144,7 @@ def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
 
 
 def _scale(config: Config) -> float:
-    """The factor by which `scale_lr` multiplies learning rates; logged if there are several processes."""
+    """The factor that `scale_lr` applies to learning rates; logged if there are several processes."""
     args, how = config.training, config.job.scale_lr
     processes, images = args.world_size, args.per_device_train_batch_size * args.gradient_accumulation_steps
     factor = {"linear": float(processes), "sqrt": math.sqrt(processes), "none": 1.0}[how]
@@ -170,7 +170,7 @@ def _steps_of_an_epoch(args: TrainingArguments, images: int) -> int:
 
 
 def _check_length(where: str, args: TrainingArguments, images: int) -> None:
-    """Raise a `UserError` if a stage of so many images has no step, no checkpoint to choose, or only warm-up."""
+    """Raise a `UserError` if a stage with this many images has no step, no checkpoint to choose, or only warm-up."""
     steps = _steps(args, images)
     if steps == 0:
         raise UserError(
@@ -220,7 +220,7 @@ def _try_out(where: str, stage: PreparedStage, model: Any, steps: int) -> None:
 
 
 def _warn_about_the_head(plan: Plan) -> None:
-    """Warn if the head is frozen in all stages, or trains alone although the method should train more."""
+    """Warn if the head is frozen in all stages, or if only the head trains although the method should train more."""
     if not any(stage.trained.intersection(plan.groups[plan.head]) for stage in plan.stages):
         logger.warning("no stage trains the head, %s: if its classes are new, add it to a stage", plan.head)
     for prepared in plan.stages:

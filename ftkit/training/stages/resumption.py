@@ -18,8 +18,8 @@ class Resumption(NamedTuple):
     """The starting point of a run.
 
     Attributes:
-        fingerprint: of this run.
-        standing: for each stage its result, if it is finished, or the checkpoint to resume from, or None.
+        fingerprint: this run's fingerprint.
+        standing: each stage's result, if it is finished, or the checkpoint to resume from, or None.
     """
 
     fingerprint: Fingerprint
@@ -30,8 +30,8 @@ def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
     """Find finished stages and checkpoints, if the run is to resume. Nothing is written.
 
     Raises:
-        UserError: they have another fingerprint than this run, or the checkpoint that `resume_from_checkpoint` names
-            cannot be used.
+        UserError: a stage or checkpoint has another fingerprint than this run, or the checkpoint that
+            `resume_from_checkpoint` names cannot be used.
     """
     training = plan.config.training
     standing: list[dict[str, Any] | Path | None] = []
@@ -66,7 +66,7 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
     """The checkpoint to resume a stage from: the named one, if it belongs to this stage, or its newest complete one.
 
     Raises:
-        UserError: the named one is not complete, or holds only weights.
+        UserError: the named checkpoint is not complete, or holds only weights.
     """
     resume = args.resume_from_checkpoint or "true"
     named = resume != "true" and _is_in(folder, resume)

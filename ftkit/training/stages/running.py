@@ -28,12 +28,12 @@ def run_plan(plan: Plan, resumption: Resumption) -> list[dict[str, Any]]:
 
     Each stage has its own optimizer, schedule and seeds, and its checkpoints in `stages/<number>-<name>`. It starts
     from the weights that validation chose in the previous stage, and changes only what it declares. A resumed run
-    skips finished stages and continues within the unfinished one. A head that trains alone, on pixels that do not
-    change, trains on features that are computed once. The model ends with the weights that validation chose in the
+    skips finished stages and continues within the unfinished one. If only the head trains, on pixels that do not
+    change, it trains on features that are computed once. The model ends with the weights that validation chose in the
     last stage; `merge_adapters` merges its adapters.
 
     Returns:
-        For each stage its name, trained parameters, seconds, steps, images per second, and the metric and step of the
+        Each stage's name, trained parameters, seconds, steps, images per second, and the metric and step of the
         weights that validation chose (None if the last weights were kept).
 
     Raises:
@@ -80,7 +80,7 @@ def _run_stage(plan: Plan, prepared: PreparedStage, resumption: Resumption, chec
 
 
 def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
-    """The trainer of a stage: of the head on cached features if that is equivalent, else of the whole model."""
+    """The trainer of a stage: of the head on cached features if that is equivalent, else of the model."""
     config, args, head = plan.config, prepared.args, plan.head
     model, normalize = plan.classifier.model, plan.classifier.normalize
     train, validation = plan.images["train"], plan.images["validation"]
