@@ -243,7 +243,7 @@ def test_a_run_killed_during_its_evaluation_keeps_its_model(tmp_path, capsys):
         (["--metric_for_best_model", "acuracy"], ["'acuracy' is not a metric of validation", "loss, accuracy"]),
         (["--optim", "timm/lamb", "--optim_args", "foo=1"], ["optim: timm/lamb, optim_args: foo=1", "foo"]),
         (["--optim", "sgd", "--optim_args", "momentum"], ["optim_args: momentum"]),
-        (["--optim", "timm/adahessian"], ["gradients of gradients"]),
+        (["--optim", "timm/adahessian"], ["second-order gradients"]),
         (["--lr_scheduler_type", "cosine_with_min_lr"], ["lr_scheduler_type: cosine_with_min_lr", "min_lr"]),
         (["--dataloader_drop_last", "true", "--max_train_samples", "10"], ["the 10 images fill no batch"]),
         (["--resume_from_checkpoint", "no/such/folder"], ["is not a folder"]),

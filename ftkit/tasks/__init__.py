@@ -2,7 +2,8 @@
 
 A new task is a package here and a row of `TASKS`: a class with these members, which `SingleLabel` documents.
 
-- about itself: `hub_task`, `logits_meaning`, `limit`, `size`, and `names`, which texts and the demo show;
+- about itself: `hub_task`, `logits_meaning`, `limit`, `size`, and `names`, one for each logit, which exports,
+  comparisons, card and demo show;
 - losses: `losses`, `loss_options`, `loss`, `mixable`;
 - metrics: `metrics`, `score`, `score_metric`, `summary`, `compute_metrics`, `headline`, `compare`;
 - validation: `validation`, `validate`, `evaluation_loss`, `validation_loss`;

@@ -32,7 +32,7 @@ from ftkit.data.pixels.images import describe_images
 from ftkit.data.sources.load import load_data
 from ftkit.models.classifier import Classifier
 from ftkit.owners import parse_config
-from ftkit.tasks import task_of
+from ftkit.tasks import SingleLabel, task_of
 from ftkit.training.checkpointing.continuity import take_fingerprint
 from ftkit.training.loop import trainer as training
 from ftkit.training.loop.progress import EvaluationLines
@@ -422,7 +422,8 @@ def train_recipe(tmp_path, monkeypatch):
         stages.clear()
         transformers.logging.set_verbosity_warning()
         torch.use_deterministic_algorithms(False)
-        falling = ({"accuracy": 1 / n, "loss": 1 / n} for n in itertools.count(1))  # accuracy gets worse, loss better
+        known = SingleLabel.validation()
+        falling = (dict.fromkeys(known, 1 / n) for n in itertools.count(1))  # accuracy gets worse, loss better
         monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: next(falling))
         given = BASE | {"output_dir": str(tmp_path / "run")} | given
         if given["model"] == "VIT":

@@ -1,6 +1,7 @@
 """Augmentation of a batch, compared with torchvision for the same parameters; its random numbers are reproducible."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,11 @@ def check(name, images, reference, tolerance=0, **options):
     difference = (done.int() - expected.int()).abs()
     assert difference.max() <= tolerance and (difference > 0).float().mean() < 0.15
     assert torch.equal(done, images) == (name in COLOUR_ONLY and images.shape[1] == 1)
+
+
+def test_every_operation_is_tested_here():
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in AUGMENTATIONS if f'"{name}"' not in text] == []
 
 
 def test_flip(images):

@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from support import KEEP_ALL, MLP, finetune, interrupt, losses, stage_results, train, train_log
 
+from ftkit.tasks import SingleLabel
 from ftkit.training.loop.trainer import ImageTrainer
 
 # 48 images: batches of 32 and of 16.
@@ -112,7 +113,8 @@ def test_a_plateau_schedule_knows_whether_higher_is_better(tmp_path, seen, sched
 
 def test_the_learning_rate_is_kept_while_accuracy_rises(tmp_path, seen, monkeypatch):
     rising = iter((0.1, 0.2, 0.3, 0.4, 0.5, 0.6))
-    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: {"accuracy": next(rising), "loss": 1.0})
+    others = dict.fromkeys(SingleLabel.validation(), 1.0)
+    monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", lambda *_: others | {"accuracy": next(rising)})
     train(tmp_path / "run", *SMALL, "--lr_scheduler_type", "reduce_lr_on_plateau", "--warmup_steps", 0,
           "--metric_for_best_model", "accuracy", "--lr_scheduler_kwargs", '{"patience": 0}')  # fmt: skip
     assert seen[0].optimizer.param_groups[0]["lr"] == 0.05

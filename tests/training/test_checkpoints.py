@@ -16,6 +16,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
 from ftkit.training.checkpointing import checkpoints, saving
 
 
@@ -259,7 +260,7 @@ def test_a_model_that_saves_its_weights_under_other_names(tmp_path, monkeypatch)
     patched = []
 
     def falling(*_):
-        patched.append({"accuracy": 1 / (1 + len(patched)), "loss": 1.0})
+        patched.append(dict.fromkeys(SingleLabel.validation(), 1.0) | {"accuracy": 1 / (1 + len(patched))})
         return patched[-1]
 
     monkeypatch.setattr("ftkit.tasks.SingleLabel.validate", falling)
