@@ -50,7 +50,11 @@ def test_eval_steps_beyond_the_end_of_training_are_refused(tmp_path, refused):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--eval_delay", 5], "eval_delay: 5 is more than the 3 epochs of training, so no checkpoint would be chosen"),
+        (
+            ["--eval_delay", 5],
+            "eval_delay: 5 is more than the 3 epochs of training, so no checkpoint would be chosen: set it to 3 or "
+            "less",
+        ),
         (["--eval_delay", 9, "--eval_strategy", "steps", "--eval_steps", 2], "more than the 6 steps of training"),
         (["--warmup_steps", 500], "warmup_steps: 500 takes all of the 6 steps of training"),
         (["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"power": "x"}'], "lr_scheduler_kwargs"),

@@ -282,7 +282,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error(mlp, tmp_path):
         (["--model", "MODEL"], ["nothing to classify"]),
         (["--model", "mlp", "a.png"], ["mlp has no trained weights"]),
         (["--model", "MODEL", "--topk", "3", "a.png"], ["--topk", "'--top_k'"]),
-        (["--model", "MODEL", "--top_k", "0", "a.png"], ["top_k", "'0'", "from 1 on"]),
+        (["--model", "MODEL", "--top_k", "0", "a.png"], ["top_k", "'0'", "positive integer"]),
         (["--model", "MODEL", "--batch_size", "x", "a.png"], ["batch_size", "'x'"]),
         (["--model", "MODEL", "--format", "xml", "a.png"], ["--format", "xml", "jsonl"]),
         (["--model", "MODEL", "a.png", "--output", "a.png"], ["output", "a.png exists"]),
