@@ -142,7 +142,7 @@ def make_plan(job: Job) -> None:
     """Make the method's stages for this model and check their arguments; adds adapters to the model."""
     config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
-    job.fingerprint = take_fingerprint(config.training, job.images, job.classifier.model if pretrained else None)
+    job.fingerprint = take_fingerprint(config, job.images, job.classifier.model if pretrained else None)
     job.plan = prepare_plan(config, job.classifier, job.images)
 
 

@@ -18,7 +18,7 @@ from ftkit.precision import HALVES
 
 # Written to config.yaml even at their defaults.
 _SPELT_OUT = ("eval_strategy", "per_device_eval_batch_size", "logging_steps", "save_total_limit", "learning_rate")
-# These say how a run is launched, not what it computes; `do_eval`, which recipes may not set, follows from others.
+# These say how a run is launched, not what it computes; transformers derives `do_eval` from `eval_strategy`.
 _NOT_SAVED = ("overwrite", "resume_from_checkpoint", "do_eval")
 
 

@@ -436,7 +436,7 @@ def train_recipe(tmp_path, monkeypatch):
         set_up_loading(config.training, images, config.if_given("dataloader_num_workers"))
         classifier.fit(images["train"])
         plan = prepare_plan(config, classifier, images)
-        run_plan(plan, prepare_resumption(plan, take_fingerprint(config.training, images, None)))
+        run_plan(plan, prepare_resumption(plan, take_fingerprint(config, images, None)))
         return list(stages)
 
     verbosity = transformers.logging.get_verbosity()

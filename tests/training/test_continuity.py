@@ -12,7 +12,7 @@ from PIL import Image
 from support import KEEP_ALL, MLP, finetune, interrupt, train, weights
 
 from ftkit.training import provenance
-from ftkit.training.checkpointing import checkpoints
+from ftkit.training.checkpointing import checkpoints, continuity
 
 OPTIONS = [*MLP, *KEEP_ALL]
 STAGES = [{"train": "head", "num_train_epochs": 1}, {"train": "all", "num_train_epochs": 3}]
@@ -225,3 +225,14 @@ def test_without_the_table_of_images_only_the_count_is_missing(copies, resume, r
     draw(copies / "photos" / "train" / "a" / "2.png", 5000)
     with refused_untouched("train: other images"):
         resume()
+
+
+@pytest.mark.parametrize("older", [None, 1])  # None: not recorded
+def test_augmentations_with_other_random_numbers_are_refused(tmp_path, monkeypatch, refused, older):
+    options = [*OPTIONS, "--augment", "random_crop", "--max_train_samples", 64, "--num_train_epochs", 2]
+    with monkeypatch.context() as patch:
+        patch.setattr(continuity, "_AUGMENTATION", older)
+        run = train(tmp_path / "run", *options).folder
+    interrupt(run, keep=1)
+    with refused("another version of ftkit, whose augmentations draw other random numbers"):
+        finetune(run, *options)

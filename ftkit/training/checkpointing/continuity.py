@@ -15,8 +15,8 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from transformers import TrainingArguments
 
+from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
 from ftkit.files import atomic_write
@@ -28,6 +28,7 @@ from ftkit.training import provenance
 FINGERPRINT = "fingerprint.json"  # in a checkpoint
 TABLE = "data.safetensors"  # in a run's folder
 _SHOWN = 20  # class names in a message
+_AUGMENTATION = 2  # raise it when augmentations draw other random numbers from the same seed
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Fingerprint:
 
     Attributes:
         same: values that a resume must find again: `classes`, `images` (a hash by split), `weights`, `precision`,
-            `processes`.
+            `processes`, `augmentation` (the version of its random numbers; None without augmentation).
         noted: values that may differ, by name, since they change only the last digits of numbers.
         table: `<split>/hashes` uint64 (N,), `<split>/labels` (N, …), see `Task.compact`, and `<split>/index` int32
             (N,), in the order of the data.
@@ -99,6 +100,11 @@ class Fingerprint:
             )
         if there["weights"] != here["weights"]:
             found.append("started from other weights than this run's model: start from the same weights again")
+        if there.get("augmentation") != here["augmentation"]:  # older versions did not record it
+            found.append(
+                "was trained by another version of ftkit, whose augmentations draw other random numbers: finish it "
+                "with that version"
+            )
         return found
 
     def _other_data(self, there: dict[str, Any], folder: Path) -> list[str]:
@@ -149,16 +155,16 @@ def read_fingerprint(checkpoint: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrained: nn.Module | None) -> Fingerprint:
+def take_fingerprint(config: Config, images: dict[str, Images], pretrained: nn.Module | None) -> Fingerprint:
     """The fingerprint of a run.
 
     Args:
-        args: the run's training arguments.
+        config: the configuration of the run.
         images: the images by split.
         pretrained: the model before adapters are added, if it starts from trained weights. Its head, which may be
             new, does not count.
     """
-    table = {}
+    table, args = {}, config.training
     for split, rows in images.items():
         table[f"{split}/hashes"] = rows.hashes.astype(np.uint64)
         table[f"{split}/labels"] = rows.task.compact(rows.labels)
@@ -169,6 +175,7 @@ def take_fingerprint(args: TrainingArguments, images: dict[str, Images], pretrai
         "weights": None if pretrained is None else _weights_hash(pretrained),
         "precision": precision_of(args),
         "processes": args.world_size,
+        "augmentation": _AUGMENTATION if config.data.augment or config.data.image_transform else None,
     }
     return Fingerprint(same, provenance.circumstances(args.device), table)
 
