@@ -27,12 +27,12 @@ EXTRAS = {
     "tests": {"test"},
     "tests/test_demo": {"demo"},
 }
+TOOLS = {"mypy": "is a command", "ruff": "is a command", "types-pyyaml": "is read by mypy"}
 # Declared, and imported by none of ftkit's files.
-NOT_IMPORTED = {
+NOT_IMPORTED = TOOLS | {
     "onnx": "torch.onnx and ONNX Runtime's quantization import it",
     "onnxscript": "torch.onnx imports it",
     "pytest-xdist": "is the -n of pytest",
-    "ruff": "is a command",
 }
 # Their private names are relied on, so the next minor version is tried before it is allowed.
 BOUNDED = {"accelerate", "peft", "transformers"}
@@ -117,6 +117,6 @@ def test_ci_tries_the_oldest_versions_that_are_allowed():
         lower = [Version(spec.version) for spec in requirement.specifier if spec.operator == ">="]
         if name == "torchvision":  # it wants one version of torch, and torch's bound is its own
             assert not lower and name in tried
-        elif name not in ("deepspeed", "ruff"):  # CI tries the newest; DeepSpeed 0.18 fails with gloo in torch 2.10
+        elif name not in ("deepspeed", *TOOLS):  # CI tries the newest; DeepSpeed 0.18 fails with gloo in torch 2.10
             assert [tried.get(name)] == lower, f"{requirement}: .ci/oldest.txt has {tried.get(name)}"
     assert set(tried) <= set(EVERYTHING)
