@@ -268,7 +268,8 @@ def test_eval_steps_imply_their_strategy(recipe):
 
 
 def test_the_command_line_switches_off_a_recipes_save_steps(recipe):
-    recipe("eval_strategy: no\nsave_strategy: steps\nsave_steps: 1", "--save_strategy", "no")
+    config = recipe("eval_strategy: no\nsave_strategy: steps\nsave_steps: 1", "--save_strategy", "no")
+    assert config.training.save_strategy == "no"
 
 
 @pytest.mark.parametrize("text", ["lerning_rate:", "lerning_rate: null", "lerning_rate: ~"])
