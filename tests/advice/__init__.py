@@ -1,0 +1,1 @@
+"""Situations in which ftkit recommends settings: each module lists those of its part as `CASES`."""

@@ -1,0 +1,3 @@
+"""Situations in which the configuration is refused, and settings are recommended."""
+
+CASES = {}
