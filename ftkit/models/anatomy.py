@@ -52,6 +52,16 @@ def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
     return found[0], linear[found[0]]
 
 
+def head_tensors(model: nn.Module) -> set[str]:
+    """The names of the parameters and buffers of a model's head.
+
+    Raises:
+        UserError: the head cannot be found.
+    """
+    head, _ = find_head(model)
+    return {name for name in model.state_dict() if name.startswith(f"{head}.")}
+
+
 def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     """Parameter names by layer group, from input to output; every parameter is in exactly one group.
 

@@ -1,0 +1,212 @@
+"""Weights go into a model whole: each of its tensors comes from the file, or is named."""
+
+import json
+import logging
+import pickle
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from ftkit.compat.transformers import forget_renaming
+from ftkit.config.arguments.model import WEIGHTS_SUFFIXES
+from ftkit.errors import UserError
+
+logger = logging.getLogger(__name__)
+# What damaged files, and files that contradict their config, raise in the libraries that read them.
+DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+           AssertionError, MemoryError, OverflowError, ImportError, struct.error, pickle.UnpicklingError)  # fmt: skip
+_NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # in transformers' order
+_LONGEST = 300  # characters of a library's message
+_SHOWN = 5  # tensors in a message
+_DEPTH = 6  # the most names that wrappers put before a tensor's own
+_COUNTS = ("num_batches_tracked", "total_ops", "total_params")  # say nothing about a model's answers
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with weights from a file.
+
+    Attributes:
+        model: the model, in float32. What the file lacks is random.
+        lacking: tensors of the model that the file lacks or has in another shape: name -> that shape, or None.
+        unused: tensors of the file without a place in the model, named as the model would name them.
+    """
+
+    model: PreTrainedModel
+    lacking: dict[str, Any]
+    unused: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file has most of the model's tensors."""
+        return len(self.lacking) < len(self.model.state_dict()) / 2
+
+
+def load(from_pretrained: Callable[..., Any], source: str) -> Loaded:
+    """Load weights in float32, under their own names or below those that wrappers put before them.
+
+    torch.compile adds `_orig_mod.`, DistributedDataParallel `module.`, Lightning the name of an attribute, such as
+    `model.`, and averages `ema_model.`; several can stand before one name.
+
+    Args:
+        from_pretrained: a `from_pretrained` of transformers that lacks only these options: `dtype`, `key_mapping`,
+            `ignore_mismatched_sizes`, `output_loading_info`.
+        source: where the weights come from, for messages.
+    """
+    loaded = _attempt(from_pretrained)
+    for prefix in [] if loaded.fits else _prefixes(loaded):
+        unwrapped = _attempt(partial(from_pretrained, key_mapping={f"^{re.escape(prefix)}": ""}))
+        if unwrapped.fits:
+            forget_renaming(unwrapped.model)
+            logger.warning("weights: the names in %s start with %s, from a wrapper: stripped", source, prefix)
+            return unwrapped
+    return loaded
+
+
+def check_whole(
+    loaded: Loaded, source: str, new: Iterable[str] = (), shapes: Mapping[str, Any] | None = None, fix: str = ""
+) -> None:
+    """Check that a model got all of its weights, and that nothing of its layers is left over; name what else is.
+
+    Args:
+        loaded: the model, and what its file lacked.
+        source: where the weights come from, for messages.
+        new: the tensors that may be random, since a run is about to train them.
+        shapes: the shapes of the file's tensors, by name, as far as they are known.
+        fix: how to get weights that fit, as the end of a message.
+
+    Raises:
+        UserError: a tensor is missing, has another shape, belongs to a layer that the model does not have, or holds
+            NaN; the message names the first ones and counts all.
+    """
+    model, shapes = loaded.model, shapes or {}
+    own, allowed = model.state_dict(), set(new)
+    lacking = sorted(loaded.lacking.keys() - allowed)
+    known = [name for name in shapes if name in set(loaded.unused)]  # in the file's order
+    left = [f"{name} {tuple(shapes[name])}" for name in known]
+    left += [name for name in loaded.unused if name not in shapes]
+    fix = fix or "take the config.json and the weights that were saved together"
+    if lacking:
+        there = {name: f", {tuple(shape)} in the file" for name, shape in loaded.lacking.items() if shape is not None}
+        names = [f"{name} {tuple(own[name].shape)}{there.get(name, '')}" for name in lacking]
+        raise UserError(
+            f"model: {source} does not fit {type(model).__name__}: {len(lacking)} of its {len(own)} tensors get no "
+            f"weights, such as {few(names)}; {len(left)} keys of the file fit nowhere: {few(left) or 'none'}: {fix}"
+        )
+    replaced = {name.rpartition(".")[0] for name in allowed}
+    alien = [name for name in loaded.unused if name.rpartition(".")[0] not in replaced and _is_of_layers(name, model)]
+    if alien:
+        raise UserError(
+            f"model: {source} holds {len(alien)} tensors of layers that {type(model).__name__} does not have, such as "
+            f"{few(alien)}: its answers would not be those of the trained model: {fix}"
+        )
+    check_numbers(own, source)
+    if left:
+        logger.info("weights: %d tensors of %s have no place in the model: %s", len(left), source, few(left))
+
+
+def check_numbers(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Check that weights are numbers.
+
+    Raises:
+        UserError: some are NaN; the message names their tensors.
+    """
+    undefined = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
+    if undefined:
+        raise UserError(
+            f"model: {source} holds values that are not a number (NaN) in {len(undefined)} of {len(tensors)} tensors, "
+            f"such as {few(undefined)}: take a checkpoint from before training diverged"
+        )
+
+
+def stored_weights(folder: Path) -> list[str]:
+    """The files from which transformers would load a full model, the first that it takes first."""
+    return [name for name in _NAMES if (folder / name).is_file()]
+
+
+def find_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Check that a folder holds weights for transformers, and name those that are not used.
+
+    Raises:
+        UserError: there are none.
+    """
+    named = getattr(config, "transformers_weights", None)
+    found = [named] if named else stored_weights(folder)
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in (*WEIGHTS_SUFFIXES, ".h5", ".msgpack"))
+    if not found:
+        other = next((name for name in files if name.endswith(WEIGHTS_SUFFIXES)), None)
+        hint = f"; for the weights in {other}, give --model {folder / other} and --architecture" if other else ""
+        raise UserError(
+            f"model: {folder} holds a config.json and no weights: expected {_NAMES[0]} or {_NAMES[2]}{hint}; "
+            "method: scratch starts from random ones",
+            fix={"method": "scratch"},
+        )
+    used = {found[0]}
+    if found[0].endswith(".json"):
+        used |= set(json.loads((folder / found[0]).read_text(encoding="utf-8"))["weight_map"].values())
+    others = [*found[1:], *(name for name in files if re.match(r".*model.*\.", name) and name not in found)]
+    if left := [name for name in others if name not in used]:
+        logger.info("weights: from %s; not used: %s", found[0], few(left))
+
+
+def one_line(error: BaseException) -> str:
+    """The message of a library's error in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _attempt(from_pretrained: Callable[..., Any]) -> Loaded:
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, report = from_pretrained(**options)
+    lacking = dict.fromkeys(report["missing_keys"]) | {name: there for name, there, _ in report["mismatched_keys"]}
+    # A model computes its other buffers, such as indices of positions; older files hold them too.
+    computed = {name for name, _ in model.named_buffers()}
+    unused = [name for name in report["unexpected_keys"] if name not in computed and not name.endswith(_COUNTS)]
+    return Loaded(
+        model, {name: shape for name, shape in lacking.items() if not name.endswith(_COUNTS)}, sorted(unused)
+    )
+
+
+def _prefixes(loaded: Loaded) -> list[str]:
+    """What stands before the names of enough unused tensors for a model, an average's first, then the shortest."""
+    place, counts = f"{loaded.model.base_model_prefix}.", dict[str, int]()
+    for name in loaded.unused:
+        parts = name.removeprefix(place).split(".")
+        for depth in range(1, min(len(parts), _DEPTH + 1)):
+            prefix = ".".join(parts[:depth]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    found = [prefix for prefix, count in counts.items() if count > len(loaded.model.state_dict()) / 2]
+    return sorted(found, key=lambda prefix: (not re.search(r"(^|[._])ema[._]", prefix), len(prefix)))
+
+
+def _is_of_layers(name: str, model: nn.Module) -> bool:
+    """Whether a tensor that the model lacks belongs to one of its layers, or to a block like one of its blocks.
+
+    What stands beside the layers, such as a pooler, a decoder or a mask token, belongs to none.
+    """
+    modules = {_unnumbered(place): module for place, module in model.named_modules()}
+    parts = _unnumbered(name).split(".")
+    above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    in_block = any(place in modules for place in above if "*" in place)
+    return in_block or (bool(above) and above[-1] in modules and not any(modules[above[-1]].children()))
+
+
+def _unnumbered(name: str) -> str:
+    """A tensor's name with `*` for the numbers of blocks and layers."""
+    return re.sub(r"\d+(?=\.|$)", "*", name)
+
+
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
