@@ -82,7 +82,7 @@ def test_weights_of_classifiers_are_loaded_in_one_place():
         and ast.unparse(node.func) == "AutoModelForImageClassification.from_pretrained"
         and "hub" not in path.parts
     ]
-    assert calls == ["ftkit/models/pretrained.py"]
+    assert calls == ["ftkit/models/loading.py"]
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "ftkit/models").glob("modeling_*.py")), ids=lambda path: path.name)

@@ -1,5 +1,7 @@
 """Undocumented names of transformers, except the `Trainer`'s, which are in `ftkit.compat.trainer`."""
 
+from typing import Any
+
 from transformers import PreTrainedModel
 from transformers.integrations import (
     INTEGRATION_TO_CALLBACK,
@@ -19,4 +21,5 @@ __all__ = [
 
 def forget_renaming(model: PreTrainedModel) -> None:
     """Let `save_pretrained` leave out a prefix that a `key_mapping` of one row stripped: it would put it back."""
-    model._weight_conversions = model._weight_conversions[1:]
+    own: Any = model
+    own._weight_conversions = own._weight_conversions[1:]

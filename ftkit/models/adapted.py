@@ -1,18 +1,17 @@
 """Adapters on top of their base model."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
-from transformers import AutoModelForImageClassification, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ftkit.config import local_model
 from ftkit.errors import UserError
 
 from .anatomy import plain_name
-from .loading import check_numbers, check_whole, few, find_weights, load, stored_weights
+from .loading import check_numbers, check_whole, few, load_from, stored_weights
 
 
 def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PeftModel:
@@ -39,10 +38,7 @@ def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) 
             f"model: {place} holds adapters of the model in {base}, which does not exist: restore it, or set "
             "base_model_name_or_path in adapter_config.json to its new place"
         )
-    if (folder := local_model(base)) is not None:
-        find_weights(folder, config)
-    options = {**source, "revision": adapters.revision}
-    loaded = load(partial(AutoModelForImageClassification.from_pretrained, base, config=config, **options), base)
+    loaded = load_from(base, config, {**source, "revision": adapters.revision})
     given = load_peft_weights(place, device="cpu", revision=source["revision"])
     check_whole(loaded, base, new={plain_name(name) for name in given})
     check_numbers(given, place)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from ftkit.compat.transformers import forget_renaming
+from ftkit.config import local_model
 from ftkit.config.arguments.model import WEIGHTS_SUFFIXES
 from ftkit.errors import UserError
 
@@ -50,6 +51,27 @@ class Loaded:
     def fits(self) -> bool:
         """Whether the file has most of the model's tensors."""
         return len(self.lacking) < len(self.model.state_dict()) / 2
+
+
+def load_from(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> Loaded:
+    """A model with the weights from a folder or the Hub, in float32: small updates would vanish in 16 bits.
+
+    Args:
+        place: the folder or the name on the Hub.
+        config: the config of the model.
+        source: `revision` and `trust_remote_code`.
+
+    Raises:
+        UserError: the folder holds no weights.
+        OSError, ValueError, …: see `DAMAGED`.
+    """
+    if (folder := local_model(place)) is not None:
+        _find_weights(folder, config)
+
+    def from_pretrained(**options: Any) -> Any:
+        return AutoModelForImageClassification.from_pretrained(place, config=config, **source, **options)
+
+    return load(from_pretrained, place)
 
 
 def load(from_pretrained: Callable[..., Any], source: str) -> Loaded:
@@ -134,7 +156,7 @@ def stored_weights(folder: Path) -> list[str]:
     return [name for name in _NAMES if (folder / name).is_file()]
 
 
-def find_weights(folder: Path, config: PreTrainedConfig) -> None:
+def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
     """Check that a folder holds weights for transformers, and name those that are not used.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +22,7 @@ from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's
 from .adapted import with_adapters
 from .anatomy import find_head, head_tensors
 from .base_config import class_names, read_config, say_dropout, set_classes
-from .loading import DAMAGED, Loaded, check_whole, find_weights, load, one_line
+from .loading import DAMAGED, Loaded, check_whole, load_from, one_line
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,10 +41,9 @@ def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tupl
     def saved() -> tuple[PreTrainedModel | PeftModel, Any]:
         config = read_config(place, source)
         set_classes(config, place, revision)
-        model = (
-            with_adapters(place, config, source) if _has_adapters(place, revision) else _whole(place, config, source)
-        )
-        timm_models.name_classes(model)
+        timm_models.name_classes(config)
+        adapted = find_adapter_config_file(place, revision=revision) is not None
+        model = with_adapters(place, config, source) if adapted else _whole(place, config, source)
         return model, AutoImageProcessor.from_pretrained(place, **source)
 
     return _loading(place, saved)
@@ -67,20 +65,19 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     if args.image_size:
         raise UserError(f"image_size: {place} has its own size, in its image processor: leave image_size out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    _loading(place, lambda: _refuse_adapters(place, args.revision))
-    theirs = _loading(place, lambda: read_config(place, source))
+    theirs = _loading(place, lambda: _base_config(place, source))
     changes = {**_overrides(args, theirs, place), **labels}
     config = _loading(place, lambda: read_config(place, source, changes))
+    timm_models.name_classes(config)
+    say_dropout(config)
     if pretrained:
-        loaded = _loading(place, lambda: _load(place, config, source))
+        loaded = _loading(place, lambda: load_from(place, config, source))
         model = loaded.model
         check_whole(loaded, place, new=head_tensors(model))
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
     else:
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
-    say_dropout(config)
-    timm_models.name_classes(model)
     return model, _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
 
 
@@ -106,30 +103,21 @@ def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) 
             raise UserError(f"model_args: {model} has no {key!r}{nearest(key, valid)}: {', '.join(valid)}")
 
 
-def _has_adapters(place: str, revision: str | None) -> bool:
-    return find_adapter_config_file(place, revision=revision) is not None
-
-
-def _refuse_adapters(place: str, revision: str | None) -> None:
-    if _has_adapters(place, revision):
-        base = PeftConfig.from_pretrained(place, revision=revision).base_model_name_or_path
+def _base_config(place: str, source: dict[str, Any]) -> PreTrainedConfig:
+    """The config of a model to fine-tune, which must not be one of adapters."""
+    if find_adapter_config_file(place, revision=source["revision"]) is not None:
+        base = PeftConfig.from_pretrained(place, revision=source["revision"]).base_model_name_or_path
         raise UserError(
             f"model: {place} holds adapters, not a full model: fine-tune their base model, {base}, or train them "
             "again with --merge_adapters true",
             fix={"model": base},
         )
-
-
-def _load(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> Loaded:
-    """The model with the weights of `place`, in float32: small updates would vanish in 16 bits."""
-    if (folder := local_model(place)) is not None:
-        find_weights(folder, config)
-    return load(partial(AutoModelForImageClassification.from_pretrained, place, config=config, **source), place)
+    return read_config(place, source)
 
 
 def _whole(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PreTrainedModel:
     """The model with the weights of `place`, all of which are there."""
-    loaded = _load(place, config, source)
+    loaded = load_from(place, config, source)
     fix = ""
     if loaded.lacking and loaded.lacking.keys() <= head_tensors(loaded.model):
         fix = f"correct id2label in its config.json, which names {config.num_labels} classes"

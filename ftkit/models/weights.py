@@ -62,7 +62,7 @@ def load_weights(model: PreTrainedModel, path: Path) -> dict[str, str]:
 
 
 def save_pairs(in_order: dict[str, str], folder: Path) -> None:
-    """Write which tensor of the file each tensor of the model got, if they were matched by order, into a run's folder."""
+    """Write the result of `load_weights` into a run's folder, if it is not empty."""
     if in_order:
         lines = "".join(f"{there} → {name}\n" for name, there in in_order.items())
         (folder / PAIRS).write_text(lines, encoding="utf-8")
