@@ -4,10 +4,12 @@ import logging
 from collections import Counter
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedConfig
 
 from ftkit.errors import UserError
 from ftkit.tasks import task_of_config
+
+from .loading import FULL_PRECISION
 
 logger = logging.getLogger(__name__)
 # Set whatever the config says: these change what a model returns, or how and where it computes. A run sets the classes
@@ -33,16 +35,22 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
         changes: values for keys of the config.
 
     Raises:
-        UserError: the weights are quantised.
+        UserError: it is not an image classifier's, the weights are quantised, or the classes have no numbers.
         OSError, ValueError, …: transformers cannot read the config.
     """
+    _numbers(place, source["revision"])
     config = AutoConfig.from_pretrained(place, **source, **SET, **(changes or {}))
+    own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not own_code:
+        raise UserError(
+            f"model: {place} is of the type {config.model_type}, of which transformers has no image classifier: take "
+            "another model"
+        )
     for key in REFUSED:
         if how := getattr(config, key, None):
             method = how.get("quant_method", key) if isinstance(how, dict) else key
             raise UserError(
-                f"model: {place} is quantised ({method}), and ftkit needs weights in full precision: take the model "
-                "that it was made from, or save model.dequantize() with transformers"
+                f"model: {place} is quantised ({method}), and ftkit needs weights in full precision: {FULL_PRECISION}"
             )
     for key in DELETED:
         vars(config).pop(key, None)
@@ -60,23 +68,44 @@ def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> N
     Raises:
         UserError: the config does not name each class, or is that of another task than ftkit's.
     """
-    names, written = class_names(config), PreTrainedConfig.get_config_dict(place, revision=revision)[0]
-    numbers = list(written.get("id2label") or config.id2label or {})
-    if names is None or len(numbers) != len(names):
+    names, numbers = class_names(config), _numbers(place, revision)
+    if names is None or (numbers is not None and len(numbers) != len(names)):
+        listed = ", ".join(map(str, (numbers or [])[:10])) + (", …" if len(numbers or []) > 10 else "")
         raise UserError(
-            f"model: {place} has {config.num_labels} classes, and id2label in its config.json names the numbers "
-            f"{', '.join(map(str, numbers[:10]))}{', …' if len(numbers) > 10 else ''}: correct it, from 0 without gaps"
+            f"model: {place} has {config.num_labels} classes, and its config.json names those with the numbers "
+            f"{listed}: correct id2label in it (label_names in timm's), from 0 without gaps"
         )
-    if repeated := sorted(name for name, count in Counter((config.id2label or {}).values()).items() if count > 1):
-        told = [name for name in names if name.rpartition(" (")[0] in repeated]
-        logger.warning("classes: %s has several classes of one name, told apart here: %s", place, ", ".join(told[:8]))
+    given: dict[Any, Any] = dict(config.id2label or {})
+    repeated = {name for name, count in Counter(given.values()).items() if count > 1}
+    if told := [names[i] for i in range(len(names)) if given[i] in repeated]:
+        logger.warning("classes: %s has several of one name, told apart here as %s", place, ", ".join(told[:8]))
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     try:
         task_of_config(config)
-    except ValueError as error:
+    except ValueError:
         raise UserError(
-            f"model: {place}: {error}, and ftkit gives each image one of several classes: fine-tune it first, or set "
-            "problem_type to single_label_classification in its config.json if that is what it was trained for"
+            f"model: {place} was trained with problem_type: {config.problem_type}, and ftkit gives each image one of "
+            "several classes: fine-tune it first, or correct problem_type in its config.json to "
+            "single_label_classification if that is what it was trained for"
+        ) from None
+
+
+def _numbers(place: str, revision: str | None) -> list[int] | None:
+    """The numbers of the classes that a config.json names; None if it names none.
+
+    Raises:
+        UserError: the names have no numbers.
+    """
+    written, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+    named = written.get("id2label")
+    if named is None:
+        return list(range(len(written["label_names"]))) if written.get("label_names") else None
+    try:
+        return sorted(int(number) for number in dict(named))
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"model: id2label in the config.json of {place} is {str(named)[:100]}: expected the names of the classes "
+            'by their numbers, such as {"0": "ant", "1": "bee"}'
         ) from None
 
 

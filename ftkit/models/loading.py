@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
@@ -25,12 +26,17 @@ from ftkit.errors import UserError
 logger = logging.getLogger(__name__)
 # What damaged files, and files that contradict their config, raise in the libraries that read them.
 DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-           AssertionError, MemoryError, OverflowError, ImportError, struct.error, pickle.UnpicklingError)  # fmt: skip
+           AssertionError, MemoryError, OverflowError, ImportError, struct.error, pickle.UnpicklingError,
+           StrictDataclassError)  # fmt: skip
 _NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # in transformers' order
 _LONGEST = 300  # characters of a library's message
+_SAMPLE = 1000  # values of a tensor
+FULL_PRECISION = "take the model that it was made from, or save model.dequantize() with transformers"
 _SHOWN = 5  # tensors in a message
 _DEPTH = 6  # the most names that wrappers put before a tensor's own
-_COUNTS = ("num_batches_tracked", "total_ops", "total_params")  # say nothing about a model's answers
+# Ends of names that older versions of models, and tools that count operations, write beside the weights.
+_NOT_WEIGHTS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids",
+                "total_ops", "total_params")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,30 +125,40 @@ def check_whole(
     left += [name for name in loaded.unused if name not in shapes]
     fix = fix or "take the config.json and the weights that were saved together"
     if lacking:
-        there = {name: f", {tuple(shape)} in the file" for name, shape in loaded.lacking.items() if shape is not None}
+        there = {name: f" instead of {tuple(shape)}" for name, shape in loaded.lacking.items() if shape is not None}
         names = [f"{name} {tuple(own[name].shape)}{there.get(name, '')}" for name in lacking]
+        keys = f"; {len(left)} key{'s'[: len(left) > 1]} of the file fit nowhere: {few(left)}" if left else ""
         raise UserError(
             f"model: {source} does not fit {type(model).__name__}: {len(lacking)} of its {len(own)} tensors get no "
-            f"weights, such as {few(names)}; {len(left)} keys of the file fit nowhere: {few(left) or 'none'}: {fix}"
+            f"weights, such as {few(names)}{keys}: {fix}"
         )
     replaced = {name.rpartition(".")[0] for name in allowed}
     alien = [name for name in loaded.unused if name.rpartition(".")[0] not in replaced and _is_of_layers(name, model)]
     if alien:
         raise UserError(
-            f"model: {source} holds {len(alien)} tensors of layers that {type(model).__name__} does not have, such as "
-            f"{few(alien)}: its answers would not be those of the trained model: {fix}"
+            f"model: {source} holds weights of layers that {type(model).__name__} does not have: {few(alien)}; without"
+            f" them it does not answer as it was trained to: {fix}"
         )
-    check_numbers(own, source)
+    check_numbers(own, source, buffers={name for name, _ in model.named_buffers()})
     if left:
-        logger.info("weights: %d tensors of %s have no place in the model: %s", len(left), source, few(left))
+        logger.info("weights: %s: not used, since the model has no place for them: %s", source, few(left))
 
 
-def check_numbers(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Check that weights are numbers.
+def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Iterable[str] = ()) -> None:
+    """Check that weights are numbers, and not the whole numbers of a quantised model without their scales.
 
     Raises:
-        UserError: some are NaN; the message names their tensors.
+        UserError: they are not; the message names their tensors.
     """
+    matrices = {name: value for name, value in tensors.items() if value.ndim > 1 and value.numel()}
+    first = {name: matrices[name].flatten()[:_SAMPLE] for name in matrices.keys() - set(buffers)}
+    whole = [
+        name for name, value in sorted(first.items()) if value.abs().max() > 1 and bool((value == value.round()).all())
+    ]
+    if whole:
+        raise UserError(
+            f"model: {source} holds whole numbers as weights, as quantised models do: {few(whole)}: {FULL_PRECISION}"
+        )
     undefined = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
     if undefined:
         raise UserError(
@@ -173,30 +189,40 @@ def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
             "method: scratch starts from random ones",
             fix={"method": "scratch"},
         )
-    used = {found[0]}
-    if found[0].endswith(".json"):
-        used |= set(json.loads((folder / found[0]).read_text(encoding="utf-8"))["weight_map"].values())
+    used = {found[0], *(_shards(folder / found[0]) if found[0].endswith(".json") else ())}
+    if missing := sorted(name for name in used if not (folder / name).is_file()):
+        raise UserError(f"model: {folder} lacks {few(missing)} of its weights: copy or download it again")
     others = [*found[1:], *(name for name in files if re.match(r".*model.*\.", name) and name not in found)]
     if left := [name for name in others if name not in used]:
         logger.info("weights: from %s; not used: %s", found[0], few(left))
 
 
-def one_line(error: BaseException) -> str:
-    """The message of a library's error in one line."""
+def _shards(index: Path) -> set[str]:
+    """The files among which an index distributes the weights."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"model: {index} is no index of weights ({error}): copy or download it again") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why something cannot be loaded, in one line, with the fix if it is a file's fault."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "reading its weights would run code from them, or they are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    unread = isinstance(error, (SafetensorError, EOFError)) or getattr(error, "errno", None) is not None
+    return f"a file of it is damaged or incomplete ({text}): copy or download it again" if unread else text
 
 
 def _attempt(from_pretrained: Callable[..., Any]) -> Loaded:
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, report = from_pretrained(**options)
     lacking = dict.fromkeys(report["missing_keys"]) | {name: there for name, there, _ in report["mismatched_keys"]}
-    # A model computes its other buffers, such as indices of positions; older files hold them too.
-    computed = {name for name, _ in model.named_buffers()}
-    unused = [name for name in report["unexpected_keys"] if name not in computed and not name.endswith(_COUNTS)]
-    return Loaded(
-        model, {name: shape for name, shape in lacking.items() if not name.endswith(_COUNTS)}, sorted(unused)
-    )
+    computed = {name for name, _ in model.named_buffers()}  # also those that newer versions do not store
+    unused = [name for name in report["unexpected_keys"] if name not in computed and not name.endswith(_NOT_WEIGHTS)]
+    lacking = {name: shape for name, shape in lacking.items() if not name.endswith("num_batches_tracked")}
+    return Loaded(model, lacking, sorted(unused))
 
 
 def _prefixes(loaded: Loaded) -> list[str]:

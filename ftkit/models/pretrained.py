@@ -22,7 +22,7 @@ from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's
 from .adapted import with_adapters
 from .anatomy import find_head, head_tensors
 from .base_config import class_names, read_config, say_dropout, set_classes
-from .loading import DAMAGED, Loaded, check_whole, load_from, one_line
+from .loading import DAMAGED, Loaded, check_whole, load_from, reason
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -135,7 +135,7 @@ def _loading(place: str, load: Callable[[], T]) -> T:
         fix = "give --model the folder of a saved model"
         return from_hub(load, what=f"model {place} (there is no such folder)", fix=fix)
     except DAMAGED as error:
-        raise UserError(f"model: {place} cannot be loaded: {one_line(error)}") from error
+        raise UserError(f"model: {place} cannot be loaded: {reason(error)}") from error
 
 
 def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> dict[str, Any]:
@@ -179,4 +179,4 @@ def _fit_head(loaded: Loaded, old: list[str] | None, new: list[str]) -> None:
         if any(loaded.lacking[name] is None for name in drawn):
             logger.info("head: new, the model was saved without one")
         else:
-            logger.info("head: new, the classes differ from the model's %d", len(old or []))
+            logger.info("head: new, the classes differ from the model's%s", f" {len(old)}" if old else "")
