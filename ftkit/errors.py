@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, Self
 
 from safetensors import SafetensorError
 
@@ -22,10 +23,32 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _WAIT_FOR_FIRST = 10.0  # seconds
 
 
-class UserError(Exception):
-    """A mistake in the input; the message names the value, what was expected and the fix."""
+class Advice(str):
+    """An error of the configuration that recommends settings.
 
-    def __init__(self, message: str):
+    Attributes:
+        fix: the settings by key, as in a recipe, with which the same command would run; None leaves a key out.
+    """
+
+    fix: dict[str, Any]
+
+    def __new__(cls, message: str, fix: dict[str, Any]) -> Self:
+        """A text that carries its `fix`."""
+        self = super().__new__(cls, message)
+        self.fix = fix
+        return self
+
+
+class UserError(Exception):
+    """A mistake in the input; the message names the value, what was expected and the fix.
+
+    Attributes:
+        fix: the settings that the message recommends, by key, as in a recipe; None leaves a key out. Empty if the
+            message recommends something else.
+    """
+
+    def __init__(self, message: str, fix: dict[str, Any] | None = None):
+        self.fix = dict(fix or {})
         # An error from a DataLoader worker has its traceback as the message: keep only the original message.
         super().__init__(message.rpartition(f"{__name__}.UserError: ")[2].rstrip("\n"))
 
@@ -47,8 +70,9 @@ class ConfigError(UserError):
 
     def __init__(self, errors: list[str]):
         self.errors = errors
+        fix = {key: value for error in errors if isinstance(error, Advice) for key, value in error.fix.items()}
         count = "an error" if len(errors) == 1 else f"{len(errors)} errors"
-        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {error}" for error in errors))
+        super().__init__(f"{count} in the configuration:\n" + "\n".join(f"  - {error}" for error in errors), fix)
 
 
 @contextlib.contextmanager

@@ -8,24 +8,18 @@ import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, load_dataset, load_from_disk
-from datasets.fingerprint import Hasher
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
-from ftkit.data.pixels.keys import file_state, follow_files
-from ftkit.data.sources.folders import (
-    SPLIT_NAMES,
-    TABLE_SUFFIXES,
-    holds_images,
-    read_class_folders,
-    read_tables,
-    table_files,
-)
+from ftkit.data.pixels.keys import follow_files
+from ftkit.data.sources.folders import holds_images, read_class_folders
 from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.sources.remote import from_hub
+from ftkit.data.sources.shards import SHARDS, find_shards, read_shards
 from ftkit.data.sources.splits import canonical, complete_splits, keep_classes, take_fewer
-from ftkit.errors import UserError, unwritable
+from ftkit.data.sources.tables import TABLE_SUFFIXES, read_tables, table_files
+from ftkit.errors import UserError
 
 # By short name: the name on the Hub, the files of a local copy, and the label column if there are several.
 HUB_NAMES = {
@@ -42,7 +36,6 @@ _LOCAL_FILES = {
     "cifar10": "the python batches (data_batch_1, …) or parquet files (train-*.parquet, test-*.parquet)",
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
-_SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
 FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                  "Ankle boot"]  # fmt: skip
@@ -117,9 +110,9 @@ def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
     if path.is_file():
         if path.suffix.lower() in TABLE_SUFFIXES:
             return read_tables({"train": path}, args.image_column, args.label_column)
-        for kind, suffix in _SHARDS.items():
+        for kind, suffix in SHARDS.items():
             if path.suffix.lower() == suffix:
-                return _read_shards(kind, {"train": [path]})
+                return read_shards(kind, {"train": [path]})
         raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
     entries = sorted(path.iterdir())
     if not entries:
@@ -133,13 +126,13 @@ def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
         return _from_arrays(path, splits, names)
     if cifar := cifar_kind(path):
         return _from_arrays(path, *read_cifar_folder(path, cifar))
-    if shards := _shards(path, ".parquet"):
-        return _read_shards("parquet", shards)
+    if shards := find_shards(path, ".parquet"):
+        return read_shards("parquet", shards)
     if tables := table_files(path):
         return read_tables(tables, args.image_column, args.label_column)
     # An archive may lie next to the folders it was unpacked to.
-    if not holds_images(path) and (shards := _shards(path, ".tar")):
-        return _read_shards("webdataset", shards)
+    if not holds_images(path) and (shards := find_shards(path, ".tar")):
+        return read_shards("webdataset", shards)
     return read_class_folders(path)
 
 
@@ -150,31 +143,6 @@ def _read_saved(path: Path) -> DatasetDict:
         raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
     saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
     return saved.with_format(None)
-
-
-def _shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
-    """Shards by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
-    found: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob(f"*{suffix}")):
-        # The file's name takes precedence over its folders'; the name of `data_dir` itself does not count.
-        places = [file.stem.split("-")[0].lower(), *(part.lower() for part in file.parent.relative_to(folder).parts)]
-        named = [split for place in places for split, names in SPLIT_NAMES.items() if place in names]
-        split = named[0] if named else "train" if places[0].isdecimal() else places[0]
-        found.setdefault(split, []).append(file)
-    return {"train": next(iter(found.values()))} if len(found) == 1 else found
-
-
-def _read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
-    # datasets' own cache goes by paths and modification times, which a copy or an archive may preserve.
-    state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
-    names = {split: [str(path) for path in paths] for split, paths in files.items()}
-    try:
-        return load_dataset(kind, f"files-{state}", data_files=names)
-    except Exception as error:  # datasets wraps errors of pyarrow and tarfile, in classes that depend on its version
-        cause, listed = error.__cause__ or error, ", ".join(path for paths in names.values() for path in paths)
-        refused = isinstance(cause, PermissionError)  # when reading a file
-        full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
-        raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}") from error
 
 
 def _read_digits() -> DatasetDict:

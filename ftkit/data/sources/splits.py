@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from ftkit.config import DataArguments
-from ftkit.data.sources.folders import SPLIT_NAMES
+from ftkit.data.sources.split_names import SPLIT_NAMES
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, type_name
