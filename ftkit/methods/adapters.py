@@ -144,10 +144,10 @@ def _adaptable(
             f"method: {args.method}: the model has no {'norm' if norms else 'linear or convolutional'} layers before "
             "its head to adapt: use another method, or another model"
         )
-    if not found and all(reason.startswith(_LACKING) for reason in refused.values()):
+    if not found and any(reason.startswith(_LACKING) for reason in refused.values()):
         raise UserError(
-            f"method: {args.method} fits no layer of this network before its head: {reasons[:400]}, so no other program "
-            "could load the model with its adapters: set merge_adapters: true, which saves plain weights",
+            f"method: {args.method} fits none of the {len(inputs)} layers before the head as they are: "
+            f"{reasons[:400]}: set merge_adapters: true, which saves plain weights",
             fix={"merge_adapters": True},
         )
     if not found:
@@ -236,7 +236,7 @@ def _refusal(
             )
             (adapted,) = tried.get_base_model()
             if lacking := sorted(name for name in read if not hasattr(adapted, name)):
-                return f"{_LACKING} {', '.join(lacking)}, which it reads"
+                return f"{_LACKING} {', '.join(lacking)}, which the network reads"
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
             with torch.no_grad():
                 own = copy.deepcopy(layer)(given)

@@ -14,6 +14,7 @@ from . import timm_models
 _PIECES = 4  # the most in a group's name
 _NAMED = "head_modules"  # the key of a model's config for the modules that `head` names
 _AXES: WeakKeyDictionary[nn.Module, dict[str, int | None]] = WeakKeyDictionary()  # what `class_axes` has found
+_FEW = 16  # input channels: those of a block in oneDNN's kernels, at most
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -24,8 +25,17 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether images should be in channels-last layout, which convolutions prefer."""
-    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+    """Whether images should be in channels-last layout, which convolutions prefer.
+
+    Not where it would corrupt memory: on CPUs without AVX-512, or with ONEDNN_MAX_CPU_ISA=AVX2 on any, oneDNN writes
+    past the gradient of a 1 x 1 convolution with a stride and 2 to 7 input channels in this layout (torch 2.15).
+    Other kernels, groups, paddings, image sizes down to 1 x 1, and 8 channels or more gave the right gradients.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    fragile = any(
+        layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < _FEW for layer in convolutions
+    )
+    return bool(convolutions) and not fragile
 
 
 def find_head(model: nn.Module) -> dict[str, nn.Module]:
