@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import PreTrainedConfig
 
 from ftkit.config import local_model
@@ -12,6 +12,8 @@ from ftkit.errors import UserError
 
 from .anatomy import plain_name
 from .loading import check_numbers, check_whole, few, load_from, stored_weights
+
+_NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)  # of PEFT's files
 
 
 def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PeftModel:
@@ -39,6 +41,8 @@ def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) 
             "base_model_name_or_path in adapter_config.json to its new place"
         )
     loaded = load_from(base, config, {**source, "revision": adapters.revision})
+    if folder is not None and not any((folder / name).is_file() for name in _NAMES):
+        raise UserError(f"model: {place} holds adapter_config.json and no adapters: expected {' or '.join(_NAMES)}")
     given = load_peft_weights(place, device="cpu", revision=source["revision"])
     check_whole(loaded, base, new={plain_name(name) for name in given})
     check_numbers(given, place)
@@ -50,8 +54,7 @@ def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) 
     missing, unknown = sorted(saved - given.keys()), sorted(given.keys() - saved)
     if missing or unknown:
         raise UserError(
-            f"model: the adapters in {place} do not fit their adapter_config.json: {len(missing)} of their tensors "
-            f"are missing: {few(missing) or 'none'}; {len(unknown)} fit nowhere: {few(unknown) or 'none'}: take the "
-            "files that were saved together"
+            f"model: the adapters in {place} do not fit their adapter_config.json (missing: {few(missing) or 'none'}; "
+            f"fit nowhere: {few(unknown) or 'none'}): take the files that were saved together"
         )
     return model

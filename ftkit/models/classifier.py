@@ -19,6 +19,7 @@ from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
+from .anatomy import name_head
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
@@ -64,9 +65,11 @@ class Classifier:
         file = weights_file(args.model)
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
+            name_head(model, args.head)
         else:
             named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
+            name_head(model, args.head)
             in_order = load_weights(model, file)
         classifier = cls(model, processor, needs_first_layer=not pretrained, in_order=in_order)
         if args.image_mean is not None and args.image_std is not None:

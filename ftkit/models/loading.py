@@ -24,9 +24,10 @@ from ftkit.config.arguments.model import WEIGHTS_SUFFIXES
 from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
+UnpicklingError = pickle.UnpicklingError
 # What damaged files, and files that contradict their config, raise in the libraries that read them.
 DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-           AssertionError, MemoryError, OverflowError, ImportError, struct.error, pickle.UnpicklingError,
+           AssertionError, MemoryError, OverflowError, ImportError, struct.error, UnpicklingError,
            StrictDataclassError)  # fmt: skip
 _NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # in transformers' order
 _LONGEST = 300  # characters of a library's message
@@ -207,11 +208,14 @@ def _shards(index: Path) -> set[str]:
 
 def reason(error: BaseException) -> str:
     """Why something cannot be loaded, in one line, with the fix if it is a file's fault."""
-    if isinstance(error, pickle.UnpicklingError):
+    if isinstance(error, UnpicklingError):
         return "reading its weights would run code from them, or they are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-    unread = isinstance(error, (SafetensorError, EOFError)) or getattr(error, "errno", None) is not None
+    unread = (
+        isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError))
+        or getattr(error, "errno", None) is not None
+    )
     return f"a file of it is damaged or incomplete ({text}): copy or download it again" if unread else text
 
 

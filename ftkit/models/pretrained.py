@@ -20,7 +20,7 @@ from ftkit.errors import UserError, nearest
 
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
 from .adapted import with_adapters
-from .anatomy import find_head, head_tensors
+from .anatomy import class_axes, draw_head, head_tensors, name_head
 from .base_config import class_names, read_config, say_dropout, set_classes
 from .loading import DAMAGED, Loaded, check_whole, load_from, reason
 
@@ -73,6 +73,7 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     if pretrained:
         loaded = _loading(place, lambda: load_from(place, config, source))
         model = loaded.model
+        name_head(model, args.head)
         check_whole(loaded, place, new=head_tensors(model))
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
     else:
@@ -163,19 +164,21 @@ def _fit_head(loaded: Loaded, old: list[str] | None, new: list[str]) -> None:
         old: the classes of the head in the file; None if they are not known.
         new: the classes wanted.
     """
-    (_, head), tensors = find_head(loaded.model), head_tensors(loaded.model)
-    drawn = loaded.lacking.keys() & tensors
+    model, axes = loaded.model, class_axes(loaded.model)
+    layers = {name.rpartition(".")[0] for name in axes}
+    logits = {name for name in model.state_dict() if name.rpartition(".")[0] in layers}
+    drawn = loaded.lacking.keys() & logits
     if not drawn and old == new:
         logger.info("head: kept, the classes are the same")
-    elif not drawn and old is not None and sorted(old) == sorted(new):
-        rows = torch.tensor([old.index(name) for name in new])
+    elif not drawn and old is not None and sorted(old) == sorted(new) and None not in axes.values():
+        rows, tensors = torch.tensor([old.index(name) for name in new]), model.state_dict()
         with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.copy_(parameter[rows].clone())
+            for name, axis in axes.items():
+                tensors[name].copy_(tensors[name].index_select(axis, rows))
         logger.info("head: kept, its rows reordered to the order of the data's classes")
     else:
-        if drawn != tensors:
-            head.reset_parameters()
+        if drawn != logits:
+            draw_head(model)
         if any(loaded.lacking[name] is None for name in drawn):
             logger.info("head: new, the model was saved without one")
         else:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pickle
 import re
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from ftkit.errors import UserError
 
 from .anatomy import head_tensors
-from .loading import DAMAGED, Loaded, check_whole, load
+from .loading import DAMAGED, Loaded, UnpicklingError, check_whole, load
 
 logger = logging.getLogger(__name__)
 PAIRS = "weights_in_order.txt"  # in a run's folder
@@ -79,7 +78,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         with torch.serialization.safe_globals(_layers_in(path)):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except UnpicklingError:
         calls = ", ".join(_globals_in(path)[:5])
         why = f"reading it would run code from it ({calls})" if calls else "it is not a file of torch.save, or too old"
         raise UserError(f"model: {path} cannot be read as a file of weights: {why}: {_WAY_OUT}") from None
@@ -119,7 +118,7 @@ def _globals_in(path: Path) -> list[str]:
     """The functions and classes that a file of `torch.save` needs beyond plain tensors; empty if it is not one."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # `torch.load` reports the reason
+    except (ValueError, RuntimeError, OSError, UnpicklingError):  # `torch.load` reports the reason
         return []
 
 
