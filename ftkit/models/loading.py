@@ -212,10 +212,8 @@ def reason(error: BaseException) -> str:
         return "reading its weights would run code from them, or they are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-    unread = (
-        isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError))
-        or getattr(error, "errno", None) is not None
-    )
+    damaged = isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError)) or "PytorchStreamReader" in text
+    unread = damaged or getattr(error, "errno", None) is not None
     return f"a file of it is damaged or incomplete ({text}): copy or download it again" if unread else text
 
 
