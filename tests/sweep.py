@@ -45,6 +45,7 @@ from ftkit.tasks import SingleLabel
 
 NAMES, OTHERS = ["ant", "bee", "fly"], ["x", "y", "z", "u"]
 SIZES = (64, 32, 96, 128, 192, 224, 240, 256, 288, 384)
+LARGE = {"base", "large", "huge", "giant", "gigantic", "so400m", "so150m", "medium", "xl", "xxl", "l", "b", "m", "xlarge"}
 TIMEOUT = 480  # seconds
 STEPS = {
     "full": ["--method", "full"],
@@ -72,8 +73,10 @@ def kinds() -> dict[str, str]:
 def smallest_of_timm(module: str) -> str | None:
     """The smallest architecture of a module of timm that has a classifier; those made for tests do not count."""
     sizes = {}
-    for name in timm.list_models(module=module):
-        if not name.startswith("test_"):
+    names = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
+    small = [name for name in names if not set(name.split("_")) & LARGE]
+    for name in small or names:
+        if name not in sizes:
             try:
                 with torch.device("meta"):
                     model = timm.create_model(name, num_classes=5)
@@ -189,7 +192,10 @@ class Trial:
                 raise UserError("timm's module has no classifier that builds here")
             built = build_timm(name)
         else:
-            name, built = kind, build_transformers(getattr(transformers, kind))
+            try:
+                name, built = kind, build_transformers(getattr(transformers, kind))
+            except ImportError as error:
+                raise UserError(str(error).strip().splitlines()[0]) from error
         built.save(self.folder / "base")
         groups = layer_groups(built.model)
         grouped = sorted(name for names in groups.values() for name in names)

@@ -1,5 +1,6 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
+import inspect
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -36,6 +37,21 @@ def is_convolutional(model: nn.Module) -> bool:
         layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < _FEW for layer in convolutions
     )
     return bool(convolutions) and not fragile
+
+
+def check_input(model: nn.Module) -> None:
+    """Check that a model takes images.
+
+    Raises:
+        UserError: its forward pass has no `pixel_values`.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    if named and "pixel_values" not in named:
+        raise UserError(
+            f"model: {type(model).__name__} takes {', '.join(named[:3])} and no pixel_values, so it cannot be trained on "
+            "images: use another model"
+        )
 
 
 def find_head(model: nn.Module) -> dict[str, nn.Module]:
