@@ -45,7 +45,22 @@ from ftkit.tasks import SingleLabel
 
 NAMES, OTHERS = ["ant", "bee", "fly"], ["x", "y", "z", "u"]
 SIZES = (64, 32, 96, 128, 192, 224, 240, 256, 288, 384)
-LARGE = {"base", "large", "huge", "giant", "gigantic", "so400m", "so150m", "medium", "xl", "xxl", "l", "b", "m", "xlarge"}
+LARGE = {
+    "base",
+    "large",
+    "huge",
+    "giant",
+    "gigantic",
+    "so400m",
+    "so150m",
+    "medium",
+    "xl",
+    "xxl",
+    "l",
+    "b",
+    "m",
+    "xlarge",
+}
 TIMEOUT = 480  # seconds
 STEPS = {
     "full": ["--method", "full"],
@@ -146,7 +161,9 @@ def _numbers(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]
     for key, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             yield from _numbers(value)
-        elif key.startswith("_") or any(word in key for word in ("label", "channels", "image", "_id", "patch", "dtype")):
+        elif key.startswith("_") or any(
+            word in key for word in ("label", "channels", "image", "_id", "patch", "dtype")
+        ):
             continue
         elif (type(value) is int and value > 1) or (
             isinstance(value, (list, tuple)) and value and all(type(number) is int for number in value)
@@ -219,7 +236,10 @@ class Trial:
         pixels = job.classifier.normalize(job.images["train"].sample(4))
         expected = _logits(job.classifier.model, pixels)
         assert expected.shape == (4, len(NAMES)) and expected.isfinite().all(), f"logits: {expected}"
-        for name, model in (("ftkit", Classifier.load(str(saved)).model), ("plain", _plain(saved, self.folder / "base"))):
+        for name, model in (
+            ("ftkit", Classifier.load(str(saved)).model),
+            ("plain", _plain(saved, self.folder / "base")),
+        ):
             difference = ((_logits(model, pixels) - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
             assert difference <= 1e-4, f"reloaded ({name}), the logits differ by {difference:.2g}"
 
