@@ -125,7 +125,7 @@ def build_transformers(kind: Any) -> Classifier:
 
 
 def smallest(kind: Any) -> tuple[PreTrainedConfig, int]:
-    """A config that makes a model of `kind` small, and the side of its images: each number is lowered while it runs."""
+    """A config of a small model, and the side of its images: each number is lowered while the model runs."""
     config = kind.config_class(**LABELS)
     has_size = isinstance(getattr(config, "image_size", None), int)
     for side in (64, 32, 96, 128, 224):

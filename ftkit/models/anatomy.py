@@ -49,8 +49,8 @@ def check_input(model: nn.Module) -> None:
     named = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
     if named and "pixel_values" not in named:
         raise UserError(
-            f"model: {type(model).__name__} takes {', '.join(named[:3])} and no pixel_values, so it cannot be trained on "
-            "images: use another model"
+            f"model: {type(model).__name__} takes {', '.join(named[:3])} and no pixel_values, so it cannot be "
+            "trained on images: use another model"
         )
 
 
