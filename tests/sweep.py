@@ -204,7 +204,8 @@ class Trial:
     def build(self, kind: str, library: str) -> dict[str, Any]:
         """Build and save the model; what it is."""
         if library == "timm":
-            name = smallest_of_timm(kind.removeprefix("timm/"))
+            name = kind.removeprefix("timm/")
+            name = smallest_of_timm(name) if name in timm.list_modules() else name
             if name is None:
                 raise UserError("timm's module has no classifier that builds here")
             built = build_timm(name)
@@ -274,12 +275,18 @@ def tried(step: Callable[[], Any]) -> tuple[str, Any]:
         return f"crashed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}", None
 
 
+def without_paths(outcome: str, folder: Path) -> str:
+    """An outcome as it can be shown: without the folder of this trial, and on one line."""
+    return " ".join(outcome.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "").split())[:400]
+
+
 def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dict[str, Any]]:
     """All steps of a model; yields the row after each."""
     trial, row = Trial(folder, data), {"library": library, "steps": {}}
     begun = time.monotonic()
     torch.manual_seed(0)
-    row["steps"]["build"], about = tried(lambda: trial.build(kind, library))
+    outcome, about = tried(lambda: trial.build(kind, library))
+    row["steps"]["build"] = without_paths(outcome, folder)
     if row["steps"]["build"] == "passed":
         row |= about
         for step in STEPS:
@@ -288,10 +295,11 @@ def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dic
                 outcome, _ = tried(lambda step=step, fix=fix: trial.train(step, fix))
                 with_fix = ", ".join(f"{key}: {json.dumps(value)}" for key, value in fix.items())
                 outcome = f"passed with {with_fix}" if outcome == "passed" else outcome
-            row["steps"][step] = outcome
+            row["steps"][step] = without_paths(outcome, folder)
             yield row
         if row["steps"]["full"] == "passed":
-            row["steps"]["other_classes"], _ = tried(trial.other_classes)
+            outcome, _ = tried(trial.other_classes)
+            row["steps"]["other_classes"] = without_paths(outcome, folder)
     row["seconds"] = round(time.monotonic() - begun, 1)
     yield row
 

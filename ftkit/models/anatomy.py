@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -126,6 +127,17 @@ def draw_head(model: nn.Module) -> None:
     for name in dict.fromkeys(name.rpartition(".")[0] for name in class_axes(model)):
         layer: Any = model.get_submodule(name)
         layer.reset_parameters()
+
+
+def whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a model by name, for a file: where modules are shared, copies under each of their names.
+
+    transformers refuses to write tensors that are shared, unless its own model declares it.
+    """
+    state: dict[str, torch.Tensor] = model.state_dict()
+    first = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    kept = first | model.all_tied_weights_keys.keys()
+    return {name: value if name in kept else value.clone() for name, value in state.items()}
 
 
 def is_inside(name: str, place: str) -> bool:
