@@ -45,6 +45,22 @@ from ftkit.tasks import SingleLabel
 
 NAMES, OTHERS = ["ant", "bee", "fly"], ["x", "y", "z", "u"]
 SIZES = (64, 32, 96, 128, 192, 224, 240, 256, 288, 384)
+LARGE = {
+    "base",
+    "large",
+    "huge",
+    "giant",
+    "gigantic",
+    "so400m",
+    "so150m",
+    "medium",
+    "xl",
+    "xxl",
+    "l",
+    "b",
+    "m",
+    "xlarge",
+}
 TIMEOUT = 480  # seconds
 STEPS = {
     "full": ["--method", "full"],
@@ -72,8 +88,10 @@ def kinds() -> dict[str, str]:
 def smallest_of_timm(module: str) -> str | None:
     """The smallest architecture of a module of timm that has a classifier; those made for tests do not count."""
     sizes = {}
-    for name in timm.list_models(module=module):
-        if not name.startswith("test_"):
+    names = [name for name in timm.list_models(module=module) if not name.startswith("test_")]
+    small = [name for name in names if not set(name.split("_")) & LARGE]
+    for name in small or names:
+        if name not in sizes:
             try:
                 with torch.device("meta"):
                     model = timm.create_model(name, num_classes=5)
@@ -107,7 +125,7 @@ def build_transformers(kind: Any) -> Classifier:
 
 
 def smallest(kind: Any) -> tuple[PreTrainedConfig, int]:
-    """A config that makes a model of `kind` small, and the side of its images: each number is lowered while it runs."""
+    """A config of a small model, and the side of its images: each number is lowered while the model runs."""
     config = kind.config_class(**LABELS)
     has_size = isinstance(getattr(config, "image_size", None), int)
     for side in (64, 32, 96, 128, 224):
@@ -143,7 +161,9 @@ def _numbers(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]
     for key, value in list(vars(config).items()):
         if isinstance(value, PreTrainedConfig):
             yield from _numbers(value)
-        elif key.startswith("_") or any(word in key for word in ("label", "channels", "image", "_id", "patch", "dtype")):
+        elif key.startswith("_") or any(
+            word in key for word in ("label", "channels", "image", "_id", "patch", "dtype")
+        ):
             continue
         elif (type(value) is int and value > 1) or (
             isinstance(value, (list, tuple)) and value and all(type(number) is int for number in value)
@@ -184,12 +204,16 @@ class Trial:
     def build(self, kind: str, library: str) -> dict[str, Any]:
         """Build and save the model; what it is."""
         if library == "timm":
-            name = smallest_of_timm(kind.removeprefix("timm/"))
+            name = kind.removeprefix("timm/")
+            name = smallest_of_timm(name) if name in timm.list_modules() else name
             if name is None:
                 raise UserError("timm's module has no classifier that builds here")
             built = build_timm(name)
         else:
-            name, built = kind, build_transformers(getattr(transformers, kind))
+            try:
+                name, built = kind, build_transformers(getattr(transformers, kind))
+            except ImportError as error:
+                raise UserError(str(error).strip().splitlines()[0]) from error
         built.save(self.folder / "base")
         groups = layer_groups(built.model)
         grouped = sorted(name for names in groups.values() for name in names)
@@ -213,7 +237,10 @@ class Trial:
         pixels = job.classifier.normalize(job.images["train"].sample(4))
         expected = _logits(job.classifier.model, pixels)
         assert expected.shape == (4, len(NAMES)) and expected.isfinite().all(), f"logits: {expected}"
-        for name, model in (("ftkit", Classifier.load(str(saved)).model), ("plain", _plain(saved, self.folder / "base"))):
+        for name, model in (
+            ("ftkit", Classifier.load(str(saved)).model),
+            ("plain", _plain(saved, self.folder / "base")),
+        ):
             difference = ((_logits(model, pixels) - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
             assert difference <= 1e-4, f"reloaded ({name}), the logits differ by {difference:.2g}"
 
@@ -248,12 +275,18 @@ def tried(step: Callable[[], Any]) -> tuple[str, Any]:
         return f"crashed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}", None
 
 
+def without_paths(outcome: str, folder: Path) -> str:
+    """An outcome as it can be shown: without the folder of this trial, and on one line."""
+    return " ".join(outcome.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "").split())[:400]
+
+
 def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dict[str, Any]]:
     """All steps of a model; yields the row after each."""
     trial, row = Trial(folder, data), {"library": library, "steps": {}}
     begun = time.monotonic()
     torch.manual_seed(0)
-    row["steps"]["build"], about = tried(lambda: trial.build(kind, library))
+    outcome, about = tried(lambda: trial.build(kind, library))
+    row["steps"]["build"] = without_paths(outcome, folder)
     if row["steps"]["build"] == "passed":
         row |= about
         for step in STEPS:
@@ -262,10 +295,11 @@ def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dic
                 outcome, _ = tried(lambda step=step, fix=fix: trial.train(step, fix))
                 with_fix = ", ".join(f"{key}: {json.dumps(value)}" for key, value in fix.items())
                 outcome = f"passed with {with_fix}" if outcome == "passed" else outcome
-            row["steps"][step] = outcome
+            row["steps"][step] = without_paths(outcome, folder)
             yield row
         if row["steps"]["full"] == "passed":
-            row["steps"]["other_classes"], _ = tried(trial.other_classes)
+            outcome, _ = tried(trial.other_classes)
+            row["steps"]["other_classes"] = without_paths(outcome, folder)
     row["seconds"] = round(time.monotonic() - begun, 1)
     yield row
 

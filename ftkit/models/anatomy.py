@@ -1,8 +1,10 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
+import inspect
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,6 +38,21 @@ def is_convolutional(model: nn.Module) -> bool:
         layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < _FEW for layer in convolutions
     )
     return bool(convolutions) and not fragile
+
+
+def check_input(model: nn.Module) -> None:
+    """Check that a model takes images.
+
+    Raises:
+        UserError: its forward pass has no `pixel_values`.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    if named and "pixel_values" not in named:
+        raise UserError(
+            f"model: {type(model).__name__} takes {', '.join(named[:3])} and no pixel_values, so it cannot be "
+            "trained on images: use another model"
+        )
 
 
 def find_head(model: nn.Module) -> dict[str, nn.Module]:
@@ -110,6 +127,17 @@ def draw_head(model: nn.Module) -> None:
     for name in dict.fromkeys(name.rpartition(".")[0] for name in class_axes(model)):
         layer: Any = model.get_submodule(name)
         layer.reset_parameters()
+
+
+def whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a model by name, for a file: where modules are shared, copies under each of their names.
+
+    transformers refuses to write tensors that are shared, unless its own model declares it.
+    """
+    state: dict[str, torch.Tensor] = model.state_dict()
+    first = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    kept = first | model.all_tied_weights_keys.keys()
+    return {name: value if name in kept else value.clone() for name, value in state.items()}
 
 
 def is_inside(name: str, place: str) -> bool:

@@ -19,7 +19,7 @@ from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
-from .anatomy import name_head
+from .anatomy import check_input, name_head, whole_state
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
@@ -45,6 +45,9 @@ class Classifier:
     needs_statistics: bool = False
     needs_first_layer: bool = False
     in_order: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_input(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
@@ -149,8 +152,10 @@ class Classifier:
 
         The weights of a model with adapters are those of the adapters and the head; the config is that of the model.
         """
-        self.model.save_pretrained(str(folder))
-        if isinstance(self.model, PeftModel):
+        if not isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(folder), state_dict=whole_state(self.model))
+        else:
+            self.model.save_pretrained(str(folder))
             base: Any = self.model.get_base_model()
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in

@@ -181,3 +181,9 @@ def test_a_missing_head_is_an_error(refused):
     model.classifier = nn.Identity()
     with refused("no module of it changes with num_labels of its config (3)", "set head"):
         layer_groups(model)
+
+
+def test_a_model_that_takes_no_images_is_refused(refused):
+    config = T.ImageGPTConfig(n_layer=1, n_head=1, n_embd=8, n_positions=16, vocab_size=9, num_labels=3)
+    with refused("ImageGPTForImageClassification takes input_ids", "no pixel_values"):
+        Classifier(T.ImageGPTForImageClassification(config), None)

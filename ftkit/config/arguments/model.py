@@ -33,7 +33,8 @@ class ModelArguments:
     head: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Modules of the model that are its head. Default: the layers that change with the number of classes."
+            "help": "Names of the modules that are the head. Default: the layers that change with the number of "
+            "classes."
         },
     )
     dropout: float | None = field(
