@@ -68,7 +68,9 @@ def save_pairs(in_order: dict[str, str], folder: Path) -> None:
 
 
 def _load(model: PreTrainedModel, given: dict[str, torch.Tensor], path: Path) -> Loaded:
-    return load(partial(type(model).from_pretrained, None, config=model.config, state_dict=given), str(path))
+    """Another model like `model`, with the tensors `given`; what it draws at random leaves no trace."""
+    with torch.random.fork_rng(devices=[]):
+        return load(partial(type(model).from_pretrained, None, config=model.config, state_dict=given), str(path))
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
