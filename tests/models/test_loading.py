@@ -184,7 +184,11 @@ BROKEN = {
         with_more(vit__layernorm__weight=NAN),
         ["NaN or infinite", "1 of 40 tensors: vit.layernorm.weight"],
     ),
-    "infinity": ("vit", with_more(classifier__bias=torch.full((3,), torch.inf)), ["infinite", ": classifier.bias"]),
+    "infinity": (
+        "vit",
+        with_more(vit__layernorm__bias=torch.full((16,), torch.inf)),
+        ["infinite", "vit.layernorm.bias"],
+    ),
     "8 bits": ("vit", in_8_bits, ["whole numbers", "quantised", "dequantize()"]),
 }
 
