@@ -6,7 +6,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from ftkit.config import DataArguments
-from ftkit.data.sources.split_names import SPLIT_NAMES
+from ftkit.data.sources.split_names import choose_splits
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, type_name
@@ -19,15 +19,7 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
 
     A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
     """
-    wanted = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    splits = {}
-    for split, name in wanted.items():
-        usual = SPLIT_NAMES[split] if name == split else ()
-        found = name if name in raw else next((other for other in usual if other in raw), None)
-        if found is not None:
-            splits[split] = raw[found]
-        elif split == "train" or name != split:
-            raise UserError(f"{split}_split: {name!r} is not a split of the data: {', '.join(raw)}")
+    splits = choose_splits(raw, args, "the data")
     train = splits["train"]
     image = find_column(train, "image_column", args.image_column, (Image,), "picture")
     label = DEFAULT_TASK.target_column(train, label_column)
