@@ -33,6 +33,7 @@ _ALL = {*_SPLIT_OF_WORD, *_EITHER, *_FURTHER}
 # Columns: those that are splits whatever they hold, and those that are if they hold the words of splits.
 _SPLIT_COLUMNS = {"split", "splits", "datasplit", "partition", "fold", "folds", "kfold"}
 _USUAL_COLUMNS = _SPLIT_COLUMNS | {"set", "subset", "dataset", "usage", "phase", "purpose"}
+_MOST = 8  # splits in a column of another name
 _YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 
 
@@ -184,7 +185,7 @@ def split_column(
         elif any(map(split_of, map(str, values))) and all(map(is_split_like, map(str, values))):
             if _plain(column) in _USUAL_COLUMNS:
                 usual[column] = _names(values)
-            elif all(_words(str(value)) <= _ALL for value in values):  # and no paths
+            elif len(values) <= _MOST and all(_words(str(value)) <= _ALL for value in values):  # no keys, no paths
                 unusual[column] = _names(values)
     named = [
         column
