@@ -65,7 +65,20 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
     for folder in splits.values():
         if folder not in chosen.values():
             ledger.leave(folder.path, UNUSED_SPLIT)
-    return by_name(root.path, {split: _rows(_classes(split, folder), args, split) for split, folder in chosen.items()})
+    held = {split: _classes(split, folder) for split, folder in chosen.items()}
+    _check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
+    return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})
+
+
+def _check_bare(bare: dict[str, Folder]) -> None:
+    """Refuse validation and test of images without class folders, all at once; `_rows` refuses such a train."""
+    if bare and "train" not in bare:
+        fix = {f"{split}_split": NO_SPLIT for split in bare}
+        raise UserError(
+            f"data_dir: {_listed(str(folder.path) for folder in bare.values())}: images outside of class folders: "
+            f"move them to <class>/, or set {_settings(fix)} to carve {' and '.join(bare)} out of train",
+            fix=fix,
+        )
 
 
 def _inner(folder: Folder) -> Folder:
@@ -112,35 +125,20 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
         either = f"set {settings} if all of them are classes, or name the splits, such as --train_split {named[0]}"
     raise UserError(
         f"data_dir: {root.path}: {_listed(named)} {'look' if len(named) > 1 else 'looks'} like "
-        f"{'splits' if len(named) > 1 else 'a split'}, and {_listed(others)} beside {'do' if len(others) > 1 else 'does'} "
-        f"not: {either}",
+        f"{'splits' if len(named) > 1 else 'a split'}, and {_listed(others)} "
+        f"{'do' if len(others) > 1 else 'does'} not: {either}",
         fix=fix,
     )
 
 
 def _classes(split: str, folder: Folder) -> Folder:
-    """The folder that holds the class folders of a split: itself, or one in it, as in `seg_train/seg_train`.
-
-    Raises:
-        UserError: the split's images have no class.
-    """
-    inner = folder
-    while len(inner.with_images) == 1:
-        only = next(iter(inner.with_images.values()))
+    """The folder that holds the class folders of a split: itself, or one in it, as in `seg_train/seg_train`."""
+    while len(folder.with_images) == 1:
+        only = next(iter(folder.with_images.values()))
         if split_of(only.path.name) != split and only.path.name.casefold() not in _NO_CLASS:
             break
-        inner = only
-    if inner.with_images or not inner.images:
-        return inner
-    if split == "train":
-        raise UserError(
-            f"data_dir: {inner.path} holds no images in class folders (<class>/<image>): expected {FORMATS}"
-        )
-    raise UserError(
-        f"data_dir: {inner.path} holds images outside of class folders: move them to {folder.path.name}/<class>/, or "
-        f"set --{split}_split {NO_SPLIT} to carve {split} out of train",
-        fix={f"{split}_split": NO_SPLIT},
-    )
+        folder = only
+    return folder
 
 
 def _classes_hold_splits(root: Folder) -> bool:

@@ -82,7 +82,9 @@ def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[
         first = str(_readable(dataset.select([0]), name)[0]) if kind or isinstance(feature, ClassLabel) else ""
         named = name == args.split_column or (kind != "" and looks_like_splits(name))
         if named or is_split_like(first):
-            found[name] = list(dict.fromkeys(_readable(dataset, name)))
+            values = list(dict.fromkeys(_readable(dataset, name)))
+            if values != [None]:  # as of a file without the column, beside others that have it
+                found[name] = values
     return found
 
 
@@ -144,7 +146,7 @@ def check_classes(splits: DatasetDict, source: object) -> None:
         if unknown := [name for name, count in found.items() if count and not counts["train"][name]]:
             raise UserError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
-                "train, or keep only those of train with --classes",
+                f"train, or keep those of train with --classes {' '.join(trained[:5])}{' …' * (len(trained) > 5)}",
                 fix={"classes": trained},
             )
 
