@@ -36,7 +36,7 @@ class DataArguments:
     train_split: str | None = field(
         default=None,
         metadata={
-            "help": "The split to train on, by the data's own name: a file's, a folder's or a column's value. Default: "
+            "help": "The split to train on, by the data's own name: of a file, a folder or in a column. Default: "
             "found by its word. '.': the folders of data_dir are classes, whatever they are called."
         },
     )

@@ -17,19 +17,11 @@ from .suffixes import plugin_of
 
 HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
 # A folder of nothing but these is no class.
-_DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log", ".md",
-              ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml"}  # fmt: skip
-_NO_CLASS = {
-    "images",
-    "image",
-    "imgs",
-    "img",
-    "jpg",
-    "jpeg",
-    "data",
-    "photos",
-    "pictures",
-}  # alone in a split's folder
+_DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
+              ".md", ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
+              ".yml"}  # fmt: skip
+# Not the name of a class where it is alone in a split's folder.
+_NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
 Rows = list[tuple[Path, str]]  # images with their classes
 
 

@@ -19,7 +19,7 @@ from .listings import Listing, read_listing, read_listings
 from .locate import ImageFiles, is_image_name
 from .pictures import first_rows, holds_pictures, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
-from .shards import SHARDS, find_shards, read_shards
+from .shards import SHARDS, find_shards, read_shards, used
 from .split_names import is_none, is_split_like, split_of
 from .splits import choose_datasets
 from .table_columns import NoListing
@@ -94,7 +94,7 @@ def _read_saved(path: Path) -> DatasetDict:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
         raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
-    saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    saved = saved if isinstance(saved, DatasetDict) else DatasetDict({"data": saved})
     return saved.with_format(None)
 
 
@@ -146,7 +146,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
 def _read_shards(kind: str, files: list[Path], path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
     """Read shards by split, without those of splits that are not used, which may have other columns."""
     ledger.read(files)
-    return choose_datasets(read_shards(kind, find_shards(files, path)), args, ledger, path)
+    return choose_datasets(read_shards(kind, used(find_shards(files, path), args, path)), args, ledger, path)
 
 
 def _holds_class_folders(root: Folder) -> bool:

@@ -113,7 +113,10 @@ class Ledger:
             hidden += folder.hidden
             for circle in folder.circles:
                 counts[str(circle.relative_to(root.path)), "links back to a folder above it"] = Counter([""])
-            reason = next((why for path, why in self._reasons.items() if f"{there}/".startswith(f"{path}/")), None)
+            reason = None
+            for path, why in self._reasons.items():
+                if f"{there}/".startswith(f"{path}/"):
+                    where, reason = os.path.relpath(path, os.path.abspath(root.path)), why
             for name in folder.files:
                 if os.path.join(there, name) not in known:
                     suffix = os.path.splitext(name)[1]

@@ -29,7 +29,7 @@ def find_shards(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     """
     files = sorted(files)
     shared = Path(commonpath([file.parent for file in files])).relative_to(root).parts
-    outer = len(shared) - len([part for part in shared if split_of(part)])
+    outer = next((i for i, part in enumerate(shared) if split_of(part)), len(shared))
     found: dict[str, list[Path]] = {}
     for file in files:
         stem = file.name.removesuffix(file.suffix)

@@ -78,8 +78,8 @@ def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[
             continue
         kind = feature.dtype if isinstance(feature, Value) else ""
         first = str(_readable(dataset.select([0]), name)[0]) if kind or isinstance(feature, ClassLabel) else ""
-        text = kind in ("string", "large_string") or isinstance(feature, ClassLabel)
-        if name == args.split_column or looks_like_splits(name) and kind != "" or (text and is_split_like(first)):
+        named = name == args.split_column or (kind != "" and looks_like_splits(name))
+        if named or is_split_like(first):
             found[name] = list(dict.fromkeys(_readable(dataset, name)))
     return found
 

@@ -11,8 +11,6 @@ from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, type_name
 
 USUAL_NAMES = ("label", "labels", "class", "cls", "target")
-
-
 _TYPES = ("int", "uint", "bool", "string", "large_string", "string_view", "float", "double", "binary", "large_binary")
 
 
@@ -179,8 +177,8 @@ def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarr
     classes, wanted = (counts > 0).sum(), math.ceil(len(train) * share)
     if counts.max(initial=0) < 2:
         raise UserError(
-            f"the data have no {split} split, and none can be carved out of train, where each of the {classes} classes "
-            f"has one image left: add images, or a {split} split"
+            f"the data have no {split} split, and none can be carved out of train: each of the {classes} classes has "
+            f"one image there, too few to share: add images, or a {split} split"
         )
     if not single and min(wanted, len(train) - wanted) >= classes:
         from sklearn.model_selection import train_test_split  # `Dataset.train_test_split` reads the labels one by one
