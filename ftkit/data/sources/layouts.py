@@ -1,11 +1,15 @@
 """What a folder or file of `data_dir` holds, and so which reader reads it."""
 
 import difflib
+import logging
 import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import DatasetDict, load_from_disk
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Value, load_from_disk
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
@@ -22,9 +26,9 @@ from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder,
 from .shards import SHARDS, find_shards, read_shards, used
 from .split_names import is_none, is_split_like, split_of
 from .splits import choose_datasets
-from .table_columns import NoListing
-from .tables import TEXT_SUFFIXES
+from .tables import TEXT_SUFFIXES, NoListing
 
+logger = logging.getLogger(__name__)
 _LINE = 1000  # characters
 _IN_FOLDERS = {True: "the folders say the same", False: "its images do not exist"}
 
@@ -109,13 +113,18 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     tables, others = _tables(root, args)
     named = args.image_column is not None or args.label_column is not None
     if _holds_class_folders(root) and not (named and (tables or shards)):
+        unclear = [error for error in others.values() if not isinstance(error, NoListing)]
+        if unclear and _are_numbered(root):
+            raise unclear[0]
+        of_splits = [table for table in tables if table.names_images and _is_of_split(table, root)]
+        tables = [table for table in tables if table not in of_splits]
         for table in tables:
             if table.names_images:
                 table.check_against_folders(path)
         if shards:
             raise _several(path, "class folders", shards[0])
         _leave(ledger, path, others | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
-        return read_class_folders(root, args, ledger)
+        return _read_class_folders(root, of_splits, args, ledger)
     if tables and shards and not named:
         raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])
     if tables:
@@ -137,16 +146,66 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         ledger.read(archives)
         return choose_datasets(read_archives(archives), args, ledger, path)
     _leave(ledger, path, others)
+    hints = [*map(str, others.values()), *_classes_in_names(root)]
     try:
-        return read_class_folders(root, args, ledger)
+        found = read_class_folders(root, args, ledger)
     except UserError as error:
-        raise UserError(". ".join([str(error), *map(str, others.values())]), error.fix) from None
+        raise UserError(". ".join([str(error), *hints]), error.fix) from None
+    for hint in _classes_in_names(root):
+        logger.warning("%s", hint)
+    return found
+
+
+def _is_of_split(table: Listing, root: Folder) -> bool:
+    """Whether a table in a split's folder stands for the class folders that the folder lacks, as in Tiny ImageNet."""
+    folder = root.folders.get(table.path.relative_to(root.path).parts[0])
+    return folder is not None and is_split_like(folder.path.name) and len(folder.with_images) < 2
+
+
+def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments, ledger: Ledger) -> DatasetDict:
+    """Read class folders, and the tables that some splits have instead."""
+    if not tables:
+        return read_class_folders(root, args, ledger)
+    ledger.read(table.path for table in tables)
+    listed = {table.path.relative_to(root.path).parts[0] for table in tables}
+    folders = {name: folder for name, folder in root.folders.items() if name not in listed}
+    read = read_class_folders(replace(root, folders=folders), args, ledger)
+    tabled = read_listings(tables, root.path, args, need_train=False)
+    columns = {tables[0].image: "image", tables[0].label: "label"}
+    return DatasetDict({**read, **{split: dataset.rename_columns(columns) for split, dataset in tabled.items()}})
+
+
+def _classes_in_names(root: Folder) -> list[str]:
+    """A hint, if the images lie in one folder and the letters that their names begin with may be classes."""
+    holders = [f for f in root.below() if f.images and split_of(f.path.name) not in ("validation", "test")]
+    if len(holders) != 1:
+        return []
+    begin = Counter(re.match(r"[^\W\d_]*", file.name)[0] for file in holders[0].images)
+    if len(begin) < 2 or min(begin.values()) < 2 or "" in begin:
+        return []
+    listed = ", ".join([*begin][:5]) + (", …" if len(begin) > 5 else "")
+    return [
+        f"The names of the images in {holders[0].path} begin with {listed}: if these are their classes, sort them into "
+        'class folders, as with: for f in *; do c="${f%%[._0-9]*}"; mkdir -p "$c" && mv "$f" "$c/"; done'
+    ]
 
 
 def _read_shards(kind: str, files: list[Path], path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
     """Read shards by split, without those of splits that are not used, which may have other columns."""
     ledger.read(files)
-    return choose_datasets(read_shards(kind, used(find_shards(files, path), args, path)), args, ledger, path)
+    read = read_shards(kind, used(find_shards(files, path), args, path))
+    return choose_datasets({split: _with_members(dataset) for split, dataset in read.items()}, args, ledger, path)
+
+
+def _with_members(dataset: Dataset) -> Dataset:
+    """`dataset` with the texts and numbers of a sample's JSON file as columns, such as `json.label`."""
+    feature = dataset.features.get("json")
+    for name, kind in feature.items() if isinstance(feature, dict) else ():
+        if isinstance(kind, Value):
+            column = dataset.select_columns("json").with_format("arrow")[:]["json"]
+            values = pc.struct_field(column, name).to_pylist()
+            dataset = dataset.add_column(f"json.{name}", values, feature=kind)
+    return dataset
 
 
 def _holds_class_folders(root: Folder) -> bool:
@@ -154,6 +213,11 @@ def _holds_class_folders(root: Folder) -> bool:
     splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
     classes = [name for name in root.with_images if not is_split_like(name)]
     return len(classes) > 1 or any(len(split.with_images) > 1 for split in splits)
+
+
+def _are_numbered(root: Folder) -> bool:
+    """Whether the folders with images are parts of one, such as `images_1` and `images_2`."""
+    return len({re.sub(r"\d+", "", name) for name in root.with_images}) == 1
 
 
 def _several(path: Path, what: str, shard: Path) -> UserError:
@@ -184,6 +248,8 @@ def _tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path
     folders = [root, *(folder for name, folder in root.folders.items() if is_split_like(name))]
     files = [folder.path / name for folder in folders for name in sorted(folder.files)]
     files += [folder.path / name for folder in root.below() for name in folder.files if Path(name).stem == "metadata"]
+    splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
+    classes = {name for split in splits if len(split.with_images) > 1 for name in split.with_images}
     listings: list[Listing] = []
     others: dict[Path, UserError] = {}
     below: dict[Path, ImageFiles] = {}
@@ -192,7 +258,7 @@ def _tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path
         try:
             if "submission" in file.stem.lower():
                 raise NoListing(f"{file}: what is to be submitted is no label")
-            listings.append(read_listing(file, root.path, below.setdefault(place, ImageFiles(place)), args))
+            listings.append(read_listing(file, root.path, below.setdefault(place, ImageFiles(place)), args, classes))
         except UserError as error:
             others[file] = error
     present = [listing for listing in listings if listing.names_images]
@@ -227,6 +293,8 @@ def _choose_tables(
     given = {"validation": args.validation_split, "test": args.test_split}
     for file, error in others.items():
         split = split_of(file.stem)
+        if split == "train" and split not in {split_of(table.split) for table in chosen}:
+            raise error
         if split in given and not is_none(given[split]) and split not in {split_of(t.split) for t in chosen}:
             raise UserError(
                 f"{error}: set --{split}_split none to do without it, and carve {split} out of train",

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,8 @@ from ftkit.errors import UserError
 from .folders import by_name
 from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
-from .table_columns import are_fractions, choose_columns, is_nested, sample
-from .tables import read_table
+from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
+from .tables import CSV_SUFFIXES, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +125,12 @@ class Listing:
             text = f"{self.path}: row {rows.index[bad][0] + 1} has no {self.image!r} or no {self.label!r}"
             raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad], rows["split"][~bad])
         if len(rows) and are_fractions(rows["label"]):
+            example = next(text for text in rows["label"] if not float(text).is_integer())
+            fitting = [name for name in self.table if name != self.image and holds_classes(self.table[name])]
             raise UserError(
-                f"{self.path}: {self.label!r} holds numbers such as {next(v for v in rows['label'] if not float(v).is_integer())}: "
-                "ftkit learns classes, not numbers (regression): name a column of classes, or write classes as text"
+                f"{self.path}: label_column: {self.label!r} holds numbers such as {example}, and ftkit learns classes, not "
+                f"numbers (regression): {f'set label_column to {fitting[0]}, or ' if fitting else ''}write classes as text",
+                fix={"label_column": fitting[0]} if fitting else None,
             )
 
     def _located(self, rows: pd.DataFrame, args: DataArguments) -> list[Path | None]:
@@ -155,16 +158,27 @@ class Listing:
         return [files[0] if files else None for files in found]
 
 
-def read_listing(path: Path, root: Path, files: ImageFiles, args: DataArguments) -> Listing:
+def read_listing(
+    path: Path, root: Path, files: ImageFiles, args: DataArguments, classes: Collection[str] = ()
+) -> Listing:
     """The table in a file at or below the folder `root`, with its columns chosen.
+
+    Args:
+        files: the images that it may name.
+        classes: classes of other files of the data, by which a column of labels may be told.
 
     Raises:
         NoListing: the file is no table of images and labels.
         UserError: its columns are not clear.
     """
     table = read_table(path)
+    if not any(map(is_usual, table.columns)):  # perhaps no header, but a first row
+        found = [i for i, name in enumerate(table.columns) if len(files.find(name, None)) == 1]
+        table = read_table(path, found[0]) if found and path.suffix.lower() in CSV_SUFFIXES else table
     split = own_split([*path.relative_to(root).parent.parts, path.stem])
-    image, label = choose_columns(table, path, lambda values: files.names_images(values, split_of(split)), args)
+    image, label = choose_columns(
+        table, path, lambda values: files.names_images(values, split_of(split)), args, classes
+    )
     others = {
         name: table[name].dropna().unique().tolist()
         for name in table.columns
@@ -178,7 +192,7 @@ def own_split(parts: Iterable[str]) -> str:
     return next((part for part in reversed([*parts]) if is_split_like(part)), "")
 
 
-def read_listings(listings: list[Listing], source: Path, args: DataArguments) -> DatasetDict:
+def read_listings(listings: list[Listing], source: Path, args: DataArguments, need_train: bool = True) -> DatasetDict:
     """The images and labels of tables, by the names that they give their splits.
 
     A row's split is named by the table's column of splits, else by the table's path, else by the image's folder.
@@ -195,7 +209,7 @@ def read_listings(listings: list[Listing], source: Path, args: DataArguments) ->
         places = _splits_of_folders(rows["file"], listings[0].files.root)
         rows["split"] = places if all(places) else source.stem
     found = {str(name): [*zip(group["file"], group["label"], strict=True)] for name, group in rows.groupby("split")}
-    return by_name(source, choose_splits(found, args, source), (listings[0].image, listings[0].label))
+    return by_name(source, choose_splits(found, args, source, need_train), (listings[0].image, listings[0].label))
 
 
 def _whole_numbers(labels: pd.Series) -> pd.Series:

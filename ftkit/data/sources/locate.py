@@ -59,8 +59,8 @@ class ImageFiles:
         return [self.root.joinpath(*file) for file in exact or found]
 
     def names_images(self, texts: Iterable[str | None], split: str | None) -> bool:
-        """Whether at least half of these texts stand for image files."""
-        found = [text is not None and bool(self.find(text, split)) for text in texts]
+        """Whether at least half of these texts stand for one image file each."""
+        found = [text is not None and len(self.find(text, split)) == 1 for text in texts]
         return bool(found) and 2 * sum(found) >= len(found)
 
 

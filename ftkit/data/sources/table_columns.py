@@ -1,13 +1,15 @@
 """Which columns of a table hold images and labels, by their names and by what they hold."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
 
 from ftkit.config import DataArguments
 from ftkit.errors import UserError, nearest
+
+from .tables import NoListing
 
 # As columns are called, without blanks, underscores and capitals.
 _IMAGES = {
@@ -23,12 +25,12 @@ _NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")
 _LISTED = 20  # columns in a message
 
 
-class NoListing(UserError):
-    """A table in which no column names images, or none holds classes."""
-
-
 def choose_columns(
-    table: pd.DataFrame, path: Path, names_images: Callable[[pd.Series], bool], args: DataArguments
+    table: pd.DataFrame,
+    path: Path,
+    names_images: Callable[[pd.Series], bool],
+    args: DataArguments,
+    known: Collection[str] = (),
 ) -> tuple[str, str]:
     """The columns of images and labels: those that `args` name, or the only ones with a usual name.
 
@@ -36,6 +38,7 @@ def choose_columns(
         table: text, or None.
         path: its file, for messages.
         names_images: whether values name images that exist.
+        known: classes; the only column that holds nothing else is the column of labels.
 
     Raises:
         NoListing: no column can hold images, or none labels.
@@ -53,6 +56,8 @@ def choose_columns(
     image, problem = _choose(table, path, "image_column", args.image_column, called, called or others)
     rest = table.drop(columns=[image] if image else [])
     called = [name for name in rest.columns if _plain(name) in _LABELS]
+    if known and not called:
+        called = [name for name in rest.columns if not is_nested(rest[name]) and {*rest[name]} <= {*known}]
     classes = [name for name in called or rest.columns if holds_classes(rest[name])]
     label, other = _choose(table, path, "label_column", args.label_column, called, classes)
     problems = [found for found in (problem, other) if found]
@@ -63,6 +68,11 @@ def choose_columns(
     if problems:
         raise UserError(f"{path}: {'; '.join(problems)}", fix={"image_column": image, "label_column": label})
     return image, label
+
+
+def is_usual(name: str) -> bool:
+    """Whether a column's name is usual for images or labels."""
+    return _plain(name) in _IMAGES | _LABELS
 
 
 def sample(table: pd.DataFrame) -> pd.DataFrame:

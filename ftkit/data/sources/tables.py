@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,34 +18,49 @@ from ftkit.errors import UserError
 from .locate import is_image_name
 from .split_names import split_of
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
+CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".ndjson", ".json")
 _SEPARATORS = ",;\t|"
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, OSError, AttributeError, pd.errors.ParserWarning,
                pd.errors.ParserError, pa.ArrowException)  # fmt: skip
 
 
-def read_table(path: Path) -> pd.DataFrame:
+class NoListing(UserError):
+    """A file that is no table of images and labels, whatever else it is."""
+
+
+class _OtherJson(ValueError):
+    """JSON that is no table."""
+
+
+def read_table(path: Path, images: int | None = None) -> pd.DataFrame:
     """The rows of a table, each value as its text; an empty value is None, a list or an object stays what it is.
 
     CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the
     first column of image names is then called `file_name`, a second column `label`, others by number. JSON may be an array of objects, an object of columns, of a file's label, or of a label's files, the same by
     split, one object a line, or COCO's images, annotations and categories.
 
+    Args:
+        images: the column of images of a CSV file without a header. Default: found by the suffix of an image's name.
+
     Raises:
-        UserError: the file cannot be parsed, or holds no rows.
+        NoListing: the file holds JSON of another shape.
+        UserError: it cannot be parsed, or holds no rows.
     """
     try:
         if path.suffix.lower() == ".parquet":
             table = _read_parquet(path)
-        elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
-            table = _read_csv(_text(path), path.suffix.lower())
+        elif path.suffix.lower() in CSV_SUFFIXES:
+            table = _read_csv(_text(path), path.suffix.lower(), images)
         else:
             table = _read_json(_text(path), lines=path.suffix.lower() != ".json")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: byte {error.start} is not UTF-8 text: save the file as UTF-8, as with iconv -f latin1 -t utf-8"
         ) from None
+    except _OtherJson as error:
+        raise NoListing(f"{path}: {error}") from None
     except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
     if table.empty:
@@ -54,28 +70,34 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _as_text(value: Any) -> Any:
-    if isinstance(value, (list, dict)):
+    if isinstance(value, (list, dict, np.ndarray)):
         return value
-    return None if value is None or value != value or value is pd.NA else str(value)
+    return None if pd.isna(value) else value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _text(path: Path) -> str:
     data = path.read_bytes()
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
-    return data.decode(encoding)
+    text = data.decode(encoding)
+    if "\0" in text:
+        raise ValueError("holds zero bytes, so it is no UTF-8 text: save it as UTF-8")
+    return text
 
 
 # --- CSV
 
 
-def _read_csv(text: str, suffix: str) -> pd.DataFrame:
+def _read_csv(text: str, suffix: str, images: int | None) -> pd.DataFrame:
     head = next((line for line in text.splitlines() if line.strip()), "")
     separator = max("\t" if suffix == ".tsv" else ",", *_SEPARATORS, key=head.count)
     if suffix == ".txt" and separator not in head:
-        text = "\n".join("\t".join(line.rsplit(None, 1)) for line in text.splitlines())
-        separator, head = "\t", "\t".join(head.rsplit(None, 1))
+        lines = [line.split() for line in text.splitlines() if line.strip()]
+        if len({len(words) for words in lines}) > 1:  # blanks in names of files
+            lines = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
+        text, separator, head = "\n".join(map("\t".join, lines)), "\t", "\t".join(lines[0])
     names = [name.strip(" '\"") for name in head.split(separator)]
-    first = next((i for i, name in enumerate(names) if is_image_name(name)), None)  # a row, so there is no header
+    if images is None:
+        images = next((i for i, name in enumerate(names) if is_image_name(name)), None)  # a row, so there is no header
     spaced = all(name.startswith(" ") for name in head.split(separator)[1:])
     with warnings.catch_warnings():
         # A row with more values than the header is broken; pandas would take the first value as an index.
@@ -86,13 +108,18 @@ def _read_csv(text: str, suffix: str) -> pd.DataFrame:
             keep_default_na=False,
             sep=separator,
             index_col=False,
-            header="infer" if first is None else None,
+            header="infer" if images is None else None,
             skipinitialspace=spaced,
         )
-    if first is not None:
-        known = {first: "file_name"} | ({1 - first: "label"} if len(names) == 2 else {})
-        table = table.rename(columns=known)
-    return table
+    return table if images is None else _named(table, images)
+
+
+def _named(table: pd.DataFrame, image: int) -> pd.DataFrame:
+    """A table without a header, with names for the column of images and, if its values repeat, the only other one."""
+    names = {image: "file_name"}
+    if table.shape[1] == 2 and table[1 - image].nunique() < len(table):
+        names[1 - image] = "label"
+    return table.rename(columns=names)
 
 
 # --- JSON
@@ -107,8 +134,10 @@ def _read_json(text: str, lines: bool) -> pd.DataFrame:
         content = [json.loads(line) for line in text.splitlines() if line.strip()]
     rows = _rows(content)
     if not all(isinstance(row, (dict, list)) for row in rows):
-        raise ValueError("expected an object for each image")
-    return pd.DataFrame(rows)
+        raise _OtherJson("holds no object for each image")
+    table = pd.DataFrame(rows)
+    named = [i for i, value in enumerate(table.iloc[0]) if is_image_name(str(value))] if len(table) else []
+    return _named(table, named[0]) if named and table.columns.dtype.kind == "i" else table
 
 
 def _rows(content: Any) -> list[Any]:
@@ -116,7 +145,7 @@ def _rows(content: Any) -> list[Any]:
     if isinstance(content, list):
         return content
     if not isinstance(content, dict):
-        raise ValueError("expected an array or an object")
+        raise _OtherJson("holds no array or object")
     if {"images", "annotations"} <= content.keys():
         return _coco_rows(content)
     records = {key: value for key, value in content.items() if _are_objects(value)}
@@ -146,7 +175,7 @@ def _coco_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     names = {category["id"]: category["name"] for category in content.get("categories", [])}
     marked = [(images[note["image_id"]], note["category_id"]) for note in content["annotations"]]
     rows = [{"file_name": file, "label": names.get(category, category)} for file, category in marked]
-    without = images.values() - {file for file, _ in marked}
+    without = {*images.values()} - {file for file, _ in marked}
     return rows + [{"file_name": file, "label": None} for file in sorted(without)]
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
@@ -49,9 +49,15 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     if isinstance(feature, ClassLabel):
         return feature.names
     if not isinstance(feature, Value) or not feature.dtype.startswith(_TYPES):
-        raise _no_classes(splits["train"], label, type_name(feature))
+        several = isinstance(feature, (List, LargeList))
+        what = "lists, as of several labels or of zeros and ones, and ftkit learns one class for each image"
+        raise _no_classes(splits["train"], label, what if several else type_name(feature))
     if any(_is_fraction(value) for dataset in splits.values() for value in dataset.unique(label)):
-        raise _no_classes(splits["train"], label, "fractions, and ftkit learns classes, not numbers (regression)")
+        raise _no_classes(
+            splits["train"],
+            label,
+            f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)",
+        )
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
@@ -61,9 +67,9 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
 
 def _no_classes(train: Dataset, label: str, what: str) -> UserError:
     fitting = [name for name in _columns_of_classes(train) if name != label]
-    other = f"set label_column to {' or '.join(fitting[:5])}" if fitting else "name a column"
+    other = f"set label_column to {' or '.join(fitting[:5])}, or " if fitting else ""
     return UserError(
-        f"label_column: {label!r} holds {what}: {other} of class labels, text or integers",
+        f"label_column: {label!r} holds {what}: {other}name a column of class labels, text or integers",
         fix={"label_column": fitting[0]} if fitting else None,
     )
 
@@ -83,6 +89,8 @@ def _name(value: object) -> str | None:
 
 def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
     """Whether rows of a split have no class in the column `label`: it is empty, or -1, as `datasets` hides labels."""
+    if not all(isinstance(dataset.features[label], (Value, ClassLabel)) for dataset in splits.values()):
+        return False  # no labels at all
     missing = {None, ""} | ({"-1"} - _values(splits["train"], label))
     return not missing.isdisjoint(_values(splits[split], label))
 
