@@ -150,7 +150,9 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     try:
         found = read_class_folders(root, args, ledger)
     except UserError as error:
-        raise UserError(". ".join([str(error), *hints]), error.fix) from None
+        if error.fix or not hints:
+            raise
+        raise UserError(". ".join([str(error), *hints])) from None
     for hint in _classes_in_names(root):
         logger.warning("%s", hint)
     return found
@@ -268,7 +270,7 @@ def _tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path
 
 def _is_table(file: Path) -> bool:
     suffix = file.suffix.lower()
-    if suffix == ".txt":  # of the many texts only a list of images
+    if suffix == ".txt" and not is_split_like(file.stem):  # of the many texts only a list of images
         with file.open(encoding="utf-8", errors="replace") as lines:
             return any(map(is_image_name, re.split(r"[\s,;|]", lines.readline(_LINE))))
     return suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(file))

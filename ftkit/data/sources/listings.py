@@ -19,9 +19,11 @@ from .folders import by_name
 from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
 from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
-from .tables import CSV_SUFFIXES, read_table
+from .tables import CSV_SUFFIXES, NoListing, read_table
 
 logger = logging.getLogger(__name__)
+_SHOWN = 60  # characters of a value
+_FOLDER = "its folder"  # a column that is added to a table without labels
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Listing:
         path: its file.
         table: its values: text, or None.
         files: the images that its rows may name.
-        image, label: the columns of images and labels.
+        image, label: the columns of images and labels; without labels, they are the names of the images' folders.
         split: the split that the table's own path names, or "".
         splits: the column of splits and the split of each of its values, or None.
     """
@@ -71,11 +73,12 @@ class Listing:
             what = "other labels"
         else:
             return
+        fix = {"image_column": self.image} | ({} if self.label == _FOLDER else {"label_column": self.label})
         raise UserError(
             f"data_dir: {root} holds class folders, and {self.path.relative_to(root)} lists their images with {what}: to "
-            f"read the table, set --image_column {self.image!r} --label_column {self.label!r}; to read the folders, move "
+            f"read the table, set {' '.join(f'--{key} {name!r}' for key, name in fix.items())}; to read the folders, move "
             "it elsewhere",
-            fix={"image_column": self.image, "label_column": self.label},
+            fix=fix,
         )
 
     def _own_splits(self) -> pd.Series:
@@ -119,7 +122,8 @@ class Listing:
         for name in ("file", "label"):
             if is_nested(rows[name]):
                 row, value = next((i, v) for i, v in rows[name].items() if not isinstance(v, str) and v is not None)
-                raise UserError(f"{self.path}: row {row + 1} holds {value!r}: expected a path or a label")
+                shown = repr(value)[:_SHOWN] + ("…" if len(repr(value)) > _SHOWN else "")
+                raise UserError(f"{self.path}: row {row + 1} holds {shown}: expected a path or a label")
         bad = (rows["file"].isna() | rows["label"].isna() | (rows["label"] == "")).to_numpy()
         if bad.any():
             text = f"{self.path}: row {rows.index[bad][0] + 1} has no {self.image!r} or no {self.label!r}"
@@ -148,8 +152,8 @@ class Listing:
         if missing and (args.on_bad_image == "error" or len(missing) == len(found)):
             few = len(missing) < len(found) / 2
             raise UserError(
-                f"{self.path}: {len(missing)} of its images do not exist, such as {self.files.root / missing[0]}: paths "
-                "are relative to the folder of the file that lists them; set --image_dir to the folder of the images if "
+                f"{self.path}: {len(missing)} of its images do not exist, such as {str(self.files.root / missing[0])[:200]}: "
+                "paths are relative to the folder of the file that lists them; set --image_dir to the folder of the images if "
                 f"it is another{', or --on_bad_image skip to leave these rows out' if few else ''}",
                 fix={"on_bad_image": "skip"} if few else None,
             )
@@ -179,6 +183,12 @@ def read_listing(
     image, label = choose_columns(
         table, path, lambda values: files.names_images(values, split_of(split)), args, classes
     )
+    if label is None:
+        places = [files.find(text, split_of(split)) if isinstance(text, str) else [] for text in table[image]]
+        table = table.assign(**{_FOLDER: [there[0].parent.name if there else None for there in places]})
+        label = _FOLDER
+        if table[_FOLDER].nunique() < 2:
+            raise NoListing(f"{path}: no column holds classes: {', '.join(table.columns.drop(_FOLDER))}")
     others = {
         name: table[name].dropna().unique().tolist()
         for name in table.columns

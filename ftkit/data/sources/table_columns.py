@@ -31,8 +31,10 @@ def choose_columns(
     names_images: Callable[[pd.Series], bool],
     args: DataArguments,
     known: Collection[str] = (),
-) -> tuple[str, str]:
+) -> tuple[str, str | None]:
     """The columns of images and labels: those that `args` name, or the only ones with a usual name.
+
+    The column of labels is None if no column holds classes; they may be the names of folders.
 
     Args:
         table: text, or None.
@@ -41,7 +43,7 @@ def choose_columns(
         known: classes; the only column that holds nothing else is the column of labels.
 
     Raises:
-        NoListing: no column can hold images, or none labels.
+        NoListing: no column can hold images.
         UserError: a column that is named is missing, or a column is not clear; its `fix` names both.
     """
     rows = sample(table)
@@ -61,12 +63,18 @@ def choose_columns(
     classes = [name for name in called or rest.columns if holds_classes(rest[name])]
     label, other = _choose(table, path, "label_column", args.label_column, called, classes)
     problems = [found for found in (problem, other) if found]
-    if other and not called and (reason := one_hot(rest)):
+    if image is None:
+        pixels = any(_plain(name).startswith("pixel") for name in table.columns)
+        hint = "; pixels in a text file are not read: save them as image files" if pixels else ""
+        raise NoListing(f"{path}: {'; '.join(problems)}{hint}")
+    if other and not (called or problem) and (reason := one_hot(rest)):
         raise UserError(f"{path}: {reason}")
-    if image is None or label is None:
-        raise NoListing(f"{path}: {'; '.join(problems)}")
+    if label is None and not problem:
+        return image, None
     if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}", fix={"image_column": image, "label_column": label})
+        raise UserError(
+            f"{path}: {'; '.join(problems)}", fix={"image_column": image} | ({"label_column": label} if label else {})
+        )
     return image, label
 
 

@@ -20,7 +20,8 @@ def label_column(dataset: Dataset, given: str | None) -> str:
     A member of a struct, such as `json.label`, goes by its own name.
     """
     if given is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
-        plain = [name for name in dataset.column_names if name.rpartition(".")[2].lower() in USUAL_NAMES]
+        plain = [name for name in dataset.column_names if name in USUAL_NAMES]
+        plain = plain or [name for name in dataset.column_names if name.rpartition(".")[2] in USUAL_NAMES]
         if len(plain) == 1:
             return plain[0]
     return find_column(dataset, "label_column", given, (ClassLabel,), "class label", _columns_of_classes(dataset))
