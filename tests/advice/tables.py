@@ -97,8 +97,8 @@ CASES = {
         f, path=[f"{a}/{b}" for a, b in zip(LABELS, NAMES, strict=True)], label=["day"] * 20 + ["night"] * 20
     ),
     "data.sources.layouts:_several": _parquet_beside_class_folders,
-    "data.sources.layouts:_choose_tables": _two_tables,
-    "data.sources.layouts:_choose_tables#2": _test_without_labels,
+    "data.sources.table_files:choose_tables": _two_tables,
+    "data.sources.table_files:choose_tables#2": _test_without_labels,
     "data.sources.layouts:_only_set": _two_sets_of_idx,
     "data.sources.pictures:_with_pictures": lambda f: _parquet(
         f, image=[_png(i) for i in range(40)], thumbnail=[_png(i) for i in range(40)], label=LABELS

@@ -8,8 +8,8 @@ from ftkit.errors import Advice
 
 # The formats of `data_dir`, for help and messages; `ftkit.data.sources.load` recognises them.
 FORMATS = (
-    "class folders, also in a zip or tar file, IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON file "
-    "of paths and labels, or a save_to_disk folder"
+    "class folders (also in a zip or tar file), IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON "
+    "file of paths and labels, or a save_to_disk folder"
 )
 EMBEDDED = ("digits", "blobs")  # need no files
 NO_SPLIT = "none"  # the value of `test_split`, `validation_split` or `split_column` for no such split

@@ -3,9 +3,10 @@
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Image, Value
 
@@ -92,8 +93,8 @@ def _splits(file: Path) -> dict[str, str]:
         return {next((name for name in reversed(own) if is_split_like(name)), own[0]): prefix}
     if not all(map(is_split_like, first)) or any(len(parts) < len(shared) + 2 for parts in folders):
         raise UserError(
-            f"data_dir: {file} holds the folders {', '.join(sorted(first)[:8])}, some of which are splits without class "
-            "folders, and others no splits: unpack it, and keep <split>/<class>/<image>"
+            f"data_dir: {file} holds the folders {', '.join(sorted(first)[:8])}: some are no splits, or have no class "
+            "folders: unpack it, and keep <split>/<class>/<image>"
         )
     return {name: f"{prefix}{name}/" for name in sorted(first)}
 
@@ -112,15 +113,16 @@ def _members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if not info.is_dir() and _is_visible(info.filename):
-                    yield info.filename, lambda info=info: _unzipped(path, archive, info)
+                    yield info.filename, partial(_unzipped, path, archive, info)
     else:
         with tarfile.open(path, "r:*") as packed:
             for member in packed:
                 if member.isfile() and _is_visible(member.name):
-                    yield member.name.removeprefix("./"), lambda member=member: _all(packed.extractfile(member))
+                    yield member.name.removeprefix("./"), partial(_all, packed, member)
 
 
-def _all(file: IO[bytes] | None) -> bytes:
+def _all(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
     return b"" if file is None else file.read()
 
 

@@ -4,6 +4,7 @@ import difflib
 import logging
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +21,16 @@ from .arrays import from_arrays
 from .folders import read_class_folders
 from .ledger import Folder, Ledger
 from .listings import Listing, read_listing, read_listings
-from .locate import ImageFiles, is_image_name
+from .locate import ImageFiles
 from .pictures import first_rows, holds_pictures, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
 from .shards import SHARDS, find_shards, read_shards, used
-from .split_names import is_none, is_split_like, split_of
+from .split_names import is_split_like, split_of
 from .splits import choose_datasets
+from .table_files import choose_tables, find_tables, is_of_split
 from .tables import TEXT_SUFFIXES, NoListing
 
 logger = logging.getLogger(__name__)
-_LINE = 1000  # characters
 _IN_FOLDERS = {True: "the folders say the same", False: "its images do not exist"}
 
 
@@ -66,8 +67,8 @@ def _read_file(path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
         if path in files.values():
             return _read_idx((name, files), path.parent, args, ledger)
     if suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(path)):
-        files = ImageFiles(Path(args.image_dir) if args.image_dir else path.parent)
-        return read_listings([read_listing(path, path.parent, files, args)], path, args)
+        images = ImageFiles(Path(args.image_dir) if args.image_dir else path.parent)
+        return read_listings([read_listing(path, path.parent, images, args)], path, args)
     if is_archive(path) and (suffix not in SHARDS.values() or holds_class_folders(path)):
         return choose_datasets(read_archives([path]), args, ledger, path)
     for kind, shard in SHARDS.items():
@@ -81,8 +82,8 @@ def _only_set(path: Path, sets: dict[str, IdxSet]) -> tuple[str, IdxSet]:
         return next(iter(sets.items()))
     first = str(next(iter(next(iter(sets.values())).values())))
     raise UserError(
-        f"data_dir: {path} holds the IDX files of {', '.join(map(repr, sets))}: name a file of one, such as --data_dir "
-        f"{first}",
+        f"data_dir: {path} holds the IDX files of {', '.join(map(repr, sets))}: name a file of one, such as "
+        f"--data_dir {first}",
         fix={"data_dir": first},
     )
 
@@ -110,13 +111,13 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     path, files = root.path, [folder.path / name for folder in root.below() for name in folder.files]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     shards = [file for file in parquet if holds_pictures(file)]
-    tables, others = _tables(root, args)
+    tables, others = find_tables(root, args)
     named = args.image_column is not None or args.label_column is not None
     if _holds_class_folders(root) and not (named and (tables or shards)):
         unclear = [error for error in others.values() if not isinstance(error, NoListing)]
         if unclear and _are_numbered(root):
             raise unclear[0]
-        of_splits = [table for table in tables if table.names_images and _is_of_split(table, root)]
+        of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
         tables = [table for table in tables if table not in of_splits]
         for table in tables:
             if table.names_images:
@@ -128,7 +129,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     if tables and shards and not named:
         raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])
     if tables:
-        chosen = _choose_tables(tables, others, path, args)
+        chosen = choose_tables(tables, others, path, args)
         left = [table for table in tables if table not in chosen]
         _leave(ledger, path, others | {table.path: "names no split, and other tables do" for table in left})
         ledger.read(table.path for table in chosen)
@@ -158,12 +159,6 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     return found
 
 
-def _is_of_split(table: Listing, root: Folder) -> bool:
-    """Whether a table in a split's folder stands for the class folders that the folder lacks, as in Tiny ImageNet."""
-    folder = root.folders.get(table.path.relative_to(root.path).parts[0])
-    return folder is not None and is_split_like(folder.path.name) and len(folder.with_images) < 2
-
-
 def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments, ledger: Ledger) -> DatasetDict:
     """Read class folders, and the tables that some splits have instead."""
     if not tables:
@@ -182,13 +177,13 @@ def _classes_in_names(root: Folder) -> list[str]:
     holders = [f for f in root.below() if f.images and split_of(f.path.name) not in ("validation", "test")]
     if len(holders) != 1:
         return []
-    begin = Counter(re.match(r"[^\W\d_]*", file.name)[0] for file in holders[0].images)
+    begin = Counter(re.split(r"[\W\d_]", file.name)[0] for file in holders[0].images)
     if len(begin) < 2 or min(begin.values()) < 2 or "" in begin:
         return []
     listed = ", ".join([*begin][:5]) + (", …" if len(begin) > 5 else "")
     return [
-        f"The names of the images in {holders[0].path} begin with {listed}: if these are their classes, sort them into "
-        'class folders, as with: for f in *; do c="${f%%[._0-9]*}"; mkdir -p "$c" && mv "$f" "$c/"; done'
+        f"The names of the images in {holders[0].path} begin with {listed}: if these are classes, sort the images "
+        'into class folders, as with: for f in *; do c="${f%%[._0-9]*}"; mkdir -p "$c" && mv "$f" "$c/"; done'
     ]
 
 
@@ -231,75 +226,9 @@ def _several(path: Path, what: str, shard: Path) -> UserError:
     )
 
 
-def _leave(ledger: Ledger, path: Path, files: dict[Path, object]) -> None:
+def _leave(ledger: Ledger, path: Path, files: Mapping[Path, object]) -> None:
     """Note files that are not used, and why."""
     ledger.read(files)
     for file, why in files.items():
         reason = str(why).removeprefix(f"{file}: ")
         ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "files", "reason": reason})
-
-
-# --- tables in a folder
-
-
-def _tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path, UserError]]:
-    """The tables that list images, and why others do not; if the images of all are missing, all of them.
-
-    Tables lie in the folder itself or in a split's folder; `metadata.csv`, `.jsonl` and `.parquet` in any.
-    """
-    folders = [root, *(folder for name, folder in root.folders.items() if is_split_like(name))]
-    files = [folder.path / name for folder in folders for name in sorted(folder.files)]
-    files += [folder.path / name for folder in root.below() for name in folder.files if Path(name).stem == "metadata"]
-    splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
-    classes = {name for split in splits if len(split.with_images) > 1 for name in split.with_images}
-    listings: list[Listing] = []
-    others: dict[Path, UserError] = {}
-    below: dict[Path, ImageFiles] = {}
-    for file in filter(_is_table, dict.fromkeys(files)):
-        place = Path(args.image_dir) if args.image_dir else file.parent
-        try:
-            if "submission" in file.stem.lower():
-                raise NoListing(f"{file}: what is to be submitted is no label")
-            listings.append(read_listing(file, root.path, below.setdefault(place, ImageFiles(place)), args, classes))
-        except UserError as error:
-            others[file] = error
-    present = [listing for listing in listings if listing.names_images]
-    missing = [listing.path for listing in listings if listing not in present] if present else []
-    return present or listings, others | {file: NoListing("its images do not exist") for file in missing}
-
-
-def _is_table(file: Path) -> bool:
-    suffix = file.suffix.lower()
-    if suffix == ".txt" and not is_split_like(file.stem):  # of the many texts only a list of images
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            return any(map(is_image_name, re.split(r"[\s,;|]", lines.readline(_LINE))))
-    return suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(file))
-
-
-def _choose_tables(
-    tables: list[Listing], others: dict[Path, UserError], path: Path, args: DataArguments
-) -> list[Listing]:
-    """The tables to read: all those that name a split, or else the only one.
-
-    Raises:
-        UserError: several tables could be the data, or that of a split has no labels.
-    """
-    chosen = [table for table in tables if table.split] or tables
-    if not chosen[0].split and len({table.path.name for table in chosen}) > 1:
-        listed = ", ".join(str(table.path.relative_to(path)) for table in chosen)
-        raise UserError(
-            f"data_dir: {path} holds several tables of images, {listed}: name the one to read, such as --data_dir "
-            f"{chosen[0].path}",
-            fix={"data_dir": str(chosen[0].path)},
-        )
-    given = {"validation": args.validation_split, "test": args.test_split}
-    for file, error in others.items():
-        split = split_of(file.stem)
-        if split == "train" and split not in {split_of(table.split) for table in chosen}:
-            raise error
-        if split in given and not is_none(given[split]) and split not in {split_of(t.split) for t in chosen}:
-            raise UserError(
-                f"{error}: set --{split}_split none to do without it, and carve {split} out of train",
-                fix={f"{split}_split": "none"},
-            )
-    return chosen

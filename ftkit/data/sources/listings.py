@@ -22,7 +22,7 @@ from .table_columns import are_fractions, choose_columns, holds_classes, is_nest
 from .tables import CSV_SUFFIXES, NoListing, read_table
 
 logger = logging.getLogger(__name__)
-_SHOWN = 60  # characters of a value
+_SHOWN, _LONG = 60, 200  # characters of a value and of a path in a message
 _FOLDER = "its folder"  # a column that is added to a table without labels
 
 
@@ -75,9 +75,9 @@ class Listing:
             return
         fix = {"image_column": self.image} | ({} if self.label == _FOLDER else {"label_column": self.label})
         raise UserError(
-            f"data_dir: {root} holds class folders, and {self.path.relative_to(root)} lists their images with {what}: to "
-            f"read the table, set {' '.join(f'--{key} {name!r}' for key, name in fix.items())}; to read the folders, move "
-            "it elsewhere",
+            f"data_dir: {root} holds class folders, and {self.path.relative_to(root)} lists their images with {what}: "
+            f"to read the table, set {' '.join(f'--{key} {name!r}' for key, name in fix.items())}; to read the "
+            "folders, move it elsewhere",
             fix=fix,
         )
 
@@ -97,7 +97,7 @@ class Listing:
             fact("not used", f"of its columns: {', '.join(unused[:20])}{', …' if len(unused) > 20 else ''}")
 
     def rows(self, args: DataArguments) -> pd.DataFrame:
-        """The rows as `file` (path), `label` (text) and `split` (its own name, or ""); without splits that are not wanted.
+        """The rows of the splits that are wanted: `file` (path), `label` (text) and `split` (its own name, or "").
 
         Raises:
             UserError: a row has no image, label or split, or its image is missing or not clear.
@@ -107,8 +107,8 @@ class Listing:
         )
         if self.splits and (without := rows.index[rows["split"] == ""]).size:
             raise UserError(
-                f"{self.path}: row {without[0] + 1} has no {self.splits[0]!r} ({len(without)} such rows): add it, or set "
-                "--split_column none to split the rows anew",
+                f"{self.path}: row {without[0] + 1} has no {self.splits[0]!r} ({len(without)} such rows): add it, or "
+                "set --split_column none to split the rows anew",
                 fix={"split_column": "none"},
             )
         for split, given in (("test", args.test_split), ("validation", args.validation_split)):
@@ -131,9 +131,10 @@ class Listing:
         if len(rows) and are_fractions(rows["label"]):
             example = next(text for text in rows["label"] if not float(text).is_integer())
             fitting = [name for name in self.table if name != self.image and holds_classes(self.table[name])]
+            advice = f"set label_column to {fitting[0]}, or " if fitting else ""
             raise UserError(
-                f"{self.path}: label_column: {self.label!r} holds numbers such as {example}, and ftkit learns classes, not "
-                f"numbers (regression): {f'set label_column to {fitting[0]}, or ' if fitting else ''}write classes as text",
+                f"{self.path}: label_column: {self.label!r} holds numbers such as {example}, and ftkit learns "
+                f"classes, not numbers (regression): {advice}write classes as text",
                 fix={"label_column": fitting[0]} if fitting else None,
             )
 
@@ -150,11 +151,11 @@ class Listing:
                 f"of its images below {self.files.root}"
             )
         if missing and (args.on_bad_image == "error" or len(missing) == len(found)):
-            few = len(missing) < len(found) / 2
+            few, example = len(missing) < len(found) / 2, str(self.files.root / missing[0])[:_LONG]
             raise UserError(
-                f"{self.path}: {len(missing)} of its images do not exist, such as {str(self.files.root / missing[0])[:200]}: "
-                "paths are relative to the folder of the file that lists them; set --image_dir to the folder of the images if "
-                f"it is another{', or --on_bad_image skip to leave these rows out' if few else ''}",
+                f"{self.path}: {len(missing)} of its images do not exist, such as {example}: paths are relative to "
+                "the folder of the file that lists them; set --image_dir to the folder of the images if it is another"
+                f"{', or --on_bad_image skip to leave these rows out' if few else ''}",
                 fix={"on_bad_image": "skip"} if few else None,
             )
         if missing:
@@ -237,8 +238,8 @@ def _without_repeats(rows: pd.DataFrame, source: Path) -> pd.DataFrame:
         first = rows[rows["file"] == rows["file"][several].iloc[0]]
         labels = " and ".join(map(repr, first["label"].unique()[:3]))
         raise UserError(
-            f"{source}: {first['file'].iloc[0]} is listed as {labels} ({rows['file'][several].nunique()} such images): "
-            "ftkit learns one class for each image: keep one row of each"
+            f"{source}: {first['file'].iloc[0]} is listed as {labels} ({rows['file'][several].nunique()} such "
+            "images): ftkit learns one class for each image: keep one row of each"
         )
     repeated = rows.duplicated(["file", "split"])
     if repeated.any():

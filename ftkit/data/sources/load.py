@@ -60,9 +60,10 @@ def load_data(args: DataArguments, ledger: Ledger | None = None) -> DatasetDict:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
     ledger = ledger or Ledger()
-    root = scan(Path(args.data_dir)) if args.data_dir and Path(args.data_dir).is_dir() else None
-    raw = read_folder(Path(args.data_dir), root, args, ledger) if args.data_dir else _read_name(args, ledger)
-    raw = as_pictures(raw, args.image_column, Path(args.data_dir) if root is not None else None)
+    path = Path(args.data_dir) if args.data_dir else None
+    root = scan(path) if path is not None and path.is_dir() else None
+    raw = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    raw = as_pictures(raw, args.image_column, root and root.path)
     label_column = args.label_column
     if (
         label_column is None

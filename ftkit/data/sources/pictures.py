@@ -50,8 +50,8 @@ def picture_columns(dataset: Dataset) -> list[str]:
 def as_pictures(splits: DatasetDict, given: str | None, folder: Path | None) -> DatasetDict:
     """`splits` with the column `given`, or the only one that holds images, as `datasets.Image`.
 
-    A column may hold images as bytes, as a struct with bytes, as lists of pixels 0 to 255 of shape (H, W), (H, W, C) or
-    (C, H, W), or as paths below `folder`.
+    A column may hold images as bytes, as a struct with bytes, as lists of pixels from 0 to 255 of shape (H, W),
+    (H, W, C) or (C, H, W), or as paths below `folder`.
 
     Raises:
         UserError: several columns hold images, or the named one holds something else.
@@ -109,8 +109,8 @@ def _from_paths(split: str, dataset: Dataset, name: str, folder: Path | None) ->
     found = [files.find(text, split_of(split)) if text else [] for text in texts]
     if bad := [text for text, there in zip(texts, found, strict=True) if len(there) != 1]:
         raise UserError(
-            f"image_column: {name!r}: {len(bad)} of its {len(texts)} rows do not name an image below {folder}, such as "
-            f"{bad[0]!r}"
+            f"image_column: {name!r}: {len(bad)} of its {len(texts)} rows do not name an image below {folder}, such "
+            f"as {bad[0]!r}"
         )
     paths = [str(there[0]) for there in found]
     return dataset.remove_columns(name).add_column(name, paths, feature=Value("string")).cast_column(name, Image())

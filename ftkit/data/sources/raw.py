@@ -18,7 +18,7 @@ from ftkit.errors import UserError
 _IDX_NAME = re.compile(
     r"((?P<set>.+?)[-_])?(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[123][-.](ubyte|int)(\.gz)?$"
 )
-_TYPES = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
+_TYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
 IdxSet = dict[tuple[str, str], Path]  # by split and "images" or "labels"
 FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
                  "Ankle boot"]  # fmt: skip
@@ -110,7 +110,7 @@ def read_idx_set(
     EMNIST's images are stored transposed, and are turned upright.
 
     Args:
-        names: the classes by label. Default: the characters in EMNIST's `<name>-mapping.txt`, or the labels that occur.
+        names: the classes by label. Default: the characters in EMNIST's `<name>-mapping.txt`, or the labels found.
 
     Returns:
         splits: images (N, H, W) uint8 and labels (N,), numbers of the returned names, by `train` and `test`.

@@ -70,11 +70,6 @@ def looks_like_splits(column: str) -> bool:
     return _plain(column) in _USUAL_COLUMNS or split_of(column) is not None
 
 
-def looks_like_splits(column: str) -> bool:
-    """Whether a column's name says that it holds splits: `subset`, `Data Set`, `is_valid`."""
-    return _plain(column) in _USUAL_COLUMNS or split_of(column) is not None
-
-
 def is_none(given: str | None) -> bool:
     """Whether a key such as `test_split` says that there is none."""
     return given is not None and given.casefold() == NO_SPLIT

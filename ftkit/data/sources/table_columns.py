@@ -14,7 +14,8 @@ from .tables import NoListing
 # As columns are called, without blanks, underscores and capitals.
 _IMAGES = {
     "image", "images", "img", "file", "files", "filename", "filenames", "path", "paths", "filepath", "filepaths", "id",
-    "imagepath", "imgpath", "imagename", "imgname", "imagefile", "imagefilename", "imageid", "imgid", "picture", "photo",
+    "imagepath", "imgpath", "imagename", "imgname", "imagefile", "imagefilename", "imageid", "imgid", "picture",
+    "photo",
 }  # fmt: skip
 _LABELS = {
     "label", "labels", "class", "classes", "cls", "target", "targets", "category", "classname", "labelname",
@@ -115,7 +116,7 @@ def _choose(
     state, listed = ("ambiguous", called) if called else ("missing", columns)
     advice = f"set it to {' or '.join(map(repr, fitting[:5]))}" if fitting else _EXPECTED[key]
     shown = ", ".join(listed[:_LISTED]) + (", …" if len(listed) > _LISTED else "")
-    return (fitting or [None])[0], f"{key} is {state}: {advice} (columns: {shown})"
+    return next(iter(fitting), None), f"{key} is {state}: {advice} (columns: {shown})"
 
 
 _EXPECTED = {
@@ -156,7 +157,7 @@ def _are_numbers(values: pd.Series) -> bool:
 
 
 def one_hot(table: pd.DataFrame) -> str | None:
-    """What is wrong with a table that has a column of zeros and ones for each class, or None if it has no such columns."""
+    """What is wrong with a table that has a column of zeros and ones for each class; None if it has none."""
     columns = [name for name in table.columns if not is_nested(table[name])]
     columns = [name for name in columns if set(table[name]) <= {"0", "1", "0.0", "1.0"}]
     if len(columns) < 2:
@@ -164,7 +165,7 @@ def one_hot(table: pd.DataFrame) -> str | None:
     listed = ", ".join(columns[:5]) + (", …" if len(columns) > 5 else "")
     if (table[columns].astype(float).sum(axis=1) == 1).all():
         return (
-            f"its columns {listed} mark an image's class with a 1 (one-hot), and ftkit reads one column of class names: "
-            f"add it, as with pandas: table['label'] = table[{columns[:5]}].idxmax(axis=1)"
+            f"its columns {listed} mark an image's class with a 1 (one-hot), and ftkit reads one column of class "
+            f"names: add it, as with pandas: table['label'] = table[{columns[:5]}].idxmax(axis=1)"
         )
     return f"its columns {listed} may mark several classes of an image, and ftkit learns one class for each image"

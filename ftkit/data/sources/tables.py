@@ -37,9 +37,10 @@ class _OtherJson(ValueError):
 def read_table(path: Path, images: int | None = None) -> pd.DataFrame:
     """The rows of a table, each value as its text; an empty value is None, a list or an object stays what it is.
 
-    CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the
-    first column of image names is then called `file_name`, a second column `label`, others by number. JSON may be an array of objects, an object of columns, of a file's label, or of a label's files, the same by
-    split, one object a line, or COCO's images, annotations and categories.
+    CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the first column of image names is
+    then called `file_name`, a second column `label`, others by number. JSON may be an array of objects, an object of
+    columns, of each file's label, or of each label's files, the same by split, one object a line, or COCO's images,
+    annotations and categories.
 
     Args:
         images: the column of images of a CSV file without a header. Default: found by the suffix of an image's name.
