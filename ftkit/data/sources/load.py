@@ -63,7 +63,7 @@ def load_data(args: DataArguments, ledger: Ledger | None = None) -> DatasetDict:
     path = Path(args.data_dir) if args.data_dir else None
     root = scan(path) if path is not None and path.is_dir() else None
     raw = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
-    raw = as_pictures(raw, args.image_column, root and root.path)
+    raw = as_pictures(raw, args.image_column, None if path is None else path if path.is_dir() else path.parent)
     label_column = args.label_column
     if (
         label_column is None
