@@ -40,7 +40,7 @@ def is_convolutional(model: nn.Module) -> bool:
     return bool(convolutions) and not fragile
 
 
-def check_input(model: nn.Module) -> None:
+def check_takes_images(model: nn.Module) -> None:
     """Check that a model takes images.
 
     Raises:

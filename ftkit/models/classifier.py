@@ -19,7 +19,7 @@ from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
-from .anatomy import check_input, name_head, whole_state
+from .anatomy import check_takes_images, name_head, whole_state
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
@@ -45,7 +45,7 @@ class Classifier:
     needs_first_layer: bool = False
 
     def __post_init__(self) -> None:
-        check_input(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        check_takes_images(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
