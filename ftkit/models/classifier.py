@@ -19,6 +19,7 @@ from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
+from .anatomy import check_takes_images, name_head, whole_state
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
 from .weights import load_weights
@@ -43,6 +44,9 @@ class Classifier:
     needs_statistics: bool = False
     needs_first_layer: bool = False
 
+    def __post_init__(self) -> None:
+        check_takes_images(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
         """Build or load a classifier for `task`. Call `fit` before using it.
@@ -62,9 +66,11 @@ class Classifier:
         file = weights_file(args.model)
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
+            name_head(model, args.head)
         else:
             named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
+            name_head(model, args.head)
             load_weights(model, file)
         classifier = cls(model, processor, needs_first_layer=not pretrained)
         if args.image_mean is not None and args.image_std is not None:
@@ -144,8 +150,10 @@ class Classifier:
 
         The weights of a model with adapters are those of the adapters and the head; the config is that of the model.
         """
-        self.model.save_pretrained(str(folder))
-        if isinstance(self.model, PeftModel):
+        if not isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(folder), state_dict=whole_state(self.model))
+        else:
+            self.model.save_pretrained(str(folder))
             base: Any = self.model.get_base_model()
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in

@@ -21,7 +21,7 @@ from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
 
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
-from .anatomy import find_head
+from .anatomy import class_axes, draw_head
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -153,16 +153,16 @@ def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
 
     With another number of classes the head is new already; with as many other classes, it still has the old weights.
     """
+    axes = class_axes(model)
     if old == new:
         logger.info("head: kept, the classes are the same")
-    elif sorted(old) == sorted(new):
-        _, head = find_head(model)
-        rows = torch.tensor([old.index(name) for name in new])
+    elif sorted(old) == sorted(new) and None not in axes.values():
+        rows, tensors = torch.tensor([old.index(name) for name in new]), model.state_dict()
         with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.copy_(parameter[rows].clone())
+            for name, axis in axes.items():
+                tensors[name].copy_(tensors[name].index_select(axis, rows))
         logger.info("head: kept, its rows reordered to the order of the data's classes")
     else:
         if len(old) == len(new):
-            find_head(model)[1].reset_parameters()
+            draw_head(model)
         logger.info("head: new, the classes differ from the model's %d", len(old))

@@ -130,11 +130,6 @@ def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapper
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
-def head(model: nn.Module) -> nn.Module | None:
-    """The module that computes a timm model's logits; None for another model."""
-    return model.timm_model.get_classifier() if isinstance(model, TimmWrapperForImageClassification) else None
-
-
 def layer_groups(model: nn.Module) -> list[list[str]] | None:
     """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if timm has none."""
     if not isinstance(model, TimmWrapperForImageClassification):

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from ftkit.errors import UserError
 
 from . import timm_models
-from .anatomy import find_head
+from .anatomy import find_head, is_inside
 
 logger = logging.getLogger(__name__)
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # keys where training scripts save a state_dict
@@ -38,9 +38,9 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
         UserError: the file cannot be read without running code from it, or leaves part of the model without weights;
             the message lists the keys that fit nowhere.
     """
-    given, (head, _) = _read(path), find_head(model)
+    given, head = _read(path), find_head(model)
     wanted = model.state_dict()
-    body = {name for name in wanted if not name.startswith(f"{head}.")}
+    body = {name for name in wanted if not any(is_inside(name, place) for place in head)}
     fitted = _by_name(given, wanted) or _by_order(given, wanted, body)
     missing = sorted(name for name in body - fitted.keys() if not name.endswith("num_batches_tracked"))
     used = {id(value) for value in fitted.values()}

@@ -22,6 +22,7 @@ from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
+from ftkit.models.anatomy import whole_state
 from ftkit.signals import signals
 from ftkit.training.checkpointing.checkpoints import PREFIX, STATE, best_of, rotate, seal
 from ftkit.training.checkpointing.continuity import Fingerprint
@@ -191,6 +192,7 @@ class CheckpointingTrainer(HookedTrainer):
                 hooks_of(self.model).save(self.model, folder)
             elif isinstance(self.model, PreTrainedModel):
                 # By the model's own names; for some models of transformers those on the Hub differ.
+                state_dict = whole_state(self.model) if state_dict is None else state_dict
                 self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
             else:
                 super().save_weights(folder, state_dict)
