@@ -49,7 +49,24 @@ class DataArguments:
     samples_per_class: int | None = field(
         default=None, metadata={"help": "Few-shot: train on this many images of each class."}
     )
-    classes: list[str] | None = field(default=None, metadata={"help": "Keep only the classes with these names."})
+    max_validation_samples: int | None = field(
+        default=None, metadata={"help": "Validate on a random subset of this many images."}
+    )
+    max_test_samples: int | None = field(
+        default=None, metadata={"help": "Test on a random subset of this many images; report and card say so."}
+    )
+    classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Keep only the classes with these names: a b c, or a,b,c."},
+    )
+    merge_similar_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true: join classes whose names differ only in capitals, spaces, underscores, invisible characters "
+            "or Unicode form, under the most frequent spelling; false: they are different classes. Default: the same "
+            "as false, with a warning."
+        },
+    )
     augment: list[str] | None = field(
         default=None,
         metadata={
@@ -111,7 +128,7 @@ class DataArguments:
             )
         errors += [
             f"{name}: {getattr(self, name)} must be at least 1"
-            for name in ("max_train_samples", "samples_per_class")
+            for name in ("max_train_samples", "max_validation_samples", "max_test_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         if not self.tensor_cache_gb >= 0:  # true for NaN
@@ -126,8 +143,8 @@ class DataArguments:
                 f"dataset: {self.dataset} is embedded and reads no folder: leave out data_dir: {self.data_dir}, or "
                 "leave out dataset to read that folder"
             )
-        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
-            errors.append(f"classes: {self.classes} must name at least two classes, each once")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            errors.append(f"classes: {self.classes} must name each class once")
         splits = [self.train_split, self.validation_split, self.test_split]
         if len(set(splits)) < 3:
             errors.append(f"train_split, validation_split and test_split must differ, not {splits}")

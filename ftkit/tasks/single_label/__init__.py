@@ -60,6 +60,7 @@ class SingleLabel:
     # Targets: the column `label` of a dataset
 
     target_column = staticmethod(targets.label_column)
+    join_similar = staticmethod(targets.join_similar)
     check_targets = staticmethod(targets.check_classes)
     keep_classes = staticmethod(targets.keep_classes)
     some_of_each = staticmethod(targets.some_of_each)

@@ -1,6 +1,9 @@
 """Class labels of a dataset: finding, checking and renumbering them, and choosing rows by class."""
 
+import logging
 import math
+from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow.compute as pc
@@ -9,7 +12,9 @@ from datasets import ClassLabel, Dataset, Value
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, type_name
+from ftkit.tasks.single_label.similar import alike, look, spelling, told_apart
 
+logger = logging.getLogger(__name__)
 _USUAL_NAMES = ("label", "labels", "class", "cls", "target")
 
 
@@ -22,6 +27,54 @@ def label_column(dataset: Dataset, given: str | None) -> str:
     return find_column(dataset, "label_column", given, (ClassLabel,), "class label")
 
 
+def join_similar(splits: dict[str, Dataset], label: str, join: bool | None) -> dict[str, Dataset]:
+    """The splits with names that look alike in the column `label` joined, under the most frequent spelling.
+
+    Args:
+        join: `merge_similar_labels`; None warns of such names, and False says nothing.
+    """
+    counts: Counter[str] = Counter()
+    for dataset in splits.values():
+        counts.update(_counts(dataset, label))
+    groups = alike(counts)
+    if not groups or join is False:
+        return splits
+    if join is None:
+        logger.warning(
+            "  class names that look alike: %s. merge_similar_labels: true joins them, false says that they are "
+            "different classes",
+            told_apart(groups, counts),
+        )
+        return splits
+    logger.info("  %-12s class names that look alike: %s", "joined", told_apart(groups, counts))
+    return {split: _respelled(dataset, label, spelling(counts)) for split, dataset in splits.items()}
+
+
+def _counts(dataset: Dataset, label: str) -> Counter[str]:
+    """How often each name occurs in the column; empty if it holds neither text nor class labels."""
+    feature = dataset.features[label]
+    if not isinstance(feature, ClassLabel) and "string" not in getattr(feature, "dtype", ""):
+        return Counter()
+    found = pc.value_counts(dataset.select_columns(label).with_format("arrow")[:][label]).to_pylist()
+    counts = {row["values"]: row["counts"] for row in found}
+    if isinstance(feature, ClassLabel):
+        return Counter({name: counts.get(number, 0) for number, name in enumerate(feature.names)})
+    return Counter({name: n for name, n in counts.items() if name is not None})
+
+
+def _respelled(dataset: Dataset, label: str, spellings: dict[str, str]) -> Dataset:
+    """`dataset` with each name in the column `label` replaced by its spelling."""
+    feature, values = dataset.features[label], dataset[label][:]
+    if not isinstance(feature, ClassLabel):
+        joined = [spellings.get(value, value) for value in values]
+        return dataset.remove_columns(label).add_column(label, joined, feature=feature)
+    names = [spellings.get(name, name) for name in feature.names]
+    kept = list(dict.fromkeys(names))
+    numbers = [kept.index(name) for name in names]
+    joined = [value if value is None or value < 0 else numbers[value] for value in values]
+    return dataset.remove_columns(label).add_column(label, joined, feature=ClassLabel(names=kept))
+
+
 def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     """The classes of the column `label`: the names of a ClassLabel, or the values in train in natural order.
 
@@ -29,13 +82,15 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
         UserError: the column is not text, integers or class labels, has empty rows, or another split has more classes.
     """
     feature = splits["train"].features[label]
+    values = {split: _values(dataset, label) for split, dataset in splits.items()}
     if isinstance(feature, ClassLabel):
+        for split, found in values.items():
+            _check_known(found - {None}, values["train"] - {None}, split)
         return feature.names
     if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint", "string", "large_string")):
         raise UserError(
             f"label_column: {label!r} holds {type_name(feature)}: name a column of class labels, text or integers"
         )
-    values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
@@ -44,9 +99,24 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
 
 
 def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
-    if unknown := natural_sorted(found - known):
+    names = {name for name in known if name is not None}
+    unknown, similar = unknown_and_similar([name for name in found - known if name is not None], names)
+    if unknown:
         listed = ", ".join(map(repr, unknown[:5]))
         raise UserError(f"{split} has classes that train does not: {listed}: add them to train or remove them")
+    if similar:
+        raise UserError(
+            f"{split} has classes that train does not, and that look like train's: "
+            f"{told_apart(alike([*names, *similar]), {})}: join them with merge_similar_labels: true",
+            fix={"merge_similar_labels": True},
+        )
+
+
+def unknown_and_similar(names: Iterable[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names that are not known, and of these, apart, those that look like a known one; both in natural order."""
+    looks = {look(name) for name in known}
+    others = natural_sorted(set(names) - set(known))
+    return [n for n in others if look(n) not in looks], [n for n in others if look(n) in looks]
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
@@ -101,20 +171,27 @@ def _with_labels(dataset: Dataset, labels: np.ndarray | list[int], names: list[s
 def keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
     """The rows of these classes, with labels renumbered in the data's order.
 
+    A text with commas that is no class itself lists several.
+
     Raises:
         UserError: a class is unknown, or the split has no image of any of them.
     """
     names = dataset.features["label"].names
-    if unknown := [name for name in classes if name not in names]:
+    wanted = [name for text in classes for name in ([text] if text in names else _listed(text))]
+    if unknown := [name for name in wanted if name not in names]:
         raise UserError(
             f"classes: {', '.join(map(repr, unknown))} not among the {len(names)} classes of the data"
             f"{nearest(unknown[0], names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
         )
-    kept = [name for name in names if name in classes]
+    kept = [name for name in names if name in wanted]
     rows = np.flatnonzero(np.isin(column(dataset, "label"), [names.index(name) for name in kept]))
     if not len(rows):
-        raise UserError(f"classes: {split} has no image of {', '.join(classes)}")
+        raise UserError(f"classes: {split} has no image of {', '.join(wanted)}")
     return relabel(dataset.select(rows), kept, what=split)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] or [text]
 
 
 def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
