@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
 from transformers import set_seed
 
 from ftkit.config.configuration import Config
@@ -23,6 +22,7 @@ from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import describe_images
 from ftkit.data.pixels.kinds import in_colour, say_kinds
 from ftkit.data.sources.load import load_data
+from ftkit.data.sources.splits import Splits
 from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
@@ -64,7 +64,7 @@ class Job:
     config: Config
     folder: Path
     started: float
-    dataset: DatasetDict = field(init=False)
+    dataset: Splits = field(init=False)
     task: Task = field(init=False)
     classifier: Classifier = field(init=False)
     images: dict[str, Images] = field(init=False)
@@ -189,6 +189,7 @@ def write_results(job: Job) -> None:
     parameters = {"total": classifier.model.num_parameters(), "trained": job.plan.trained}
     seconds = time.monotonic() - job.started
     job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
+    job.record["drawn_from"] = dict(job.dataset.drawn_from)
     write_report(job.folder, job.record)
     write_card(job.folder, record=job.record)
     write_run_record(job.folder, job.record, job.task, job.metrics)  # last: it marks the run as finished

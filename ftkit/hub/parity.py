@@ -61,11 +61,11 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     allowed = _TOLERANCE * max(float(expected.std()), 1e-3)
     if not (differences <= allowed).all():
         worst, file = max(zip(differences.tolist(), samples.values(), strict=True))
-        wrong = [path for path, other in zip(samples.values(), ~(differences <= allowed), strict=True) if other]
+        others = [path for path, same in zip(samples.values(), differences <= allowed, strict=True) if not same]
         raise UserError(
             f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
-            f"{len(wrong)} of {len(samples)} test images, by up to {worst:.3g} ({file}; {allowed:.2g} is allowed): "
-            f"{_why(wrong)}{_changed(model, record)}"
+            f"{len(others)} of {len(samples)} test images, by up to {worst:.3g} ({file}; {allowed:.2g} is allowed): "
+            f"{_why(others)}{_changed(model, record)}"
         )
     return float(differences.max())
 

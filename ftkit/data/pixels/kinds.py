@@ -21,10 +21,10 @@ KINDS = {
     "32-bit": "are 32-bit: ftkit scales values up to 65,535 to 8 bits, and a plain pipeline cuts them off at 255",
     "floating-point": "are floating-point: ftkit scales values up to 1 to 8 bits, and a plain pipeline cuts them down "
     "to whole numbers",
-    "transparent": "have transparent parts: ftkit shows them on white, and a plain pipeline in the colours behind them",
+    "transparent": "have transparent parts: ftkit lays them on white, and a plain pipeline shows the colours behind",
     "out of range": "have values outside the range, which are cut off (the range is 0 to 1 or 0 to 255 in "
     "floating-point files, else 0 to 65,535): rescale them",
-    "dim": f"have more than 8 bits, but no value above {_DIM}/256 of their range, so few grey levels are left: rescale "
+    "dim": f"have more than 8 bits, but no value above {_DIM}/256 of the range, so few grey levels are left: rescale "
     "them",
     "several frames": "have several frames or pages, of which the first is used",
     IN_COLOUR: "are in colour, and are converted to grey for a model of grey images",

@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from ftkit.config.arguments.data import FORMATS
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
+from ftkit.tasks.single_label.similar import unknown_and_similar
 
 from .split_names import SPLIT_NAMES
 from .suffixes import image_suffixes
@@ -23,7 +24,7 @@ def _is_visible_dir(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith((".", "__"))
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
+def split_folders(folder: Path, need_train: bool = True) -> dict[str, Path]:
     """The splits among the sub-folders of `folder`, by ftkit's names; empty without `train`."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -33,10 +34,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
         if split in found:
             raise UserError(f"data_dir: {found[split]} and {path} both hold {split}: keep one")
         found[split] = path
-    return found if "train" in found else {}
+    return found if "train" in found or not need_train else {}
 
 
-def read_class_folders(folder: Path) -> DatasetDict:
+def read_class_folders(folder: Path, need_train: bool = True) -> DatasetDict:
     """Read `folder/<class>/**/image` or `folder/<split>/<class>/**/image`.
 
     The class names of all splits are merged, so a class missing from one split does not shift the labels.
@@ -44,7 +45,7 @@ def read_class_folders(folder: Path) -> DatasetDict:
     Raises:
         UserError: there are no images, fewer than two classes, or a class that train lacks.
     """
-    roots = split_folders(folder) or {"train": folder}
+    roots = split_folders(folder, need_train) or {"train": folder}
     suffixes = image_suffixes()
     files: dict[str, list[tuple[Path, str]]] = {}
     for split, root in roots.items():
@@ -56,11 +57,11 @@ def read_class_folders(folder: Path) -> DatasetDict:
         ]
         if split != "train" and not files[split] and any(path.suffix.lower() in suffixes for path in root.iterdir()):
             raise UserError(f"data_dir: {root} holds images outside of class folders: move them to {split}/<class>/")
-    if not files["train"]:
+    if not any(files.values()):
         raise UserError(
-            f"data_dir: {roots['train']} holds no images in class folders (<class>/<image>): expected {FORMATS}"
+            f"data_dir: {next(iter(roots.values()))} holds no images in class folders (<class>/<image>): expected {FORMATS}"
         )
-    return by_name(folder, files)
+    return by_name(folder, files, need_train=need_train)
 
 
 def holds_images(folder: Path) -> bool:
@@ -74,16 +75,21 @@ def _is_hidden(path: Path) -> bool:
 
 
 def by_name(
-    source: Path, files: dict[str, list[tuple[Path, str]]], columns: tuple[str, str] = ("image", "label")
+    source: Path,
+    files: dict[str, list[tuple[Path, str]]],
+    columns: tuple[str, str] = ("image", "label"),
+    need_train: bool = True,
 ) -> DatasetDict:
     names = natural_sorted({label for rows in files.values() for _, label in rows})
-    trained = {label for _, label in files["train"]}
-    if len(trained) < 2:
+    trained = {label for _, label in files.get("train", [])}
+    if not need_train:
+        trained = set(names)
+    elif len(trained) < 2:
         raise UserError(
             f"data_dir: {source} has only one class, {', '.join(trained)!r}: a classifier needs at least two"
         )
     for split, rows in files.items():
-        if unknown := natural_sorted({label for _, label in rows} - trained):
+        if unknown := unknown_and_similar({label for _, label in rows}, trained)[0]:
             raise UserError(
                 f"data_dir: {source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}"
             )

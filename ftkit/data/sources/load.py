@@ -17,7 +17,7 @@ from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.sources.remote import from_hub
 from ftkit.data.sources.shards import SHARDS, find_shards, read_shards
-from ftkit.data.sources.splits import canonical, complete_splits, keep_classes, take_fewer
+from ftkit.data.sources.splits import Splits, canonical, complete_splits, keep_classes, take_fewer
 from ftkit.data.sources.tables import TABLE_SUFFIXES, read_tables, table_files
 from ftkit.errors import UserError
 
@@ -41,7 +41,7 @@ FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "San
                  "Ankle boot"]  # fmt: skip
 
 
-def load_data(args: DataArguments) -> DatasetDict:
+def load_data(args: DataArguments) -> Splits:
     """Read the dataset, complete its splits, and take the requested part.
 
     Returns:
@@ -51,19 +51,35 @@ def load_data(args: DataArguments) -> DatasetDict:
     Raises:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
-    raw = _read_folder(Path(args.data_dir), args) if args.data_dir else _read_name(args)
-    label_column = args.label_column
-    if (
-        label_column is None
-        and (usual := _DEFAULT_LABELS.get(args.dataset or "")) in next(iter(raw.values())).features
-    ):
-        label_column = usual
+    raw, label_column = read_raw(args)
     splits = canonical(raw, args, label_column)
+    check_files(splits, args)
+    return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
+
+
+def read_raw(args: DataArguments, need_train: bool = True) -> tuple[DatasetDict, str | None]:
+    """The splits and columns by the data's own names, and the label column if it is known.
+
+    Args:
+        need_train: whether data without train, or of one class, are an error; evaluation needs neither.
+    """
+    raw = _read_folder(Path(args.data_dir), args, need_train) if args.data_dir else _read_name(args)
+    usual = _DEFAULT_LABELS.get(args.dataset or "")
+    if args.label_column is None and usual in next(iter(raw.values())).features:
+        return raw, usual
+    return raw, args.label_column
+
+
+def check_files(splits: DatasetDict, args: DataArguments) -> None:
+    """Check that no row names a file outside of the dataset, and let fingerprints follow the files.
+
+    Raises:
+        UserError: a row names a file elsewhere.
+    """
     if not _is_list(args.data_dir):
         check_paths(splits, _own_folders(args))
     for dataset in splits.values():
         follow_files(dataset, named_files(dataset))
-    return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
 
 
 def _is_list(data_dir: str | None) -> bool:
@@ -99,7 +115,7 @@ def _read_name(args: DataArguments) -> DatasetDict:
     )
 
 
-def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
+def _read_folder(path: Path, args: DataArguments, need_train: bool) -> DatasetDict:
     """Read `data_dir`, whose format is recognised by its files."""
     if not path.exists():
         parent = path.parent
@@ -133,7 +149,7 @@ def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
     # An archive may lie next to the folders it was unpacked to.
     if not holds_images(path) and (shards := find_shards(path, ".tar")):
         return read_shards("webdataset", shards)
-    return read_class_folders(path)
+    return read_class_folders(path, need_train)
 
 
 def _read_saved(path: Path) -> DatasetDict:

@@ -1,12 +1,14 @@
 """Train, validation and test from the raw splits: columns by type, missing splits carved out, subsets taken."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from ftkit.config import DataArguments
-from ftkit.data.sources.split_names import SPLIT_NAMES
+from ftkit.data.sources.split_names import SPLITS, choose_splits
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, type_name
@@ -14,21 +16,34 @@ from ftkit.tasks.columns import find_column, type_name
 logger = logging.getLogger(__name__)
 
 
-def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -> DatasetDict:
-    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`.
+class Splits(DatasetDict):
+    """The splits `train`, `validation` and `test` of a run.
 
-    A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
+    Attributes:
+        drawn_from: for each split of which `max_validation_samples` or `max_test_samples` left only a part, the number
+            of all its images.
     """
-    wanted = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    splits = {}
-    for split, name in wanted.items():
-        usual = SPLIT_NAMES[split] if name == split else ()
-        found = name if name in raw else next((other for other in usual if other in raw), None)
-        if found is not None:
-            splits[split] = raw[found]
-        elif split == "train" or name != split:
-            raise UserError(f"{split}_split: {name!r} is not a split of the data: {', '.join(raw)}")
-    train = splits["train"]
+
+    drawn_from: Mapping[str, int] = MappingProxyType({})
+
+
+def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -> DatasetDict:
+    """The splits of the run as `train`, `validation` and `test`; see `with_classes`."""
+    chosen = choose_splits(raw, args, "the data")
+    return with_classes({split: chosen[split] for split in SPLITS if split in chosen}, args, label_column)
+
+
+def with_classes(
+    splits: dict[str, Dataset], args: DataArguments, label_column: str | None, join: bool = True
+) -> DatasetDict:
+    """The splits with the columns `image`, `label`, `index`.
+
+    A label column of text or integers becomes a `ClassLabel` over the values of the first split, in natural order.
+
+    Args:
+        join: whether `merge_similar_labels` applies.
+    """
+    first, train = next(iter(splits.items()))
     image = find_column(train, "image_column", args.image_column, (Image,), "picture")
     label = DEFAULT_TASK.target_column(train, label_column)
     for split, dataset in splits.items():
@@ -36,7 +51,11 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
             raise UserError(f"{split} holds no images: remove it, or set another {split}_split")
         for name in (image, label):
             if name not in dataset.column_names:
-                raise UserError(f"column {name!r} of train is missing from {split}: {', '.join(dataset.column_names)}")
+                raise UserError(
+                    f"column {name!r} of {first} is missing from {split}: {', '.join(dataset.column_names)}"
+                )
+    if join:
+        splits = DEFAULT_TASK.join_similar(splits, label, args.merge_similar_labels)
     task = DEFAULT_TASK.read(splits, label)
     return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
 
@@ -64,16 +83,30 @@ def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset
     return train.select(kept), train.select(carved)
 
 
-def take_fewer(splits: DatasetDict, args: DataArguments) -> DatasetDict:
-    """Reduce train to `max_train_samples` or `samples_per_class`, drawn by `split_seed`; leave the other splits."""
+def take_fewer(splits: DatasetDict, args: DataArguments) -> Splits:
+    """Reduce train to `max_train_samples` or `samples_per_class`, and the others to theirs, drawn by `split_seed`."""
     train, task = splits["train"], task_of(splits["train"].features)
     task.check_targets(train)
-    rows = order = np.random.default_rng(args.split_seed).permutation(len(train))
+    fewer = {
+        "train": some(train, args.max_train_samples, args.split_seed),
+        "validation": some(splits["validation"], args.max_validation_samples, args.split_seed),
+        "test": some(splits["test"], args.max_test_samples, args.split_seed),
+    }
     if args.samples_per_class is not None:
-        rows = task.some_of_each(train, args.samples_per_class, order)
-    elif args.max_train_samples is not None:
-        rows = order[: args.max_train_samples]
-    return splits if len(rows) == len(train) else DatasetDict({**splits, "train": train.select(np.sort(rows))})
+        order = np.random.default_rng(args.split_seed).permutation(len(train))
+        fewer["train"] = train.select(np.sort(task.some_of_each(train, args.samples_per_class, order)))
+    found = Splits(fewer)
+    found.drawn_from = {s: len(splits[s]) for s in ("validation", "test") if len(fewer[s]) < len(splits[s])}
+    for split, count in found.drawn_from.items():
+        logger.info("%s: %d of its %d images, drawn at random", split, len(found[split]), count)
+    return found
+
+
+def some(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    """`count` rows of a dataset, drawn at random, in their order; all if None or if there are not more."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
 def keep_classes(splits: DatasetDict, classes: list[str] | None) -> DatasetDict:

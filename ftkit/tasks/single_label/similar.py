@@ -61,3 +61,10 @@ def spelling(counts: Counter[str]) -> dict[str, str]:
         best = max(group, key=lambda name: counts[name])
         found |= dict.fromkeys(group, best)
     return found
+
+
+def unknown_and_similar(names: Iterable[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names that are not known, and of these, apart, those that look like a known one; both in natural order."""
+    looks = {look(name) for name in known}
+    others = natural_sorted(set(names) - set(known))
+    return [n for n in others if look(n) not in looks], [n for n in others if look(n) in looks]

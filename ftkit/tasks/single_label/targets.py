@@ -1,8 +1,6 @@
 """Class labels of a dataset: finding, checking and renumbering them, and choosing rows by class."""
 
-import logging
 import math
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,9 +10,8 @@ from datasets import ClassLabel, Dataset, Value
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, type_name
-from ftkit.tasks.single_label.similar import alike, look, spelling, told_apart
+from ftkit.tasks.single_label.similar import alike, told_apart, unknown_and_similar
 
-logger = logging.getLogger(__name__)
 _USUAL_NAMES = ("label", "labels", "class", "cls", "target")
 
 
@@ -27,65 +24,18 @@ def label_column(dataset: Dataset, given: str | None) -> str:
     return find_column(dataset, "label_column", given, (ClassLabel,), "class label")
 
 
-def join_similar(splits: dict[str, Dataset], label: str, join: bool | None) -> dict[str, Dataset]:
-    """The splits with names that look alike in the column `label` joined, under the most frequent spelling.
-
-    Args:
-        join: `merge_similar_labels`; None warns of such names, and False says nothing.
-    """
-    counts: Counter[str] = Counter()
-    for dataset in splits.values():
-        counts.update(_counts(dataset, label))
-    groups = alike(counts)
-    if not groups or join is False:
-        return splits
-    if join is None:
-        logger.warning(
-            "  class names that look alike: %s. merge_similar_labels: true joins them, false says that they are "
-            "different classes",
-            told_apart(groups, counts),
-        )
-        return splits
-    logger.info("  %-12s class names that look alike: %s", "joined", told_apart(groups, counts))
-    return {split: _respelled(dataset, label, spelling(counts)) for split, dataset in splits.items()}
-
-
-def _counts(dataset: Dataset, label: str) -> Counter[str]:
-    """How often each name occurs in the column; empty if it holds neither text nor class labels."""
-    feature = dataset.features[label]
-    if not isinstance(feature, ClassLabel) and "string" not in getattr(feature, "dtype", ""):
-        return Counter()
-    found = pc.value_counts(dataset.select_columns(label).with_format("arrow")[:][label]).to_pylist()
-    counts = {row["values"]: row["counts"] for row in found}
-    if isinstance(feature, ClassLabel):
-        return Counter({name: counts.get(number, 0) for number, name in enumerate(feature.names)})
-    return Counter({name: n for name, n in counts.items() if name is not None})
-
-
-def _respelled(dataset: Dataset, label: str, spellings: dict[str, str]) -> Dataset:
-    """`dataset` with each name in the column `label` replaced by its spelling."""
-    feature, values = dataset.features[label], dataset[label][:]
-    if not isinstance(feature, ClassLabel):
-        joined = [spellings.get(value, value) for value in values]
-        return dataset.remove_columns(label).add_column(label, joined, feature=feature)
-    names = [spellings.get(name, name) for name in feature.names]
-    kept = list(dict.fromkeys(names))
-    numbers = [kept.index(name) for name in names]
-    joined = [value if value is None or value < 0 else numbers[value] for value in values]
-    return dataset.remove_columns(label).add_column(label, joined, feature=ClassLabel(names=kept))
-
-
 def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
-    """The classes of the column `label`: the names of a ClassLabel, or the values in train in natural order.
+    """The classes of the column `label`: the names of a ClassLabel, or the first split's values in natural order.
 
     Raises:
         UserError: the column is not text, integers or class labels, has empty rows, or another split has more classes.
     """
-    feature = splits["train"].features[label]
+    first = next(iter(splits))
+    feature = splits[first].features[label]
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     if isinstance(feature, ClassLabel):
         for split, found in values.items():
-            _check_known(found - {None}, values["train"] - {None}, split)
+            _check_known(found - {None}, values[first] - {None}, split)
         return feature.names
     if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint", "string", "large_string")):
         raise UserError(
@@ -94,8 +44,8 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     for split, found in values.items():
         if None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
-        _check_known(found, values["train"], split)
-    return natural_sorted(name for name in values["train"] if name is not None)
+        _check_known(found, values[first], split)
+    return natural_sorted(name for name in values[first] if name is not None)
 
 
 def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
@@ -110,13 +60,6 @@ def _check_known(found: set[str | None], known: set[str | None], split: str) -> 
             f"{told_apart(alike([*names, *similar]), {})}: join them with merge_similar_labels: true",
             fix={"merge_similar_labels": True},
         )
-
-
-def unknown_and_similar(names: Iterable[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The names that are not known, and of these, apart, those that look like a known one; both in natural order."""
-    looks = {look(name) for name in known}
-    others = natural_sorted(set(names) - set(known))
-    return [n for n in others if look(n) not in looks], [n for n in others if look(n) in looks]
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
@@ -168,17 +111,20 @@ def _with_labels(dataset: Dataset, labels: np.ndarray | list[int], names: list[s
     return dataset.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=names))
 
 
-def keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
+def keep_classes(dataset: Dataset, classes: list[str], split: str, others: Iterable[str] = ()) -> Dataset:
     """The rows of these classes, with labels renumbered in the data's order.
 
-    A text with commas that is no class itself lists several.
+    Args:
+        classes: their names; a text with commas that is no class itself lists several.
+        others: names of classes that may be missing from the data.
 
     Raises:
         UserError: a class is unknown, or the split has no image of any of them.
     """
     names = dataset.features["label"].names
-    wanted = [name for text in classes for name in ([text] if text in names else _listed(text))]
-    if unknown := [name for name in wanted if name not in names]:
+    valid = [*names, *(name for name in others if name not in names)]
+    wanted = [name for text in classes for name in ([text] if text in valid else _listed(text))]
+    if unknown := [name for name in wanted if name not in valid]:
         raise UserError(
             f"classes: {', '.join(map(repr, unknown))} not among the {len(names)} classes of the data"
             f"{nearest(unknown[0], names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
