@@ -125,7 +125,8 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     if not own_data:
         recipe = [entry for entry in recipe if entry.key == "merge_similar_labels"]
     values = _read_values(parser, recipe + overrides, errors)
-    config = Evaluation(*_build_checked(groups, values, errors), own_data)
+    data, evaluation = _build_checked(groups, values, errors)
+    config = Evaluation(data, evaluation, own_data)
     errors += check(config) + check_machine(values, takes_use_cpu=False)
     if errors:
         raise ConfigError(errors)

@@ -94,9 +94,9 @@ def test_targets_are_mixed_as_shares_of_classes():
 
 def test_labels_of_other_data_are_matched_by_name(refused):
     other = rows([0, 1, 1], ["owl", "cat"])
-    assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
+    assert TASK.as_known(other, DataArguments(), what="test")["label"] == [2, 0, 0]
     with refused("test has unknown classes: 'fox'; known are 'cat', 'dog', 'owl'"):
-        TASK.relabel(rows([1], ["cat", "fox"]), what="test")
+        TASK.as_known(rows([1], ["cat", "fox"]), DataArguments(), what="test")
 
 
 def test_the_list_of_a_tasks_members_is_complete():

@@ -45,7 +45,8 @@ def load_evaluation(config: Evaluation, task: Task) -> Evaluated:
     """
     args, wanted = config.data, config.evaluation.split
     if config.own_data:
-        own, split = load_data(args), wanted or "test"
+        own = load_data(args)
+        split: str = wanted or "test"
         drawn = {split: own.drawn_from[split]} if split in own.drawn_from else {}
         return Evaluated(split, task.as_known(own[split], args, f"split {split} of the data"), drawn)
     source = args.data_dir or args.dataset or ""

@@ -57,7 +57,7 @@ def read_class_folders(folder: Path, need_train: bool = True) -> DatasetDict:
         ]
         if split != "train" and not files[split] and any(path.suffix.lower() in suffixes for path in root.iterdir()):
             raise UserError(f"data_dir: {root} holds images outside of class folders: move them to {split}/<class>/")
-    if not any(files.values()):
+    if not (files["train"] if need_train else any(files.values())):
         raise UserError(
             f"data_dir: {next(iter(roots.values()))} holds no images in class folders (<class>/<image>): expected {FORMATS}"
         )

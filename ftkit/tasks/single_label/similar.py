@@ -56,7 +56,7 @@ def told_apart(groups: list[list[str]], counts: Mapping[str, int]) -> str:
 
 def spelling(counts: Counter[str]) -> dict[str, str]:
     """For each name that looks like others, the most frequent of their spellings; the first of equals."""
-    found = {}
+    found: dict[str, str] = {}
     for group in alike(counts):
         best = max(group, key=lambda name: counts[name])
         found |= dict.fromkeys(group, best)

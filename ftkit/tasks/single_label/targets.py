@@ -32,25 +32,22 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     """
     first = next(iter(splits))
     feature = splits[first].features[label]
-    values = {split: _values(dataset, label) for split, dataset in splits.items()}
-    if isinstance(feature, ClassLabel):
-        for split, found in values.items():
-            _check_known(found - {None}, values[first] - {None}, split)
-        return feature.names
-    if not isinstance(feature, Value) or not feature.dtype.startswith(("int", "uint", "string", "large_string")):
+    text = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
+    if not text and not isinstance(feature, ClassLabel):
         raise UserError(
             f"label_column: {label!r} holds {type_name(feature)}: name a column of class labels, text or integers"
         )
+    values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
-        if None in found:
+        if text and None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
-        _check_known(found, values[first], split)
-    return natural_sorted(name for name in values[first] if name is not None)
+        _check_known(found - {None}, values[first] - {None}, split)
+    return natural_sorted(name for name in values[first] if name is not None) if text else feature.names
 
 
 def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
     names = {name for name in known if name is not None}
-    unknown, similar = unknown_and_similar([name for name in found - known if name is not None], names)
+    unknown, similar = unknown_and_similar([name for name in found if name is not None], names)
     if unknown:
         listed = ", ".join(map(repr, unknown[:5]))
         raise UserError(f"{split} has classes that train does not: {listed}: add them to train or remove them")
