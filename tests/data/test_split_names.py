@@ -9,13 +9,13 @@ from ftkit.data.sources.split_names import choose_splits, split_column, split_of
 @pytest.mark.parametrize(
     "split, names",
     [
-        ("train", "train Training TRAIN seg_train training_set flowers-train-000000 imagenet1k-train-0000 train2017"),
-        ("train", "trainA trainSet TrainImages trainval photos/train train_val_list train/0000 val/train-0 ds.train.csv"),
-        ("train", "cifar10_train trainset train.1"),
-        ("validation", "val valid Validation dev imagenet1k-validation-00 val2017 valImages train/val-0001 VALID valset"),
+        ("train", "train Training TRAIN seg_train training_set flowers-train-000000 imagenet1k-train-0000"),
+        ("train", "trainA trainSet TrainImages trainval photos/train train_val_list train/0000 val/train-0"),
+        ("train", "cifar10_train train2017 ds.train.csv trainset train.1"),
+        ("validation", "val valid Validation dev imagenet1k-validation-00 val2017 valImages train/val-0001 VALID"),
         ("test", "test Test testing test_set seg_test PublicTest PrivateTest test-00000-of-00001 t/test"),
-        (None, "latest contest trainspotting value developer invalid attest strain greatest testament protest validity"),
-        (None, "evaluation extra train_test_split val_test train-val-test 0000 data Devon trainers valley naïvetest2"),
+        (None, "latest contest trainspotting value developer invalid attest strain greatest testament protest"),
+        (None, "validity evaluation extra train_test_split val_test train-val-test 0000 data Devon trainers"),
     ],
 )  # fmt: skip
 def test_a_split_is_recognised_by_its_word(split, names):

@@ -133,7 +133,9 @@ def test_fewer_images(tmp_path, read):
     root = write(tmp_path / "new", {"ant": 10, "bee": 10})
     split, labels, drawn_from = read(root, "--max_test_samples", 6)
     assert (split, len(labels), drawn_from) == ("all", 6, {"all": 20})
-    assert read(root, "--max_test_samples", 6)[1] == labels != read(root, "--max_test_samples", 6, "--split_seed", 1)[1]
+    assert (
+        read(root, "--max_test_samples", 6)[1] == labels != read(root, "--max_test_samples", 6, "--split_seed", 1)[1]
+    )
     assert read(root, "--max_test_samples", 20)[2] == {}
 
 
@@ -195,6 +197,8 @@ def test_images_of_training_are_counted(run, tmp_path, capsys):
     copy = shutil.copytree(run.parent / "data", tmp_path / "copy")
     _, page = evaluate(run, tmp_path / "found", "--data_dir", copy, "--max_test_samples", 50)
     assert "50 of the 60 images, drawn at random" in page
-    seen = int(page.partition(" of the evaluated images are among those that the model was trained on")[0].split(">")[-1])
+    seen = int(
+        page.partition(" of the evaluated images are among those that the model was trained on")[0].split(">")[-1]
+    )
     assert 30 <= seen <= 43
     assert f"{seen} of them are among the images that the model was trained on" in capsys.readouterr().out

@@ -36,7 +36,7 @@ class DataArguments:
     train_split: str | None = field(
         default=None,
         metadata={
-            "help": "The split to train on, by the data's own name: a file's, a folder's or a column's value. Default: "
+            "help": "The split to train on, by the data's own name: of a file, a folder or in a column. Default: "
             "found by its word. '.': the folders of data_dir are classes, whatever they are called."
         },
     )
@@ -136,6 +136,11 @@ class DataArguments:
             self.augment = steps if isinstance(steps, list) else self.augment
         if isinstance(self.image_transform, str):
             self.image_transform = from_json(self.image_transform)
+
+    def names_class(self, name: str) -> bool:
+        """Whether `classes` keeps the class of this name; a text of several names has commas between them."""
+        given = self.classes or [name]
+        return name in given or any(name == part.strip() for text in given for part in text.split(","))
 
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""

@@ -7,9 +7,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from ftkit.config import DataArguments
 from ftkit.config.configuration import Evaluation
-from ftkit.data.sources.load import check_files, load_data, read_raw
-from ftkit.data.sources.split_names import choose_splits, split_of
-from ftkit.data.sources.splits import some, with_classes
+from ftkit.data.sources.load import Raw, check_files, load_data, read_raw
+from ftkit.data.sources.ledger import Ledger
+from ftkit.data.sources.splits import canonical, some
 from ftkit.data.sources.suffixes import image_suffixes
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
@@ -51,10 +51,10 @@ def load_evaluation(config: Evaluation, task: Task) -> Evaluated:
         return Evaluated(split, task.as_known(own[split], args, f"split {split} of the data"), drawn)
     source = args.data_dir or args.dataset or ""
     lone = _folder_of_a_class(args)
-    raw, label = (DatasetDict(train=lone), "label") if lone is not None else read_raw(args, need_train=False)
-    split, rows = _chosen(raw, args, wanted, source)
-    splits = with_classes({split: rows}, args, label, join=False)
-    check_files(splits, args)
+    raw = Raw(lone, "label", None, Ledger()) if lone else read_raw(args, Ledger(), need_train=False)
+    split, rows = _chosen(raw.splits, args, wanted, source)
+    splits = canonical({split: rows}, args, raw.label_column, for_training=False)
+    check_files(splits, args, raw)
     rows = task.as_known(splits[split], args, source)
     limits = {"train": args.max_train_samples, "validation": args.max_validation_samples}
     fewer = some(rows, limits.get(wanted or "test", args.max_test_samples), args.split_seed)
@@ -66,43 +66,37 @@ def training_images(config: Evaluation, otherwise: Dataset) -> Dataset:
     args = config.data
     if config.own_data:
         return load_data(args)["train"]
-    raw, label = read_raw(args, need_train=False)
-    train = [rows for name, rows in raw.items() if split_of(name) == "train" and len(raw) > 1]
-    if not train:
+    raw = read_raw(args, Ledger(), need_train=False)
+    if "train" not in raw.splits or len(raw.splits) == 1:
         return otherwise
-    splits = with_classes({"train": train[0]}, args, label, join=False)
-    check_files(splits, args)
+    splits = canonical({"train": raw.splits["train"]}, args, raw.label_column, for_training=False)
+    check_files(splits, args, raw)
     return splits["train"]
 
 
 def _chosen(raw: DatasetDict, args: DataArguments, split: str | None, source: str) -> tuple[str, Dataset]:
     """The split to evaluate, and what it is called."""
-    given = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     wanted = split or "test"
-    if len(raw) == 1 and given[wanted] is None:
-        name, rows = next(iter(raw.items()))
-        found = split_of(name) or "train"
-        if split in (None, found):
-            return (ALL if split is None and found == "train" else found), rows
+    own = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}[wanted]
+    found, rows = next(iter(raw.items()))
+    if wanted in raw:
+        return own or wanted, raw[wanted]
+    if len(raw) == 1 and own is None and split is None:
+        return (ALL if found == "train" else found), rows
+    if len(raw) == 1:
         raise UserError(
-            f"split: {source} has no {split} split: leave split out to evaluate all its {len(rows):,} images",
-            fix={"split": None},
+            f"split: {source} has no {wanted} split: leave split out to evaluate all its {len(rows):,} images",
+            fix={"split": None, f"{wanted}_split": None},
         )
-    chosen = choose_splits(raw, args, source, need_train=False)
-    if wanted in chosen:
-        own = next(name for name, rows in raw.items() if rows is chosen[wanted])
-        return (wanted if given[wanted] is None else own), chosen[wanted]
-    other = next((name for name in ("validation", "train") if name in chosen), None)
-    fix = {"split": other} if other else {"test_split": next(iter(raw))}
-    key, value = next(iter(fix.items()))
+    other = "validation" if "validation" in raw else "train"
     raise UserError(
-        f"split: {source} has no {wanted} split, but {', '.join(raw)}: name the one to evaluate, such as --{key} "
-        f"{value}",
-        fix=fix,
+        f"split: {source} has no {wanted} split, but {' and '.join(raw)}: name the one to evaluate, such as --split "
+        f"{other}",
+        fix={"split": other},
     )
 
 
-def _folder_of_a_class(args: DataArguments) -> Dataset | None:
+def _folder_of_a_class(args: DataArguments) -> DatasetDict | None:
     """The images of a folder that holds nothing else, which is the folder of the class that it is called by."""
     folder = Path(args.data_dir or "")
     if not args.data_dir or not folder.is_dir():
@@ -111,4 +105,5 @@ def _folder_of_a_class(args: DataArguments) -> Dataset | None:
     if not files or not all(path.is_file() and path.suffix.lower() in suffixes for path in files):
         return None
     columns = {"image": [str(path) for path in natural_sorted(files)], "label": [folder.name] * len(files)}
-    return Dataset.from_dict(columns, features=Features(image=Image(), label=ClassLabel(names=[folder.name])))
+    features = Features(image=Image(), label=ClassLabel(names=[folder.name]))
+    return DatasetDict(train=Dataset.from_dict(columns, features))

@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets.config
 import huggingface_hub.constants
@@ -12,12 +13,21 @@ from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Im
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import follow_files
-from ftkit.data.sources.folders import holds_images, read_class_folders
+from ftkit.data.sources.folders import read_class_folders
+from ftkit.data.sources.ledger import Folder, Ledger, scan
 from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
 from ftkit.data.sources.remote import from_hub
-from ftkit.data.sources.shards import SHARDS, find_shards, read_shards
-from ftkit.data.sources.splits import Splits, canonical, complete_splits, keep_classes, take_fewer
+from ftkit.data.sources.shards import SHARDS, find_shards, read_shards, used
+from ftkit.data.sources.splits import (
+    Splits,
+    canonical,
+    check_classes,
+    choose_datasets,
+    complete_splits,
+    keep_classes,
+    take_fewer,
+)
 from ftkit.data.sources.tables import TABLE_SUFFIXES, read_tables, table_files
 from ftkit.errors import UserError
 
@@ -41,8 +51,11 @@ FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "San
                  "Ankle boot"]  # fmt: skip
 
 
-def load_data(args: DataArguments) -> Splits:
+def load_data(args: DataArguments, ledger: Ledger | None = None) -> Splits:
     """Read the dataset, complete its splits, and take the requested part.
+
+    Args:
+        ledger: takes an account of what is not used, which is logged in any case.
 
     Returns:
         `train`, `validation` and `test`, each with the columns `image` (`datasets.Image`), `label` (`ClassLabel`,
@@ -51,35 +64,61 @@ def load_data(args: DataArguments) -> Splits:
     Raises:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
-    raw, label_column = read_raw(args)
-    splits = canonical(raw, args, label_column)
-    check_files(splits, args)
-    return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
+    raw = read_raw(args, ledger or Ledger())
+    splits = canonical(raw.splits, args, raw.label_column)
+    check_files(splits, args, raw)
+    splits = keep_classes(splits, args.classes)
+    check_classes(splits, args.data_dir or args.dataset)
+    return take_fewer(complete_splits(splits, args), args)
 
 
-def read_raw(args: DataArguments, need_train: bool = True) -> tuple[DatasetDict, str | None]:
-    """The splits and columns by the data's own names, and the label column if it is known.
+class Raw(NamedTuple):
+    """Data as they are read.
+
+    Attributes:
+        splits: those of `train`, `validation` and `test` that there are, with the data's own columns.
+        label_column: the label column, if it is known.
+        root: the content of `data_dir`, if that is a folder.
+        ledger: the account of what is not used.
+    """
+
+    splits: DatasetDict
+    label_column: str | None
+    root: Folder | None
+    ledger: Ledger
+
+
+def read_raw(args: DataArguments, ledger: Ledger, need_train: bool = True) -> Raw:
+    """Read the dataset.
 
     Args:
-        need_train: whether data without train, or of one class, are an error; evaluation needs neither.
+        need_train: whether data without train are an error; evaluation needs none.
     """
-    raw = _read_folder(Path(args.data_dir), args, need_train) if args.data_dir else _read_name(args)
+    root = None
+    if args.data_dir:
+        path = Path(args.data_dir)
+        root = scan(path) if path.is_dir() else None
+        splits = _read_folder(path, root, args, ledger, need_train)
+    else:
+        splits = _read_name(args, ledger, need_train)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
-    if args.label_column is None and usual in next(iter(raw.values())).features:
-        return raw, usual
-    return raw, args.label_column
+    known = args.label_column is None and usual in next(iter(splits.values())).features
+    return Raw(splits, usual if known else args.label_column, root, ledger)
 
 
-def check_files(splits: DatasetDict, args: DataArguments) -> None:
-    """Check that no row names a file outside of the dataset, and let fingerprints follow the files.
+def check_files(splits: DatasetDict, args: DataArguments, raw: Raw) -> None:
+    """Check that no row names a file outside of the dataset, let caches follow the files, and account for the others.
 
     Raises:
         UserError: a row names a file elsewhere.
     """
     if not _is_list(args.data_dir):
         check_paths(splits, _own_folders(args))
-    for dataset in splits.values():
-        follow_files(dataset, named_files(dataset))
+    named = [named_files(dataset) for dataset in splits.values()]
+    for dataset, files in zip(splits.values(), named, strict=True):
+        follow_files(dataset, files)
+    if raw.root is not None:
+        raw.ledger.account(raw.root, (file for files in named for file in files if file is not None))
 
 
 def _is_list(data_dir: str | None) -> bool:
@@ -101,55 +140,74 @@ def _hub_name(args: DataArguments) -> str:
     return HUB_NAMES.get(name, name)
 
 
-def _read_name(args: DataArguments) -> DatasetDict:
+def _read_name(args: DataArguments, ledger: Ledger, need_train: bool) -> DatasetDict:
     if args.dataset in _EMBEDDED:
-        return _EMBEDDED[args.dataset]()
+        return choose_datasets(_EMBEDDED[args.dataset](), args, ledger, args.dataset, need_train)
     name = _hub_name(args)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
         raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
     local = _LOCAL_FILES.get(args.dataset or "", FORMATS)
-    return from_hub(
+    found = from_hub(
         lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
         what=f"dataset {name}",
         fix=f"set --data_dir to local files: {local}",
     )
+    return choose_datasets(found, args, ledger, name, need_train)
 
 
-def _read_folder(path: Path, args: DataArguments, need_train: bool) -> DatasetDict:
-    """Read `data_dir`, whose format is recognised by its files."""
+def _read_folder(
+    path: Path, root: Folder | None, args: DataArguments, ledger: Ledger, need_train: bool
+) -> DatasetDict:
+    """Read `data_dir`, whose format is recognised by its files; `root` is its content if it is a folder."""
     if not path.exists():
         parent = path.parent
         siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
         close = difflib.get_close_matches(path.name, siblings)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise UserError(f"data_dir: {path} does not exist{hint}")
-    if path.is_file():
+    if root is None:
         if path.suffix.lower() in TABLE_SUFFIXES:
             return read_tables({"train": path}, args.image_column, args.label_column)
         for kind, suffix in SHARDS.items():
             if path.suffix.lower() == suffix:
-                return read_shards(kind, {"train": [path]})
+                return choose_datasets(
+                    read_shards(kind, find_shards([path], path.parent)), args, ledger, path, need_train
+                )
         raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
-    entries = sorted(path.iterdir())
-    if not entries:
+    if not (root.files or root.folders):
         raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        return _read_saved(path)
-    if any(IDX_NAME.match(entry.name) for entry in entries):
+    files = [folder.path / name for folder in root.below() for name in folder.files]
+    if "dataset_dict.json" in root.files or "dataset_info.json" in root.files:
+        ledger.read(files)
+        return choose_datasets(_read_saved(path), args, ledger, path, need_train)
+    if idx := [name for name in root.files if IDX_NAME.match(name)]:
+        ledger.read(path / name for name in idx)
         names = FASHION_NAMES if args.dataset == "fashion_mnist" else None
         splits = read_idx_folder(path)
         names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
-        return _from_arrays(path, splits, names)
+        return choose_datasets(_from_arrays(path, splits, names), args, ledger, path, need_train)
     if cifar := cifar_kind(path):
-        return _from_arrays(path, *read_cifar_folder(path, cifar))
-    if shards := find_shards(path, ".parquet"):
-        return read_shards("parquet", shards)
+        ledger.read(path / name for name in root.files)
+        return choose_datasets(_from_arrays(path, *read_cifar_folder(path, cifar)), args, ledger, path, need_train)
+    if shards := [file for file in files if file.suffix.lower() == SHARDS["parquet"]]:
+        return _read_shards("parquet", shards, path, args, ledger, need_train)
     if tables := table_files(path):
+        ledger.read(tables.values())
         return read_tables(tables, args.image_column, args.label_column)
     # An archive may lie next to the folders it was unpacked to.
-    if not holds_images(path) and (shards := find_shards(path, ".tar")):
-        return read_shards("webdataset", shards)
-    return read_class_folders(path, need_train)
+    shards = [file for file in files if file.suffix.lower() == SHARDS["webdataset"]]
+    if shards and not root.holds_images:
+        return _read_shards("webdataset", shards, path, args, ledger, need_train)
+    return read_class_folders(root, args, ledger, need_train)
+
+
+def _read_shards(
+    kind: str, files: list[Path], root: Path, args: DataArguments, ledger: Ledger, need_train: bool
+) -> DatasetDict:
+    """Read shards by split, without those of splits that are not used, which may have other columns."""
+    found = find_shards(files, root)
+    ledger.read(file for files in found.values() for file in files)
+    return choose_datasets(read_shards(kind, used(found, args, root, need_train)), args, ledger, root, need_train)
 
 
 def _read_saved(path: Path) -> DatasetDict:
@@ -157,7 +215,7 @@ def _read_saved(path: Path) -> DatasetDict:
         saved = load_from_disk(str(path))
     except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
         raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
-    saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+    saved = saved if isinstance(saved, DatasetDict) else DatasetDict({"data": saved})
     return saved.with_format(None)
 
 

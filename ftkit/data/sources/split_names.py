@@ -29,6 +29,7 @@ _FURTHER = {
     "predict",
     "prediction",
 }  # never one of the three
+_ALL = {*_SPLIT_OF_WORD, *_EITHER, *_FURTHER}
 # Columns: those that are splits whatever they hold, and those that are if they hold the words of splits.
 _SPLIT_COLUMNS = {"split", "splits", "datasplit", "partition", "fold", "folds", "kfold"}
 _USUAL_COLUMNS = _SPLIT_COLUMNS | {"set", "subset", "dataset", "usage", "phase", "purpose"}
@@ -60,7 +61,12 @@ def split_of(name: str) -> str | None:
 
 def is_split_like(name: str) -> bool:
     """Whether a name looks like a split, even if it does not tell which: `evaluation`, `extra`, `train_test`."""
-    return bool(_words(name) & (_SPLIT_OF_WORD.keys() | _EITHER | _FURTHER))
+    return not _ALL.isdisjoint(_words(name))
+
+
+def looks_like_splits(column: str) -> bool:
+    """Whether a column's name says that it holds splits: `subset`, `Data Set`, `is_valid`."""
+    return _plain(column) in _USUAL_COLUMNS or split_of(column) is not None
 
 
 def is_none(given: str | None) -> bool:
@@ -115,7 +121,7 @@ def choose_splits(
         )
     if left and "train" in chosen:
         logger.info("  %-12s of the splits of %s: %s", "not used", source, _listed(left))
-    return {split: found[name] for split, name in chosen.items()}
+    return {split: found[chosen[split]] for split in SPLITS if split in chosen}
 
 
 def _named(split: str, given: str, found: Iterable[str], source: object) -> str:
@@ -170,12 +176,16 @@ def split_column(
                 f"split_column: {given!r} is not a column of {source}{nearest(given, columns)}: {_listed(columns)}"
             )
         return given, _flags(given, columns[given]) or _names(columns[given])
-    usual, unusual = {}, {}
+    usual: dict[str, dict[Any, str]] = {}
+    unusual: dict[str, dict[Any, str]] = {}
     for column, values in columns.items():
         if flags := _flags(column, values):
             usual[column] = flags
         elif any(map(split_of, map(str, values))) and all(map(is_split_like, map(str, values))):
-            (usual if _plain(column) in _USUAL_COLUMNS else unusual)[column] = _names(values)
+            if _plain(column) in _USUAL_COLUMNS:
+                usual[column] = _names(values)
+            elif all(_words(str(value)) <= _ALL for value in values):  # and no paths
+                unusual[column] = _names(values)
     named = [
         column
         for column, values in columns.items()

@@ -59,8 +59,10 @@ class SingleLabel:
 
     # Targets: the column `label` of a dataset
 
+    usual_columns: ClassVar[tuple[str, ...]] = targets.USUAL_NAMES
     target_column = staticmethod(targets.label_column)
     join_similar = staticmethod(matching.join_similar)
+    lacks_targets = staticmethod(targets.lacks_labels)
     check_targets = staticmethod(targets.check_classes)
     keep_classes = staticmethod(targets.keep_classes)
     some_of_each = staticmethod(targets.some_of_each)

@@ -12,13 +12,13 @@ from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, type_name
 from ftkit.tasks.single_label.similar import alike, told_apart, unknown_and_similar
 
-_USUAL_NAMES = ("label", "labels", "class", "cls", "target")
+USUAL_NAMES = ("label", "labels", "class", "cls", "target")
 
 
 def label_column(dataset: Dataset, given: str | None) -> str:
     """The name of the label column: the `given` one, the only ClassLabel, or the only one with a usual name."""
     if given is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
-        plain = [name for name in _USUAL_NAMES if name in dataset.column_names]
+        plain = [name for name in USUAL_NAMES if name in dataset.column_names]
         if len(plain) == 1:
             return plain[0]
     return find_column(dataset, "label_column", given, (ClassLabel,), "class label")
@@ -37,12 +37,20 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
         raise UserError(
             f"label_column: {label!r} holds {type_name(feature)}: name a column of class labels, text or integers"
         )
+    if not text:
+        return feature.names
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
-        if text and None in found:
+        if None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
-        _check_known(found - {None}, values[first] - {None}, split)
-    return natural_sorted(name for name in values[first] if name is not None) if text else feature.names
+        _check_known(found, values[first], split)
+    return natural_sorted(name for name in values[first] if name is not None)
+
+
+def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
+    """Whether rows of a split have no class in the column `label`: it is empty, or -1, as `datasets` hides labels."""
+    missing = {None, ""} | ({"-1"} - _values(splits["train"], label))
+    return not missing.isdisjoint(_values(splits[split], label))
 
 
 def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
@@ -137,26 +145,47 @@ def _listed(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()] or [text]
 
 
-def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that stay in train and the rows that become `split`: a share of each class.
+def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The rows that stay in train, those that become `split`, and the classes of one image, which stay in train.
+
+    A share of each class is carved. Where classes are too small for that, those with the largest remainders give an
+    image more, by `seed` among equals; each class keeps at least one image in train.
 
     Raises:
-        UserError: a class has too few images.
+        UserError: every class has one image.
     """
     labels = column(train, "label")
     counts = np.bincount(labels)
-    classes, carved = (counts > 0).sum(), math.ceil(len(train) * share)
-    if counts[counts > 0].min() < 2 or min(carved, len(train) - carved) < classes:
-        rare = train.features["label"].int2str(int(np.where(counts > 0, counts, counts.max() + 1).argmin()))
+    single = [train.features["label"].int2str(int(i)) for i in np.flatnonzero(counts == 1)]
+    classes, wanted = (counts > 0).sum(), math.ceil(len(train) * share)
+    if counts.max(initial=0) < 2:
         raise UserError(
-            f"the data has no {split} split, and its {len(train)} images ({counts[counts > 0].min()} of class "
-            f"{rare!r}) are too few to carve {share:.0%} of each class out of train: add images, change "
-            f"{split}_size, or add a {split} split"
+            f"the data have no {split} split, and none can be carved out of train: each of the {classes} classes has "
+            f"one image there, too few to share: add images, or a {split} split"
         )
-    from sklearn.model_selection import train_test_split  # `Dataset.train_test_split` reads the labels one by one
+    if not single and min(wanted, len(train) - wanted) >= classes:
+        from sklearn.model_selection import train_test_split  # `Dataset.train_test_split` reads the labels one by one
 
-    kept, carved = train_test_split(np.arange(len(train)), test_size=share, stratify=labels, random_state=seed)
-    return np.sort(kept), np.sort(carved)
+        kept, carved = train_test_split(np.arange(len(train)), test_size=share, stratify=labels, random_state=seed)
+        if len(np.unique(labels[kept])) == classes:
+            return np.sort(kept), np.sort(carved), single
+    carved = _some_by_share(labels, counts, share, np.random.default_rng(seed))
+    return np.setdiff1d(np.arange(len(train)), carved), carved, single
+
+
+def _some_by_share(labels: np.ndarray, counts: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Random rows, in order: a share of each class by largest remainder, at least one in all, never a whole class."""
+    spare = np.maximum(counts - 1, 0)
+    sizes = np.minimum(np.floor(counts * share).astype(int), spare)
+    remainders = np.where(sizes < spare, counts * share - sizes, -1)
+    missing = min(math.ceil(counts.sum() * share), spare.sum()) - sizes.sum()
+    order = np.lexsort((rng.random(len(counts)), -remainders))
+    sizes[order[: max(missing, 0)]] += remainders[order[: max(missing, 0)]] >= 0
+    rows = rng.permutation(len(labels))
+    place = np.argsort(labels[rows], kind="stable")  # the rows of each class together, in random order
+    rank = np.empty(len(labels), int)
+    rank[place] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(rows[rank < sizes[labels[rows]]])
 
 
 def check_classes(train: Dataset) -> None:
