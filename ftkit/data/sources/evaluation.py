@@ -7,8 +7,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from ftkit.config import DataArguments
 from ftkit.config.configuration import Evaluation
-from ftkit.data.sources.load import Raw, check_files, load_data, read_raw
 from ftkit.data.sources.ledger import Ledger
+from ftkit.data.sources.load import Raw, check_files, load_data, read_raw
 from ftkit.data.sources.splits import canonical, some
 from ftkit.data.sources.suffixes import image_suffixes
 from ftkit.errors import UserError

@@ -158,11 +158,19 @@ def check_classes(splits: DatasetDict, source: object) -> None:
             f"{source}: train has only one class, {', '.join(map(repr, trained))}: a classifier needs at least two"
         )
     for split, found in counts.items():
-        if unknown := [name for name, count in found.items() if count and not counts["train"][name]]:
+        unknown = [name for name, count in found.items() if count and not counts["train"][name]]
+        look_like_known = task.look_like(unknown, trained)
+        if unknown and not look_like_known:
             raise UserError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
                 "train, or keep only those of train with --classes",
                 fix={"classes": trained},
+            )
+        if unknown:
+            raise UserError(
+                f"{source}: {split} has classes that train lacks, but that look like train's: {look_like_known}: join "
+                "them with --merge_similar_labels true, or correct them",
+                fix={"merge_similar_labels": True},
             )
 
 

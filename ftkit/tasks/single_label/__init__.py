@@ -15,7 +15,7 @@ from ftkit.config import DataArguments, LossArguments
 from ftkit.statistics.significance import compare
 from ftkit.tasks.columns import column
 from ftkit.tasks.parts import Drawing, Metric, Section
-from ftkit.tasks.single_label import answers, matching, presentation, targets
+from ftkit.tasks.single_label import answers, matching, presentation, similar, targets
 from ftkit.tasks.single_label.losses import LOSSES, OPTIONS, class_shares
 from ftkit.tasks.single_label.metrics import METRICS, SCORE, SUMMARY, compute_metrics, headline
 from ftkit.tasks.single_label.predictions import Predictions, from_table
@@ -62,6 +62,7 @@ class SingleLabel:
     usual_columns: ClassVar[tuple[str, ...]] = targets.USUAL_NAMES
     target_column = staticmethod(targets.label_column)
     join_similar = staticmethod(matching.join_similar)
+    look_like = staticmethod(similar.look_like)
     lacks_targets = staticmethod(targets.lacks_labels)
     check_targets = staticmethod(targets.check_classes)
     keep_classes = staticmethod(targets.keep_classes)

@@ -46,12 +46,18 @@ def told_apart(groups: list[list[str]], counts: Mapping[str, int]) -> str:
     """The groups, quoted, with what differs and with `counts` of images, for a message."""
     listed = []
     for group in groups[:_SHOWN]:
-        differences = [d for d in _DIFFERENCES if len({look(name, but=d) for name in group}) > 1]
+        differences = _differences(group)
         quote = ascii if _HIDDEN & set(differences) else repr
         names = ", ".join(f"{quote(name)} ({counts[name]:,})" if name in counts else quote(name) for name in group)
-        listed.append(f"{names} differ in {' and '.join(differences) or 'several ways'}")
+        listed.append(f"{names} differ in {' and '.join(differences)}")
     more = [f"{len(groups) - _SHOWN:,} more"] if len(groups) > _SHOWN else []
     return "; ".join([*listed, *more])
+
+
+def _differences(group: list[str]) -> list[str]:
+    """What differs: all that must be removed, or the first that does if several do."""
+    needed = [difference for difference in _DIFFERENCES if len({look(name, but=difference) for name in group}) > 1]
+    return needed or [next(d for d, remove in _DIFFERENCES.items() if len(set(map(remove, group))) < len(group))]
 
 
 def spelling(counts: Counter[str]) -> dict[str, str]:
@@ -63,8 +69,9 @@ def spelling(counts: Counter[str]) -> dict[str, str]:
     return found
 
 
-def unknown_and_similar(names: Iterable[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The names that are not known, and of these, apart, those that look like a known one; both in natural order."""
-    looks = {look(name) for name in known}
-    others = natural_sorted(set(names) - set(known))
-    return [n for n in others if look(n) not in looks], [n for n in others if look(n) in looks]
+def look_like(names: list[str], known: list[str]) -> str:
+    """`names` beside the `known` ones that each looks like, for a message; empty if one looks like none."""
+    looks = set(map(look, known))
+    if not names or not all(look(name) in looks for name in names):
+        return ""
+    return told_apart([group for group in alike([*known, *names]) if set(group) & set(names)], {})

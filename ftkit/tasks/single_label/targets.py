@@ -10,7 +10,6 @@ from datasets import ClassLabel, Dataset, Value
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, type_name
-from ftkit.tasks.single_label.similar import alike, told_apart, unknown_and_similar
 
 USUAL_NAMES = ("label", "labels", "class", "cls", "target")
 
@@ -25,10 +24,10 @@ def label_column(dataset: Dataset, given: str | None) -> str:
 
 
 def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
-    """The classes of the column `label`: the names of a ClassLabel, or the first split's values in natural order.
+    """The classes of the column `label`: the names of a ClassLabel, or the values of all splits in natural order.
 
     Raises:
-        UserError: the column is not text, integers or class labels, has empty rows, or another split has more classes.
+        UserError: the column is not text, integers or class labels, or has empty rows.
     """
     first = next(iter(splits))
     feature = splits[first].features[label]
@@ -43,8 +42,7 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     for split, found in values.items():
         if None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
-        _check_known(found, values[first], split)
-    return natural_sorted(name for name in values[first] if name is not None)
+    return natural_sorted(name for name in set().union(*values.values()) if name is not None)
 
 
 def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
@@ -54,17 +52,9 @@ def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
 
 
 def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
-    names = {name for name in known if name is not None}
-    unknown, similar = unknown_and_similar([name for name in found if name is not None], names)
-    if unknown:
+    if unknown := natural_sorted(found - known):
         listed = ", ".join(map(repr, unknown[:5]))
         raise UserError(f"{split} has classes that train does not: {listed}: add them to train or remove them")
-    if similar:
-        raise UserError(
-            f"{split} has classes that train does not, and that look like train's: "
-            f"{told_apart(alike([*names, *similar]), {})}: join them with merge_similar_labels: true",
-            fix={"merge_similar_labels": True},
-        )
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
