@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.data.feeding.engine import set_up_loading
     from ftkit.data.pixels.kinds import say_kinds
     from ftkit.data.sources.evaluation import load_evaluation
+    from ftkit.data.sources.ledger import Ledger
     from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.evaluation.record import (
         describe_command,
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> None:
         fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {task.size}")
 
         banner("data")
-        split, rows, drawn_from = load_evaluation(config, task)
+        split, rows, drawn_from = load_evaluation(config, task, ledger := Ledger())
         record: dict[str, Any] = {"command": describe_command(), "model": evaluation.model}
         record |= {"evaluated_split": split, "drawn_from": drawn_from}
         data.image_transform = None  # applies only to training
@@ -62,6 +63,7 @@ def main(arguments: list[str]) -> None:
         say_kinds(splits)
         set_up_loading(args, splits, workers=None)
         images = splits[split]
+        record["not_used"] = ledger.record(splits)
         fact("images", f"{evaluated_images(record, len(images))} of {data.data_dir or data.dataset}")
         if (seen := seen_in_training(evaluation.model, images)) and split != "train":
             record["seen_in_training"] = seen

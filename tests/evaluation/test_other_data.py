@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from support import finetune, load_recipe_script
 
 from ftkit.data.sources.evaluation import load_evaluation
+from ftkit.data.sources.ledger import Ledger
 from ftkit.owners import parse_evaluation
 from ftkit.tasks import SingleLabel
 
@@ -55,7 +56,7 @@ def read(run):
 
     def read(path, *options, model=run):
         config = parse_evaluation(["--model", str(model), "--data_dir", str(path), *map(str, options)])
-        found = load_evaluation(config, TASK)
+        found = load_evaluation(config, TASK, Ledger())
         assert found.rows.features["label"].names == NAMES
         return found.split, [NAMES[label] for label in found.rows["label"]], found.drawn_from
 

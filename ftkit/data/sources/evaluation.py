@@ -32,26 +32,27 @@ class Evaluated(NamedTuple):
     drawn_from: dict[str, int]
 
 
-def load_evaluation(config: Evaluation, task: Task) -> Evaluated:
+def load_evaluation(config: Evaluation, task: Task, ledger: Ledger) -> Evaluated:
     """The images that an evaluation asks for: a split of the run's own data, as the run split them, or other data.
 
     Other data are read whole if they have no splits. Of several splits, it is test, or the one that `split` names.
 
     Args:
         task: the model's task, whose classes the labels are matched with by name.
+        ledger: takes an account of what is not used.
 
     Raises:
         UserError: the data are missing or invalid, have no such split, or classes that the model does not know.
     """
     args, wanted = config.data, config.evaluation.split
     if config.own_data:
-        own = load_data(args)
+        own = load_data(args, ledger)
         split: str = wanted or "test"
         drawn = {split: own.drawn_from[split]} if split in own.drawn_from else {}
         return Evaluated(split, task.as_known(own[split], args, f"split {split} of the data"), drawn)
     source = args.data_dir or args.dataset or ""
     lone = _folder_of_a_class(args)
-    raw = Raw(lone, "label", None, Ledger()) if lone else read_raw(args, Ledger(), need_train=False)
+    raw = Raw(lone, "label", None, ledger) if lone else read_raw(args, ledger, need_train=False)
     split, rows = _chosen(raw.splits, args, wanted, source)
     splits = canonical({split: rows}, args, raw.label_column, for_training=False)
     check_files(splits, args, raw)

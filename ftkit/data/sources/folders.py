@@ -11,7 +11,7 @@ from ftkit.config.arguments.data import FORMATS, NO_SPLIT
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
 
-from .ledger import Folder, Ledger
+from .ledger import UNUSED_SPLIT, Folder, Ledger
 from .split_names import SPLIT_NAMES, SPLITS, choose_splits, is_none, is_split_like, split_of
 from .suffixes import plugin_of
 
@@ -64,18 +64,36 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
     chosen = choose_splits(splits, args, root.path, need_train)
     for folder in splits.values():
         if folder not in chosen.values():
-            ledger.leave(folder.path, "not in a split that is used")
-    return by_name(root.path, {split: _rows(_classes(split, folder), args, split) for split, folder in chosen.items()})
+            ledger.leave(folder.path, UNUSED_SPLIT)
+    held = {split: _classes(split, folder) for split, folder in chosen.items()}
+    _check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
+    return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})
+
+
+def _check_bare(bare: dict[str, Folder]) -> None:
+    """Refuse validation and test of images without class folders, all at once; `_rows` refuses such a train."""
+    if bare and "train" not in bare:
+        fix = {f"{split}_split": NO_SPLIT for split in bare}
+        raise UserError(
+            f"data_dir: {_listed(str(folder.path) for folder in bare.values())}: images outside of class folders: "
+            f"move them to <class>/, or set {_settings(fix)} to carve {' and '.join(bare)} out of train",
+            fix=fix,
+        )
 
 
 def _inner(folder: Folder) -> Folder:
-    """The folder, or the only one in it with images, if that holds folders and is no split."""
+    """The folder, or the only one in it with images, if that is neither a class nor a split."""
     while len(within := folder.with_images) == 1:
         inner = next(iter(within.values()))
-        if inner.images or is_split_like(inner.path.name):
+        if (inner.images or is_split_like(inner.path.name)) and not _all_splits(inner):
             break
         folder = inner
     return folder
+
+
+def _all_splits(folder: Folder) -> bool:
+    """Whether the folders in it that hold images are all called like splits, and there are some."""
+    return bool(folder.with_images) and all(map(is_split_like, folder.with_images))
 
 
 def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
@@ -101,38 +119,26 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
     fix = {"train_split": HERE}
     if whole or max(shared.values(), default=0) > 1:  # called so and nothing else, or two that hold the same class
         fix = {f"{split}_split": next(n for n in named if split_of(n) == split) for split in SPLITS if split in splits}
-    others = [name for name in folders if name not in named]
+    others, settings = [name for name in folders if name not in named], _settings(fix)
+    either = f"set {settings}, or set --train_split {HERE} if all of them are classes"
+    if fix == {"train_split": HERE}:
+        either = f"set {settings} if all of them are classes, or name the splits, such as --train_split {named[0]}"
     raise UserError(
-        f"data_dir: {root.path}: {_listed(named)} {'look' if len(named) > 1 else 'looks'} like splits, and "
-        f"{_listed(others)} beside them does not: set {' '.join(f'--{key} {value}' for key, value in fix.items())}, "
-        f"or name the splits, or set --train_split {HERE} if all of them are classes",
+        f"data_dir: {root.path}: {_listed(named)} {'look' if len(named) > 1 else 'looks'} like "
+        f"{'splits' if len(named) > 1 else 'a split'}, and {_listed(others)} "
+        f"{'do' if len(others) > 1 else 'does'} not: {either}",
         fix=fix,
     )
 
 
 def _classes(split: str, folder: Folder) -> Folder:
-    """The folder that holds the class folders of a split: itself, or one in it, as in `seg_train/seg_train`.
-
-    Raises:
-        UserError: the split's images have no class.
-    """
-    inner = folder
-    while len(inner.with_images) == 1:
-        only = next(iter(inner.with_images.values()))
+    """The folder that holds the class folders of a split: itself, or one in it, as in `seg_train/seg_train`."""
+    while len(folder.with_images) == 1:
+        only = next(iter(folder.with_images.values()))
         if split_of(only.path.name) != split and only.path.name.casefold() not in _NO_CLASS:
             break
-        inner = only
-    if inner.with_images or not inner.images:
-        return inner
-    if split == "train":
-        raise UserError(
-            f"data_dir: {inner.path} holds no images in class folders (<class>/<image>): expected {FORMATS}"
-        )
-    raise UserError(
-        f"data_dir: {inner.path} holds images outside of class folders: move them to {folder.path.name}/<class>/, or "
-        f"set --{split}_split {NO_SPLIT} to carve {split} out of train",
-        fix={f"{split}_split": NO_SPLIT},
-    )
+        folder = only
+    return folder
 
 
 def _classes_hold_splits(root: Folder) -> bool:
@@ -153,10 +159,15 @@ def _splits_in_classes(root: Folder, args: DataArguments) -> dict[str, Rows]:
         within = folder.with_images
         if folder.images or not all(map(split_of, within)) or any(f.with_images for f in within.values()):
             first = next(f for f in root.with_images.values() if any(map(split_of, f.with_images)))
+            fix = {"data_dir": str(first.path)}
+            try:
+                split_folders(first, args)
+            except UserError as error:
+                fix |= error.fix
             raise UserError(
                 f"data_dir: {root.path}: {first.path.name} holds splits of its own ({_listed(first.with_images)}): "
-                f"set --data_dir {first.path} to train on it, or --train_split {HERE} if each folder is a class",
-                fix={"data_dir": str(first.path)},
+                f"set {_settings(fix)} to train on it, or --train_split {HERE} if each folder is a class",
+                fix=fix,
             )
         if args.names_class(name):
             for split, images in within.items():
@@ -205,6 +216,10 @@ def _unread(folder: Folder) -> str:
     listed = ", ".join(f"{n:,} {suffix or 'without a suffix'}" for suffix, n in suffixes.most_common(4))
     packages = {package for suffix in suffixes if (package := plugin_of(suffix.lower()))}
     return (f": it holds {listed}" if listed else "") + "".join(f": pip install {name}" for name in sorted(packages))
+
+
+def _settings(fix: dict[str, str]) -> str:
+    return " ".join(f"--{key} {value}" for key, value in fix.items())
 
 
 def _listed(names: Iterable[str]) -> str:

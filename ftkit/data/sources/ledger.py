@@ -16,6 +16,10 @@ from .suffixes import image_suffixes, plugin_of
 logger = logging.getLogger(__name__)
 _SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+UNUSED_SPLIT = "not in a split that is used"
+_CIRCLE = "leads back to a folder above it"
+HIDDEN = "hidden, or of the system"
+_ALIKE = 3  # places in the log
 _LINES = 6  # of the log; run.json has all
 
 
@@ -64,7 +68,7 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
     """The content of a folder; `above` are the devices and inodes of the folders that it lies in."""
     stat, found = path.stat(), Folder(path)
     above |= {(stat.st_dev, stat.st_ino)}
-    for entry in os.scandir(path):
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
         linked = entry.is_symlink()
         if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM:
             found.hidden += 1
@@ -83,7 +87,7 @@ class Ledger:
 
     Attributes:
         elsewhere: why an image that no split uses is not used.
-        not_used: dictionaries of `where` (a folder or a split), `n`, `what` (files, images, rows) and `reason`.
+        not_used: dictionaries of `where` (a folder or a split), `n`, `what` (file, image, row, link) and `reason`.
     """
 
     elsewhere: str = "no row names them"
@@ -101,7 +105,7 @@ class Ledger:
 
     def leave_rows(self, where: str, n: int, reason: str) -> None:
         """Note rows that are not used."""
-        self.not_used.append({"where": where, "n": n, "what": "rows", "reason": reason})
+        self.not_used.append({"where": where, "n": n, "what": "row", "reason": reason})
 
     def account(self, root: Folder, used: Iterable[str]) -> None:
         """Count the files below `root` that are neither in `used`, image files, nor noted as read; log them."""
@@ -112,7 +116,7 @@ class Ledger:
             where, there = str(folder.path.relative_to(root.path)), os.path.abspath(folder.path)
             hidden += folder.hidden
             for circle in folder.circles:
-                counts[str(circle.relative_to(root.path)), "links back to a folder above it"] = Counter([""])
+                counts[str(circle.relative_to(root.path)), _CIRCLE] = Counter([""])
             reason = None
             for path, why in self._reasons.items():
                 if f"{there}/".startswith(f"{path}/"):
@@ -124,10 +128,11 @@ class Ledger:
                     counts.setdefault((where, why), Counter())[suffix] += 1
         for (where, reason), suffixes in counts.items():
             listed = ", ".join(suffix or "without a suffix" for suffix, _ in suffixes.most_common(4))
-            about = {"n": suffixes.total(), "what": "links" if "links" in reason else "files", "suffixes": listed}
+            listed = "" if reason == _CIRCLE else listed
+            about = {"n": suffixes.total(), "what": "link" if reason == _CIRCLE else "file", "suffixes": listed}
             self.not_used.append({"where": where, **about, "reason": reason})
         if hidden:
-            self.not_used.append({"where": ".", "n": hidden, "what": "files", "reason": "hidden or of the system"})
+            self.not_used.append({"where": ".", "n": hidden, "what": "file", "reason": HIDDEN})
         self.log()
 
     def _why(self, suffix: str) -> str:
@@ -138,18 +143,33 @@ class Ledger:
         return "archives, which are not unpacked" if suffix in _ARCHIVES else "no images that ftkit reads"
 
     def log(self) -> None:
-        """Log what is not used: the first few lines, the largest first, and a count of the others."""
-        rows = sorted(self.not_used, key=lambda row: (row["reason"].startswith("hidden"), -row["n"]))
+        """Log what is not used: the first few lines, the largest first, and a count of the others.
+
+        Many places with one reason are one line; splits that are not used are logged where they are chosen.
+        """
+        places: dict[str, list[dict[str, Any]]] = {}
+        for row in self.not_used:
+            if row["reason"] not in (UNUSED_SPLIT, HIDDEN):
+                places.setdefault(row["reason"], []).append(row)
+        rows = []
+        for alike in places.values():
+            alike.sort(key=lambda row: -row["n"])
+            if len(alike) > _ALIKE:
+                where = f"{len(alike):,} folders such as {alike[0]['where']}"
+                alike = [alike[0] | {"where": where, "n": sum(row["n"] for row in alike)}]
+            rows += alike
+        rows.sort(key=lambda row: -row["n"])
         for row in rows[:_LINES]:
             fact("not used", describe(row))
-        if len(rows) > _LINES:
-            rest = sum(row["n"] for row in rows[_LINES:])
-            fact("not used", f"… and {rest:,} more in {len(rows) - _LINES} places, listed in run.json")
+        if rest := sum(row["n"] for row in rows[_LINES:]):
+            fact("not used", f"… and {rest:,} more, listed in run.json")
+        if hidden := sum(row["n"] for row in self.not_used if row["reason"] == HIDDEN):
+            fact("not used", describe({"where": ".", "n": hidden, "what": "file", "reason": HIDDEN}))
 
     def record(self, images: dict[str, Images]) -> list[dict[str, Any]]:
         """`not_used`, with the images that do not decode and were skipped."""
         skipped = [
-            {"where": split, "n": len(rows.skipped), "what": "images", "reason": "do not decode"}
+            {"where": split, "n": len(rows.skipped), "what": "image", "reason": "not decoded"}
             for split, rows in images.items()
             if rows.skipped
         ]
@@ -159,4 +179,4 @@ class Ledger:
 def describe(row: dict[str, Any]) -> str:
     """One line about a row of `Ledger.not_used`."""
     suffixes = f" ({row['suffixes']})" if row.get("suffixes") else ""
-    return f"{row['where']}: {row['n']:,} {row['what']}{suffixes}: {row['reason']}"
+    return f"{row['where']}: {row['n']:,} {row['what']}{'s' * (row['n'] != 1)}{suffixes}: {row['reason']}"

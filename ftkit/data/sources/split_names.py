@@ -33,6 +33,7 @@ _ALL = {*_SPLIT_OF_WORD, *_EITHER, *_FURTHER}
 # Columns: those that are splits whatever they hold, and those that are if they hold the words of splits.
 _SPLIT_COLUMNS = {"split", "splits", "datasplit", "partition", "fold", "folds", "kfold"}
 _USUAL_COLUMNS = _SPLIT_COLUMNS | {"set", "subset", "dataset", "usage", "phase", "purpose"}
+_MOST = 8  # splits in a column of another name
 _YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 
 
@@ -88,7 +89,8 @@ def choose_splits(
         a subset of `train`, `validation`, `test`. One split whose name says nothing is train.
 
     Raises:
-        UserError: a named split is missing; several are called the same, or one only resembles a split.
+        UserError: a named split is missing; several are called the same; one may be validation or test; or there is
+            no train.
     """
     given = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     chosen = {
@@ -96,32 +98,42 @@ def choose_splits(
         for split, name in given.items()
         if name is not None and not is_none(name)
     }
+    problems, fix = [], {}
     for split in SPLITS:
         called = [name for name in found if split_of(name) == split and name not in chosen.values()]
         if given[split] is None and called:
+            chosen[split] = min(called, key=lambda name: (name.casefold() not in SPLIT_NAMES[split], len(name)))
             if len(called) > 1:
-                best = min(called, key=lambda name: (name.casefold() not in SPLIT_NAMES[split], len(name)))
-                raise UserError(
-                    f"{source}: {_listed(called)} all look like {split}: name one of them, such as --{split}_split "
-                    f"{best}",
-                    fix={f"{split}_split": best},
-                )
-            chosen[split] = called[0]
+                problems.append(f"{_listed(called)} all look like {split}")
+                fix[f"{split}_split"] = chosen[split]
     left = [name for name in found if name not in chosen.values()]
     if not chosen and len(left) == 1 and given["train"] is None and split_of(left[0]) is None:
         return {"train": found[left[0]]}
     if need_train and "train" not in chosen:
-        raise _without_train(left, chosen, source)
-    missing = [split for split in ("test", "validation") if split not in chosen and given[split] is None]
-    if missing and (unclear := [name for name in left if _words(name) & _EITHER]):
-        raise UserError(
-            f"{source}: {unclear[0]} looks like a split, and does not say whether it is validation or test: set "
-            f"--{missing[0]}_split {unclear[0]} to use it so, or --{missing[0]}_split {NO_SPLIT} to leave it out",
-            fix={f"{missing[0]}_split": unclear[0]},
+        fix |= _without_train(left, chosen)
+        chosen["train"] = fix["train_split"]
+        problems.append(
+            f"none of {_listed(found)} is called train" if left else f"{chosen['train']} is the only split"
         )
+    missing = [split for split in ("test", "validation") if split not in chosen and given[split] is None]
+    unclear = [name for name in found if name not in chosen.values() and _words(name) & _EITHER]
+    for split, name in zip([split for split in missing if f"{split}_split" not in fix], unclear, strict=False):
+        problems.append(f"{name} is validation or test, and does not say which")
+        fix[f"{split}_split"] = name
+    if problems:
+        settings = " ".join(f"--{key} {name}" for key, name in fix.items())
+        raise UserError(f"{source}: {'; '.join(problems)}: say which is which, such as {settings}", fix=fix)
     if left and "train" in chosen:
         logger.info("  %-12s of the splits of %s: %s", "not used", source, _listed(left))
     return {split: found[chosen[split]] for split in SPLITS if split in chosen}
+
+
+def _without_train(left: list[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """The settings that train on the first split of no other use, or else on the validation or test split."""
+    if left:
+        return {"train_split": left[0]}
+    split, name = next(iter(chosen.items()))
+    return {"train_split": name, f"{split}_split": NO_SPLIT}
 
 
 def _named(split: str, given: str, found: Iterable[str], source: object) -> str:
@@ -134,21 +146,6 @@ def _named(split: str, given: str, found: Iterable[str], source: object) -> str:
         if len(matches) == 1:
             return matches[0]
     raise UserError(f"{split}_split: {given!r} is not a split of {source}{nearest(given, found)}: {_listed(found)}")
-
-
-def _without_train(left: list[str], chosen: Mapping[str, str], source: object) -> UserError:
-    if left:
-        return UserError(
-            f"{source}: none of its splits is called train: {_listed([*chosen.values(), *left])}: name the one to "
-            f"train on, such as --train_split {left[0]}",
-            fix={"train_split": left[0]},
-        )
-    split, name = next(iter(chosen.items()))
-    return UserError(
-        f"{source}: {name} is a {split} split, and there is no train split: add it, or set --train_split {name} and "
-        f"--{split}_split {NO_SPLIT} to train on this one",
-        fix={"train_split": name, f"{split}_split": NO_SPLIT},
-    )
 
 
 def split_column(
@@ -184,7 +181,7 @@ def split_column(
         elif any(map(split_of, map(str, values))) and all(map(is_split_like, map(str, values))):
             if _plain(column) in _USUAL_COLUMNS:
                 usual[column] = _names(values)
-            elif all(_words(str(value)) <= _ALL for value in values):  # and no paths
+            elif len(values) <= _MOST and all(_words(str(value)) <= _ALL for value in values):  # no keys, no paths
                 unusual[column] = _names(values)
     named = [
         column

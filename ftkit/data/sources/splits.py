@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
-from ftkit.data.sources.ledger import Ledger
+from ftkit.data.sources.ledger import UNUSED_SPLIT, Ledger
 from ftkit.data.sources.split_names import (
     choose_splits,
     is_none,
@@ -38,9 +38,10 @@ def choose_datasets(
     """
     found: dict[str, list[Dataset]] = {}
     for name, dataset in raw.items():
-        parts = _divided(dataset, args, f"{source}, {name}", raw)
-        for part, rows in ({name: dataset} if parts is None else parts).items():
-            own = split_of(name)
+        own, parts = split_of(name), _divided(name, dataset, args, f"{source}, {name}", raw)
+        if len(parts) == 1 and own == split_of(next(iter(parts))):
+            parts = {name: next(iter(parts.values()))}
+        for part, rows in parts.items():
             if (own in ("validation", "test") and split_of(part) != own) or (own and part in found):
                 raise UserError(
                     f"{source}: rows of {name} are {part} by their column of splits: correct it, or set "
@@ -52,24 +53,25 @@ def choose_datasets(
     chosen = choose_splits(whole, args, source, need_train)
     for name, dataset in whole.items():
         if not any(dataset is used for used in chosen.values()):
-            ledger.leave_rows(name, len(dataset), "not in a split that is used")
+            ledger.leave_rows(name, len(dataset), UNUSED_SPLIT)
     return DatasetDict(chosen)
 
 
-def _divided(dataset: Dataset, args: DataArguments, source: str, raw: dict[str, Dataset]) -> dict[str, Dataset] | None:
-    """The rows by the column of splits; None if there is none, or it has one value for all rows."""
+def _divided(
+    name: str, dataset: Dataset, args: DataArguments, source: str, raw: dict[str, Dataset]
+) -> dict[str, Dataset]:
+    """The rows by the column of splits, without that column; by their own `name` if there is none."""
     given = args.split_column
     if given not in dataset.column_names and any(given in other.column_names for other in raw.values()):
         given = NO_SPLIT  # another file has the column
     values = {} if is_none(given) else _values_of_columns(dataset, args)
     if (found := split_column(values, given, source)) is None:
-        return None
+        return {name: dataset}
     column, names = found
     logger.info("  %-12s by the column %r: %s", "splits", column, ", ".join(dict.fromkeys(names.values())))
-    if len(set(names.values())) == 1 and split_of(next(iter(names.values()))) is not None and len(raw) > 1:
-        return None
     of_rows = np.array([names[value] for value in _readable(dataset, column)])
-    return {name: dataset.select(np.flatnonzero(of_rows == name)) for name in dict.fromkeys(names.values())}
+    rest = dataset.remove_columns(column)
+    return {part: rest.select(np.flatnonzero(of_rows == part)) for part in dict.fromkeys(names.values())}
 
 
 def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[Any]]:
@@ -82,7 +84,9 @@ def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[
         first = str(_readable(dataset.select([0]), name)[0]) if kind or isinstance(feature, ClassLabel) else ""
         named = name == args.split_column or (kind != "" and looks_like_splits(name))
         if named or is_split_like(first):
-            found[name] = list(dict.fromkeys(_readable(dataset, name)))
+            values = list(dict.fromkeys(_readable(dataset, name)))
+            if values != [None]:  # as of a file without the column, beside others that have it
+                found[name] = values
     return found
 
 
@@ -163,7 +167,7 @@ def check_classes(splits: DatasetDict, source: object) -> None:
         if unknown and not look_like_known:
             raise UserError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
-                "train, or keep only those of train with --classes",
+                f"train, or keep those of train with --classes {' '.join(trained[:5])}{' …' * (len(trained) > 5)}",
                 fix={"classes": trained},
             )
         if unknown:
@@ -200,7 +204,7 @@ def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset
         listed = ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else "")
         logger.info("  the only image of %s stays in train", listed)
     if without := sum(count == 0 for count in task.counts(task.tensor(part)).values()):
-        logger.info("  %d of the classes are too small to have an image in %s", without, split)
+        logger.info("  %d of %d classes are too small to have an image in %s", without, len(task.names), split)
     return rest, part
 
 

@@ -47,6 +47,8 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
 
 def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
     """Whether rows of a split have no class in the column `label`: it is empty, or -1, as `datasets` hides labels."""
+    if not all(isinstance(splits[name].features[label], (ClassLabel, Value)) for name in ("train", split)):
+        return False  # no labels at all, as `class_names` says
     missing = {None, ""} | ({"-1"} - _values(splits["train"], label))
     return not missing.isdisjoint(_values(splits[split], label))
 
