@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ftkit.config.arguments.data import EMBEDDED, DataArguments
+from ftkit.config.arguments.data import EMBEDDED, DataArguments, OtherData
 from ftkit.config.arguments.evaluation import EvaluationArguments
 from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
@@ -125,7 +125,7 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     if not own_data:
         recipe = [entry for entry in recipe if entry.key == "merge_similar_labels"]
     values = _read_values(parser, recipe + overrides, errors)
-    data, evaluation = _build_checked(groups, values, errors)
+    data, evaluation = _build_checked((DataArguments if own_data else OtherData, EvaluationArguments), values, errors)
     config = Evaluation(data, evaluation, own_data)
     errors += check(config) + check_machine(values, takes_use_cpu=False)
     if errors:

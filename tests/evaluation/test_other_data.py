@@ -87,6 +87,14 @@ def test_folders_are_evaluated_whole(tmp_path, read, counts, split, expected):
     assert (found, count(labels), drawn_from) == (split, expected, {})
 
 
+def test_only_what_is_not_used_is_accounted_for(tmp_path, run):
+    root = write(tmp_path / "new", {"train/ant": 4, "train/bee": 4, "test/bee": 2})
+    (root / "test" / "bee" / "photo.HEIF?").write_bytes(b"")
+    ledger = Ledger()
+    load_evaluation(parse_evaluation(["--model", str(run), "--data_dir", str(root)]), TASK, ledger)
+    assert [(row["where"], row["n"]) for row in ledger.not_used] == [("train", 8), ("test/bee", 1)]
+
+
 def test_a_folder_of_images_is_the_class_that_it_is_called_by(tmp_path, read, refused):
     root = write(tmp_path, {"bee": 4, "wasps": 2})
     assert read(root / "bee")[:2] == ("all", ["bee"] * 4)

@@ -1,7 +1,7 @@
 """Which images to read."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ftkit.config.values import Options, from_json
 from ftkit.errors import Advice
@@ -17,7 +17,13 @@ NO_SPLIT = "none"  # the value of `test_split`, `validation_split` or `split_col
 
 @dataclass
 class DataArguments:
-    """Which images to read, and how to split them."""
+    """Which images to read, and how to split them.
+
+    Attributes:
+        need_train: whether data without a train split are an error.
+    """
+
+    need_train: ClassVar[bool] = True
 
     dataset: str | None = field(
         default=None,
@@ -203,3 +209,10 @@ class DataArguments:
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []
+
+
+@dataclass
+class OtherData(DataArguments):
+    """Data to evaluate a model on that are not those of its run: any split will do."""
+
+    need_train: ClassVar[bool] = False

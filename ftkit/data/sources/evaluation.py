@@ -9,11 +9,13 @@ from ftkit.config import DataArguments
 from ftkit.config.configuration import Evaluation
 from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import Raw, check_files, load_data, read_raw
+from ftkit.data.sources.paths import named_files
 from ftkit.data.sources.splits import canonical, some
 from ftkit.data.sources.suffixes import image_suffixes
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
 from ftkit.tasks import Task
+from ftkit.tasks.columns import find_column
 
 ALL = "all"  # the name of data without splits
 
@@ -52,8 +54,13 @@ def load_evaluation(config: Evaluation, task: Task, ledger: Ledger) -> Evaluated
         return Evaluated(split, task.as_known(own[split], args, f"split {split} of the data"), drawn)
     source = args.data_dir or args.dataset or ""
     lone = _folder_of_a_class(args)
-    raw = Raw(lone, "label", None, ledger) if lone else read_raw(args, ledger, need_train=False)
+    raw = Raw(lone, "label", None, ledger) if lone else read_raw(args, ledger)
     split, rows = _chosen(raw.splits, args, wanted, source)
+    for name, other in raw.splits.items():
+        if other is not rows:
+            ledger.leave_rows(name, len(other), "not in the split that is evaluated")
+            image = find_column(other, "image_column", args.image_column, (Image,), "picture")
+            ledger.read(Path(file) for file in named_files(other.select_columns(image), image) if file is not None)
     splits = canonical({split: rows}, args, raw.label_column, for_training=False)
     check_files(splits, args, raw)
     rows = task.as_known(splits[split], args, source)
@@ -67,7 +74,7 @@ def training_images(config: Evaluation, otherwise: Dataset) -> Dataset:
     args = config.data
     if config.own_data:
         return load_data(args)["train"]
-    raw = read_raw(args, Ledger(), need_train=False)
+    raw = read_raw(args, Ledger())
     if "train" not in raw.splits or len(raw.splits) == 1:
         return otherwise
     splits = canonical({"train": raw.splits["train"]}, args, raw.label_column, for_training=False)

@@ -88,19 +88,15 @@ class Raw(NamedTuple):
     ledger: Ledger
 
 
-def read_raw(args: DataArguments, ledger: Ledger, need_train: bool = True) -> Raw:
-    """Read the dataset.
-
-    Args:
-        need_train: whether data without train are an error; evaluation needs none.
-    """
+def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
+    """Read the dataset, and choose its splits; without train only for an evaluation."""
     root = None
     if args.data_dir:
         path = Path(args.data_dir)
         root = scan(path) if path.is_dir() else None
-        splits = _read_folder(path, root, args, ledger, need_train)
+        splits = _read_folder(path, root, args, ledger)
     else:
-        splits = _read_name(args, ledger, need_train)
+        splits = _read_name(args, ledger)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
     known = args.label_column is None and usual in next(iter(splits.values())).features
     return Raw(splits, usual if known else args.label_column, root, ledger)
@@ -140,9 +136,9 @@ def _hub_name(args: DataArguments) -> str:
     return HUB_NAMES.get(name, name)
 
 
-def _read_name(args: DataArguments, ledger: Ledger, need_train: bool) -> DatasetDict:
+def _read_name(args: DataArguments, ledger: Ledger) -> DatasetDict:
     if args.dataset in _EMBEDDED:
-        return choose_datasets(_EMBEDDED[args.dataset](), args, ledger, args.dataset, need_train)
+        return choose_datasets(_EMBEDDED[args.dataset](), args, ledger, args.dataset)
     name = _hub_name(args)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
         raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
@@ -152,12 +148,10 @@ def _read_name(args: DataArguments, ledger: Ledger, need_train: bool) -> Dataset
         what=f"dataset {name}",
         fix=f"set --data_dir to local files: {local}",
     )
-    return choose_datasets(found, args, ledger, name, need_train)
+    return choose_datasets(found, args, ledger, name)
 
 
-def _read_folder(
-    path: Path, root: Folder | None, args: DataArguments, ledger: Ledger, need_train: bool
-) -> DatasetDict:
+def _read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Ledger) -> DatasetDict:
     """Read `data_dir`, whose format is recognised by its files; `root` is its content if it is a folder."""
     if not path.exists():
         parent = path.parent
@@ -170,44 +164,40 @@ def _read_folder(
             return read_tables({"train": path}, args.image_column, args.label_column)
         for kind, suffix in SHARDS.items():
             if path.suffix.lower() == suffix:
-                return choose_datasets(
-                    read_shards(kind, find_shards([path], path.parent)), args, ledger, path, need_train
-                )
+                return choose_datasets(read_shards(kind, find_shards([path], path.parent)), args, ledger, path)
         raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
     if not (root.files or root.folders):
         raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
     files = [folder.path / name for folder in root.below() for name in folder.files]
     if "dataset_dict.json" in root.files or "dataset_info.json" in root.files:
         ledger.read(files)
-        return choose_datasets(_read_saved(path), args, ledger, path, need_train)
+        return choose_datasets(_read_saved(path), args, ledger, path)
     if idx := [name for name in root.files if IDX_NAME.match(name)]:
         ledger.read(path / name for name in idx)
         names = FASHION_NAMES if args.dataset == "fashion_mnist" else None
         splits = read_idx_folder(path)
         names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
-        return choose_datasets(_from_arrays(path, splits, names), args, ledger, path, need_train)
+        return choose_datasets(_from_arrays(path, splits, names), args, ledger, path)
     if cifar := cifar_kind(path):
         ledger.read(path / name for name in root.files)
-        return choose_datasets(_from_arrays(path, *read_cifar_folder(path, cifar)), args, ledger, path, need_train)
+        return choose_datasets(_from_arrays(path, *read_cifar_folder(path, cifar)), args, ledger, path)
     if shards := [file for file in files if file.suffix.lower() == SHARDS["parquet"]]:
-        return _read_shards("parquet", shards, path, args, ledger, need_train)
+        return _read_shards("parquet", shards, path, args, ledger)
     if tables := table_files(path):
         ledger.read(tables.values())
         return read_tables(tables, args.image_column, args.label_column)
     # An archive may lie next to the folders it was unpacked to.
     shards = [file for file in files if file.suffix.lower() == SHARDS["webdataset"]]
     if shards and not root.holds_images:
-        return _read_shards("webdataset", shards, path, args, ledger, need_train)
-    return read_class_folders(root, args, ledger, need_train)
+        return _read_shards("webdataset", shards, path, args, ledger)
+    return read_class_folders(root, args, ledger)
 
 
-def _read_shards(
-    kind: str, files: list[Path], root: Path, args: DataArguments, ledger: Ledger, need_train: bool
-) -> DatasetDict:
+def _read_shards(kind: str, files: list[Path], root: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
     """Read shards by split, without those of splits that are not used, which may have other columns."""
     found = find_shards(files, root)
     ledger.read(file for files in found.values() for file in files)
-    return choose_datasets(read_shards(kind, used(found, args, root, need_train)), args, ledger, root, need_train)
+    return choose_datasets(read_shards(kind, used(found, args, root)), args, ledger, root)
 
 
 def _read_saved(path: Path) -> DatasetDict:

@@ -40,14 +40,11 @@ def find_shards(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def used(
-    found: dict[str, list[Path]], args: DataArguments, source: Path, need_train: bool = True
-) -> dict[str, list[Path]]:
+def used(found: dict[str, list[Path]], args: DataArguments, source: Path) -> dict[str, list[Path]]:
     """Those of the shards that the run needs: others may have other columns, such as no labels."""
     if len(found) == 1 and split_of(next(iter(found))) is None:
         return found  # a column may divide it
-    chosen = choose_splits({name: name for name in found}, args, source, need_train)
-    return {name: found[name] for name in chosen.values()}
+    return {name: found[name] for name in choose_splits({name: name for name in found}, args, source).values()}
 
 
 def read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:

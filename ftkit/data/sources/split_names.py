@@ -109,7 +109,7 @@ def choose_splits(
     left = [name for name in found if name not in chosen.values()]
     if not chosen and len(left) == 1 and given["train"] is None and split_of(left[0]) is None:
         return {"train": found[left[0]]}
-    if need_train and "train" not in chosen:
+    if need_train and args.need_train and "train" not in chosen:
         fix |= _without_train(left, chosen)
         chosen["train"] = fix["train_split"]
         problems.append(
