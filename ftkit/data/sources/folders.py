@@ -198,7 +198,7 @@ def _splits_in_classes(root: Folder, args: DataArguments) -> dict[str, Rows]:
                 f"set {_settings(fix)} to train on it, or --train_split {HERE} if each folder is a class",
                 fix=fix,
             )
-        if args.classes is None or name in args.classes:
+        if args.names_class(name):
             for split, images in within.items():
                 found.setdefault(split, []).extend((path, name) for path in natural_sorted(images.images))
     return found
@@ -214,7 +214,7 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
     if args.train_split != HERE:
         _check_nesting(root, args.classes)
     for path in natural_sorted(folder.path for folder in root.folders.values()):
-        folder, kept = root.folders[path.name], args.classes is None or path.name in args.classes
+        folder, kept = root.folders[path.name], args.names_class(path.name)
         images = natural_sorted(image for inner in folder.below() for image in inner.images)
         rows += [(image, path.name) for image in images]
         if not images and kept and root.holds_images:
