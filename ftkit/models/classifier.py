@@ -40,12 +40,14 @@ class Classifier:
         processor: the image processor, which turns images into the model's input.
         needs_statistics: whether `fit` must still measure the mean and standard deviation of the training images.
         needs_first_layer: whether `fit` may still fit the first layer.
+        in_order: the name in a weights file of each tensor that was matched by its order.
     """
 
     model: PreTrainedModel | PeftModel
     processor: Any
     needs_statistics: bool = False
     needs_first_layer: bool = False
+    in_order: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_takes_images(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
@@ -65,7 +67,7 @@ class Classifier:
         Raises:
             UserError: the model does not take these arguments, or cannot be loaded.
         """
-        labels = task.config_options()
+        labels, in_order = task.config_options(), dict[str, str]()
         file = weights_file(args.model)
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
@@ -74,8 +76,8 @@ class Classifier:
             named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
             model, processor = _model_and_processor(named, labels, images, pretrained=False)
             name_head(model, args.head)
-            load_weights(model, file)
-        classifier = cls(model, processor, needs_first_layer=not pretrained)
+            in_order = load_weights(model, file)
+        classifier = cls(model, processor, needs_first_layer=not pretrained, in_order=in_order)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:

@@ -14,7 +14,7 @@ from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import follow_files
 from ftkit.data.sources.arrays import from_arrays
 from ftkit.data.sources.layouts import read_folder
-from ftkit.data.sources.ledger import Ledger, scan
+from ftkit.data.sources.ledger import Folder, Ledger, scan
 from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.pictures import as_pictures
 from ftkit.data.sources.remote import from_hub
