@@ -20,6 +20,7 @@ from transformers import set_seed
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.decoding import first_images
 from ftkit.data.pixels.images import describe_images
 from ftkit.data.sources.load import load_data
 from ftkit.errors import writing
@@ -133,6 +134,8 @@ def build_classifier(job: Job) -> None:
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
+    if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+        job.classifier.check(config.model, job.task, info, pretrained, two)
     job.images = load_images(job.dataset, job.classifier.processor, channels, config.data, config.training.seed)
     set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
     job.classifier.fit(job.images["train"])

@@ -22,6 +22,8 @@ from ftkit.errors import UserError, nearest
 
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
 from .anatomy import find_head
+from .fitting import average_normalization, fit_processor
+from .reshaping import channels_of, divided, reshaped, sized
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,20 +65,25 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
             f"model: {place} holds adapters, not a full model: fine-tune their base model, or train them again with "
             "--merge_adapters true"
         )
-    if args.image_size:
-        raise UserError(f"image_size: {place} has its own size, in its image processor: leave image_size out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source))
-    changes = {**_overrides(args, config, place), **labels}
+    changes = _overrides(args, config, place)
     if pretrained:
+        changes, shaping = divided(config, changes)
+        changes |= labels
         model = _loading(place, lambda: _from_pretrained(place, **source, **changes, ignore_mismatched_sizes=True))
+        model = reshaped(model, args, shaping)
         _fit_head(model, [config.id2label[i] for i in sorted(config.id2label)], list(labels["id2label"].values()))
     else:
+        changes = {**sized(config, changes, args.size), **labels}
         config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source, **changes))
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
     timm_models.name_classes(model)
-    return model, _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    processor = _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    if channels_of(model.config) == 1 < channels_of(config) and pretrained:
+        processor = average_normalization(model.config, processor)
+    return model, fit_processor(model.config, processor, args.size, args.image_fit)
 
 
 def hub_name(model: str) -> str | None:
