@@ -116,9 +116,10 @@ class Classifier:
             sized = dataclasses.replace(args, image_size=list(size))
             return Classifier.build(sized, task, images, pretrained).model
 
-        own = [size_of(self.model)] if pretrained and args.size is None else []
+        own = size_of(self.model)
+        sizes = [own] if own is not None and pretrained and args.size is None else []
         values = normalizer(self.processor, self.channels)(pixels)
-        check_first_pass(args.model, self.model, values, [size for size in own if size is not None], again)
+        check_first_pass(args.model, self.model, values, None if pretrained and args.size else sizes, again)
 
     def fit(self, train: Images) -> None:
         """Fit what the recipe and the weights leave open to the training images.

@@ -24,7 +24,7 @@ _SHOWN = 3  # tensors that a message names
 
 
 def check_first_pass(
-    name: str, model: Any, pixel_values: torch.Tensor, own: list[Size], again: Callable[[Size], nn.Module]
+    name: str, model: Any, pixel_values: torch.Tensor, own: list[Size] | None, again: Callable[[Size], nn.Module]
 ) -> None:
     """Check that `model` can be trained on images like these, with all of their pixels.
 
@@ -32,7 +32,7 @@ def check_first_pass(
         name: the model's name, for messages.
         model: the model, on the CPU, in float32.
         pixel_values: float (2, C, H, W), two of the images, normalised.
-        own: the sizes for which the model was made, if any.
+        own: sizes of the model itself, to recommend first; None if it has one and another was asked for.
         again: makes the same model for another size; raises a `UserError` if that is impossible.
 
     Raises:
@@ -48,12 +48,14 @@ def check_first_pass(
             other, images = again(size), _noise(pixel_values, size)
             return _takes(other, images[:1]) and why_not(other, images) is None
 
-        found = _other_size((height, width), own, works)
+        found = _other_size((height, width), own or [], works)
+    if found is None and own is None:
+        raise UserError(f"image_size: {name} {problem}: leave image_size out", fix={"image_size": None})
     if found is None:
         raise UserError(f"model: {name} {problem}, and takes no other size that was tried: use another model")
     raise UserError(
         f"image_size: {name} {problem}: set image_size to {' '.join(map(str, dict.fromkeys(found)))}, "
-        f"{'for which it was made' if found in own else 'the smallest above that it can take'}",
+        f"{'for which it was made' if found in (own or []) else 'the smallest above that it can take'}",
         fix={"image_size": found[0] if found[0] == found[1] else list(found)},
     )
 

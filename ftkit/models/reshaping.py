@@ -18,6 +18,7 @@ from .first_pass import FAILURES, Size, forward, reason
 
 logger = logging.getLogger(__name__)
 SHAPING = ("image_size", "num_channels")  # keys of transformers' configs that `reshaped` follows
+_INPUT = "vision_config"  # the part of a config that holds them, if it has parts
 _SHOWN = 5  # tensors that a message names
 
 
@@ -36,9 +37,10 @@ def sized(config: PreTrainedConfig, changes: dict[str, Any], size: Size | None) 
     if timm_models.is_config(config):
         given = changes.get("model_args") or vars(config).get("model_args") or {}
         return {**changes, "model_args": timm_models.sized(config, given, size)}
-    if "image_size" not in config.to_dict():
-        return changes
-    return {**changes, "image_size": _as_in(config, size)}
+    if _INPUT in config.sub_configs:  # as in CLIP and SigLIP
+        given = {**getattr(config, _INPUT).to_dict(), **changes.get(_INPUT, {})}
+        return {**changes, _INPUT: {**given, "image_size": _as_in(getattr(config, _INPUT), size)}}
+    return {**changes, "image_size": _as_in(config, size)} if "image_size" in config.to_dict() else changes
 
 
 def _as_in(config: Any, size: Size) -> int | list[int]:
@@ -48,7 +50,7 @@ def _as_in(config: Any, size: Size) -> int | list[int]:
 
 def size_of(model: Any) -> Size | None:
     """Height and width of the images that a model is made for, from its config; None if that names none."""
-    found = timm_models.fixed_size(model) or getattr(model.config, "image_size", None)
+    found = timm_models.fixed_size(model) or getattr(input_config(model.config), "image_size", None)
     if found is None or isinstance(found, int):
         return None if found is None else (found, found)
     return (found[0], found[-1])
@@ -70,12 +72,12 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
         UserError: tensors of another shape cannot be resampled; the message names them.
     """
     old, size = model.state_dict(), args.size
+    given = [key for key in ("model_args", "image_size") if getattr(args, key)]
     if timm_models.is_config(model.config):
         anew, random, asked = timm_models.reshaped(model, model_args, size)
     else:
-        anew, random, asked = _reshaped(model, model_args, size)
+        anew, random, asked = _reshaped(model, model_args, size, given)
     if random:
-        given = [key for key in ("model_args", "image_size") if getattr(args, key)]
         shown = [f"{name} {tuple(old[name].shape)}" if name in old else f"{name} (missing)" for name in random]
         raise UserError(
             f"model: {len(random)} tensors of {args.model} do not fit with {asked}, and nothing resamples them: "
@@ -91,35 +93,46 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
 def channels_of(config: Any) -> int:
     """The number of channels of a model's input."""
     of_timm = timm_models.channels(config)
-    return getattr(config, "num_channels", 3) if of_timm is None else of_timm
+    return getattr(input_config(config), "num_channels", 3) if of_timm is None else of_timm
+
+
+def input_config(config: Any) -> Any:
+    """The part of a config that has the model's size and channels."""
+    return getattr(config, _INPUT) if _INPUT in config.sub_configs else config
 
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
-def _reshaped(model: Any, model_args: dict[str, Any], size: Size | None) -> tuple[Any, list[str], dict[str, Any]]:
+def _reshaped(
+    model: Any, model_args: dict[str, Any], size: Size | None, given: list[str]
+) -> tuple[Any, list[str], dict[str, Any]]:
     """Of another model than timm's: the new model, its tensors without weights, and what changed in its config."""
     config, old = copy.deepcopy(model.config), dict(model.state_dict())
-    asked = {key: value for key, value in model_args.items() if key != "image_size" and value != vars(config)[key]}
-    if size is not None and "image_size" in config.to_dict() and not _takes(model, size):
-        asked["image_size"] = _as_in(config, size)
+    before, after = input_config(model.config), input_config(config)
+    asked = {key: value for key, value in model_args.items() if key != "image_size" and value != vars(before)[key]}
+    if size is not None and "image_size" in after.to_dict() and not _takes(model, size):
+        asked["image_size"] = _as_in(after, size)
     if not asked:
         return model, [], asked
     try:
         for key, value in asked.items():
-            setattr(config, key, value)
+            setattr(after, key, value)
         with torch.random.fork_rng(devices=[]):
             anew = type(model)(config).eval()
     except FAILURES as error:
-        raise UserError(f"model_args: {type(model).__name__} cannot be built with {asked}: {reason(error)}") from error
+        raise UserError(
+            f"model: {type(model).__name__} cannot be built with {asked} ({reason(error)}): leave it out",
+            fix=dict.fromkeys(given),
+        ) from error
     new = anew.state_dict()
     for name in new.keys() & old.keys():
         layer = anew.get_submodule(name.rpartition(".")[0])
         if new[name].shape != old[name].shape and isinstance(layer, nn.Conv2d) and "num_channels" in asked:
-            old[name] = adapt_input_conv(config.num_channels, old[name], base_chans=model.config.num_channels)
+            old[name] = adapt_input_conv(after.num_channels, old[name], base_chans=before.num_channels)
     if size is not None and "image_size" in asked:
-        old |= _positions(anew, old, size, model.config.image_size)
+        old |= _positions(anew, old, size, before.image_size)
     fitting = {name: tensor for name, tensor in old.items() if name in new and tensor.shape == new[name].shape}
     anew.load_state_dict(fitting, strict=False)
     return anew, sorted((new.keys() | old.keys()) - fitting.keys()), asked
