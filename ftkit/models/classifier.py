@@ -24,7 +24,7 @@ from .first_pass import check_channels, check_first_pass, check_input
 from .fitting import fit_processor, geometry_of, say_fit, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
-from .reshaping import channels_of, size_of
+from .reshaping import channels_of, reshaped, size_of
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,7 @@ class Classifier:
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
         else:
-            named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
-            model, processor = _model_and_processor(named, labels, images, pretrained=False)
-            load_weights(model, file)
+            model, processor = _with_weights(args, file, labels, images)
         classifier = cls(model, processor, needs_first_layer=not pretrained)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
@@ -211,6 +209,30 @@ def _model_and_processor(
         model, processor = timm_models.build(args.model, side, model_args, labels)
         return model, fit_processor(model.config, processor, None, args.image_fit)
     return load_for_classes(args, labels, pretrained)
+
+
+def _with_weights(
+    args: ModelArguments, file: Path, labels: dict[str, Any], images: ImageInfo
+) -> tuple[PreTrainedModel, Any]:
+    """The architecture with the weights of a file, for the wanted size, for which they may have to be resampled."""
+    named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
+    model, processor = _model_and_processor(named, labels, images, pretrained=False)
+    try:
+        load_weights(model, file)
+    except UserError:
+        size = size_of(model)
+        if size is None:
+            raise
+        side = timm_models.usual_side(named.model) if named.model.startswith(timm_models.PREFIX) else None
+        usual = dataclasses.replace(named, image_size=side and [side])
+        made_for, processor = _model_and_processor(usual, labels, images, pretrained=False)
+        if size_of(made_for) == size:
+            raise
+        load_weights(made_for, file)
+        sized = dataclasses.replace(args, image_size=list(size))
+        model = reshaped(made_for, sized, {})
+        processor = fit_processor(model.config, processor, size, args.image_fit)
+    return model, processor
 
 
 def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) -> tuple[PreTrainedModel, Any]:

@@ -162,7 +162,7 @@ def reshaped(
             random = [name for name in plain if not torch.equal(plain[name], again[name])]
     if random:
         return model, [f"{PLACE}.{name}" for name in random], given
-    config.model_args = given
+    config.model_args, config.name_or_path = given, ""  # no place holds these weights
     with torch.random.fork_rng(devices=[]):
         anew = TimmWrapperForImageClassification(config).eval()
     anew.timm_model.load_state_dict(plain)

@@ -70,11 +70,14 @@ class ModelArguments:
 
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""
-        errors: list[str] = self._check_input() if isinstance(self.model_args, dict) else []
+        errors: list[str] = self._check_input(self.model_args) if isinstance(self.model_args, dict) else []
         if weights_file(self.model) is None and self.architecture is not None:
             errors.append(
-                f"architecture: {self.architecture} goes with a file of weights, and model: {self.model} is not one: "
-                "leave it out"
+                Advice(
+                    f"architecture: {self.architecture} goes with a file of weights, and model: {self.model} is not "
+                    "one: leave it out",
+                    {"architecture": None},
+                )
             )
         elif weights_file(self.model) is not None and self.architecture is None:
             errors.append(
@@ -98,30 +101,19 @@ class ModelArguments:
             errors.append(f"image_std: {self.image_std} must be positive")
         return errors
 
-    def _check_input(self) -> list[str]:
+    def _check_input(self, model_args: dict[str, Any]) -> list[str]:
         """Errors in what `model_args` says of size and channels."""
         errors: list[str] = []
-        for key in _OWN_SIZES + _OWN_CHANNELS:
-            if key not in self.model_args:
-                continue
-            value, rest = self.model_args[key], {name: v for name, v in self.model_args.items() if name != key}
+        for key in [key for key in _OWN_SIZES + _OWN_CHANNELS if key in model_args]:
+            value, rest = model_args[key], {name: v for name, v in model_args.items() if name != key}
             if key in _OWN_CHANNELS and value not in (1, 3):
-                errors.append(
-                    Advice(
-                        f"model_args: {key}: {value} is neither 1 (grey) nor 3 (RGB), which are the channels that images "
-                        "are read with: leave it out",
-                        {"model_args": rest or None},
-                    )
-                )
+                message = f"model_args: {key}: {value}: images are read with 1 channel (grey) or 3 (RGB): leave it out"
+                errors.append(Advice(message, {"model_args": rest or None}))
             elif key in _OWN_SIZES and not _is_size(value):
                 errors.append(f"model_args: {key}: {value!r} must be one side, or height and width, in pixels")
             elif key in _OWN_SIZES and self.image_size and _as_size(value) != _as_size(self.image_size):
-                errors.append(
-                    Advice(
-                        f"model_args: {key}: {value} contradicts image_size: {self.image_size}: leave it out",
-                        {"model_args": rest or None},
-                    )
-                )
+                message = f"model_args: {key}: {value} contradicts image_size: {self.image_size}: leave it out"
+                errors.append(Advice(message, {"model_args": rest or None}))
         return errors
 
 
