@@ -223,8 +223,9 @@ def _with_weights(
         size = size_of(model)
         if size is None:
             raise
-        side = timm_models.usual_side(named.model) if named.model.startswith(timm_models.PREFIX) else None
-        usual = dataclasses.replace(named, image_size=side and [side])
+        of_timm = named.model.startswith(timm_models.PREFIX)
+        side = [timm_models.usual_side(named.model)] if of_timm else None
+        usual = dataclasses.replace(named, image_size=side)
         made_for, processor = _model_and_processor(usual, labels, images, pretrained=False)
         if size_of(made_for) == size:
             raise

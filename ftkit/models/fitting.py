@@ -13,6 +13,7 @@ from ftkit.data.pixels.normalize import PixelGeometry
 from ftkit.errors import UserError
 
 from . import timm_models
+from .first_pass import reason
 
 MEANINGS = {
     "squash": "squashed, so that their sides get another ratio",
@@ -67,20 +68,19 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     Raises:
         UserError: this kind of processor cannot do that, or the size of its output depends on the image.
     """
+    kind = type(processor).__name__
     try:
         now = geometry_of(processor)
     except RuntimeError as error:  # torch cannot resize to 1 x 1
         raise UserError(
-            f"image_size: {type(processor).__name__} cannot resize images to its size ({' '.join(str(error).split())}): "
-            "set image_size to 8",
+            f"image_size: {kind} cannot resize images to its size ({reason(error)}): set image_size to 8",
             fix={"image_size": 8},
         ) from error
     if now is None and (size is None or fit is None):
-        size, fit = size or _longest(processor), fit or "crop"
-        kind = type(processor).__name__
+        size, fit = size or _of_square(processor), fit or "crop"
         raise UserError(
-            f"image_fit: {kind} gives images of other shapes other sizes, and a batch needs one: set image_fit to crop "
-            f"or squash, and image_size, such as {' '.join(map(str, size))}",
+            f"image_fit: {kind}, which is saved with the model, gives images of other shapes other sizes, and a batch "
+            f"needs one: set image_fit to {fit} and image_size to {size[0]} {size[1]}",
             fix={"image_fit": fit, "image_size": list(size)},
         )
     wanted = Geometry(size or now.size, fit or now.fit) if now is not None else Geometry(size, fit)  # type: ignore[arg-type]
@@ -89,14 +89,15 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     if timm_models.lives_in_config(processor):
         crop_pct = None if now is not None and now.fit == wanted.fit else 1.0  # other fits leave nothing out
         return timm_models.fitting(config, wanted.size, wanted.fit, crop_pct)
+    others = [other for other in MEANINGS if other != wanted.fit]
     # Without image_fit, a kind that cannot keep its fit at the new size, such as ConvNeXt's, takes its fit there.
-    for other in [wanted.fit] if fit else [wanted.fit, *(other for other in MEANINGS if other != wanted.fit)]:
+    for other in [wanted.fit] if fit else [wanted.fit, *others]:
         if (found := _with_settings(processor, now, Geometry(wanted.size, other))) is not None:
             return found
-    can = [other for other in MEANINGS if _with_settings(processor, now, Geometry(wanted.size, other)) is not None]
+    can = [other for other in others if _with_settings(processor, now, Geometry(wanted.size, other)) is not None]
     raise UserError(
-        f"image_fit: {type(processor).__name__}, which is saved with the model, has no settings that {wanted.fit} images "
-        f"to {wanted.size[0]} x {wanted.size[1]}: {f'set image_fit to {can[0]}' if can else 'leave image_size out'}",
+        f"image_fit: {kind}, which is saved with the model, has no settings that {wanted.fit} images to "
+        f"{wanted.size[0]} x {wanted.size[1]} pixels: {f'set it to {can[0]}' if can else 'leave image_size out'}",
         fix={"image_fit": can[0]} if can else {"image_size": None},
     )
 
@@ -146,8 +147,8 @@ def _settings(saved: dict[str, Any], now: Geometry | None, wanted: Geometry) -> 
         yield {**whole, "size": largest, "do_center_crop": True, "crop_size": target}
 
 
-def _longest(processor: Any) -> tuple[int, int]:
-    """The size of its output for a square image."""
+def _of_square(processor: Any) -> tuple[int, int]:
+    """Height and width of what a processor makes of a square image."""
     height, width = PixelGeometry(processor)([Image.new("RGB", (96, 96))]).shape[2:]
     return height, width
 

@@ -156,7 +156,8 @@ def _positions(anew: Any, old: dict[str, torch.Tensor], size: Size, before: Any)
 
     Those that it does not compute are empty, so that they fit nowhere.
     """
-    trial, seen, empty = copy.deepcopy(anew), {}, torch.empty(0)
+    trial, empty = copy.deepcopy(anew), torch.empty(0)
+    seen: dict[str, torch.Tensor] = {}
     method = "interpolate_pos_encoding"
     holders = {place: part for place, part in trial.named_modules() if callable(getattr(part, method, None))}
     names = {

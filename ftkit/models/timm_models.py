@@ -192,10 +192,12 @@ def _traits(model: Any) -> dict[str, Any]:
 
 
 def fixed_size(model: Any) -> tuple[int, int] | None:
-    """Height and width of the images that a timm model is built for; None if it takes any, or is not timm's."""
-    if not is_config(model.config) or not _traits(model)["fixed_input_size"]:
+    """Height and width of the images that a timm model is built for; None if for none, or it is not timm's."""
+    if not is_config(model.config):
         return None
-    return tuple(_traits(model)["input_size"][1:])
+    traits = _traits(model)
+    built_for_one = traits["fixed_input_size"] or "img_size" in (model.config.model_args or {})
+    return tuple(traits["input_size"][1:]) if built_for_one else None
 
 
 def sized(config: Any, model_args: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
