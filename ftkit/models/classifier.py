@@ -73,7 +73,9 @@ class Classifier:
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:
-            classifier.needs_statistics = not pretrained or file is not None
+            # timm pads with the mean, so that the images depend on it.
+            padded = timm_models.pads_with_mean(processor)
+            classifier.needs_statistics = (not pretrained or file is not None) and not padded
         check_channels(args.model, classifier.channels)
         if (geometry := geometry_of(processor)) is not None:
             say_fit(geometry, images.size)

@@ -23,6 +23,7 @@ from transformers import (
 from ftkit.errors import UserError
 
 PREFIX = "timm/"  # before timm's names in recipes
+_CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
@@ -211,13 +212,15 @@ def lives_in_config(processor: Any) -> bool:
     return isinstance(processor, TimmWrapperImageProcessor)
 
 
+def pads_with_mean(processor: Any) -> bool:
+    """Whether an image processor pads images with the mean that it normalises with."""
+    return lives_in_config(processor) and processor.data_config["crop_mode"] == _CROP_MODES["pad"]
+
+
 def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
     """The image processor of a timm model with a new normalisation, which is also set in its `config."""
     config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-
-
-_CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
 
 
 def fitting(config: Any, size: tuple[int, int], fit: str, crop_pct: float | None) -> TimmWrapperImageProcessor:
