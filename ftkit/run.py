@@ -31,6 +31,7 @@ from ftkit.hub.card import write_card
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
+from ftkit.models.weights import save_pairs
 from ftkit.owners import parse_config
 from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
@@ -164,6 +165,7 @@ def train(job: Job) -> None:
         if job.is_first:
             begin_run(config)
             job.fingerprint.save_table(job.folder)
+            save_pairs(job.classifier.in_order, job.folder)
     check_shared(config)
     job.stages = run_plan(job.plan, resumption)
 

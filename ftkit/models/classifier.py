@@ -20,7 +20,8 @@ from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
-from .first_pass import check_channels, check_first_pass, check_input
+from .anatomy import check_input, name_head, whole_state
+from .first_pass import check_channels, check_first_pass, check_size
 from .fitting import fit_processor, geometry_of, say_fit, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
@@ -41,12 +42,17 @@ class Classifier:
         processor: the image processor, which turns images into the model's input.
         needs_statistics: whether `fit` must still measure the mean and standard deviation of the training images.
         needs_first_layer: whether `fit` may still fit the first layer.
+        in_order: the name in a weights file of each tensor that was matched by its order.
     """
 
     model: PreTrainedModel | PeftModel
     processor: Any
     needs_statistics: bool = False
     needs_first_layer: bool = False
+    in_order: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_input(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
@@ -63,13 +69,14 @@ class Classifier:
         Raises:
             UserError: the model does not take these arguments, or cannot be loaded.
         """
-        labels = task.config_options()
+        labels, in_order = task.config_options(), dict[str, str]()
         file = weights_file(args.model)
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
+            name_head(model, args.head)
         else:
-            model, processor = _with_weights(args, file, labels, images)
-        classifier = cls(model, processor, needs_first_layer=not pretrained)
+            model, processor, in_order = _with_weights(args, file, labels, images)
+        classifier = cls(model, processor, needs_first_layer=not pretrained, in_order=in_order)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
         else:
@@ -95,7 +102,7 @@ class Classifier:
             UserError: the model does not exist, cannot be loaded, or does not take the images of its processor.
         """
         classifier = cls(*load_saved(model, revision, trust_remote_code))
-        check_input(model, classifier.model, classifier.channels, classifier.size)
+        check_size(model, classifier.model, classifier.channels, classifier.size)
         return classifier
 
     def check(
@@ -182,8 +189,10 @@ class Classifier:
 
         The weights of a model with adapters are those of the adapters and the head; the config is that of the model.
         """
-        self.model.save_pretrained(str(folder))
-        if isinstance(self.model, PeftModel):
+        if not isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(folder), state_dict=whole_state(self.model))
+        else:
+            self.model.save_pretrained(str(folder))
             base: Any = self.model.get_base_model()
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in
@@ -215,27 +224,26 @@ def _model_and_processor(
 
 def _with_weights(
     args: ModelArguments, file: Path, labels: dict[str, Any], images: ImageInfo
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[PreTrainedModel, Any, dict[str, str]]:
     """The architecture with the weights of a file, for the wanted size, for which they may have to be resampled."""
     named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
     model, processor = _model_and_processor(named, labels, images, pretrained=False)
+    name_head(model, args.head)
+    size = size_of(model)
     try:
-        load_weights(model, file)
+        return model, processor, load_weights(model, file)
     except UserError:
-        size = size_of(model)
         if size is None:
             raise
         of_timm = named.model.startswith(timm_models.PREFIX)
-        side = [timm_models.usual_side(named.model)] if of_timm else None
-        usual = dataclasses.replace(named, image_size=side)
-        made_for, processor = _model_and_processor(usual, labels, images, pretrained=False)
-        if size_of(made_for) == size:
+        usual = dataclasses.replace(named, image_size=[timm_models.usual_side(named.model)] if of_timm else None)
+        model, processor = _model_and_processor(usual, labels, images, pretrained=False)
+        if size_of(model) == size:
             raise
-        load_weights(made_for, file)
-        sized = dataclasses.replace(args, image_size=list(size))
-        model = reshaped(made_for, sized, {})
-        processor = fit_processor(model.config, processor, size, args.image_fit)
-    return model, processor
+    name_head(model, args.head)
+    in_order = load_weights(model, file)
+    model = reshaped(model, dataclasses.replace(args, image_size=list(size)), {})
+    return model, fit_processor(model.config, processor, size, args.image_fit), in_order
 
 
 def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) -> tuple[PreTrainedModel, Any]:

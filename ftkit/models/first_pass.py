@@ -69,7 +69,7 @@ def check_channels(name: str, channels: int) -> None:
         )
 
 
-def check_input(name: str, model: Any, channels: int, size: Size) -> None:
+def check_size(name: str, model: Any, channels: int, size: Size) -> None:
     """Check that a saved model takes the images that its image processor makes.
 
     Raises:

@@ -51,7 +51,7 @@ def test_only_adapters_and_head_are_saved_and_they_reload(folder, tmp_path, refu
     job = train(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
     assert not (job.folder / "model" / "model.safetensors").exists()
     saved = load_file(job.folder / "model" / "adapter_model.safetensors")
-    head, _ = find_head(AutoModelForImageClassification.from_pretrained(folder))
+    (head,) = find_head(AutoModelForImageClassification.from_pretrained(folder))
     assert any(head in name for name in saved) and any(head not in name for name in saved)
     assert_saved_is_trained(job)
     assert 0 < job.plan.trained < job.classifier.model.num_parameters()
@@ -231,7 +231,7 @@ def test_merging_that_changes_the_logits_is_refused(convnet, refused):
 
     def broken():
         plain = whole()
-        torch.nn.init.ones_(find_head(plain)[1].weight)
+        torch.nn.init.ones_(plain.classifier.weight)
         return plain
 
     adapted.merge_and_unload = broken

@@ -35,6 +35,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "Further arguments of the model's configuration, as a mapping (JSON on the command line)."},
     )
+    head: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the modules that are the head. Default: the layers that change with the number of "
+            "classes."
+        },
+    )
     dropout: float | None = field(
         default=None, metadata={"help": "Dropout before the head (timm: drop_rate) and in ftkit's own hidden layers."}
     )
@@ -86,6 +93,8 @@ class ModelArguments:
             )
         if self.model_args is not None and not isinstance(self.model_args, dict):
             errors.append(f'model_args: {self.model_args!r} is not a mapping such as {{"hidden_sizes": [128, 128]}}')
+        if self.head == []:
+            errors.append("head: names no module: name those that compute the logits, or leave it out")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             errors.append(f"dropout: {self.dropout} must be at least 0 and under 1")
         if self.image_size is not None and (len(self.image_size) > 2 or min(self.image_size) < 1):

@@ -22,7 +22,7 @@ from ftkit.methods.freezing import only_training
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.methods.trainable import trained_parameters
-from ftkit.models.anatomy import layer_groups, regroup
+from ftkit.models.anatomy import find_head, layer_groups, regroup
 from ftkit.models.classifier import Classifier
 from ftkit.training.loop.optimizers import make_optimizer, make_schedule
 from ftkit.training.stages.last_batch import check_single_image, smallest_batch
@@ -59,6 +59,7 @@ class Plan:
         classifier: the classifier; its model has the method's adapters, if any.
         images: the images by split; `train` is trained on, `validation` chooses the checkpoint.
         groups: parameter names by layer group, from input to output, the head last.
+        head: the names of the modules of the head.
         stages: the stages in order.
         trained: number of parameters that train in at least one stage.
     """
@@ -67,13 +68,9 @@ class Plan:
     classifier: Classifier
     images: dict[str, Images]
     groups: dict[str, list[str]]
+    head: list[str]
     stages: list[PreparedStage]
     trained: int
-
-    @property
-    def head(self) -> str:
-        """The name of the last layer group."""
-        return list(self.groups)[-1]
 
 
 def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Images]) -> Plan:
@@ -88,7 +85,7 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
         UserError: a stage names a part that the model lacks, its training arguments contradict each other, or no
             layer takes the adapters.
     """
-    groups, length = layer_groups(classifier.model), len(images["train"])
+    groups, head, length = layer_groups(classifier.model), [*find_head(classifier.model)], len(images["train"])
     drafts = _draft(config, len(groups), length)
     planned = [_steps(args, length) if stage.kind.needs_adapters else 0 for stage, _, args in drafts]
     if is_adapter(config.method.method):
@@ -121,7 +118,7 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
                 with only_training(tried, stage.trained, stage.stage.train, config.method.train_batchnorm_stats):
                     check_single_image(tried, pixels, stage.args, length)
     trained = size(model, set().union(*(stage.trained for stage in stages)))
-    plan = Plan(config, classifier, images, groups, stages, trained)
+    plan = Plan(config, classifier, images, groups, head, stages, trained)
     _warn_about_the_head(plan)
     return plan
 
@@ -247,9 +244,10 @@ def _try_out(stage: PreparedStage, model: Any, steps: int) -> None:
 
 def _warn_about_the_head(plan: Plan) -> None:
     """Warn if the head is frozen in all stages, or if only the head trains although the method should train more."""
-    if not any(stage.trained.intersection(plan.groups[plan.head]) for stage in plan.stages):
-        logger.warning("no stage trains the head, %s: if its classes are new, add it to a stage", plan.head)
+    name, parameters = list(plan.groups.items())[-1]
+    if not any(stage.trained.intersection(parameters) for stage in plan.stages):
+        logger.warning("no stage trains the head, %s: if its classes are new, add it to a stage", name)
     for prepared in plan.stages:
         kind = prepared.stage.kind
-        if kind.beside_head and prepared.trained <= set(plan.groups[plan.head]):
+        if kind.beside_head and prepared.trained <= set(parameters):
             logger.warning("the model has no %s before its head, so only the head trains", kind.written)
