@@ -19,6 +19,7 @@ from transformers import set_seed
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.decoding import first_images
 from ftkit.data.pixels.images import describe_images
 from ftkit.data.pixels.kinds import in_colour, say_kinds
 from ftkit.data.sources.ledger import Ledger
@@ -137,6 +138,9 @@ def build_classifier(job: Job) -> None:
     config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
+    channels = job.classifier.channels_of(info)
+    if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+        job.classifier.check(config.model, job.task, info, pretrained, two)
     job.images = job.classifier.images_of(job.dataset, config.data, seed)
     if not pretrained and info.channels == 1 and in_colour(job.images.values()):
         set_seed(seed)

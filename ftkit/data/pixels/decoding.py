@@ -23,6 +23,7 @@ from ftkit.tasks.columns import column
 
 _CHUNK = 128  # images per unit of work
 _WORTH_PROCESSES = 2000  # images
+_FIRST = 64  # images to try for the first two
 
 
 class Decoded(NamedTuple):
@@ -82,6 +83,24 @@ class Decoder:
                 bad.append({"row": row, "index": int(self.index[row]), **about})
         pixels = self.geometry(images) if images else None
         return Decoded(positions, pixels, np.array(hashes, np.uint64), bad, kinds)
+
+
+def first_images(dataset: Dataset, processor: Any, channels: int) -> torch.Tensor | None:
+    """The first two images that decode, one of them twice if there is no other: uint8 (2, C, H, W).
+
+    Args:
+        dataset, processor, channels: see `Decoder`.
+
+    Returns:
+        None if none of the first 64 decodes.
+    """
+    decode, found = Decoder(dataset, processor, channels), None
+    for row in range(min(_FIRST, len(dataset))):
+        if (pixels := decode([row]).pixels) is not None:
+            if found is not None:
+                return torch.from_numpy(np.concatenate([found, pixels]))
+            found = pixels
+    return None if found is None else torch.from_numpy(np.concatenate([found, found]))
 
 
 def cores() -> int:
