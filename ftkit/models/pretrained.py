@@ -22,7 +22,9 @@ from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's
 from .adapted import with_adapters
 from .anatomy import class_axes, draw_head, head_tensors, name_head
 from .base_config import class_names, read_config, say_dropout, set_classes
+from .fitting import average_normalization, fit_processor
 from .loading import DAMAGED, Loaded, check_whole, load_from, reason
+from .reshaping import channels_of, divided, reshaped, sized
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,24 +64,29 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
         UserError: the model does not take these arguments, or cannot be loaded, or its body is not whole.
     """
     place = str(local_model(args.model) or hub_name(args.model))
-    if args.image_size:
-        raise UserError(f"image_size: {place} has its own size, in its image processor: leave image_size out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     theirs = _loading(place, lambda: _base_config(place, source))
-    changes = {**_overrides(args, theirs, place), **labels}
-    config = _loading(place, lambda: read_config(place, source, changes))
+    changes, shaping = _overrides(args, theirs, place), dict[str, Any]()
+    if pretrained:
+        changes, shaping = divided(theirs, changes)
+    else:
+        changes = sized(theirs, changes, args.size)
+    config = _loading(place, lambda: read_config(place, source, {**changes, **labels}))
     timm_models.name_classes(config)
-    say_dropout(config)
     if pretrained:
         loaded = _loading(place, lambda: load_from(place, config, source))
-        model = loaded.model
-        name_head(model, args.head)
-        check_whole(loaded, place, new=head_tensors(model))
+        name_head(loaded.model, args.head)
+        check_whole(loaded, place, new=head_tensors(loaded.model))
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
+        model = reshaped(loaded.model, args, shaping)
     else:
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
-    return model, _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    say_dropout(model.config)
+    processor = _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    if pretrained and channels_of(model.config) == 1 < channels_of(theirs):
+        processor = average_normalization(model.config, processor)
+    return model, fit_processor(model.config, processor, args.size, args.image_fit)
 
 
 def hub_name(model: str) -> str | None:
