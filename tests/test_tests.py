@@ -9,7 +9,6 @@ from support import REPO
 
 # The private names that tests patch. Faults are injected; for the rest there is no public way.
 PATCHED = {
-    "_in_place": "a disk that fills up",
     "_record": "a Hub, of the tests themselves, that goes away",
     "_backward": "an operation without a deterministic version",
     "_WITHOUT_FLOAT64": "a device that this machine does not have",

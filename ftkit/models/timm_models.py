@@ -4,6 +4,7 @@ Classes, channels, size, normalisation and even the image processor are part of 
 any model; each says what it returns for other models than timm's.
 """
 
+import logging
 from typing import Any
 
 import timm
@@ -19,13 +20,31 @@ from transformers import (
 
 from ftkit.errors import UserError
 
+logger = logging.getLogger(__name__)
 PREFIX = "timm/"  # before timm's names in recipes
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
 def _preset(name: str) -> PretrainedCfg:
-    """timm's settings for an architecture, such as input size and normalisation."""
-    return timm.get_pretrained_cfg(split_model_name_tag(name.removeprefix(PREFIX))[0]) or PretrainedCfg()
+    """timm's settings for an architecture and a tag, or its default tag, such as input size and normalisation.
+
+    Raises:
+        UserError: timm does not know the tag.
+    """
+    name = name.removeprefix(PREFIX)
+    try:
+        return timm.get_pretrained_cfg(name) or PretrainedCfg()
+    except RuntimeError:
+        architecture, tag = split_model_name_tag(name)
+        tags = ", ".join(_tags(architecture))
+        raise UserError(
+            f"timm knows no weights {tag!r} of {architecture}: name one of its tags ({tags or 'it has none'}) or none"
+        ) from None
+
+
+def _tags(architecture: str) -> list[str]:
+    """The tags of timm's weights for an architecture."""
+    return [split_model_name_tag(name)[1] for name in timm.list_pretrained(f"{architecture}.*")]
 
 
 def usual_side(name: str) -> int:
@@ -55,24 +74,59 @@ def build(
     """`timm/<architecture>` with random weights, for the three channels that a `pipeline` feeds.
 
     Args:
-        side: height and width of the input.
+        side: height and width of the input, to which whole images are resized.
         model_args: options of `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
 
     Raises:
         UserError: timm does not accept the arguments.
     """
+    return _build(name, {"input_size": [3, *side], "crop_pct": 1.0, "crop_mode": "center"}, model_args, labels)
+
+
+def build_for_weights(
+    name: str, side: tuple[int, int] | None, model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
+    """`timm/<architecture>` for weights from a file: with the preprocessing of timm's own weights, as their tag says.
+
+    Args:
+        side: height and width of the input, if not that of timm's weights.
+        model_args: see `build`.
+        labels: see `build`.
+
+    Raises:
+        UserError: timm does not accept the arguments, or does not know the tag.
+    """
+    preset = _preset(name)
+    size = list(preset.input_size if side is None else (3, *side))
+    built = _build(
+        name, {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}, model_args, labels
+    )
+    architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
+    others = [_preset(f"{architecture}.{other}") for other in ([] if tag else _tags(architecture))]
+    which = f".{preset.tag}, timm's default" if preset.tag and not tag else ""
+    if any((other.mean, other.std) != (preset.mean, preset.std) for other in others):
+        which += f" (for other weights, name their tag: {', '.join(_tags(architecture))})"
+    numbers = [" ".join(f"{number:g}" for number in numbers) for numbers in (preset.mean, preset.std)]
+    logger.info(
+        "normalisation: mean %s and standard deviation %s of %s%s; image_mean and image_std set others",
+        *numbers, name, which,
+    )  # fmt: skip
+    return built
+
+
+def _build(
+    name: str, geometry: dict[str, Any], model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], _preset(name)
     model_args = dict(model_args or {})
     if preset.fixed_input_size:
-        model_args.setdefault("img_size", list(side))
+        model_args.setdefault("img_size", geometry["input_size"][1:])
     preprocessing = {
-        "input_size": [3, *side],
+        **geometry,
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
     }
     options: dict[str, Any] = {
         "architecture": architecture,

@@ -15,7 +15,7 @@ class ModelArguments:
     """Which model to build or load."""
 
     model: str = field(
-        default="mlp",
+        default="convnet",
         metadata={
             "help": "One of ftkit's own, timm/<architecture>, a model of the Hub, a local folder, or a file of "
             "weights (.pth, .pt, .bin, .safetensors; see architecture)."

@@ -21,6 +21,16 @@ def default_cache_dir() -> Path:
     return Path(datasets.config.HF_CACHE_HOME).expanduser() / "ftkit"
 
 
+def cache_root(cache_dir: str | None) -> Path:
+    """The folder of the cache: `cache_dir`, or else `default_cache_dir`."""
+    return Path(cache_dir) if cache_dir else default_cache_dir()
+
+
+def free_bytes(folder: Path) -> int:
+    """The bytes that are free on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+
+
 def cached(
     key: str,
     write: Callable[[Path], None],
@@ -41,7 +51,7 @@ def cached(
     Raises:
         UserError: the disk is full or not writable.
     """
-    root = Path(cache_dir) if cache_dir else default_cache_dir()
+    root = cache_root(cache_dir)
     folder = root / key
     if folder.is_dir() and _is_complete(folder, complete):
         return folder
