@@ -193,26 +193,6 @@ def _disk_trouble(error: BaseException) -> str | None:
     return f"{os.strerror(number)}: allow access" if number in _REFUSED else None
 
 
-@contextlib.contextmanager
-def enough_memory(doing: str, advice: str, fix: dict[str, Any] | None = None) -> Iterator[None]:
-    """Turn a failed allocation within the block into one `UserError`.
-
-    Args:
-        doing: what the block does, such as `decoding images`.
-        advice: what makes it take less memory.
-        fix: the settings that `advice` recommends, as in `UserError`.
-
-    Raises:
-        UserError: memory is too small.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        if (short := short_of_memory(error)) is None:
-            raise
-        raise UserError(f"{doing}: {short}: {advice}", fix) from error
-
-
 def short_of_memory(error: BaseException) -> str | None:
     """What could not be allocated, if an error of Python, numpy, torch or the system says that memory is too small."""
     text = str(error)

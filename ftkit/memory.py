@@ -1,8 +1,12 @@
-"""How much main memory a process may still take."""
+"""How much main memory a process may still take, and what happens if that is too little."""
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from ftkit.errors import UserError, short_of_memory
 
 _GROUPS = Path("/sys/fs/cgroup")
 _V2 = ("memory.max", "memory.current", "inactive_file")
@@ -55,3 +59,23 @@ def _left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
         return None  # the root of all groups has no such files, and a container does not show the groups above it
     cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache} ")), 0)
     return None if most == "max" else int(most) - used + cached
+
+
+@contextmanager
+def enough_memory(doing: str, advice: str, fix: dict[str, Any] | None = None) -> Iterator[None]:
+    """Turn a failed allocation within the block into one `UserError`.
+
+    Args:
+        doing: what the block does, such as `decoding images`.
+        advice: what makes it take less memory.
+        fix: the settings that `advice` recommends, as in `UserError`.
+
+    Raises:
+        UserError: memory is too small.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (short := short_of_memory(error)) is None:
+            raise
+        raise UserError(f"{doing}: {short}: {advice}", fix) from error

@@ -22,11 +22,12 @@ from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import describe_images
 from ftkit.data.sources.load import load_data
-from ftkit.errors import enough_memory, writing
+from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
 from ftkit.evaluation.report import write_report
 from ftkit.hub.card import write_card
+from ftkit.memory import enough_memory
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image

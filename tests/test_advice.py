@@ -4,11 +4,13 @@ A message that recommends settings carries them as data: `UserError(…, fix={�
 `Advice(…, {…})`. A case in `tests/advice/` is the place of one such call, `<module>:<function>` (and `#2` for the
 second in the same function), with a function that prepares the situation in a folder and returns the command line of
 recipes/finetune.py, or a pair of another script's name and its command line, a list. The test runs it, expects the
-message from that place, applies the fix as the user would, and runs again.
+message from that place, applies the fix as the user would, and runs again. A function of two arguments also gets
+`monkeypatch`, for a machine with less of something.
 """
 
 import ast
 import importlib
+import inspect
 import json
 import pkgutil
 import sys
@@ -96,8 +98,10 @@ def _followed(arguments: list[str], fix: dict) -> list[str]:
 
 
 @pytest.mark.parametrize("place", CASES)
-def test_following_advice_leads_to_a_run(place, tmp_path, visited):
-    script, arguments = "finetune", CASES[place](tmp_path)
+def test_following_advice_leads_to_a_run(place, tmp_path, visited, monkeypatch):
+    case = CASES[place]
+    machine = [monkeypatch] if len(inspect.signature(case).parameters) == 2 else []
+    script, arguments = "finetune", case(tmp_path, *machine)
     if arguments and isinstance(arguments[-1], list):
         script, arguments = arguments
     arguments = list(map(str, arguments))
