@@ -27,7 +27,7 @@ _SHORT = re.compile(
     r"out of memory|can't allocate memory|not enough memory: you tried|CUBLAS_STATUS_ALLOC_FAILED|MemoryError"
     r"|Unable to allocate|worker .*is killed by signal: (Killed|Bus error)|shared memory"
 )
-_ASKED = re.compile(r"(?:tried to allocate|Unable to allocate) (\d[\d.]*) ?([kKMGT]?i?[Bb]\w*)", re.IGNORECASE)
+_ASKED = re.compile(r"(?:tried to allocate|Unable to allocate) (\d[\d.]*) ?([kKMGTPE]?i?[Bb]\w*)", re.IGNORECASE)
 _LESS = (
     "lower per_device_train_batch_size (a larger gradient_accumulation_steps makes up for it), "
     "per_device_eval_batch_size, batch_size or image_size, or take a smaller model"
