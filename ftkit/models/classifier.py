@@ -80,6 +80,8 @@ class Classifier:
             )  # fmt: skip
         else:
             classifier.needs_statistics = not pretrained
+            if file is not None:
+                _say_normalisation(args.architecture or "", normalizer(processor, 3))
         return classifier
 
     @classmethod
@@ -175,6 +177,18 @@ class Classifier:
             self.processor = timm_models.normalizing(self.model.config, mean, std)
         else:
             self.processor.image_mean, self.processor.image_std = mean, std
+
+
+def _say_normalisation(architecture: str, normalize: Normalize8Bit) -> None:
+    """Log by which numbers the pixels for the weights of a file are normalised, and whose they are."""
+    std = 1 / (255 * normalize.scale.flatten())
+    numbers = [
+        " ".join(f"{number:.3g}" for number in values.tolist()) for values in (-normalize.offset.flatten() * std, std)
+    ]
+    logger.info(
+        "normalisation: mean %s and standard deviation %s, of %s; image_mean and image_std set others",
+        *numbers, timm_models.which_weights(architecture),
+    )  # fmt: skip
 
 
 def _model_and_processor(

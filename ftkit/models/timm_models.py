@@ -4,7 +4,6 @@ Classes, channels, size, normalisation and even the image processor are part of 
 any model; each says what it returns for other models than timm's.
 """
 
-import logging
 from typing import Any
 
 import timm
@@ -20,7 +19,6 @@ from transformers import (
 
 from ftkit.errors import UserError
 
-logger = logging.getLogger(__name__)
 PREFIX = "timm/"  # before timm's names in recipes
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
@@ -68,6 +66,21 @@ def hub_name(name: str) -> str:
     return f"{name}.{default.tag}"
 
 
+def which_weights(name: str) -> str:
+    """The name, and for `timm/<architecture>` without a tag the tag that timm means, and others that differ."""
+    architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
+    if tag or not name.startswith(PREFIX):
+        return name
+    preset, tags = _preset(name), _tags(architecture)
+    others = [
+        tag
+        for tag in tags
+        if (other := _preset(f"{architecture}.{tag}")).mean != preset.mean or other.std != preset.std
+    ]
+    text = f"{name}.{preset.tag}, timm's default" if preset.tag else name
+    return text + (f" (name the tag of your weights if it is {' or '.join(others)})" if others else "")
+
+
 def build(
     name: str, side: tuple[int, int], model_args: dict[str, Any] | None, labels: dict[str, Any]
 ) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
@@ -99,20 +112,8 @@ def build_for_weights(
     """
     preset = _preset(name)
     size = list(preset.input_size if side is None else (3, *side))
-    built = _build(
-        name, {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}, model_args, labels
-    )
-    architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
-    others = [_preset(f"{architecture}.{other}") for other in ([] if tag else _tags(architecture))]
-    which = f".{preset.tag}, timm's default" if preset.tag and not tag else ""
-    if any((other.mean, other.std) != (preset.mean, preset.std) for other in others):
-        which += f" (for other weights, name their tag: {', '.join(_tags(architecture))})"
-    numbers = [" ".join(f"{number:g}" for number in numbers) for numbers in (preset.mean, preset.std)]
-    logger.info(
-        "normalisation: mean %s and standard deviation %s of %s%s; image_mean and image_std set others",
-        *numbers, name, which,
-    )  # fmt: skip
-    return built
+    geometry = {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}
+    return _build(name, geometry, model_args, labels)
 
 
 def _build(
