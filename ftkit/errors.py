@@ -25,7 +25,8 @@ _WAIT_FOR_FIRST = 10.0  # seconds
 # passes its error on as text.
 _SHORT = re.compile(
     r"out of memory|can't allocate memory|not enough memory: you tried|CUBLAS_STATUS_ALLOC_FAILED|MemoryError"
-    r"|Unable to allocate|worker .*is killed by signal: (Killed|Bus error)|shared memory"
+    r"|(unable|failed) to allocate|worker .*is killed by signal: (Killed|Bus error)|shared memory \(shm\)",
+    re.IGNORECASE,
 )
 _ASKED = re.compile(r"(?:tried to allocate|Unable to allocate) (\d[\d.]*) ?([kKMGTPE]?i?[Bb]\w*)", re.IGNORECASE)
 _LESS = (

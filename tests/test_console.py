@@ -53,6 +53,7 @@ def test_the_last_batch_may_be_short(clock, caplog):
 def test_on_a_terminal_there_is_a_bar(monkeypatch, caplog, capsys):
     monkeypatch.setattr("ftkit.console._PATIENCE", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("datasets.are_progress_bars_disabled", lambda: False)
     with caplog.at_level(logging.INFO, logger="ftkit"), ProgressLine("evaluating", 10) as progress:
         progress.add(8)
     assert "evaluating" in capsys.readouterr().err

@@ -69,6 +69,16 @@ def test_a_failed_allocation_is_one_sentence(error, said, capsys):
     assert said in printed and "image_size" in printed and "Traceback" not in printed
 
 
+def test_an_image_is_not_called_broken_because_memory_is_short(tmp_path, monkeypatch, refused):
+    def short(image, channels):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("ftkit.data.pixels.decoding.to_mode", short)
+    with refused("decoding images", "not enough memory"):
+        train(tmp_path / "run", *MLP, *TINY, "--cache_dir", tmp_path / "cache", "--on_bad_image", "skip")
+    assert not list((tmp_path / "cache").iterdir())
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shape '[3]' is invalid"), OSError(errno.ENOENT, "no such file")])
 def test_other_errors_stay_what_they_are(error):
     assert short_of_memory(error) is None

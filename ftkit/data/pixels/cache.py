@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets.config
 from filelock import FileLock, Timeout
 
-from ftkit.errors import UserError, writing
+from ftkit.errors import UserError, short_of_memory, writing
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ def cached(
                     shutil.rmtree(folder)
                 _make(folder, write)
     except OSError as error:
+        if short_of_memory(error) is not None:
+            raise
         raise UserError(f"cache_dir: {root} cannot be written: {error}: set another cache_dir") from error
     return folder
 

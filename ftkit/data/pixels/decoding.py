@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ftkit.console import ProgressLine
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
 from ftkit.data.pixels.normalize import PixelGeometry
+from ftkit.errors import short_of_memory
 from ftkit.memory import available_memory
 from ftkit.tasks.columns import column
 
@@ -75,6 +76,8 @@ class Decoder:
                 positions.append(position)
                 held += images[-1].width * images[-1].height * self.channels
             except BAD_IMAGE_ERRORS as error:
+                if short_of_memory(error) is not None:
+                    raise
                 row = int(rows[position])
                 name = (file and file["path"]) or f"row {self.index[row]}"
                 reason = str(error) or type(error).__name__

@@ -79,28 +79,31 @@ def _check_stage(plan: Plan, prepared: PreparedStage) -> None:
     batch = 1 if args.auto_find_batch_size else min(args.per_device_train_batch_size, len(train))
     largest = min(args.per_device_eval_batch_size, max(evaluated))
     for pool in pools:
+        if pool.fixed > pool.free:
+            raise UserError(
+                f"model: its weights, gradients and the optimizer's state take {_gb(pool.fixed)} of memory, and "
+                f"{_gb(pool.free)} are free: take a smaller model, or train less of it, as with method: lora or "
+                "linear_probe; those of an mlp or rnn also depend on image_size"
+            )
         if not pool.fits(1, one := max(pool.training, pool.forward)):
             raise _too_large(shape, pool, one, max(batch * pool.training, largest * pool.forward))
     needed: list[str] = []
     fix: dict[str, int] = {}
-    for doing, count, key, place in (
-        ("a step with", batch, "per_device_train_batch_size", "training"),
-        ("an evaluation of", largest, "per_device_eval_batch_size", "forward"),
-    ):
-        for pool in pools:
-            one = getattr(pool, place)
+    for pool in pools:
+        for what, count, key, one in (
+            ("a step with", batch, "per_device_train_batch_size", pool.training),
+            ("an evaluation of", largest, "per_device_eval_batch_size", pool.forward),
+        ):
             if not pool.fits(count, one):
-                size = pool.fixed + count * one
-                needed.append(f"{doing} {count} images takes at least {_gb(size)} of the {_gb(pool.free)} free")
+                size = _gb(pool.fixed + count * one)
+                needed.append(f"{what} {count} images takes at least {size} of the {_gb(pool.free)} that are free")
                 fix[key] = min(pool.fitting(one), fix.get(key, count))
     if fitting := fix.get("per_device_train_batch_size"):
         fix["gradient_accumulation_steps"] = math.ceil(batch / fitting) * args.gradient_accumulation_steps
     if needed:
         keys = ", ".join(f"{key}: {value}" for key, value in fix.items())
         raise UserError(
-            f"memory: with {_by(shape)} pixels, {' and '.join(needed)}: set {keys}, which makes the same updates, or "
-            "a smaller image_size",
-            fix=fix,
+            f"memory: with {_by(shape)} pixels, {' and '.join(needed)}: set {keys}, or a smaller image_size", fix=fix
         )
 
 
