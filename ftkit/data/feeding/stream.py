@@ -16,7 +16,7 @@ from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.augment import random_bits
 from ftkit.data.feeding.tensors import Images, decodable, gone
 from ftkit.data.pixels.cache import cached
-from ftkit.data.pixels.decoding import Decoder, over_all_rows
+from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, open_image, to_mode
 from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
@@ -58,7 +58,7 @@ class StreamedImages(Images):
         def write(folder: Path) -> None:
             bad: list[dict[str, Any]] = []
             counts, shape, hashes = 0, None, np.zeros(len(dataset), np.uint64)
-            looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
+            looked = decoder.over_all_rows(_FirstLook(decoder), "checking images")
             for rows, (their_shape, their_counts, their_bad, their_hashes) in looked:
                 counts, bad, shape = counts + their_counts, bad + their_bad, shape or their_shape
                 hashes[rows.start : rows.stop] = their_hashes
