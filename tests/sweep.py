@@ -12,6 +12,7 @@ are finished, recipes/results/sweep.json is written; `python recipes/results.py 
 import argparse
 import copy
 import datetime
+import itertools
 import json
 import os
 import resource
@@ -61,6 +62,7 @@ LARGE = {
     "m",
     "xlarge",
 }
+MEMORY = 12 << 30  # bytes of address space
 TIMEOUT = 480  # seconds
 STEPS = {
     "full": ["--method", "full"],
@@ -127,14 +129,17 @@ def build_transformers(kind: Any) -> Classifier:
 def smallest(kind: Any) -> tuple[PreTrainedConfig, int]:
     """A config of a small model, and the side of its images: each number is lowered while the model runs."""
     config = kind.config_class(**LABELS)
-    has_size = isinstance(getattr(config, "image_size", None), int)
-    for side in (64, 32, 96, 128, 224):
-        if has_size:
-            config.image_size = side
-        if (parameters := _parameters(kind, config, side)) is not None:
+    heads = {key: 1 for key in vars(config) if "heads" in key and isinstance(getattr(config, key), int)}
+    own = config.image_size if isinstance(vars(config).get("image_size"), int) else None
+    for side, changes in itertools.product((64, 32, 96, 128, 224, own), ({}, heads)):
+        config = kind.config_class(**LABELS, **changes, **({} if own is None else {"image_size": side}))
+        if side is not None and (parameters := _parameters(kind, config, side)) is not None:
             break
     else:
-        return kind.config_class(**LABELS), 224
+        config = kind.config_class(**LABELS)
+        if sum(tensor.numel() for tensor in tensors_of_config(kind, config).values()) > 2e8:
+            raise UserError(f"{kind.__name__} does not run on images alone, and is too large to build here")
+        return config, own or 224
     config = rebuilt(config)
     fields = sorted(_numbers(config), key=lambda field: "depth" not in field[1] and "layer" not in field[1])
     for owner, key in fields:
@@ -162,7 +167,7 @@ def _numbers(config: PreTrainedConfig) -> Iterator[tuple[PreTrainedConfig, str]]
         if isinstance(value, PreTrainedConfig):
             yield from _numbers(value)
         elif key.startswith("_") or any(
-            word in key for word in ("label", "channels", "image", "_id", "patch", "dtype")
+            word in key for word in ("label", "channels", "image", "_id", "patch", "dtype", "num_encoder_blocks")
         ):
             continue
         elif (type(value) is int and value > 1) or (
@@ -315,6 +320,7 @@ def in_a_child(kind: str, library: str, out: Path) -> dict[str, Any]:
     if child == 0:
         log = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1), os.dup2(log, 2)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         try:
             for row in try_model(kind, library, place, out / "data"):
                 row_file.write_text(json.dumps(row))

@@ -40,7 +40,7 @@ def is_convolutional(model: nn.Module) -> bool:
     return bool(convolutions) and not fragile
 
 
-def check_input(model: nn.Module) -> None:
+def check_takes_images(model: nn.Module) -> None:
     """Check that a model takes images.
 
     Raises:
@@ -65,7 +65,11 @@ def find_head(model: nn.Module) -> dict[str, nn.Module]:
         UserError: no layer depends on the number of classes, and `head` names none.
     """
     layers = {name.rpartition(".")[0] for name in class_axes(model)}
-    named = vars(model.config).get(_NAMED, [])
+    named, modules = vars(model.config).get(_NAMED, []), dict(model.named_modules())
+    if unknown := [name for name in named if name not in modules]:
+        raise UserError(
+            f"model: {_NAMED} in its config names {unknown[0]}, which {type(model).__name__} does not have"
+        )
     if not named and (not layers or "" in layers):
         classes = f"num_labels of its config ({model.config.num_labels})"
         raise UserError(
@@ -73,7 +77,7 @@ def find_head(model: nn.Module) -> dict[str, nn.Module]:
             f"{classes}: set head to the name of the module that computes the logits: "
             f"{', '.join(_with_parameters(model)[-10:])}"
         )
-    return {name: module for name, module in model.named_modules() if name in (named or layers)}
+    return {name: module for name, module in modules.items() if name in (named or layers)}
 
 
 def name_head(model: PreTrainedModel, names: list[str] | None) -> None:
@@ -124,9 +128,13 @@ def class_axes(model: nn.Module) -> dict[str, int | None]:
 
 def draw_head(model: nn.Module) -> None:
     """Draw new weights for the layers that compute the logits."""
-    for name in dict.fromkeys(name.rpartition(".")[0] for name in class_axes(model)):
-        layer: Any = model.get_submodule(name)
-        layer.reset_parameters()
+    with torch.no_grad():
+        for name in class_axes(model):
+            layer, tensor = model.get_submodule(name.rpartition(".")[0]), model.state_dict()[name]
+            if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+                tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.zero_()
+            elif name.endswith(".weight"):  # with its bias
+                layer.reset_parameters()
 
 
 def whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from datasets import DatasetDict
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 
-from ftkit.config import ModelArguments, local_model, weights_file
+from ftkit.config import DataArguments, ModelArguments, local_model, weights_file
+from ftkit.data.feeding.engine import load_images
 from ftkit.data.feeding.tensors import Images
-from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.pixels.images import ImageInfo, describe_images
+from ftkit.data.pixels.kinds import in_colour
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
 from ftkit.errors import UserError
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
-from .anatomy import check_input, name_head, whole_state
+from .anatomy import check_takes_images, name_head, whole_state
 from .first_pass import check_channels, check_first_pass, check_size, say_grey
 from .fitting import fit_processor, geometry_of, say_fit, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
@@ -54,7 +57,7 @@ class Classifier:
     in_order: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_input(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        check_takes_images(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
@@ -184,6 +187,23 @@ class Classifier:
     def channels_of(self, images: ImageInfo) -> int:
         """The number of channels to decode images to: grey images stay grey, even for a model of three channels."""
         return min(images.channels, self.channels)
+
+    def images_of(self, splits: DatasetDict, args: DataArguments, seed: int) -> dict[str, Images]:
+        """The images of every split as the model takes them, in grey only if the images of all splits are grey.
+
+        Args:
+            splits: the splits, with the columns `image`, `label`, `index`.
+            seed: the seed of `image_transform`.
+
+        Raises:
+            UserError: images that do not decode, or a full disk.
+        """
+        info = describe_images(next(iter(splits.values())))
+        channels = self.channels_of(info)
+        images = load_images(splits, self.processor, channels, args, seed)
+        if channels < self.channels and in_colour(images.values()):  # which the sample of headers did not show
+            images = load_images(splits, self.processor, self.channels, args, seed)
+        return images
 
     @property
     def has_adapters(self) -> bool:

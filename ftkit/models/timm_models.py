@@ -211,11 +211,6 @@ def fitting(config: Any, size: tuple[int, int], fit: str, crop_pct: float | None
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
-def head(model: nn.Module) -> nn.Module | None:
-    """The module that computes a timm model's logits; None for another model."""
-    return model.timm_model.get_classifier() if isinstance(model, TimmWrapperForImageClassification) else None
-
-
 def layer_groups(model: nn.Module) -> list[list[str]] | None:
     """Parameter names by timm's own layer groups (stem, stages or blocks, head); None if timm has none."""
     if not isinstance(model, TimmWrapperForImageClassification):

@@ -154,17 +154,22 @@ def test_finding_the_head_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_named_modules_are_the_head_of_the_saved_model_too(tmp_path):
-    args = ModelArguments(model="timm/test_vit", head=["norm", "head"], image_size=[32])
+@pytest.mark.parametrize(
+    ("name", "named", "full"),
+    [("timm/test_vit", ["norm", "head"], ["timm_model.norm", "timm_model.head"]),
+     ("convnet", ["classifier", "stages.2"], ["stages.2", "classifier"])],
+)  # fmt: skip
+def test_named_modules_are_the_head_of_the_saved_model_too(tmp_path, name, named, full):
+    args = ModelArguments(model=name, head=named, image_size=[32])
     built = Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((32, 32), 3), pretrained=False)
-    assert [*find_head(built.model)] == ["timm_model.norm", "timm_model.head"]
+    assert [*find_head(built.model)] == full
     built.save(tmp_path)
     for model in (
         Classifier.load(str(tmp_path)).model,
         Classifier.build(ModelArguments(str(tmp_path)), SingleLabel(["x", "y", "z"]), ImageInfo(None, 3), True).model,
     ):
-        assert [*find_head(model)] == ["timm_model.norm", "timm_model.head"]
-        assert [*layer_groups(model)][-1] == "timm_model.norm+timm_model.head"
+        assert [*find_head(model)] == full
+        assert [*layer_groups(model)][-1] == "+".join(full)
 
 
 def test_a_head_that_leaves_out_the_logits_is_refused(refused):

@@ -5,8 +5,10 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +60,13 @@ class Images(TorchDataset, ABC):
         hashes: uint64 (N,), hashes of the files' bytes: equal for images that are the same file.
         key: identifier of the pixels, from dataset, processor and mode.
         skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`.
+        kinds: the number of images of each kind of `ftkit.data.pixels.kinds.KINDS`.
         shape: (C, H, W), the shape of an image.
         seed: the seed; random numbers in `pixels`, if any, depend only on the seed, the epoch and the image's row.
     """
 
     engine: str
+    kinds: Mapping[str, int] = MappingProxyType({})
     seed: int = 0
 
     def __init__(
@@ -210,9 +214,11 @@ def image_tensors(
         decoder = Decoder(dataset, processor, channels)
         _check_room(folder, len(dataset) * decoder.bytes_of_one)
         shape: tuple[int, ...] | None = None
+        kinds: Counter[str] = Counter()
         with (folder / "images").open("wb") as file:
             for rows, decoded in decoder.over_all_rows(decoder, "decoding images"):
                 bad += decoded.bad
+                kinds += decoded.kinds
                 hashes[rows.start + np.array(decoded.positions, int)] = decoded.hashes
                 if decoded.pixels is not None:
                     shape = decoded.pixels.shape[1:]
@@ -220,7 +226,7 @@ def image_tensors(
             file.flush()
             os.fsync(file.fileno())  # before the folder is renamed
         np.save(folder / "hashes.npy", hashes)
-        (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
+        (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad, "kinds": kinds}))
 
     def complete(folder: Path) -> bool:
         about = json.loads((folder / "about.json").read_text())
@@ -234,7 +240,9 @@ def image_tensors(
     if good is not None:
         dataset, hashes = dataset.select(good), hashes[good]
     array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
-    return ImageTensors(torch.from_numpy(array), dataset, hashes, key, about["skipped"])
+    tensors = ImageTensors(torch.from_numpy(array), dataset, hashes, key, about["skipped"])
+    tensors.kinds = about["kinds"]
+    return tensors
 
 
 def tensor_key(dataset: Dataset, processor: Any, channels: int) -> str:

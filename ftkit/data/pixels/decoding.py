@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ftkit.console import ProgressLine
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
+from ftkit.data.pixels.kinds import kinds_of
 from ftkit.data.pixels.normalize import PixelGeometry
 from ftkit.errors import short_of_memory
 from ftkit.memory import available_memory
@@ -38,12 +40,14 @@ class Decoded(NamedTuple):
         hashes: uint64 (n,), the XXH3 hashes of their files' bytes.
         bad: the images that do not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (the hash of the file in
             hexadecimal; None if it cannot be read) and `reason`.
+        kinds: the number of images of each kind, see `ftkit.data.pixels.kinds.KINDS`.
     """
 
     positions: list[int]
     pixels: np.ndarray | None
     hashes: np.ndarray
     bad: list[dict[str, Any]]
+    kinds: Counter[str]
 
 
 class Decoder:
@@ -65,13 +69,17 @@ class Decoder:
         """Decode these rows; of large images, only a few are in memory before they are resized."""
         positions, images, hashes, bad = [], [], [], []
         resized: list[np.ndarray] = []
+        kinds: Counter[str] = Counter()
         held = 0  # bytes of the images that are not resized yet
         for position, file in self._read(rows):
             found = None
             try:
                 content = file_bytes(file)
                 found = xxhash.xxh3_64_intdigest(content)
-                images.append(to_mode(Image.open(BytesIO(content)), self.channels))
+                image = Image.open(BytesIO(content))
+                shown = to_mode(image, self.channels)
+                kinds.update(kinds_of(image, shown))
+                images.append(shown)
                 hashes.append(found)
                 positions.append(position)
                 held += images[-1].width * images[-1].height * self.channels
@@ -91,7 +99,7 @@ class Decoder:
         if images:
             resized.append(self.geometry(images))
         pixels = np.concatenate(resized) if len(resized) > 1 else next(iter(resized), None)
-        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad)
+        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad, kinds)
 
     def _read(self, rows: Sequence[int]) -> Iterator[tuple[int, dict | None]]:
         """The position of each row and its file, which may be embedded in the table."""
