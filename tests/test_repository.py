@@ -18,6 +18,7 @@ ROAD = [
     "compat",
     "errors",
     "files",
+    "memory",
     "signals",
     "precision",
     "statistics",
