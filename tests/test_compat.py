@@ -49,7 +49,6 @@ _DOCUMENTED_MODULES = {
     "torch.distributed",
     "torch.distributed.tensor",
     "torch.export",
-    "torch.func",
     "torch.nn",
     "torch.optim.lr_scheduler",
     "torch.optim.swa_utils",
