@@ -111,6 +111,7 @@ NAMES = [
         "get_reporting_integration_callbacks",
         "unset_hf_deepspeed_config",
     ),
+    *_of("transformers", "transformers.initialization", "meta_device_safe_creation_ops", "no_init_weights"),
     Name("torch", "_iterator", lambda: DataLoader([0]).__dict__["_iterator"] is None),
     Name("torch", "_parameters", lambda: torch.nn.BatchNorm2d(1)._parameters["weight"]),
     Name("torch", "_buffers", lambda: torch.nn.BatchNorm2d(1)._buffers["running_mean"]),

@@ -214,8 +214,8 @@ def _watched(
     finally:
         for name, stand_in in watched.items():
             model.set_submodule(name, stand_in.layer)
-    ran = {name: stand_in for name, stand_in in watched.items() if stand_in.given is not None}
-    return {name: layer.given for name, layer in ran.items()}, {name: layer.read for name, layer in ran.items()}
+    inputs = {name: stand_in.given for name, stand_in in watched.items() if stand_in.given is not None}
+    return inputs, {name: watched[name].read for name in inputs}
 
 
 def _lend_attributes(model: PeftModel) -> None:
@@ -241,7 +241,7 @@ def _refusal(
             tried = get_peft_model(
                 nn.Sequential(copy.deepcopy(layer)), adapter_config(args.method, {**options, "target_modules": ["0"]})
             )
-            (adapted,) = tried.get_base_model()
+            adapted = tried.get_base_model().get_submodule("0")
             if lacking := sorted(name for name in read if not hasattr(adapted, name)):
                 return f"{_LACKING} {', '.join(lacking)}, which the network reads"
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
