@@ -46,9 +46,7 @@ def add_adapters(args: MethodArguments, model: Any, pixel_values: torch.Tensor, 
     options = adapter_options(args, steps)
     if "target_modules" not in options:
         options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
-    options["modules_to_save"] = sorted(
-        {*_saved_names(model, head), *_known(options.get("modules_to_save") or [], model)}
-    )
+    options["modules_to_save"] = sorted({*head, *_known(options.get("modules_to_save") or [], model)})
     try:
         adapted = get_peft_model(model, adapter_config(args.method, options))
         if args.merge_adapters:
