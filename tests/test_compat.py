@@ -122,6 +122,7 @@ NAMES = [
     ),
     Name("transformers", "_weight_conversions", lambda: _loaded_model()._weight_conversions),
     Name("torch", "_cdata", lambda: torch.empty(1).untyped_storage()._cdata),
+    *_of("transformers", "transformers.initialization", "meta_device_safe_creation_ops", "no_init_weights"),
     Name("torch", "_iterator", lambda: DataLoader([0]).__dict__["_iterator"] is None),
     Name("torch", "_parameters", lambda: torch.nn.BatchNorm2d(1)._parameters["weight"]),
     Name("torch", "_buffers", lambda: torch.nn.BatchNorm2d(1)._buffers["running_mean"]),
