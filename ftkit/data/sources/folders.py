@@ -56,6 +56,11 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
     Raises:
         UserError: there are no images; it is not clear which folders are splits; a class's folder has no images.
     """
+    if args.split_column is not None and not is_none(args.split_column):
+        raise UserError(
+            f"split_column: {args.split_column!r}: {root.path} holds class folders, which have no columns: leave it out",
+            fix={"split_column": None},
+        )
     ledger.elsewhere = "images outside of class folders"
     root = _inner(root)
     if args.train_split != HERE and _classes_hold_splits(root):
