@@ -59,9 +59,9 @@ CASES = {
     "data.sources.splits:canonical#3": _saved({"train": _AB, "val": [-1], "test": [-1, -1]}),
     "data.sources.splits:check_classes": _folders("train/a", "train/b", "test/a", "test/eel"),
     "data.sources.folders:read_class_folders": _folders("a", "b", options=("--split_column", "part")),
-    "data.sources.folders:_check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
-    "data.sources.folders:_check_bare": _folders("train/a", "train/b", "test"),
-    "data.sources.folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
+    "data.sources.split_folders:check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
+    "data.sources.split_folders:check_bare": _folders("train/a", "train/b", "test"),
+    "data.sources.split_folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
     "data.sources.folders:_splits_in_classes": _folders(
         *(f"{i}/{s}/{c}" for i in "pq" for s in ("train", "test") for c in "ab")
     ),
