@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> None:
         set_up_loading(args, splits, workers=None)
         images = splits[split]
         record["not_used"] = ledger.record(splits)
-        fact("images", f"{evaluated_images(record, len(images))} of {data.data_dir or data.dataset}")
+        fact("source", data.data_dir or data.dataset)
+        fact("images", evaluated_images(record, len(images)))
         if (seen := seen_in_training(evaluation.model, images)) and split != "train":
             record["seen_in_training"] = seen
             fact("", f"{seen:,} of them are among the images that the model was trained on")

@@ -46,7 +46,8 @@ def evaluated_images(record: dict[str, Any], n: int) -> str:
     if split in drawn_from:
         whole = f"{drawn_from[split]:,} images" + (f" of the {split} split" if split != ALL else "")
         return f"{n:,} of the {whole}, drawn at random"
-    return f"all {n:,} images" if split == ALL else f"{n:,} images of the {split} split"
+    images = f"{n:,} image{'s' if n != 1 else ''}"
+    return (f"all {images}" if n > 1 else images) if split == ALL else f"{images} of the {split} split"
 
 
 def data_notes(record: dict[str, Any]) -> list[str]:
