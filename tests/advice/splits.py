@@ -58,11 +58,13 @@ CASES = {
     "data.sources.splits:canonical": _saved({"train": _AB, "test": []}),
     "data.sources.splits:canonical#3": _saved({"train": _AB, "val": [-1], "test": [-1, -1]}),
     "data.sources.splits:check_classes": _folders("train/a", "train/b", "test/a", "test/eel"),
+    "data.sources.folders:_check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
     "data.sources.folders:_check_bare": _folders("train/a", "train/b", "test"),
     "data.sources.folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
     "data.sources.folders:_splits_in_classes": _folders(
         *(f"{i}/{s}/{c}" for i in "pq" for s in ("train", "test") for c in "ab")
     ),
+    "data.sources.folders:_check_nesting": _folders("a", "b", "all/a", "all/b"),
     "data.sources.folders:_check_empty": _folders("a", "b", files=("c/1.HEIC",)),
 }
 

@@ -74,6 +74,12 @@ def test_a_class_called_train_in_splits(picture_folder):
             {"train_split": "."},
             {"train": 28, "validation": 4, "test": 8},
         ),
+        ({"train": 10, "no_train": 10}, {"train_split": "."}, {"train": 14, "validation": 2, "test": 4}),
+        (
+            both("images_background", "images_evaluation"),
+            {"train_split": "."},
+            {"train": 28, "validation": 4, "test": 8},
+        ),
         (both("train", "evaluation"), {"test_split": "evaluation"}, CARVED),
         (both("train", "val", "valid", "test"), {"validation_split": "val"}, dict.fromkeys(CARVED, 20)),
         (
@@ -97,6 +103,25 @@ def test_what_is_not_clear_names_the_settings_that_help(picture_folder, refused,
     assert read(root, **fix)[0] == sizes
 
 
+@pytest.mark.parametrize("file", ["test.zip", "test_set.tar.gz", "test/cat/1.HEIC", "test/a.npy"])
+def test_a_split_that_cannot_be_read_is_not_carved_instead(picture_folder, refused, file):
+    for name in ("of splits", "of classes")[: 2 if "." in file.partition("/")[0] else 1]:
+        root = picture_folder(both("train" if name == "of splits" else "."), name)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"x")
+        with refused(root / file.partition("/")[0], "looks like test") as refusal:
+            read(root)
+        assert refusal.value.fix == {"test_split": "none"}
+        assert read(root, **refusal.value.fix)[0] == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_archives_beside_the_splits_that_they_hold(picture_folder):
+    root = picture_folder(both("train", "test"))
+    for name in ("train.zip", "test.zip"):
+        (root / name).write_bytes(b"x")
+    assert read(root)[0] == CARVED
+
+
 def test_data_sets_beside_each_other(picture_folder, refused):
     counts = both("one/train", "one/test", "two/train", "two/test")
     root = picture_folder(counts)
@@ -116,6 +141,18 @@ def test_none_carves_though_there_is_a_split(picture_folder):
     sizes, _, unused = read(picture_folder(both("train", "val", "test")), test_split="none", validation_split="none")
     assert sizes == {"train": 14, "validation": 2, "test": 4}
     assert [line.partition(":")[0] for line in unused] == ["test", "val"]
+
+
+def test_a_folder_that_holds_the_classes_once_more(picture_folder, refused):
+    root = picture_folder(both(".", "all"))
+    with refused(root / "all", "cat, dog", "--classes cat dog") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[1] == ["cat", "dog"]
+
+
+def test_classes_that_hold_the_same_folders_are_warned_of(picture_folder, caplog):
+    assert read(picture_folder(both("color", "gray")))[1] == ["color", "gray"]
+    assert "color, gray are taken for classes, and hold the same folders (cat, dog)" in caplog.text
 
 
 # --- what is not used

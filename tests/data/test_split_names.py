@@ -38,6 +38,12 @@ def chosen(names, **options) -> dict[str, str]:
         (["train", "val", "test"], {"test_split": "val"}, {"train": "train", "test": "val"}),
         (["train", "valid"], {"validation_split": "validation"}, {"train": "train", "validation": "valid"}),
         (["Train", "TEST"], {"train_split": "train"}, {"train": "Train", "test": "TEST"}),
+        (
+            ["data"],
+            {"train_split": "train", "validation_split": "validation", "test_split": "test"},
+            {"train": "data"},
+        ),
+        (["train_test"], {}, {"train": "train_test"}),
         (["test"], {"train_split": "test", "test_split": "none"}, {"train": "test"}),
         (["a", "b"], {"train_split": "b"}, {"train": "b"}),
         (["train", "val", "valid"], {"validation_split": "val"}, {"train": "train", "validation": "val"}),
@@ -56,6 +62,8 @@ def test_splits_are_chosen(names, options, expected):
         (["train", "test", "holdout"], {"validation_split": "holdout"}),
         (["test"], {"train_split": "test", "test_split": "none"}),
         (["validation"], {"train_split": "validation", "validation_split": "none"}),
+        (["evaluation"], {"train_split": "evaluation"}),
+        (["train", "val", "valid", "evaluation"], {"validation_split": "val", "test_split": "evaluation"}),
         (["a", "b"], {"train_split": "a"}),
         (["a", "test"], {"train_split": "a"}),
     ],
@@ -92,6 +100,10 @@ def test_a_column_of_yes_and_no(column, yes, no, values):
         ({"subset": ["train", "odd"]}, {"split_column": "none"}),
         ({"split": WORDS, "subset": WORDS}, {"split_column": "split"}),
         ({"fold": [0, 1, 2, 3, 4]}, {"split_column": "none"}),
+        (
+            {"split": ["te", "tr", "va"]},
+            {"split_column": "split", "train_split": "tr", "validation_split": "va", "test_split": "te"},
+        ),
         (
             {"partition": ["0", "1", "2"]},
             {"split_column": "partition", "train_split": "0", "validation_split": "1", "test_split": "2"},

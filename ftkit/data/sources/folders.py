@@ -1,7 +1,8 @@
 """Folders of class folders as a `DatasetDict` of paths."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
@@ -11,10 +12,11 @@ from ftkit.config.arguments.data import FORMATS, NO_SPLIT
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
 
-from .ledger import UNUSED_SPLIT, Folder, Ledger
+from .ledger import UNUSED_SPLIT, Folder, Ledger, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, choose_splits, is_none, is_split_like, split_of
 from .suffixes import plugin_of
 
+logger = logging.getLogger(__name__)
 HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
 # A folder of nothing but these is no class.
 _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
@@ -60,14 +62,38 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
         return by_name(root.path, choose_splits(_splits_in_classes(root, args), args, root.path, need_train))
     splits = split_folders(root, args)
     if not splits:
+        if args.train_split != HERE:
+            _check_overlooked(root, {}, args)
         return by_name(root.path, {"train": _rows(root, args)})
     chosen = choose_splits(splits, args, root.path, need_train)
     for folder in splits.values():
         if folder not in chosen.values():
             ledger.leave(folder.path, UNUSED_SPLIT)
+    _check_overlooked(root, chosen, args)
     held = {split: _classes(split, folder) for split, folder in chosen.items()}
     _check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
     return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})
+
+
+def _check_overlooked(root: Folder, chosen: Mapping[str, Folder], args: DataArguments) -> None:
+    """Refuse to carve a split out of train beside a folder or archive of that name whose images cannot be read.
+
+    Raises:
+        UserError: there is one.
+    """
+    given = {"validation": args.validation_split, "test": args.test_split}
+    missing = [split for split, name in given.items() if split not in chosen and not is_none(name)]
+    places = [name for name in root.files if is_packed(name)]
+    if chosen:  # without splits, each folder is a class
+        places += [name for name, folder in root.folders.items() if not folder.holds_images | _is_documents(folder)]
+    if found := {split: name for name in places if (split := split_of(name)) in missing}:
+        fix = {f"{split}_split": NO_SPLIT for split in found}
+        places, splits = [str(root.path / name) for name in found.values()], " and ".join(found)
+        raise UserError(
+            f"data_dir: {_listed(places)} {_verb(places, 'look')} like {splits}, and holds no image that can be read: "
+            f"unpack or convert it to class folders, or set {_settings(fix)} to carve {splits} out of train",
+            fix=fix,
+        )
 
 
 def _check_bare(bare: dict[str, Folder]) -> None:
@@ -107,26 +133,29 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
     folders = root.with_images
     named = [name for name in folders if is_split_like(name)]
     splits = {split_of(name) for name in named} - {None}
-    keys = [name for name in (args.train_split, args.validation_split, args.test_split) if name and not is_none(name)]
-    if args.train_split == HERE or not (splits or keys):
+    keys = {args.train_split, args.validation_split, args.test_split} - {None}
+    if args.train_split == HERE or not (named or keys):
         return {}
-    if keys or len(named) == len(folders):
+    alone, leaves = len(named) == len(folders), all(folders[name].images for name in named)
+    if any(not is_none(name) and (name in folders or name not in SPLITS) for name in keys) or (alone and not leaves):
         return folders
-    if len(splits) == 1 and all(folders[name].images for name in named):
+    if leaves and (not splits or (len(splits) == 1 and not alone)):
         return {}
+    if leaves and alone and (len(named) == 1 or len(splits) > 1):
+        return folders  # of images without classes, as is said when they are read
     shared = Counter(name for split in named for name in folders[split].with_images)
     whole = [n for n in named if n.casefold() in SPLIT_NAMES.get(split_of(n) or "", ()) and not folders[n].images]
     fix = {"train_split": HERE}
     if whole or max(shared.values(), default=0) > 1:  # called so and nothing else, or two that hold the same class
         fix = {f"{split}_split": next(n for n in named if split_of(n) == split) for split in SPLITS if split in splits}
-    others, settings = [name for name in folders if name not in named], _settings(fix)
-    either = f"set {settings}, or set --train_split {HERE} if all of them are classes"
+    others = [name for name in folders if name not in named]
+    either = f"or set --train_split {HERE} if all of them are classes"
     if fix == {"train_split": HERE}:
-        either = f"set {settings} if all of them are classes, or name the splits, such as --train_split {named[0]}"
+        either = f"if all of them are classes, or name the splits, such as --train_split {named[0]}"
+    others_are = f"{_listed(others)} {_verb(others, 'do')} not" if others else "hold images, no class folders"
     raise UserError(
-        f"data_dir: {root.path}: {_listed(named)} {'look' if len(named) > 1 else 'looks'} like "
-        f"{'splits' if len(named) > 1 else 'a split'}, and {_listed(others)} "
-        f"{'do' if len(others) > 1 else 'does'} not: {either}",
+        f"data_dir: {root.path}: {_listed(named)} {_verb(named, 'look')} like a split, and {others_are}: set "
+        f"{_settings(fix)} {either}",
         fix=fix,
     )
 
@@ -182,6 +211,8 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
         UserError: a class has none that ftkit reads, or there are no classes.
     """
     rows: Rows = []
+    if args.train_split != HERE:
+        _check_nesting(root, args.classes)
     for path in natural_sorted(folder.path for folder in root.folders.values()):
         folder, kept = root.folders[path.name], args.names_class(path.name)
         images = natural_sorted(image for inner in folder.below() for image in inner.images)
@@ -196,10 +227,37 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
     return rows
 
 
+def _check_nesting(root: Folder, wanted: list[str] | None) -> None:
+    """Refuse a wanted class that holds folders of those beside it; warn where all classes hold the same folders.
+
+    Raises:
+        UserError: a folder holds classes once more, as `PlantVillage/` in `PlantVillage/` does.
+    """
+    classes = {name: folder for name, folder in root.with_images.items() if wanted is None or name in wanted}
+    within = {name: set(folder.with_images) for name, folder in classes.items()}
+    for name, inner in within.items():
+        if len(inner & classes.keys()) > 1:
+            others = natural_sorted(classes.keys() - {name})
+            raise UserError(
+                f"data_dir: {classes[name].path} holds folders of the same names as classes beside it "
+                f"({_listed(natural_sorted(inner & classes.keys()))}): move it away, or leave it out with --classes "
+                f"{' '.join(others[:5])}{' …' * (len(others) > 5)}, or set --train_split {HERE} if it is a class",
+                fix={"classes": others},
+            )
+    first = next(iter(within.values()), set())
+    if len(first) > 1 < len(within) and all(inner == first and not classes[n].images for n, inner in within.items()):
+        logger.warning(
+            "  %s are taken for classes, and hold the same folders (%s): if these are the classes, set --data_dir to "
+            "one of them",
+            _listed(within),
+            _listed(natural_sorted(first)),
+        )
+
+
 def _check_empty(folder: Folder, root: Folder, split: str) -> None:
     """Refuse a class without images; a folder of documents is none, nor one that is empty beside classes of test."""
-    suffixes = {Path(name).suffix.lower() for inner in folder.below() for name in inner.files}
-    if (suffixes and suffixes <= _DOCUMENTS) or (not suffixes and split != "train"):
+    suffixes = _suffixes(folder)
+    if _is_documents(folder) or (not suffixes and split != "train"):
         return
     others = natural_sorted(root.with_images)
     advice = f" or leave it out with --classes {' '.join(others[:5])}{' …' if len(others) > 5 else ''}"
@@ -210,12 +268,26 @@ def _check_empty(folder: Folder, root: Folder, split: str) -> None:
     )
 
 
+def _is_documents(folder: Folder) -> bool:
+    suffixes = {suffix.lower() for suffix in _suffixes(folder)}
+    return bool(suffixes) and suffixes <= _DOCUMENTS
+
+
+def _suffixes(folder: Folder) -> Counter[str]:
+    return Counter(Path(name).suffix for inner in folder.below() for name in inner.files)
+
+
 def _unread(folder: Folder) -> str:
     """What a folder holds instead of images, and the package that reads it."""
-    suffixes = Counter(Path(name).suffix for inner in folder.below() for name in inner.files)
+    suffixes = _suffixes(folder)
     listed = ", ".join(f"{n:,} {suffix or 'without a suffix'}" for suffix, n in suffixes.most_common(4))
     packages = {package for suffix in suffixes if (package := plugin_of(suffix.lower()))}
     return (f": it holds {listed}" if listed else "") + "".join(f": pip install {name}" for name in sorted(packages))
+
+
+def _verb(names: list[str], verb: str) -> str:
+    """The verb in the number of its subject: `look` or `looks`."""
+    return verb if len(names) > 1 else verb + ("es" if verb.endswith("o") else "s")
 
 
 def _settings(fix: dict[str, str]) -> str:

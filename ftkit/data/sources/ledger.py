@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from .suffixes import image_suffixes, plugin_of
 logger = logging.getLogger(__name__)
 _SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+_CONTAINERS = {".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".lmdb", ".rec"}
 UNUSED_SPLIT = "not in a split that is used"
 _CIRCLE = "leads back to a folder above it"
 HIDDEN = "hidden, or of the system"
@@ -41,7 +43,7 @@ class Folder:
     hidden: int = 0
     circles: list[Path] = field(default_factory=list)
 
-    @property
+    @cached_property
     def images(self) -> list[Path]:
         """The image files in the folder itself."""
         suffixes = image_suffixes()
@@ -53,12 +55,13 @@ class Folder:
         for folder in self.folders.values():
             yield from folder.below()
 
-    @property
+    @cached_property
     def holds_images(self) -> bool:
         """Whether there is an image file in the folder or below it."""
-        return any(folder.images for folder in self.below())
+        suffixes = image_suffixes()
+        return any(os.path.splitext(name)[1].lower() in suffixes for inner in self.below() for name in inner.files)
 
-    @property
+    @cached_property
     def with_images(self) -> dict[str, "Folder"]:
         """Its folders that hold images, by name."""
         return {name: folder for name, folder in self.folders.items() if folder.holds_images}
@@ -79,6 +82,11 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
         else:
             found.folders[entry.name] = scan(path / entry.name, above)
     return found
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file, by its name, is an archive or another file that may hold many images."""
+    return os.path.splitext(name)[1].lower() in _ARCHIVES | _CONTAINERS
 
 
 @dataclass

@@ -93,11 +93,12 @@ def choose_splits(
             no train.
     """
     given = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    chosen = {
-        split: _named(split, name, found, source)
-        for split, name in given.items()
-        if name is not None and not is_none(name)
-    }
+    chosen = {}
+    for split, name in given.items():
+        if name == split and not any(name == other or split_of(other) == split for other in found):
+            given[split] = None  # the split's own name says nothing more
+        elif name is not None and not is_none(name):
+            chosen[split] = _named(split, name, found, source)
     problems, fix = [], {}
     for split in SPLITS:
         called = [name for name in found if split_of(name) == split and name not in chosen.values()]
@@ -107,7 +108,7 @@ def choose_splits(
                 problems.append(f"{_listed(called)} all look like {split}")
                 fix[f"{split}_split"] = chosen[split]
     left = [name for name in found if name not in chosen.values()]
-    if not chosen and len(left) == 1 and given["train"] is None and split_of(left[0]) is None:
+    if not chosen and len(left) == 1 and not _words(left[0]) & (_EITHER | _FURTHER):
         return {"train": found[left[0]]}
     if need_train and args.need_train and "train" not in chosen:
         fix |= _without_train(left, chosen)
@@ -224,14 +225,17 @@ def _flags(column: str, values: Collection[Any]) -> dict[Any, str] | None:
 def _not_words(column: str, values: Collection[Any], source: object) -> UserError:
     names = sorted({*_names(values).values()})
     unknown = [name for name in names if split_of(name) is None and not is_split_like(name)]
-    if len(unknown) < len(names) or not 2 <= len(names) <= 3:
+    short = {split: [name for name in names if split.startswith(name.casefold())] for split in SPLITS}
+    meant = {split: found[0] for split, found in short.items() if len(found) == 1}
+    if {*names} == {"0", "1", "2"} or {*names} == {"0", "1"}:
+        meant = dict(zip(SPLITS if len(names) == 3 else ("train", "test"), names, strict=True))
+    if {*meant.values()} != {*names} or "train" not in meant:
         return UserError(
             f"{source}: split {unknown[0]!r} in the column {column!r} is not one of {', '.join(SPLITS)}: correct it, "
             f"or set --split_column {NO_SPLIT} to split the rows anew",
             fix={"split_column": NO_SPLIT},
         )
-    keys = SPLITS if len(names) == 3 else ("train", "test")
-    settings = {f"{split}_split": name for split, name in zip(keys, names, strict=True)}
+    settings = {f"{split}_split": name for split, name in meant.items()}
     return UserError(
         f"{source}: the column {column!r} looks like a split and holds {_listed(names)}, none of which is one of "
         f"{', '.join(SPLITS)}: say which is which, such as --split_column {column!r} "
