@@ -156,7 +156,7 @@ def test_the_embedded_digits(load, labels_of):
     assert np.abs(shown / 255 - digits.images[rows] / 16).max() < 0.003
 
 
-@pytest.mark.parametrize("name", ["image.png", "archive.zip"])
+@pytest.mark.parametrize("name", ["image.png", "archive.rar"])
 def test_a_file_of_another_kind(tmp_path, load, refused, name):
     (tmp_path / name).write_bytes(b"x")
     with refused(tmp_path / name, "CSV"):

@@ -8,8 +8,8 @@ from ftkit.errors import Advice
 
 # The formats of `data_dir`, for help and messages; `ftkit.data.sources.load` recognises them.
 FORMATS = (
-    "class folders, IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON-lines file of paths and "
-    "labels, or a save_to_disk folder"
+    "class folders (also in a zip or tar file), IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON "
+    "file of paths and labels, or a save_to_disk folder"
 )
 EMBEDDED = ("digits", "blobs")  # need no files
 NO_SPLIT = "none"  # the value of `test_split`, `validation_split` or `split_column` for no such split
@@ -65,6 +65,10 @@ class DataArguments:
     )
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     label_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
+    image_dir: str | None = field(
+        default=None,
+        metadata={"help": "The folder of the images that a table names. Default: the folder of the table."},
+    )
     validation_size: float = field(
         default=0.1, metadata={"help": "Share of train that becomes validation if there is no such split."}
     )

@@ -7,18 +7,17 @@ from typing import NamedTuple
 import datasets.config
 import huggingface_hub.constants
 import numpy as np
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, load_dataset, load_from_disk
+from datasets import DatasetDict, load_dataset
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import follow_files
-from ftkit.data.sources.folders import read_class_folders
+from ftkit.data.sources.arrays import from_arrays
+from ftkit.data.sources.layouts import read_folder
 from ftkit.data.sources.ledger import Folder, Ledger, scan
 from ftkit.data.sources.paths import check_paths, named_files
-from ftkit.data.sources.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
+from ftkit.data.sources.pictures import as_pictures
 from ftkit.data.sources.remote import from_hub
-from ftkit.data.sources.shards import SHARDS, find_shards, read_shards, used
 from ftkit.data.sources.splits import (
     Splits,
     canonical,
@@ -28,7 +27,7 @@ from ftkit.data.sources.splits import (
     keep_classes,
     take_fewer,
 )
-from ftkit.data.sources.tables import TABLE_SUFFIXES, read_tables, table_files
+from ftkit.data.sources.tables import TEXT_SUFFIXES
 from ftkit.errors import UserError
 
 # By short name: the name on the Hub, the files of a local copy, and the label column if there are several.
@@ -47,8 +46,6 @@ _LOCAL_FILES = {
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
-FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-                 "Ankle boot"]  # fmt: skip
 
 
 def load_data(args: DataArguments, ledger: Ledger | None = None) -> Splits:
@@ -90,13 +87,10 @@ class Raw(NamedTuple):
 
 def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
     """Read the dataset, and choose its splits; without train only for an evaluation."""
-    root = None
-    if args.data_dir:
-        path = Path(args.data_dir)
-        root = scan(path) if path.is_dir() else None
-        splits = _read_folder(path, root, args, ledger)
-    else:
-        splits = _read_name(args, ledger)
+    path = Path(args.data_dir) if args.data_dir else None
+    root = scan(path) if path is not None and path.is_dir() else None
+    splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    splits = as_pictures(splits, args.image_column, None if path is None else path if path.is_dir() else path.parent)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
     known = args.label_column is None and usual in next(iter(splits.values())).features
     return Raw(splits, usual if known else args.label_column, root, ledger)
@@ -119,14 +113,14 @@ def check_files(splits: DatasetDict, args: DataArguments, raw: Raw) -> None:
 
 def _is_list(data_dir: str | None) -> bool:
     """Whether `data_dir` is a list of paths; the user's own list may name any file."""
-    return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
+    return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TEXT_SUFFIXES
 
 
 def _own_folders(args: DataArguments) -> list[Path]:
     """The folders that hold the dataset's files."""
     if args.data_dir:
         path = Path(args.data_dir)
-        return [path if path.is_dir() else path.parent]
+        return [path if path.is_dir() else path.parent, *([Path(args.image_dir)] if args.image_dir else [])]
     caches = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
     return [Path(_hub_name(args)), *map(Path, caches)]
 
@@ -151,71 +145,13 @@ def _read_name(args: DataArguments, ledger: Ledger) -> DatasetDict:
     return choose_datasets(found, args, ledger, name)
 
 
-def _read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read `data_dir`, whose format is recognised by its files; `root` is its content if it is a folder."""
-    if not path.exists():
-        parent = path.parent
-        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise UserError(f"data_dir: {path} does not exist{hint}")
-    if root is None:
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            return read_tables({"train": path}, args.image_column, args.label_column)
-        for kind, suffix in SHARDS.items():
-            if path.suffix.lower() == suffix:
-                return choose_datasets(read_shards(kind, find_shards([path], path.parent)), args, ledger, path)
-        raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
-    if not (root.files or root.folders):
-        raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
-    files = [folder.path / name for folder in root.below() for name in folder.files]
-    if "dataset_dict.json" in root.files or "dataset_info.json" in root.files:
-        ledger.read(files)
-        return choose_datasets(_read_saved(path), args, ledger, path)
-    if idx := [name for name in root.files if IDX_NAME.match(name)]:
-        ledger.read(path / name for name in idx)
-        names = FASHION_NAMES if args.dataset == "fashion_mnist" else None
-        splits = read_idx_folder(path)
-        names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
-        return choose_datasets(_from_arrays(path, splits, names), args, ledger, path)
-    if cifar := cifar_kind(path):
-        ledger.read(path / name for name in root.files)
-        return choose_datasets(_from_arrays(path, *read_cifar_folder(path, cifar)), args, ledger, path)
-    if shards := [file for file in files if file.suffix.lower() == SHARDS["parquet"]]:
-        return _read_shards("parquet", shards, path, args, ledger)
-    if tables := table_files(path):
-        ledger.read(tables.values())
-        return read_tables(tables, args.image_column, args.label_column)
-    # An archive may lie next to the folders it was unpacked to.
-    shards = [file for file in files if file.suffix.lower() == SHARDS["webdataset"]]
-    if shards and not root.holds_images:
-        return _read_shards("webdataset", shards, path, args, ledger)
-    return read_class_folders(root, args, ledger)
-
-
-def _read_shards(kind: str, files: list[Path], root: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read shards by split, without those of splits that are not used, which may have other columns."""
-    found = find_shards(files, root)
-    ledger.read(file for files in found.values() for file in files)
-    return choose_datasets(read_shards(kind, used(found, args, root)), args, ledger, root)
-
-
-def _read_saved(path: Path) -> DatasetDict:
-    try:
-        saved = load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
-        raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
-    saved = saved if isinstance(saved, DatasetDict) else DatasetDict({"data": saved})
-    return saved.with_format(None)
-
-
 def _read_digits() -> DatasetDict:
     """The 1,797 digits of 8 x 8 pixels inside scikit-learn (UCI ML hand-written digits, the test part)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return _from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
+    return from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
 
 
 def _make_blobs() -> DatasetDict:
@@ -225,41 +161,7 @@ def _make_blobs() -> DatasetDict:
     points, labels = make_blobs(2000, 10, centers=5, cluster_std=6.0, random_state=0)
     low, high = points.min(), points.max()
     pixels = np.rint((points - low) / (high - low) * 255).astype(np.uint8)
-    return _from_arrays(Path("scikit-learn"), {"train": (pixels[:, None], labels)}, [f"blob {i}" for i in range(5)])
+    return from_arrays(Path("scikit-learn"), {"train": (pixels[:, None], labels)}, [f"blob {i}" for i in range(5)])
 
 
 _EMBEDDED = {"digits": _read_digits, "blobs": _make_blobs}
-
-
-def _from_arrays(source: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str]) -> DatasetDict:
-    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) as a `DatasetDict` with an image column.
-
-    Each image is stored as an uncompressed PNM file, a header before the pixels: nothing to encode, and readable as a
-    `datasets.Image`.
-    """
-    built = {}
-    for split, (images, labels) in splits.items():
-        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
-            raise UserError(
-                f"data_dir: {source}: {split} has labels from {labels.min()} to {labels.max()}, but there are "
-                f"only {len(names)} classes"
-            )
-        height, width = images.shape[1:3]
-        header = np.frombuffer(b"P%d %d %d 255\n" % (6 if images.ndim == 4 else 5, width, height), np.uint8)
-        rows = np.concatenate(
-            [np.broadcast_to(header, (len(images), len(header))), images.reshape(len(images), -1)], axis=1
-        )
-        offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-        files = pa.Array.from_buffers(
-            pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
-        )
-        paths = pa.nulls(len(rows), pa.string())
-        features = Features(image=Image(), label=ClassLabel(names=names))
-        table = pa.table(
-            {
-                "image": pa.StructArray.from_arrays([files, paths], names=["bytes", "path"]),
-                "label": pa.array(labels.astype(np.int64)),
-            }
-        )
-        built[split] = Dataset(table.cast(features.arrow_schema), info=DatasetInfo(features=features))
-    return DatasetDict(built)

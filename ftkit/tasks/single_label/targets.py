@@ -5,44 +5,89 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Value
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, type_name
 
 USUAL_NAMES = ("label", "labels", "class", "cls", "target")
+_TYPES = ("int", "uint", "bool", "string", "large_string", "string_view", "float", "double", "binary", "large_binary")
 
 
 def label_column(dataset: Dataset, given: str | None) -> str:
-    """The name of the label column: the `given` one, the only ClassLabel, or the only one with a usual name."""
+    """The name of the label column: the `given` one, the only ClassLabel, or the only one with a usual name.
+
+    A member of a struct, such as `json.label`, goes by its own name.
+    """
     if given is None and not any(isinstance(feature, ClassLabel) for feature in dataset.features.values()):
-        plain = [name for name in USUAL_NAMES if name in dataset.column_names]
+        plain = [name for name in dataset.column_names if name in USUAL_NAMES]
+        plain = plain or [name for name in dataset.column_names if name.rpartition(".")[2] in USUAL_NAMES]
         if len(plain) == 1:
             return plain[0]
-    return find_column(dataset, "label_column", given, (ClassLabel,), "class label")
+    return find_column(dataset, "label_column", given, (ClassLabel,), "class label", _columns_of_classes(dataset))
+
+
+def _columns_of_classes(dataset: Dataset) -> list[str]:
+    """The columns that can be labels: at least two values that repeat, and no fractions."""
+    found = []
+    for name, feature in dataset.features.items():
+        if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype.startswith(_TYPES)):
+            values = dataset.unique(name)
+            if 2 <= len(values) <= len(dataset) / 2 and not any(map(_is_fraction, values)):
+                found.append(name)
+    return found
 
 
 def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
-    """The classes of the column `label`: the names of a ClassLabel, or the values of all splits in natural order.
+    """The classes of the column `label`: the names of a ClassLabel, or the values in all splits in natural order.
+
+    Text, whole numbers, true and false, and bytes of text are classes.
 
     Raises:
-        UserError: the column is not text, integers or class labels, or has empty rows.
+        UserError: the column holds something else, or has empty rows.
     """
-    first = next(iter(splits))
-    feature = splits[first].features[label]
-    text = isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string"))
-    if not text and not isinstance(feature, ClassLabel):
-        raise UserError(
-            f"label_column: {label!r} holds {type_name(feature)}: name a column of class labels, text or integers"
-        )
-    if not text:
+    first = next(iter(splits.values()))
+    feature = first.features[label]
+    if isinstance(feature, ClassLabel):
         return feature.names
+    if not isinstance(feature, Value) or not feature.dtype.startswith(_TYPES):
+        several = isinstance(feature, (List, LargeList))
+        what = "lists, as of several labels or of zeros and ones, and ftkit learns one class for each image"
+        raise _no_classes(first, label, what if several else type_name(feature))
+    if any(_is_fraction(value) for dataset in splits.values() for value in dataset.unique(label)):
+        raise _no_classes(
+            first,
+            label,
+            f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)",
+        )
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
             raise UserError(f"label_column: {label!r} is empty in some rows of {split}: label or remove them")
-    return natural_sorted(name for name in set().union(*values.values()) if name is not None)
+    return natural_sorted({str(name) for found in values.values() for name in found})
+
+
+def _no_classes(train: Dataset, label: str, what: str) -> UserError:
+    fitting = [name for name in _columns_of_classes(train) if name != label]
+    other = f"set label_column to {' or '.join(fitting[:5])}, or " if fitting else ""
+    return UserError(
+        f"label_column: {label!r} holds {what}: {other}name a column of class labels, text or integers",
+        fix={"label_column": fitting[0]} if fitting else None,
+    )
+
+
+def _is_fraction(value: object) -> bool:
+    return isinstance(value, float) and not value.is_integer() and value == value
+
+
+def _name(value: object) -> str | None:
+    """The class that a value names; None for none, as pandas writes both nothing and not-a-number."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
@@ -63,7 +108,7 @@ def _values(dataset: Dataset, label: str) -> set[str | None]:
     feature = dataset.features[label]
     if isinstance(feature, ClassLabel):
         return {feature.names[value] if value is not None and value >= 0 else None for value in dataset.unique(label)}
-    return {None if value is None else str(value) for value in dataset.unique(label)}
+    return {_name(value) for value in dataset.unique(label)}
 
 
 def as_classes(dataset: Dataset, names: list[str], split: str) -> Dataset:
@@ -75,7 +120,8 @@ def as_classes(dataset: Dataset, names: list[str], split: str) -> Dataset:
     feature = dataset.features["label"]
     if not isinstance(feature, ClassLabel):
         _check_known(_values(dataset, "label"), set(names), split)
-        dataset = _with_labels(dataset, [names.index(str(value)) for value in dataset["label"]], names)
+        numbers = {name: number for number, name in enumerate(names)}
+        dataset = _with_labels(dataset, [numbers[str(_name(value))] for value in dataset["label"]], names)
     elif feature.names != names:
         dataset = relabel(dataset, names, what=split)
     labels = dataset.data.column("label")
