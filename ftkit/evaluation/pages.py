@@ -8,6 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 import ftkit.tasks
+from ftkit.errors import printable
 from ftkit.evaluation.plots import svg
 from ftkit.files import atomic_write
 from ftkit.tasks import Section
@@ -41,6 +42,11 @@ def _size(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _middle(text: str, length: int = 44) -> str:
+    """The text without its middle if it is longer than `length`: the end of a path says most."""
+    return text if len(text) <= length else f"{text[: length // 3]}…{text[-(length - 1 - length // 3) :]}"
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDERS),
@@ -51,6 +57,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size}
+    environment.filters |= {"middle": _middle, "printable": printable}
     return environment
 
 

@@ -28,8 +28,16 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
         "splits": {split: len(rows) for split, rows in images.items()},
         "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
         "duplicates": duplicates(images),
-        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
+        "skipped_images": {split: [*map(_skipped, rows.skipped)] for split, rows in images.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
+    }
+
+
+def _skipped(bad: dict[str, Any]) -> dict[str, Any]:
+    """A skipped image for others: by its source, without the path on this machine."""
+    source = bad["source"]
+    return {"index": bad["index"], "file": source, "xxh3_64": bad["xxh3_64"]} | {
+        "reason": bad["reason"].replace(bad["file"], source)
     }
 
 

@@ -7,6 +7,7 @@ from datasets import DatasetDict, load_dataset
 from datasets.fingerprint import Hasher
 
 from ftkit.data.pixels.keys import file_state
+from ftkit.data.sources.origins import with_places
 from ftkit.errors import UserError, unwritable
 
 from .split_names import SPLIT_NAMES
@@ -31,7 +32,7 @@ def read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
     state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
     names = {split: [str(path) for path in paths] for split, paths in files.items()}
     try:
-        return load_dataset(kind, f"files-{state}", data_files=names)
+        return with_places(load_dataset(kind, f"files-{state}", data_files=names), files)
     except Exception as error:  # datasets wraps errors of pyarrow and tarfile, in classes that depend on its version
         cause, listed = error.__cause__ or error, ", ".join(path for paths in names.values() for path in paths)
         refused = isinstance(cause, PermissionError)  # when reading a file

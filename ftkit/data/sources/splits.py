@@ -6,6 +6,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image
 
 from ftkit.config import DataArguments
+from ftkit.data.sources.origins import with_sources
 from ftkit.data.sources.split_names import SPLIT_NAMES
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
@@ -15,17 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -> DatasetDict:
-    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`.
+    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`, `source`.
 
     A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
     """
     wanted = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    splits = {}
+    splits, names = {}, {}
     for split, name in wanted.items():
         usual = SPLIT_NAMES[split] if name == split else ()
         found = name if name in raw else next((other for other in usual if other in raw), None)
         if found is not None:
-            splits[split] = raw[found]
+            splits[split], names[split] = raw[found], found
         elif split == "train" or name != split:
             raise UserError(f"{split}_split: {name!r} is not a split of the data: {', '.join(raw)}")
     train = splits["train"]
@@ -38,7 +39,8 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
             if name not in dataset.column_names:
                 raise UserError(f"column {name!r} of train is missing from {split}: {', '.join(dataset.column_names)}")
     task = DEFAULT_TASK.read(splits, label)
-    return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+    found = DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+    return with_sources(found, splits, names, args.data_dir)
 
 
 def _rename(dataset: Dataset, split: str, image: str, label: str, task: Task) -> Dataset:
