@@ -1,5 +1,6 @@
 """Pages from templates: HTML escapes every value, Markdown escapes with the filter `md`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import jinja2
 from markupsafe import Markup
 
 import ftkit.tasks
-from ftkit.errors import printable
 from ftkit.evaluation.plots import svg
 from ftkit.files import atomic_write
 from ftkit.tasks import Section
 
 _FOLDERS = [Path(__file__).parent / "templates", *Path(ftkit.tasks.__file__).parent.glob("*/templates")]
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;", "\n": " ", "\r": " "})
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def markdown(text: Any) -> str:
@@ -42,9 +44,17 @@ def _size(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def _middle(text: str, length: int = 44) -> str:
-    """The text without its middle if it is longer than `length`: the end of a path says most."""
-    return text if len(text) <= length else f"{text[: length // 3]}…{text[-(length - 1 - length // 3) :]}"
+def _visible(text: str) -> str:
+    """`text` with control characters escaped, also those that turn the direction of writing around."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _path(text: str, length: int | None = None) -> Markup:
+    """A path that breaks between folders, without its middle if it is longer than `length`: its end says most."""
+    text = _visible(text)
+    if length is not None and len(text) > length:
+        text = f"{text[: length // 3]}…{text[length // 3 + 1 - length :]}"
+    return Markup("/<wbr>").join(text.split("/"))
 
 
 def _environment() -> jinja2.Environment:
@@ -57,7 +67,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size}
-    environment.filters |= {"middle": _middle, "printable": printable}
+    environment.filters |= {"path": _path, "visible": _visible}
     return environment
 
 

@@ -51,7 +51,9 @@ def with_sources(
     if data_dir is not None:
         place = os.path.abspath(data_dir)
         roots.append(os.path.join(place if os.path.isdir(place) else os.path.dirname(place), ""))
-    elsewhere = {os.path.dirname(path) for paths in files.values() for path in paths if path and not _root(path, roots)}
+    elsewhere = {
+        os.path.dirname(path) for paths in files.values() for path in paths if path and not _root(path, roots)
+    }
     if elsewhere:
         roots.append(os.path.join(os.path.commonpath(elsewhere), ""))
 

@@ -26,7 +26,11 @@ def section(metrics: dict[str, Any], predictions: Predictions) -> Section:
     return Section(
         template="single_label",
         links={"confusions": "Confusions", "classes": "Classes", "calibration": "Calibration", "images": "Images"},
-        content={"calibration": calibration, "errors": (~predictions.hits).sum(), "confusions": _confusions(predictions)},
+        content={
+            "calibration": calibration,
+            "errors": (~predictions.hits).sum(),
+            "confusions": _confusions(predictions),
+        },
         drawings=(
             matrix_drawing(metrics, predictions.task.names),
             Drawing(
