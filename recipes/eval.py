@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> None:
     from ftkit.evaluation.record import describe_command, describe_data, show_result, write_run_record
     from ftkit.evaluation.report import write_report
     from ftkit.models.classifier import Classifier
+    from ftkit.places import shown
     from ftkit.training.loop.trainer import ImageTrainer
     from ftkit.training.provenance import environment
 
@@ -61,7 +62,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(evaluation.output_dir or scratch)
         metrics = write_evaluation(folder, predicted, images)
-        record = {"command": describe_command(), "model": evaluation.model, "evaluated_split": evaluation.split}
+        record = {"command": describe_command(), "model": shown(evaluation.model), "evaluated_split": evaluation.split}
         write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, task, metrics)
         write_report(folder)
     banner("done")

@@ -15,6 +15,7 @@ from ftkit.evaluation import plots
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
+from ftkit.places import all_shown
 from ftkit.statistics.significance import ALPHA, holm
 from ftkit.tasks import Task
 from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
@@ -135,9 +136,9 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def _name(run: Run, apart: list[str]) -> str:
     if not run.config:
         return str(run.folder)
-    shown = {key: run.config[key] for key in apart if key in run.config}
-    parts = [str(shown.pop(key)) for key in ("method", "model") if key in shown]
-    return ", ".join(parts + [f"{key} {value}" for key, value in shown.items()]) or run.record["method"]
+    own = {key: all_shown(run.config[key]) for key in apart if key in run.config}
+    parts = [str(own.pop(key)) for key in ("method", "model") if key in own]
+    return ", ".join(parts + [f"{key} {value}" for key, value in own.items()]) or run.record["method"]
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ftkit.evaluation.gallery import larger, thumbnail
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.files import atomic_write
+from ftkit.places import all_shown, command_shown
 from ftkit.tasks import Predictions
 
 
@@ -37,9 +39,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}: give the folder of a finished run") from None
+    # Older versions of ftkit recorded the paths of their machine.
+    command = command_shown(shlex.split(record["command"]), all_shown)
+    skipped = {split: all_shown(images) for split, images in record["skipped_images"].items()}
+    return record | {"command": shlex.join(command), "model": all_shown(record["model"]), "skipped_images": skipped}
 
 
 def write_report(folder: Path, record: dict[str, Any] | None = None) -> Path:

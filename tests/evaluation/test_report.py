@@ -63,7 +63,8 @@ def browse(page, folder, width=1280):
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", f"--user-data-dir={folder / 'chromium'}", "--enable-logging=stderr",
-         f"--log-net-log={log}", f"--window-size={width},2000", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
+         f"--log-net-log={log}", f"--window-size={width},2000", "--virtual-time-budget=3000", "--dump-dom",
+         page.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -181,7 +182,8 @@ def test_a_larger_picture_fills_the_window(hostile, tmp_path, width):
     inner = hostile.read_text(encoding="utf-8")
     first, other = re.findall(r'<li id="(image-\d+)"', inner)[:2]
     page.write_text(
-        f'<meta charset="utf-8"><iframe width="{width}" height="900" style="border:0" srcdoc="{html.escape(inner)}"></iframe>'
+        f'<meta charset="utf-8"><iframe width="{width}" height="900" style="border:0"'
+        f' srcdoc="{html.escape(inner)}"></iframe>'
         "<script>addEventListener('load', () => {"
         "const frame = document.querySelector('iframe'), inner = frame.contentDocument;"
         f"frame.contentWindow.location.hash = '{first}';"

@@ -27,7 +27,7 @@ from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
 _VERSION = 4  # the cache's version: raise it when decoding changes
-_DESCRIBING = ("source",)  # columns that are stored beside the predictions for an image
+_DESCRIBING = ("source",)  # columns that the stored predictions keep
 
 
 class Batch(NamedTuple):
@@ -125,7 +125,7 @@ class Images(TorchDataset, ABC):
             raise gone(file["path"], error) from error
 
     def about(self) -> dict[str, list]:
-        """The columns that describe the images, by name: `source`, if the data has it. Others go into `_DESCRIBING`."""
+        """The columns of `_DESCRIBING` that the data has, by name."""
         return {name: self._rows[name][:] for name in _DESCRIBING if name in self._rows.column_names}
 
     @abstractmethod

@@ -55,8 +55,10 @@ def matrix_drawing(metrics: dict[str, Any], names: list[str]) -> Drawing:
 
 
 def _confusions(predictions: Predictions) -> list[dict[str, Any]]:
-    """The ten most frequent confusions: `label`, `predicted`, images `n`, their `share` of the true class, and the
-    source of the most confident one (`example`)."""
+    """The ten most frequent confusions: `label`, `predicted`, images `n`, and their `share` of the true class.
+
+    `example` is the source of the most confident one.
+    """
     matrix, names = predictions.matrix, predictions.task.names
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
@@ -83,8 +85,10 @@ def _first(chosen: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def caption(predictions: Predictions, position: int) -> dict[str, Any]:
-    """The caption of an image in the gallery: `label`, `predicted`, its `probability`, the `likeliest` classes, and the
-    `rank`, from 0, and probability (`of_label`) of the true class."""
+    """The caption of an image in the gallery: `label`, `predicted`, its `probability`, and the `likeliest` classes.
+
+    Of the true class also the `rank`, from 0, and the probability, `of_label`.
+    """
     names = predictions.task.names
     return {
         "label": names[predictions.labels[position]],
