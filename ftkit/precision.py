@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ftkit.compat.accelerate import forget_preparation
+from ftkit.errors import Advice
 
 HALVES = ("bf16", "fp16")
 _LAUNCHER = "ACCELERATE_MIXED_PRECISION"
@@ -35,22 +36,25 @@ def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bo
     launched = os.environ.get(_LAUNCHER, "no").lower()
     if launched not in ("no", *HALVES):
         return {}, [f"mixed_precision: the launcher's {launched} is not supported: launch with no, bf16 or fp16"]
-    opinions = {"the recipe or command line": {half: values[half] for half in HALVES if values.get(half) is not None}}
+    ours = "the recipe or command line"
+    opinions = {ours: {half: values[half] for half in HALVES if values.get(half) is not None}}
     if launched != "no":  # `no` is also what `accelerate launch` exports by default
         opinions[f"the launcher (mixed_precision: {launched})"] = {half: half == launched for half in HALVES}
     opinions |= _of_deepspeed(values)
-    decided, errors = {}, []
+    decided, errors = {}, list[str]()
     for half in HALVES:
         said = {source: opinion[half] for source, opinion in opinions.items() if half in opinion}
         decided[half] = any(said.values())
         if len(set(said.values())) > 1:
             listed = ", ".join(f"{str(value).lower()} by {source}" for source, value in said.items())
-            errors.append(f"{half}: {listed}: set it in one place only, or to the same value in all")
+            message = f"{half}: {listed}: set it in one place only, or to the same value in all"
+            errors.append(Advice(message, {half: None}) if ours in said else message)
     if not errors and all(decided.values()):
-        errors.append("bf16 and fp16 are both true: keep one")
+        errors.append(Advice("bf16 and fp16 are both true: keep one", {"fp16": None}))
     elif not errors and decided["fp16"] and on_cpu:
         source = next(source for source, opinion in opinions.items() if opinion.get("fp16"))
-        errors.append(f"fp16: true by {source} needs a GPU, and this run is on the CPU: set bf16 there, or neither")
+        message = f"fp16: true by {source} needs a GPU, and this run is on the CPU: set bf16 there, or neither"
+        errors.append(Advice(message, {"fp16": None}) if source == ours else message)
     return decided, errors
 
 

@@ -4,21 +4,28 @@ import os
 
 from ftkit.config.arguments.training import sharding_of
 from ftkit.config.configuration import Config
+from ftkit.errors import Advice
 from ftkit.precision import deepspeed_config
 
 
 def check_together(config: Config) -> list[str]:
     """The contradictions within the configuration of a run or a stage, one sentence each."""
-    errors = []
+    errors: list[str] = []
     if config.loss.early_stopping_patience is not None and not config.training.load_best_model_at_end:
         errors.append(
-            "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy: without them the "
-            "stopped run would keep a worse model than its best"
+            Advice(
+                "early_stopping_patience needs load_best_model_at_end: true and an eval_strategy, such as epoch: "
+                "without them the stopped run would keep a worse model than its best",
+                {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+            )
         )
     if config.training.save_only_model and config.job.on_nan == "rollback":
         errors.append(
-            "on_nan: rollback needs the optimizer of a checkpoint, which save_only_model: true does not save: use "
-            "on_nan: skip, or leave save_only_model out"
+            Advice(
+                "on_nan: rollback needs the optimizer of a checkpoint, which save_only_model: true does not save: use "
+                "on_nan: skip, or leave save_only_model out",
+                {"on_nan": "skip"},
+            )
         )
     return errors + _check_sharded(config)
 
@@ -29,9 +36,13 @@ def _check_sharded(config: Config) -> list[str]:
     if not (kinds := sharding_of(values)):
         return []
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and (key := next(filter(values.get, ("fsdp", "deepspeed")), None)):
+        launcher = f"accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
         return [
-            f"{key}: {values[key]} shards the model over several processes, and there is one: leave it out, or launch "
-            f"several, with accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
+            Advice(
+                f"{key}: {values[key]} shards the model over several processes, and there is one: leave it out, or "
+                f"launch several, with {launcher}",
+                {key: None},
+            )
         ]
     if len(kinds) > 1:
         return [f"{' and '.join(kinds)} each shard the model: keep one of them"]
@@ -42,8 +53,11 @@ def _check_sharded(config: Config) -> list[str]:
     whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     given = vars(config.loss) | vars(config.job) | values
     return [
-        f"{key}: {given[key]} needs unsharded weights, and FSDP and DeepSpeed shard them: leave it out, or launch "
-        "with accelerate_configs/multi_gpu.yaml"
+        Advice(
+            f"{key}: {given[key]} needs unsharded weights, and FSDP and DeepSpeed shard them: leave it out, or launch "
+            "with accelerate_configs/multi_gpu.yaml",
+            {key: None},
+        )
         for key, usual in whole.items()
         if given[key] != usual
     ]

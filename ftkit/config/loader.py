@@ -30,7 +30,7 @@ from ftkit.config.contradictions import check_together
 from ftkit.config.entries import Entry, parse_entry, read_command_line, read_recipe
 from ftkit.config.machine import check_machine, runs_on_cpu
 from ftkit.config.training_fields import OF_THE_RUN, check_fields
-from ftkit.errors import ConfigError, UserError, nearest
+from ftkit.errors import Advice, ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
 GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
@@ -226,7 +226,10 @@ def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, know
         unresolved: Any = SimpleNamespace(**own)
         wrong = _check(dataclasses.replace(config, training=unresolved), arguments, owners)
         wrong or _explained(own, wrong)
-        errors += [f"stages[{number}]: {error}" for error in wrong]
+        for error in wrong:
+            message = f"stages[{number}]: {error}"
+            fix = config.method.in_stage(number, error.fix) if isinstance(error, Advice) else None
+            errors.append(Advice(message, fix) if fix else message)
     return errors
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from ftkit.errors import Advice
+
 _ON_CPU = "launch with --config_file accelerate_configs/cpu.yaml"
 _HIDDEN = ("", "-1")  # values of CUDA_VISIBLE_DEVICES
 
@@ -31,7 +33,8 @@ def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[st
         takes_use_cpu: whether the configuration has the key `use_cpu`.
     """
     if _launched_for_cpu() and values.get("use_cpu") is False:
-        return ["use_cpu: false contradicts the launcher's file: leave it out, or launch with another --config_file"]
+        contradiction = "use_cpu: false contradicts the launcher's file"
+        return [Advice(f"{contradiction}: leave it out, or launch with another --config_file", {"use_cpu": None})]
     if values.get("use_cpu") or _launched_for_cpu() or _device_named():
         return []
     count, named = torch.accelerator.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
@@ -46,10 +49,12 @@ def check_machine(values: dict[str, Any], takes_use_cpu: bool = True) -> list[st
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     if processes > count:
         few = f", or add --use_cpu true to run {processes} on the CPU" if takes_use_cpu else ""
-        fix = (f"launch with --num_processes {count}" if count else _ON_CPU) + few
-        return [f"num_processes: {processes} on this machine need a GPU each, and torch finds {_found(count)}: {fix}"]
+        way = (f"launch with --num_processes {count}" if count else _ON_CPU) + few
+        message = f"num_processes: {processes} on this machine need a GPU each, and torch finds {_found(count)}: {way}"
+        return [Advice(message, {"use_cpu": True}) if takes_use_cpu else message]
     if values.get("use_cpu") is False and not count:
-        return [f"use_cpu: false asks for a GPU, and torch finds {_found(count)}: leave it out, or set it to true"]
+        message = f"use_cpu: false asks for a GPU, and torch finds {_found(count)}: leave it out, or set it to true"
+        return [Advice(message, {"use_cpu": None})]
     return []
 
 

@@ -14,6 +14,7 @@ import transformers
 
 from ftkit.config.machine import runs_on_cpu
 from ftkit.config.values import from_json
+from ftkit.errors import Advice
 
 Values = dict[str, Any]
 
@@ -154,16 +155,18 @@ def check_fields(values: Values, own: Iterable[str]) -> list[str]:
         values: all training arguments by key, typed.
         own: the keys to check, which the run or the stage sets.
     """
-    errors, usual = [], _defaults()
+    errors, usual = list[str](), _defaults()
     for name in (name for name in changed(values) if name in own):
         shown = f"{name}: {_shown(values[name])}" if name != "hub_token" else name
         if name in REFUSED:
-            errors.append(f"{shown} {REFUSED[name]}")
+            errors.append(Advice(f"{shown} {REFUSED[name]}", {name: None}))
         elif name in NOT_FOR_IMAGES:
-            errors.append(f"{shown} has no effect on images: it is about {NOT_FOR_IMAGES[name]}: leave it out")
+            about = f"has no effect on images: it is about {NOT_FOR_IMAGES[name]}"
+            errors.append(Advice(f"{shown} {about}: leave it out", {name: None}))
         elif name in NEEDS and not NEEDS[name][0](values):
             leave = "leave it out" if usual[name] is None else f"set it to {usual[name]}"
-            errors.append(f"{shown} has no effect without {NEEDS[name][1]}: give that too, or {leave}")
+            what = f"{shown} has no effect without {NEEDS[name][1]}: give that too, or {leave}"
+            errors.append(Advice(what, {name: usual[name]}))
     return errors + _check_best(values) + _check_accelerator(values)
 
 
@@ -193,8 +196,11 @@ def _check_best(values: Values) -> list[str]:
     if not values.get("load_best_model_at_end") or saves in (evaluates, "best"):
         return []
     return [
-        f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint must be both "
-        "evaluated and saved: give both the same value, or set load_best_model_at_end: false"
+        Advice(
+            f"save_strategy: {saves} and eval_strategy: {evaluates} differ, and the best checkpoint must be both "
+            "evaluated and saved: give both the same value, or set load_best_model_at_end: false",
+            {"load_best_model_at_end": False},
+        )
     ]
 
 
@@ -203,18 +209,26 @@ def _check_accelerator(values: Values) -> list[str]:
     if isinstance(given, str):
         given = from_json(Path(given).read_text(errors="replace") if os.path.isfile(given) else given)
     given = given if isinstance(given, dict) else {}
-    errors = [
-        f"accelerator_config: {key}: {value} is about how accelerate splits batches, and ftkit splits them itself, "
-        "the same for any number of processes: leave it out"
+    kept = {key: value for key, value in given.items() if key in _ACCELERATOR}
+    errors: list[str] = [
+        Advice(
+            f"accelerator_config: {key}: {value} is about how accelerate splits batches, and ftkit splits them "
+            "itself, the same for any number of processes: leave it out",
+            {"accelerator_config": kept or None},
+        )
         for key, value in given.items()
         if key not in _ACCELERATOR
     ]
     inner = given.get("gradient_accumulation_kwargs") or {}
     if not isinstance(inner, dict):
         return [*errors, f"accelerator_config: gradient_accumulation_kwargs: {inner!r} is not a mapping"]
+    right = {key: value for key, value in inner.items() if key == "sync_each_batch"}
     return errors + [
-        f"accelerator_config: gradient_accumulation_kwargs: {key} has no effect beside gradient_accumulation_steps: "
-        "leave it out, and set that"
+        Advice(
+            f"accelerator_config: gradient_accumulation_kwargs: {key} has no effect beside "
+            "gradient_accumulation_steps: leave it out, and set that",
+            {"accelerator_config": kept | {"gradient_accumulation_kwargs": right}},
+        )
         for key in inner
         if key != "sync_each_batch"
     ]

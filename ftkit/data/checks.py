@@ -6,7 +6,7 @@ from typing import Any
 
 from ftkit.config import DataArguments
 from ftkit.data.augmentation.augment import AUGMENTATIONS
-from ftkit.errors import nearest
+from ftkit.errors import Advice, nearest
 
 # Options of timm's transform that ftkit sets, or handles itself: erasing works on the batch.
 _NOT_OPTIONS = {"img_size", "mean", "std", "normalize", "use_prefetcher", "separate", "re_prob", "re_mode", "re_count"}
@@ -21,7 +21,9 @@ def check(data: DataArguments) -> list[str]:
     errors = [error for step in steps for error in _check_augmentation(step)]
     errors += [f"augment: {name} is listed twice: keep one" for name in dict.fromkeys(names) if names.count(name) > 1]
     if {"flip", "alternating_flip"} <= set(names):
-        errors.append("augment: flip and alternating_flip would undo each other: keep one")
+        kept = [step for step, name in zip(steps, names, strict=True) if name != "alternating_flip"]
+        message = "augment: flip and alternating_flip would undo each other: keep one"
+        errors.append(Advice(message, {"augment": kept}))
     return errors + (_check_transform(data.image_transform) if isinstance(data.image_transform, dict) else [])
 
 

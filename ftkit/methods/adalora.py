@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState
 
 from ftkit.compat.peft import DeviceRanks
 from ftkit.config import LossArguments
-from ftkit.errors import UserError
+from ftkit.errors import Advice, UserError
 from ftkit.methods.adapter_hooks import AdapterHooks
 
 logger = logging.getLogger(__name__)
@@ -53,16 +53,22 @@ class AdaLora(AdapterHooks):
 
     def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
         """Averaged weights and sharded weights."""
-        errors = []
+        errors: list[str] = []
         if loss.ema_decay is not None:
             errors.append(
-                f"ema_decay: {loss.ema_decay} brings back ranks that adalora has pruned: leave it out, or use method: "
-                "lora"
+                Advice(
+                    f"ema_decay: {loss.ema_decay} brings back ranks that adalora has pruned: leave it out, or use "
+                    "method: lora",
+                    {"ema_decay": None},
+                )
             )
         if sharded:
             errors.append(
-                "method: adalora needs unsharded weights, and FSDP and DeepSpeed shard them: use method: lora, or "
-                "launch with accelerate_configs/multi_gpu.yaml"
+                Advice(
+                    "method: adalora needs unsharded weights, and FSDP and DeepSpeed shard them: use method: lora, or "
+                    "launch with accelerate_configs/multi_gpu.yaml",
+                    {"method": "lora"},
+                )
             )
         return errors
 
@@ -78,7 +84,8 @@ class AdaLora(AdapterHooks):
         if target >= first:
             raise UserError(
                 f"adapter_args: target_r: {target} must be less than init_r: {first}, or there are no ranks to prune: "
-                "change one of them, or use method: lora"
+                "change one of them, or use method: lora",
+                fix={"adapter_args": given | {"target_r": first // 2}} if first > 1 else {"method": "lora"},
             )
         return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
 

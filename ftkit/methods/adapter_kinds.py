@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from ftkit.config import MethodArguments
-from ftkit.errors import UserError, nearest
+from ftkit.errors import Advice, UserError, nearest
 from ftkit.methods.adalora import AdaLora
 from ftkit.methods.adapter_hooks import AdapterHooks
 
@@ -78,14 +78,15 @@ def check_adapter_args(method: MethodArguments) -> list[str]:
     if not isinstance(given, dict):
         return []
     options = sorted(f.name for f in dataclasses.fields(config) if f.init)
-    errors = []
+    errors: list[str] = []
     for key in given:
         if key not in options:
             errors.append(
                 f"adapter_args: {method.method} has no option {key!r}{nearest(key, options)}: {', '.join(options)}"
             )
         elif key in ("inference_mode", "task_type"):
-            errors.append(f"adapter_args: {key} is not for image classifiers: leave it out")
+            message = f"adapter_args: {key} is not for image classifiers: leave it out"
+            errors.append(Advice(message, {"adapter_args": _without(given, key)}))
     # PEFT would accept these silently, or raise an error about something else:
     for option in dataclasses.fields(config):
         number = isinstance(option.default, (int, float)) and not isinstance(option.default, bool)
@@ -96,10 +97,18 @@ def check_adapter_args(method: MethodArguments) -> list[str]:
         errors.append(f"adapter_args: modules_to_save: {saved!r} is not a list of names")
     for key in ("layers_to_transform", "layers_pattern"):
         if given.get(key) is not None and not given.get("target_modules"):
-            errors.append(f"adapter_args: {key} chooses among target_modules: name these too")
+            message = f"adapter_args: {key} chooses among target_modules: name these too, or leave it out"
+            errors.append(Advice(message, {"adapter_args": _without(given, key)}))
     if str(given.get("init_lora_weights", "")).startswith("pissa_niter") and not method.merge_adapters:
         errors.append(
-            f"adapter_args: init_lora_weights: {given['init_lora_weights']} is random, and a reload could not repeat "
-            "it: use pissa, or merge_adapters: true"
+            Advice(
+                f"adapter_args: init_lora_weights: {given['init_lora_weights']} is random, and a reload could not "
+                "repeat it: use pissa, or merge_adapters: true",
+                {"adapter_args": given | {"init_lora_weights": "pissa"}},
+            )
         )
     return errors
+
+
+def _without(given: dict[str, Any], key: str) -> dict[str, Any] | None:
+    return {name: value for name, value in given.items() if name != key} or None

@@ -73,17 +73,20 @@ def merged(model: PeftModel, pixel_values: torch.Tensor) -> PreTrainedModel:
     try:
         plain = model.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError) as error:
-        raise UserError(f"merge_adapters: PEFT cannot merge these: {first_line(error)}: leave it out") from error
+        message = f"merge_adapters: PEFT cannot merge these: {first_line(error)}: leave it out"
+        raise UserError(message, fix={"merge_adapters": None}) from error
     for place, module in list(plain.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):  # LN tuning leaves these wrappers in
             plain.set_submodule(place, module.modules_to_save[module.active_adapters[0]])
     if left := [place for place, module in plain.named_modules() if type(module).__module__.startswith("peft.")]:
-        raise UserError(f"merge_adapters: PEFT leaves modules of its own in the model ({left[0]}, …): leave it out")
+        message = f"merge_adapters: PEFT leaves modules of its own in the model ({left[0]}, …): leave it out"
+        raise UserError(message, fix={"merge_adapters": None})
     difference = (_logits(plain, pixel_values) - before).abs().max().item()
     if not difference <= _MERGE_TOLERANCE * max(1.0, before.abs().max().item()):
         raise UserError(
             f"merge_adapters: merging changes the logits by {difference:.2g}: leave it out, and the adapters are "
-            "saved as they are"
+            "saved as they are",
+            fix={"merge_adapters": None},
         )
     return plain
 
@@ -130,12 +133,14 @@ def _adaptable(
     if not inputs:
         raise UserError(
             f"method: {args.method}: the model has no {'norm' if norms else 'linear or convolutional'} layers before "
-            "its head to adapt: use another method, or another model"
+            "its head to adapt: use method: full, or another model",
+            fix={"method": "full", "adapter_args": None, "merge_adapters": None},
         )
     if not found:
         raise UserError(
             f"method: {args.method} fits none of the {len(inputs)} {'norm' if norms else 'linear and convolutional'} "
-            f"layers before the head{': ' + reasons[:400] if reasons else ''}: set adapter_args, or use another method"
+            f"layers before the head{': ' + reasons[:400] if reasons else ''}: set adapter_args, or use method: full",
+            fix={"method": "full", "adapter_args": None, "merge_adapters": None},
         )
     if refused:
         logger.info("adapters: %s leaves out %d layers: %s (%s)", args.method, len(refused),

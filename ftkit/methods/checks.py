@@ -3,7 +3,7 @@
 from ftkit.config import MethodArguments, weights_file
 from ftkit.config.arguments.training import sharding_of
 from ftkit.config.configuration import Config
-from ftkit.errors import nearest
+from ftkit.errors import Advice, nearest
 from ftkit.methods.adapter_kinds import adapter_configs, check_adapter_args, hooks_for
 from ftkit.methods.plan import METHODS, is_adapter, starts_from_trained_weights
 from ftkit.methods.trainable import check_train
@@ -23,7 +23,8 @@ def check(config: Config) -> list[str]:
     if name == "surgical" and method.surgical_groups is None:
         errors.append("surgical_groups is missing: name the layer groups that method: surgical trains")
     if name != "surgical" and method.surgical_groups is not None:
-        errors.append(f"surgical_groups has no effect with method: {name}: leave it out, or use method: surgical")
+        message = f"surgical_groups has no effect with method: {name}: leave it out, or use method: surgical"
+        errors.append(Advice(message, {"surgical_groups": None}))
     for number, stage in enumerate(method.stages if isinstance(method.stages, list) else []):
         is_stage = isinstance(stage, dict) and "train" in stage
         if is_stage and (wrong := check_train(stage["train"], is_adapter(name))):
@@ -35,23 +36,29 @@ def check(config: Config) -> list[str]:
 def _check_adapter(method: MethodArguments) -> list[str]:
     errors = check_adapter_args(method)
     if method.train_batchnorm_stats:
-        errors.append(
-            "train_batchnorm_stats: true would move statistics, which are not saved with adapters: leave it out"
-        )
+        message = "train_batchnorm_stats: true would move statistics, which are not saved with adapters: leave it out"
+        errors.append(Advice(message, {"train_batchnorm_stats": None}))
     return errors
 
 
 def _check_plan(method: MethodArguments) -> list[str]:
-    errors = [
-        f"{option} has no effect with method: {method.method}: leave it out, or use an adapter, such as method: lora"
+    errors: list[str] = [
+        Advice(
+            f"{option} has no effect with method: {method.method}: leave it out, or use an adapter, such as method: "
+            "lora",
+            {option: None},
+        )
         for option in ("adapter_args", "merge_adapters")
         if getattr(method, option)
     ]
     if method.stages is not None and not METHODS[method.method].takes_stages:
         errors.append(
-            f"stages and method: {method.method} contradict each other: leave stages out, or use method: "
-            f"{' or '.join(name for name, row in METHODS.items() if row.takes_stages)} (random or trained weights), "
-            "or an adapter of peft"
+            Advice(
+                f"stages and method: {method.method} contradict each other: leave stages out, or use method: "
+                f"{' or '.join(name for name, row in METHODS.items() if row.takes_stages)} (random or trained "
+                "weights), or an adapter of peft",
+                {"stages": None},
+            )
         )
     return errors
 
@@ -61,11 +68,16 @@ def _check_weights(config: Config) -> list[str]:
     name, model, file = config.method.method, config.model.model, weights_file(config.model.model)
     if starts_from_trained_weights(name) and model in OWN_MODELS:
         return [
-            f"method: {name} starts from trained weights, and model: {model} has none: use method: scratch, or give "
-            "the folder of a trained model"
+            Advice(
+                f"method: {name} starts from trained weights, and model: {model} has none: use method: scratch, or "
+                "give the folder of a trained model",
+                {"method": "scratch"},
+            )
         ]
     if file is not None and not starts_from_trained_weights(name):
-        return [f"method: {name} starts from random weights, and {model} holds trained ones: use another method"]
+        message = f"method: {name} starts from random weights, and {model} holds trained ones: use method: full"
+        return [Advice(message, {"method": "full"})]
     if file is not None and is_adapter(name) and not config.method.merge_adapters:
-        return [f"merge_adapters: an adapter cannot name a file, {model}, as its base model: set it to true"]
+        message = f"merge_adapters: an adapter cannot name a file, {model}, as its base model: set it to true"
+        return [Advice(message, {"merge_adapters": True})]
     return []

@@ -10,7 +10,7 @@ from ftkit.compat.transformers import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
-from ftkit.errors import nearest
+from ftkit.errors import Advice, nearest
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,14 @@ def shielded(callbacks: list[TrainerCallback], report_to: str | list[str] | None
 def check_trackers(report_to: str | list[str] | None) -> list[str]:
     """The errors in the names of `report_to`, a sentence each."""
     names = [report_to] if isinstance(report_to, str) else report_to or []
-    known, errors = list(INTEGRATION_TO_CALLBACK), []
+    known, errors = list(INTEGRATION_TO_CALLBACK), list[str]()
     for name in names:
         if name in ("none", "all"):
             continue
         if name not in known:
             errors.append(f"report_to: {name!r} is not one of {', '.join(known)}, all, none{nearest(name, known)}")
         elif name not in get_available_reporting_integrations():
-            errors.append(f"report_to: {name} is not installed: install its package, or leave it out")
+            left: Any = [other for other in names if other != name] or None
+            message = f"report_to: {name} is not installed: install its package, or leave it out"
+            errors.append(Advice(message, {"report_to": left}))
     return errors

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ftkit.config.values import Options, from_json
+from ftkit.errors import Advice
 
 # The formats of `data_dir`, for help and messages; `ftkit.data.sources.load` recognises them.
 FORMATS = (
@@ -99,7 +100,7 @@ class DataArguments:
 
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""
-        errors = [
+        errors: list[str] = [
             f"{name}: {getattr(self, name)} is not a share of the data: give a number between 0 and 1"
             for name in ("validation_size", "test_size")
             if not 0 < getattr(self, name) < 1
@@ -120,11 +121,15 @@ class DataArguments:
         if not 0 <= self.split_seed < 2**32:
             errors.append(f"split_seed: {self.split_seed} must be at least 0 and under 2^32")
         if self.max_train_samples is not None and self.samples_per_class is not None:
-            errors.append("max_train_samples and samples_per_class contradict each other: give one of them")
+            message = "max_train_samples and samples_per_class contradict each other: give one of them"
+            errors.append(Advice(message, {"max_train_samples": None}))
         if self.dataset in EMBEDDED and self.data_dir is not None:
             errors.append(
-                f"dataset: {self.dataset} is embedded and reads no folder: leave out data_dir: {self.data_dir}, or "
-                "leave out dataset to read that folder"
+                Advice(
+                    f"dataset: {self.dataset} is embedded and reads no folder: leave out data_dir: {self.data_dir}, "
+                    "or leave out dataset to read that folder",
+                    {"data_dir": None},
+                )
             )
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             errors.append(f"classes: {self.classes} must name at least two classes, each once")
@@ -137,7 +142,8 @@ class DataArguments:
         if self.image_transform is None:
             return []
         if self.data_engine == "tensor":
-            return ["image_transform works on single images: set data_engine: stream (tensor works on batches)"]
+            message = "image_transform works on single images: set data_engine: stream (tensor works on batches)"
+            return [Advice(message, {"data_engine": "stream"})]
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []

@@ -3,8 +3,10 @@
 import math
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from ftkit.config.values import Options, StageList, from_json
+from ftkit.errors import Advice
 
 _MAPPINGS = ("stages", "adapter_args")
 
@@ -60,14 +62,27 @@ class MethodArguments:
 
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""
-        errors = []
+        errors: list[str] = []
         if self.adapter_args is not None and not isinstance(self.adapter_args, dict):
             errors.append(f'adapter_args: {self.adapter_args!r} is not a mapping such as {{"r": 8}}')
         if not 0 < self.layer_decay <= 1:
-            errors.append(f"layer_decay: {self.layer_decay} must be more than 0 and at most 1, such as 0.75")
+            message = f"layer_decay: {self.layer_decay} must be more than 0 and at most 1, such as 0.75"
+            errors.append(Advice(message, {"layer_decay": 0.75}))
         if not 0 < self.head_lr_multiplier < math.inf:
-            errors.append(f"head_lr_multiplier: {self.head_lr_multiplier} must be more than 0, such as 10")
+            message = f"head_lr_multiplier: {self.head_lr_multiplier} must be more than 0, such as 10"
+            errors.append(Advice(message, {"head_lr_multiplier": 10}))
         return errors + self._check_stages()
+
+    def in_stage(self, number: int, fix: dict[str, Any]) -> dict[str, Any]:
+        """The settings that a message about a stage recommends, as settings of the run.
+
+        Args:
+            number: the stage's number in `stages`.
+            fix: the settings for the stage; None leaves a key out.
+        """
+        stages = list(self.stages or [])
+        stages[number] = {key: value for key, value in (stages[number] | fix).items() if value is not None}
+        return {"stages": stages}
 
     def _check_stages(self) -> list[str]:
         if self.stages is None:
@@ -75,7 +90,7 @@ class MethodArguments:
         if not isinstance(self.stages, list):
             return [f'stages: {self.stages!r} is not a list of mappings such as [{{"train": "head"}}]']
         if not self.stages:
-            return ["stages: the list is empty: leave it out, or give at least one stage"]
+            return [Advice("stages: the list is empty: leave it out, or give at least one stage", {"stages": None})]
         errors = []
         for number, stage in enumerate(self.stages):
             if not isinstance(stage, dict) or "train" not in stage:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftkit.config.values import Options, from_json
+from ftkit.errors import Advice
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -51,11 +52,14 @@ class ModelArguments:
 
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""
-        errors = []
+        errors: list[str] = []
         if weights_file(self.model) is None and self.architecture is not None:
             errors.append(
-                f"architecture: {self.architecture} goes with a file of weights, and model: {self.model} is not one: "
-                "leave it out"
+                Advice(
+                    f"architecture: {self.architecture} goes with a file of weights, and model: {self.model} is not "
+                    "one: leave it out",
+                    {"architecture": None},
+                )
             )
         elif weights_file(self.model) is not None and self.architecture is None:
             errors.append(

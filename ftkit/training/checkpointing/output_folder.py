@@ -1,5 +1,6 @@
 """A run's folder: check that it is free, keep it to one run, clear it and write its configuration."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -38,29 +39,40 @@ def check_run_folder(config: Config) -> Path:
     """
     folder, resume = Path(config.training.output_dir), config.training.resume_from_checkpoint or "auto"
     config.training.resume_from_checkpoint = None
+    another = _free(folder)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir: {folder} is a file: name a folder")
+        raise UserError(f"output_dir: {folder} is a file: name a folder", fix={"output_dir": str(another)})
     if resume not in ("auto", "true", "false"):
         _check_named(Path(resume), folder, config.job.overwrite)
     if config.job.overwrite or not any((folder / entry).exists() for entry in _ENTRIES):
         return folder
     if (folder / "run.json").exists():
         raise UserError(
-            f"output_dir: {folder} holds a finished run: give another --output_dir, or --overwrite true to replace it"
+            f"output_dir: {folder} holds a finished run: give another --output_dir, such as {another}, or --overwrite "
+            "true to replace it",
+            fix={"output_dir": str(another)},
         )
     if resume == "false":
         raise UserError(
             f"output_dir: {folder} holds an unfinished run: replace it with --overwrite true, or leave "
-            "--resume_from_checkpoint false out to resume it"
+            "--resume_from_checkpoint false out to resume it",
+            fix={"resume_from_checkpoint": None},
         )
     if changed := changes(folder, config):
         raise UserError(
             f"output_dir: {folder} holds an unfinished run of another configuration: {'; '.join(changed)}: give "
-            "another --output_dir, or --overwrite true to replace it"
+            f"another --output_dir, such as {another}, or --overwrite true to replace it",
+            fix={"output_dir": str(another)},
         )
     config.training.resume_from_checkpoint = "true" if resume == "auto" else resume
     logger.info("resuming the unfinished run in %s", folder)
     return folder
+
+
+def _free(folder: Path) -> Path:
+    """The first unused name for a folder like this: `run-2`, `run-3`, …"""
+    names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(name for name in names if not name.exists())
 
 
 def _check_named(checkpoint: Path, folder: Path, overwrite: bool) -> None:
@@ -70,7 +82,10 @@ def _check_named(checkpoint: Path, folder: Path, overwrite: bool) -> None:
             f"{folder / 'stages'}, or set --output_dir to the folder of its run"
         )
     if overwrite:
-        raise UserError(f"resume_from_checkpoint: overwrite: true would delete {checkpoint}: leave out one of the two")
+        raise UserError(
+            f"resume_from_checkpoint: overwrite: true would delete {checkpoint}: leave out one of the two",
+            fix={"overwrite": None},
+        )
 
 
 def changes(folder: Path, config: Config) -> list[str]:
@@ -87,7 +102,8 @@ def changes(folder: Path, config: Config) -> list[str]:
             return []
         raise UserError(
             f"output_dir: {saved}, the configuration of the run in {folder / 'stages'}, is missing: restore it, give "
-            "another --output_dir, or start again with --overwrite true"
+            f"another --output_dir, such as {_free(folder)}, or start again with --overwrite true",
+            fix={"output_dir": str(_free(folder))},
         )
     there, here = yaml.safe_load(saved.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
     places = set() if (folder / "run.json").exists() else {"data_dir"}
@@ -131,7 +147,9 @@ def claimed(config: Config) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise UserError(
-            f"output_dir: {folder} is being written by another run: wait for it, end it, or give another --output_dir"
+            f"output_dir: {folder} is being written by another run: wait for it, end it, or give another "
+            f"--output_dir, such as {_free(folder)}",
+            fix={"output_dir": str(_free(folder))},
         ) from None
     except OSError as error:
         raise UserError(f"output_dir: {folder} cannot be written: {error}") from error

@@ -205,8 +205,9 @@ class Guard:
         saved = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
         often = f" after {again} returns to the same weights" if again else ""
         raise UserError(
-            f"{found}{often}; {saved}, and {file} lists all images of the batch. Lower learning_rate, clip with "
-            "max_grad_norm: 1.0, or set on_nan: skip or rollback"
+            f"{found}{often}; {saved}, and {file} lists all images of the batch. Lower learning_rate or leave it out, "
+            "clip with max_grad_norm: 1.0, or set on_nan: skip or rollback; --overwrite true starts again",
+            fix={"learning_rate": None, "max_grad_norm": 1.0, "overwrite": True},
         )
 
     def _report(self, update: NotFinite) -> None:

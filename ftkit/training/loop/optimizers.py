@@ -11,7 +11,7 @@ from transformers import SchedulerType, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from ftkit.config.arguments.training import TIMM_OPTIMIZERS, TrainingArguments
-from ftkit.errors import UserError, nearest
+from ftkit.errors import Advice, UserError, nearest
 from ftkit.methods.parameter_groups import Setting, optimizer_groups
 
 # Optimizers that change weights while other gradients are still being computed.
@@ -35,30 +35,41 @@ def check_optimizer(optim: str, options: str | None) -> list[str]:
     known = [name.value for name in OptimizerNames]
     if optim not in known:
         return [f"optim: {optim!r} is not one of {', '.join(known)}{nearest(optim, known)}"]
-    errors = []
+    errors: list[str] = []
     if any(part in optim for part in _WITHIN_BACKWARD):
         errors.append(
-            f"optim: {optim} changes weights before all gradients are known, so they could not be clipped, "
-            "accumulated or checked: use adamw_torch"
+            Advice(
+                f"optim: {optim} changes weights before all gradients are known, so they could not be clipped, "
+                "accumulated or checked: use adamw_torch",
+                {"optim": "adamw_torch"},
+            )
         )
     if options and optim in _OPTIM_ARGS:
         own = _OPTIM_ARGS[optim]
         takes = f"it takes {', '.join(own)}" if own else "it takes none: use the adam_ keys"
         errors += [
-            f"optim_args: {optim} has no option {name!r}: {takes}; set weight decay with the key weight_decay"
-            for name in (part.partition("=")[0].strip() for part in options.split(","))
+            Advice(
+                f"optim_args: {optim} has no option {name!r}: {takes}; set weight decay with the key weight_decay",
+                {"optim_args": ",".join(part for part in options.split(",") if _option_of(part) in own) or None},
+            )
+            for name in map(_option_of, options.split(","))
             if name not in own
         ]
     return errors
+
+
+def _option_of(part: str) -> str:
+    return part.partition("=")[0].strip()
 
 
 def _check_timm(optim: str, options: str | None) -> list[str]:
     from timm.optim import get_optimizer_info, list_optimizers  # late: most recipes do not use timm's
 
     known, name = [str(found) for found in list_optimizers()], optim.removeprefix(TIMM_OPTIMIZERS)
-    errors = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
+    errors: list[str] = [] if name in known else [f"optim: timm has no optimizer {name!r}{nearest(name, known)}"]
     if name in known and get_optimizer_info(name).second_order:
-        errors.append(f"optim: {optim} needs second-order gradients, which the Trainer does not compute: use another")
+        message = f"optim: {optim} needs second-order gradients, which the Trainer does not compute: use adamw_torch"
+        errors.append(Advice(message, {"optim": "adamw_torch"}))
     try:
         _timm_options(options)
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +105,8 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
         for number, (stage, folder, args) in enumerate(drafts)
     ]
     for number, stage in enumerate(stages):
-        _try_out(_where(config, number), stage, model, _steps(stage.args, length))
+        with _in_stage(config, number):
+            _try_out(stage, model, _steps(stage.args, length))
     trained = size(model, set().union(*(stage.trained for stage in stages)))
     plan = Plan(config, classifier, images, groups, stages, trained)
     _warn_about_the_head(plan)
@@ -122,14 +125,21 @@ def _draft(config: Config, layer_groups: int, images: int) -> list[tuple[Stage, 
         folder = Path(training.output_dir) / "stages" / f"{number}-{stage.name}"
         args = config.of_stage(_stage_seeds(training, number) | stage.arguments, folder)
         args.learning_rate *= factor
-        _check_length(_where(config, number), args, images)
+        with _in_stage(config, number):
+            _check_length(args, images)
         drafts.append((stage, folder, args))
     return drafts
 
 
-def _where(config: Config, number: int) -> str:
-    """The start of a message about a stage: its number, if the recipe lists stages."""
-    return f"stages[{number}]: " if config.method.stages else ""
+@contextmanager
+def _in_stage(config: Config, number: int) -> Iterator[None]:
+    """Name the stage in the errors within the block, if the recipe lists stages."""
+    try:
+        yield
+    except UserError as error:
+        if not config.method.stages:
+            raise
+        raise UserError(f"stages[{number}]: {error}", fix=config.method.in_stage(number, error.fix)) from error
 
 
 def _stage_seeds(args: TrainingArguments, number: int) -> dict[str, int]:
@@ -169,35 +179,39 @@ def _steps_of_an_epoch(args: TrainingArguments, images: int) -> int:
     return math.ceil(batches / args.gradient_accumulation_steps)
 
 
-def _check_length(where: str, args: TrainingArguments, images: int) -> None:
+def _check_length(args: TrainingArguments, images: int) -> None:
     """Raise a `UserError` if a stage with this many images has no step, no checkpoint to choose, or only warm-up."""
     steps = _steps(args, images)
     if steps == 0:
         raise UserError(
-            f"{where}per_device_train_batch_size: {args.per_device_train_batch_size} on {args.world_size} processes: "
-            f"the {images} images fill no batch, and dataloader_drop_last: true drops them: lower "
-            "per_device_train_batch_size, or set dataloader_drop_last: false"
+            f"per_device_train_batch_size: {args.per_device_train_batch_size} on {args.world_size} processes: the "
+            f"{images} images fill no batch, and dataloader_drop_last: true drops them: lower "
+            "per_device_train_batch_size, or set dataloader_drop_last: false",
+            fix={"dataloader_drop_last": False},
         )
     by_steps = args.eval_strategy == "steps"
     length, unit = (steps, "steps") if by_steps else (steps / _steps_of_an_epoch(args, images), "epochs")
     if args.load_best_model_at_end and by_steps and (args.eval_steps or 0) > steps:
         raise UserError(
-            f"{where}eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so no checkpoint "
-            f"would be chosen: set it to {steps} or less, or eval_strategy: epoch"
+            f"eval_steps: {args.eval_steps:g} is more than the {steps} steps of training, so no checkpoint would be "
+            f"chosen: set it to {steps} or less, or eval_strategy: epoch",
+            fix={"eval_steps": steps, "save_steps": steps},
         )
     if args.load_best_model_at_end and args.eval_delay > math.ceil(length):
         raise UserError(
-            f"{where}eval_delay: {args.eval_delay:g} is more than the {math.ceil(length)} {unit} of training, so no "
-            f"checkpoint would be chosen: set it to {math.ceil(length)} or less"
+            f"eval_delay: {args.eval_delay:g} is more than the {math.ceil(length)} {unit} of training, so no "
+            f"checkpoint would be chosen: set it to {math.ceil(length)} or less",
+            fix={"eval_delay": math.ceil(length)},
         )
     if (warmup := args.get_warmup_steps(steps)) >= steps > 1:
         raise UserError(
-            f"{where}warmup_steps: {warmup:g} takes all of the {steps} steps of training, which would never reach the "
-            "learning rate: set it to a fraction of them, such as 0.1"
+            f"warmup_steps: {warmup:g} takes all of the {steps} steps of training, which would never reach the "
+            "learning rate: set it to a fraction of them, such as 0.1",
+            fix={"warmup_steps": 0.1},
         )
 
 
-def _try_out(where: str, stage: PreparedStage, model: Any, steps: int) -> None:
+def _try_out(stage: PreparedStage, model: Any, steps: int) -> None:
     """Create the optimizer and the schedule of a stage, to find wrong arguments before anything starts.
 
     Raises:
@@ -208,14 +222,13 @@ def _try_out(where: str, stage: PreparedStage, model: Any, steps: int) -> None:
         schedule = make_schedule(args, make_optimizer(args, model, stage.settings), steps)
         for rate in schedule.lr_lambdas if isinstance(schedule, LambdaLR) else ():
             rate(steps // 2)
-    except UserError as error:
-        raise UserError(f"{where}{error}") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}lr_scheduler_kwargs: {args.lr_scheduler_kwargs}: {error}") from error
+        raise UserError(f"lr_scheduler_kwargs: {args.lr_scheduler_kwargs}: {error}") from error
     if args.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise UserError(
-            f"{where}activation_checkpointing: {model.config.model_type} does not support it: leave it out; if memory "
-            "is short, use auto_find_batch_size: true or gradient_accumulation_steps"
+            f"activation_checkpointing: {model.config.model_type} does not support it: leave it out; if memory is "
+            "short, use auto_find_batch_size: true or gradient_accumulation_steps",
+            fix={"activation_checkpointing": None, "gradient_checkpointing": None},
         )
 
 

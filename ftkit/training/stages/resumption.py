@@ -43,7 +43,8 @@ def prepare_resumption(plan: Plan, fingerprint: Fingerprint) -> Resumption:
         if found is not None and _is_in(folder, resume):
             raise UserError(
                 f"resume_from_checkpoint: {resume}: its stage is finished: leave it out, and the run continues with "
-                "the next stage"
+                "the next stage",
+                fix={"resume_from_checkpoint": None},
             )
         if found is not None:
             differs = fingerprint.check(found.pop("fingerprint", None), folder, Path(training.output_dir))
@@ -73,11 +74,15 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
     if args.save_only_model and named:
         raise UserError(
             f"resume_from_checkpoint: {resume} holds only weights (save_only_model: true), so training cannot resume "
-            "from it: leave it out, and the stage starts again"
+            "from it: leave it out, and the stage starts again",
+            fix={"resume_from_checkpoint": None},
         )
     if args.save_only_model:
         logger.info("  %s: its checkpoints hold only weights (save_only_model: true): the stage starts again", folder)
         return None
     if named and (wrong := what_is_wrong(Path(resume))):
-        raise UserError(f"resume_from_checkpoint: {resume} {wrong}: name another, or set true for the newest one")
+        raise UserError(
+            f"resume_from_checkpoint: {resume} {wrong}: name another, or set true for the newest one",
+            fix={"resume_from_checkpoint": True},
+        )
     return Path(resume) if named else newest_complete(folder)
