@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftkit.errors import without_tokens
+
 # A path, and no name on the Hub: absolute or from here, of a home folder, a Windows drive or share, or as an address.
 _PATH = re.compile(r"/|~|\.{1,2}(?:[\\/]|$)|[a-z]:(?:[\\/]|$)|\\\\|file:", re.IGNORECASE)
 _SURELY = re.compile(r"/[^/]+/.|~[\w.-]*/.|\.\.[\\/].|[a-z]:[\\/].|\\\\\w|file:/", re.IGNORECASE)
@@ -48,7 +50,7 @@ def all_shown(value: Any) -> Any:
 
 def command_shown(words: list[str], show: Callable[[str], Any] = shown) -> list[str]:
     """The words of a command line for others: options, values by `show`, and values that are JSON."""
-    return [_word_shown(word, show) for word in words]
+    return [without_tokens(_word_shown(word, show)) for word in words]
 
 
 def _word_shown(word: str, show: Callable[[str], Any]) -> str:

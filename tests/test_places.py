@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from support import REPO
 
+from ftkit.errors import printable
 from ftkit.places import all_shown, clean_json, command_shown, is_path, shown
 
 
@@ -69,7 +70,12 @@ def test_a_command_line_keeps_everything_but_paths(tmp_path):
         "--output_dir", "new",
     ]  # fmt: skip
     assert found[5:] == words[5:]
+    assert command_shown(["--seed", "hf_" + "Ab1" * 8]) == ["--seed", "hf_…"]
     assert not any(part in word for word in found for part in Path(tmp_path).parts[1:-1])
+
+
+def test_no_message_shows_a_token():
+    assert printable(f"refused: 'hf_{'Ab1' * 8}', hf_transfer") == "refused: 'hf_…', hf_transfer"
 
 
 def test_a_configuration_keeps_everything_but_paths(tmp_path):
