@@ -21,6 +21,7 @@ from ftkit.config.configuration import Config
 from ftkit.data.feeding.engine import load_images, set_up_loading
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import describe_images
+from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
 from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
@@ -48,6 +49,7 @@ class Job:
         config: the run's configuration.
         folder: the run's folder.
         started: the time of the start, by `time.monotonic`.
+        ledger: (read_data) an account of the files and rows that no split uses.
         dataset: (read_data) the splits, with columns `image`, `label`, `index`.
         task: (read_data) what a right answer is.
         classifier: (build_classifier) the model with its image processor.
@@ -63,6 +65,7 @@ class Job:
     config: Config
     folder: Path
     started: float
+    ledger: Ledger = field(default_factory=Ledger)
     dataset: DatasetDict = field(init=False)
     task: Task = field(init=False)
     classifier: Classifier = field(init=False)
@@ -123,7 +126,7 @@ def start(config: Config, started: float | None = None) -> Job:
 
 def read_data(job: Job) -> None:
     """Read the splits; images are decoded later."""
-    job.dataset = load_data(job.config.data)
+    job.dataset = load_data(job.config.data, job.ledger)
     job.task = task_of(job.dataset["train"].features)
 
 
@@ -184,6 +187,7 @@ def write_results(job: Job) -> None:
     parameters = {"total": classifier.model.num_parameters(), "trained": job.plan.trained}
     seconds = time.monotonic() - job.started
     job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
+    job.record["not_used"] = job.ledger.record(job.images)
     write_report(job.folder, job.record)
     write_card(job.folder, record=job.record)
     write_run_record(job.folder, job.record, job.task, job.metrics)  # last: it marks the run as finished

@@ -7,7 +7,8 @@ A new task is a package here and a row of `TASKS`: a class with these members, w
 - losses: `losses`, `loss_options`, `loss`, `mixable`;
 - metrics: `metrics`, `score`, `score_metric`, `summary`, `compute_metrics`, `headline`, `compare`;
 - validation: `validation`, `validate`, `evaluation_loss`, `validation_loss`;
-- recognised from: `of_features`, `of_config`, and, in raw data, `target_column` and `read`;
+- recognised from: `of_features`, `of_config`, and, in raw data, `usual_columns`, `target_column`, `lacks_targets`
+  and `read`;
 - targets: `check_targets`, `keep_classes`, `some_of_each`, `carve`, `encode`, `relabel`, `counts`, `tensor`,
   `compact`;
 - models: `config_options`;

@@ -2,12 +2,13 @@
 
 import io
 import tarfile
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from ftkit.compat.datasets import fingerprint
@@ -127,13 +128,54 @@ def test_members_of_archives(tmp_path, load, values_of, folder):
     ]
 
 
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+def test_members_of_archives_of_class_folders(tmp_path, load, values_of, suffix):
+    (tmp_path / "x").mkdir()
+    members = {f"pets/{name}/{i}.png": png(start + i) for start, name in ((0, "cat"), (20, "dog")) for i in range(20)}
+    if suffix == "zip":
+        with zipfile.ZipFile(tmp_path / "x" / "pets.zip", "w") as packed:
+            for name, content in members.items():
+                packed.writestr(name, content)
+    else:
+        with tarfile.open(tmp_path / "x" / "pets.tar.gz", "w:gz") as archive:
+            for name, content in members.items():
+                member = tarfile.TarInfo(f"./{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    for place in (tmp_path / "x", tmp_path / "x" / f"pets.{suffix}"):
+        found = sources_by_value(load(place), values_of)
+        assert list(found.values()) == [f"pets.{suffix}/{name}" for name in members]
+
+
+def test_rows_that_a_column_divides_keep_their_numbers(tmp_path, load, values_of):
+    features = Features(image=Image(), label=NAMES, split=Value("string"))
+    rows = {
+        "image": [{"bytes": png(i), "path": None} for i in range(40)],
+        "label": [i % 2 for i in range(40)],
+        "split": [("train", "train", "test", "test")[i % 4] for i in range(40)],
+    }
+    dataset = Dataset.from_dict(rows, features=features)
+    (tmp_path / "x").mkdir()
+    dataset.to_parquet(tmp_path / "x" / "all.parquet")
+    assert sources_by_value(load(tmp_path / "x"), values_of) == {i: f"all.parquet[{i}]" for i in range(40)}
+    dataset.save_to_disk(tmp_path / "saved")
+    assert sources_by_value(load(tmp_path / "saved"), values_of) == {i: f"data[{i}]" for i in range(40)}
+
+
+def test_messages_name_the_columns_of_the_data_alone(tmp_path, load, refused):
+    shard(tmp_path / "x" / "train.parquet", 0, 8)
+    with refused("image, label") as refusal:
+        load(tmp_path / "x", label_column="kind")
+    assert "__" not in str(refusal.value)
+
+
 def test_rows_of_arrays_and_of_the_hub(tmp_path, load, values_of, labelled, monkeypatch):
     digits = load(dataset="digits")
     assert {f"train[{index}]" for rows in digits.values() for index in rows["index"]} == {
         source for rows in digits.values() for source in rows["source"]
     }
     labelled([0, 1] * 15).save_to_disk(tmp_path / "saved")
-    assert load(tmp_path / "saved")["test"]["source"][0].startswith("train[")
+    assert load(tmp_path / "saved")["test"]["source"][0].startswith("data[")
     hub = DatasetDict(train=labelled([0, 1] * 15), extra=labelled([0, 1] * 3))
     monkeypatch.setattr(sources, "load_dataset", lambda *_, **__: hub)
     monkeypatch.setattr(sources, "from_hub", lambda load, what, fix: load())

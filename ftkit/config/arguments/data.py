@@ -8,10 +8,11 @@ from ftkit.errors import Advice
 
 # The formats of `data_dir`, for help and messages; `ftkit.data.sources.load` recognises them.
 FORMATS = (
-    "class folders, IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON-lines file of paths and "
-    "labels, or a save_to_disk folder"
+    "class folders (also in a zip or tar file), IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON "
+    "file of paths and labels, or a save_to_disk folder"
 )
 EMBEDDED = ("digits", "blobs")  # need no files
+NO_SPLIT = "none"  # the value of `test_split`, `validation_split` or `split_column` for no such split
 
 
 @dataclass
@@ -32,11 +33,36 @@ class DataArguments:
     dataset_revision: str | None = field(
         default=None, metadata={"help": "A branch, tag or commit of the Hub dataset."}
     )
-    train_split: str = field(default="train", metadata={"help": "The name of the split to train on."})
-    validation_split: str = field(default="validation", metadata={"help": "The split that chooses the checkpoint."})
-    test_split: str = field(default="test", metadata={"help": "The split that is reported; nothing is chosen on it."})
+    train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split to train on, by the data's own name: of a file, a folder or in a column. Default: "
+            "found by its word. '.': the folders of data_dir are classes, whatever they are called."
+        },
+    )
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split that chooses the checkpoint. Default: found by its word. none: carved out of train."
+        },
+    )
+    test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split that is reported; nothing is chosen on it. Default: found by its word. none: carved "
+            "out of train."
+        },
+    )
+    split_column: str | None = field(
+        default=None,
+        metadata={"help": "The column that holds each row's split. Default: found by its name. none: no column."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     label_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
+    image_dir: str | None = field(
+        default=None,
+        metadata={"help": "The folder of the images that a table names. Default: the folder of the table."},
+    )
     validation_size: float = field(
         default=0.1, metadata={"help": "Share of train that becomes validation if there is no such split."}
     )
@@ -133,9 +159,21 @@ class DataArguments:
             )
         if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
             errors.append(f"classes: {self.classes} must name at least two classes, each once")
-        splits = [self.train_split, self.validation_split, self.test_split]
-        if len(set(splits)) < 3:
-            errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
+        return errors + self._check_splits()
+
+    def _check_splits(self) -> list[str]:
+        keys = ("train_split", "validation_split", "test_split")
+        given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        errors: list[str] = [
+            Advice(f"{key}: {name!r} names no split: {NO_SPLIT} carves it out of train", {key: NO_SPLIT})
+            for key, name in given.items()
+            if key != "train_split" and not name.strip()
+        ]
+        if (self.train_split or "").casefold() == NO_SPLIT:
+            errors.append(f"train_split: {NO_SPLIT} leaves nothing to train on: leave it out, or name a split")
+        named = [name for name in given.values() if name.casefold() != NO_SPLIT]
+        if len(set(named)) < len(named):
+            errors.append(f"train_split, validation_split and test_split must differ, not {list(given.values())}")
         return errors
 
     def _check_transform(self) -> list[str]:

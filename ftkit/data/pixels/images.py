@@ -8,6 +8,9 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image, ImageOps
 
+from ftkit.data.pixels.plugins import register_plugins
+
+register_plugins()  # in each process that decodes
 # Raised by PIL's decoders: OSError also for an unknown format, RuntimeError by AVIF, AttributeError by SPIDER,
 # IndexError by QOI.
 BAD_IMAGE_ERRORS = (

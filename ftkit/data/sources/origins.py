@@ -10,11 +10,11 @@ from datasets import Dataset, DatasetDict, Value
 from ftkit.compat.datasets import fingerprint, set_fingerprint
 from ftkit.data.sources.paths import named_files
 
-_PLACE = "__place__"  # the column that `with_places` adds
+PLACE = "__place__"  # a column of places of rows in files or splits, for `with_sources`
 
 
 def with_places(splits: DatasetDict, shards: dict[str, list[Path]]) -> DatasetDict:
-    """Splits read from shards, with the place of each row in its shard, for `with_sources`.
+    """Splits read from shards, with the place of each row in its shard.
 
     Args:
         splits: splits of parquet files, or of tar files with webdataset's columns `__url__` and `__key__`.
@@ -28,12 +28,20 @@ def with_places(splits: DatasetDict, shards: dict[str, list[Path]]) -> DatasetDi
         counts = [(os.path.abspath(path), pq.read_metadata(path).num_rows) for path in shards[split]]
         return [f"{path}[{row}]" for path, count in counts for row in range(count)]
 
-    return DatasetDict({split: _with_column(rows, _PLACE, places(split, rows)) for split, rows in splits.items()})
+    return DatasetDict({split: rows.add_column(PLACE, places(split, rows)) for split, rows in splits.items()})
 
 
-def with_sources(
-    splits: DatasetDict, raw: dict[str, Dataset], names: dict[str, str], data_dir: str | None
-) -> DatasetDict:
+def with_rows(raw: dict[str, Dataset]) -> dict[str, Dataset]:
+    """The splits of a source, by its names, with the place of each row: in its split, unless it is known already."""
+    return {
+        name: rows
+        if PLACE in rows.column_names
+        else _with_column(rows, PLACE, [f"{name}[{row}]" for row in range(len(rows))])
+        for name, rows in raw.items()
+    }
+
+
+def with_sources(splits: DatasetDict, raw: dict[str, Dataset], data_dir: str | None) -> DatasetDict:
     """Splits with a column `source`, text, that names no folder above the data's.
 
     It is the path of the file that a row names, below the data's folder, or else below the folder that all other files
@@ -43,7 +51,6 @@ def with_sources(
     Args:
         splits: splits with a column `image`.
         raw: the same rows as they were read, by split.
-        names: the name of each split in the data.
         data_dir: the folder or file that the data were read from, if they were.
     """
     files = {split: [path and os.path.abspath(path) for path in named_files(rows)] for split, rows in splits.items()}
@@ -62,7 +69,7 @@ def with_sources(
 
     found = DatasetDict()
     for split, rows in splits.items():
-        stored = _stored_names(rows, raw[split], names[split])
+        stored = _stored_names(rows, raw[split], split)
         named = files[split] or [None] * len(rows)
         sources = [shown(path or other) for path, other in zip(named, stored, strict=True)]
         found[split] = _with_column(rows, "source", sources)
@@ -76,7 +83,7 @@ def _root(path: str, roots: list[str]) -> str:
 
 def _stored_names(rows: Dataset, raw: Dataset, split: str) -> list[str]:
     """The place of each row, followed by the file name that is stored beside its bytes."""
-    places = raw[_PLACE][:] if _PLACE in raw.column_names else [f"{split}[{row}]" for row in range(len(rows))]
+    places = raw[PLACE][:] if PLACE in raw.column_names else [f"{split}[{row}]" for row in range(len(rows))]
     paths = pc.struct_field(rows.select_columns("image").with_format("arrow")[:]["image"], "path").to_pylist()
     # These may be paths on the machine that made the data, Windows' too: their folders mean nothing here.
     names = [path and path.replace("\\", "/").rpartition("/")[2] for path in paths]

@@ -59,7 +59,9 @@ class SingleLabel:
 
     # Targets: the column `label` of a dataset
 
+    usual_columns: ClassVar[tuple[str, ...]] = targets.USUAL_NAMES
     target_column = staticmethod(targets.label_column)
+    lacks_targets = staticmethod(targets.lacks_labels)
     check_targets = staticmethod(targets.check_classes)
     keep_classes = staticmethod(targets.keep_classes)
     some_of_each = staticmethod(targets.some_of_each)
