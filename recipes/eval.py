@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     )
     from ftkit.evaluation.report import write_report
     from ftkit.models.classifier import Classifier
+    from ftkit.places import shown
     from ftkit.training.loop.trainer import ImageTrainer
     from ftkit.training.provenance import environment
 
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
 
         banner("data")
         split, rows, drawn_from = load_evaluation(config, task, ledger := Ledger())
-        record: dict[str, Any] = {"command": describe_command(), "model": evaluation.model}
+        record: dict[str, Any] = {"command": describe_command(), "model": shown(evaluation.model)}
         record |= {"evaluated_split": split, "drawn_from": drawn_from}
         data.image_transform = None  # applies only to training
         splits = classifier.images_of(DatasetDict({split: rows}), data, seed=0)
