@@ -19,6 +19,7 @@ ROAD = [
     "errors",
     "files",
     "places",
+    "memory",
     "signals",
     "precision",
     "statistics",

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,8 @@ from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 _PROBE = 64  # pixels: the side of the image that `size` is measured with
+_FITTED = 5000 * 32 * 32  # pixels that a first layer is fitted to, which takes a few hundred bytes for each
+_PHOTOGRAPH = 224  # pixels: images of one size keep it up to here
 
 
 @dataclass(eq=False)
@@ -68,13 +71,21 @@ class Classifier:
             model, processor = _model_and_processor(args, labels, images, pretrained)
         else:
             named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
-            model, processor = _model_and_processor(named, labels, images, pretrained=False)
+            model, processor = _model_and_processor(named, labels, images, pretrained=False, for_weights=True)
             load_weights(model, file)
         classifier = cls(model, processor, needs_first_layer=not pretrained)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
+        elif file is not None and args.architecture in own.CONFIGS:
+            classifier.needs_statistics = True
+            logger.info(
+                "normalisation: by mean and standard deviation of the training images, since %s gives none; "
+                "image_mean and image_std set those that its weights were trained with", file
+            )  # fmt: skip
         else:
-            classifier.needs_statistics = not pretrained or file is not None
+            classifier.needs_statistics = not pretrained
+            if file is not None:
+                _say_normalisation(args.architecture or "", normalizer(processor, 3))
         return classifier
 
     @classmethod
@@ -90,7 +101,7 @@ class Classifier:
         """Fit what the recipe and the weights leave open to the training images.
 
         These are the normalisation, unless recipe or weights give it, and the first layer of a new `convnet`, which is
-        fitted to up to 5,000 images.
+        fitted to up to 5,000 images, fewer if these are larger than 32 x 32 pixels.
         """
         if self.needs_statistics:
             self._set_normalization(*channel_statistics(train.histogram()))
@@ -98,7 +109,8 @@ class Classifier:
         if self.needs_first_layer:
             self.needs_first_layer = False
             if isinstance(self.model, ConvNetForImageClassification):
-                self.model.fit_first_layer(self.normalize(train.sample(5000)))
+                most = max(min(5000, _FITTED // math.prod(train.shape[1:])), 1)
+                self.model.fit_first_layer(self.normalize(train.sample(most)))
 
     @functools.cached_property
     def normalize(self) -> Normalize8Bit:
@@ -191,14 +203,30 @@ class Classifier:
             self.processor.image_mean, self.processor.image_std = mean, std
 
 
+def _say_normalisation(architecture: str, normalize: Normalize8Bit) -> None:
+    """Log by which numbers the pixels for the weights of a file are normalised, and whose they are."""
+    std = 1 / (255 * normalize.scale.flatten())
+    numbers = [
+        " ".join(f"{number:.3g}" for number in values.tolist()) for values in (-normalize.offset.flatten() * std, std)
+    ]
+    logger.info(
+        "normalisation: mean %s and standard deviation %s, of %s; image_mean and image_std set others",
+        *numbers, timm_models.which_weights(architecture),
+    )  # fmt: skip
+
+
 def _model_and_processor(
-    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool
+    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool, for_weights: bool = False
 ) -> tuple[PreTrainedModel, Any]:
+    """The model and its image processor; `for_weights` if trained weights from a file go into it."""
     if local_model(args.model) is None and args.model in own.CONFIGS:
         return _own_model(args, labels, images)
     if local_model(args.model) is None and args.model.startswith(timm_models.PREFIX) and not pretrained:
-        side = _side(args, images, otherwise=timm_models.usual_side(args.model))
         model_args = timm_models.with_dropout(args.model_args, args.dropout)
+        if for_weights:
+            size = (args.image_size[0], args.image_size[-1]) if args.image_size else None
+            return timm_models.build_for_weights(args.model, size, model_args, labels)
+        side = _side(args, images, otherwise=timm_models.usual_side(args.model))
         return timm_models.build(args.model, side, model_args, labels)
     return load_for_classes(args, labels, pretrained)
 
@@ -224,11 +252,16 @@ def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) 
 
 
 def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
-    """Height and width: `image_size`, or the size of the data, or `otherwise`."""
+    """Height and width: `image_size`, or the size of the data if it is small, or `otherwise`, which is logged."""
     if args.image_size:
         return (args.image_size[0], args.image_size[-1])
-    if images.size is None:
-        logger.info(
-            "the images differ in size and are resized to %d x %d; image_size sets another", otherwise, otherwise
-        )
-    return images.size or (otherwise, otherwise)
+    if images.size is not None and max(images.size) <= max(_PHOTOGRAPH, otherwise):
+        return images.size
+    what = "images differ in size" if images.size is None else f"images of {_by(images.size)} pixels are large"
+    usual = _by((otherwise, otherwise))
+    logger.info("the %s and are resized to %s, usual for %s; image_size sets another", what, usual, args.model)
+    return otherwise, otherwise
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]:,} x {size[1]:,}"

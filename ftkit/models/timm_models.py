@@ -24,8 +24,25 @@ PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's
 
 
 def _preset(name: str) -> PretrainedCfg:
-    """timm's settings for an architecture, such as input size and normalisation."""
-    return timm.get_pretrained_cfg(split_model_name_tag(name.removeprefix(PREFIX))[0]) or PretrainedCfg()
+    """timm's settings for an architecture and a tag, or its default tag, such as input size and normalisation.
+
+    Raises:
+        UserError: timm does not know the tag.
+    """
+    name = name.removeprefix(PREFIX)
+    try:
+        return timm.get_pretrained_cfg(name) or PretrainedCfg()
+    except RuntimeError:
+        architecture, tag = split_model_name_tag(name)
+        tags = ", ".join(_tags(architecture))
+        raise UserError(
+            f"timm knows no weights {tag!r} of {architecture}: name one of its tags ({tags or 'it has none'}) or none"
+        ) from None
+
+
+def _tags(architecture: str) -> list[str]:
+    """The tags of timm's weights for an architecture."""
+    return [split_model_name_tag(name)[1] for name in timm.list_pretrained(f"{architecture}.*")]
 
 
 def usual_side(name: str) -> int:
@@ -49,30 +66,68 @@ def hub_name(name: str) -> str:
     return f"{name}.{default.tag}"
 
 
+def which_weights(name: str) -> str:
+    """The name, and for `timm/<architecture>` without a tag the tag that timm means, and others that differ."""
+    architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
+    if tag or not name.startswith(PREFIX):
+        return name
+    preset, tags = _preset(name), _tags(architecture)
+    others = [
+        tag
+        for tag in tags
+        if (other := _preset(f"{architecture}.{tag}")).mean != preset.mean or other.std != preset.std
+    ]
+    text = f"{name}.{preset.tag}, timm's default" if preset.tag else name
+    return text + (f" (name the tag of your weights if it is {' or '.join(others)})" if others else "")
+
+
 def build(
     name: str, side: tuple[int, int], model_args: dict[str, Any] | None, labels: dict[str, Any]
 ) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     """`timm/<architecture>` with random weights, for the three channels that a `pipeline` feeds.
 
     Args:
-        side: height and width of the input.
+        side: height and width of the input, to which whole images are resized.
         model_args: options of `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
 
     Raises:
         UserError: timm does not accept the arguments.
     """
+    return _build(name, {"input_size": [3, *side], "crop_pct": 1.0, "crop_mode": "center"}, model_args, labels)
+
+
+def build_for_weights(
+    name: str, side: tuple[int, int] | None, model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
+    """`timm/<architecture>` for weights from a file: with the preprocessing of timm's own weights, as their tag says.
+
+    Args:
+        side: height and width of the input, if not that of timm's weights.
+        model_args: see `build`.
+        labels: see `build`.
+
+    Raises:
+        UserError: timm does not accept the arguments, or does not know the tag.
+    """
+    preset = _preset(name)
+    size = list(preset.input_size if side is None else (3, *side))
+    geometry = {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}
+    return _build(name, geometry, model_args, labels)
+
+
+def _build(
+    name: str, geometry: dict[str, Any], model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], _preset(name)
     model_args = dict(model_args or {})
     if preset.fixed_input_size:
-        model_args.setdefault("img_size", list(side))
+        model_args.setdefault("img_size", geometry["input_size"][1:])
     preprocessing = {
-        "input_size": [3, *side],
+        **geometry,
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
     }
     options: dict[str, Any] = {
         "architecture": architecture,
