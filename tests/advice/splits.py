@@ -64,6 +64,7 @@ CASES = {
     "data.sources.folders:_splits_in_classes": _folders(
         *(f"{i}/{s}/{c}" for i in "pq" for s in ("train", "test") for c in "ab")
     ),
+    "data.sources.folders:_check_nesting": _folders("a", "b", "all/a", "all/b"),
     "data.sources.folders:_check_empty": _folders("a", "b", files=("c/1.HEIC",)),
 }
 

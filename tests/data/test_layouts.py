@@ -143,6 +143,18 @@ def test_none_carves_though_there_is_a_split(picture_folder):
     assert [line.partition(":")[0] for line in unused] == ["test", "val"]
 
 
+def test_a_folder_that_holds_the_classes_once_more(picture_folder, refused):
+    root = picture_folder(both(".", "all"))
+    with refused(root / "all", "cat, dog", "--classes cat dog") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[1] == ["cat", "dog"]
+
+
+def test_classes_that_hold_the_same_folders_are_warned_of(picture_folder, caplog):
+    assert read(picture_folder(both("color", "gray")))[1] == ["color", "gray"]
+    assert "color, gray are taken for classes, and hold the same folders (cat, dog)" in caplog.text
+
+
 # --- what is not used
 
 

@@ -9,10 +9,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import datasets.config
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets.exceptions import DatasetGenerationError
 
 from ftkit.data.pixels.keys import file_state
-from ftkit.errors import UserError
+from ftkit.errors import UserError, unwritable
 
 from .locate import is_image_name
 from .origins import PLACE
@@ -52,21 +54,23 @@ def read_archives(files: list[Path]) -> DatasetDict:
             paths, prefixes = found.setdefault(split, ([], []))
             paths.append(file)
             prefixes.append(prefix)
-    features = Features({"image": Image(), "label": Value("string"), PLACE: Value("string")})
-    return DatasetDict(
-        {
-            split: Dataset.from_generator(
-                _rows,
-                features=features,
-                gen_kwargs={
-                    "files": paths,
-                    "prefixes": prefixes,
-                    "states": [file_state(path) for path in paths],  # the cache follows the files
-                },
-            )
-            for split, (paths, prefixes) in found.items()
-        }
-    )
+    return DatasetDict({split: _read(*parts) for split, parts in found.items()})
+
+
+def _read(files: list[Path], prefixes: list[str]) -> Dataset:
+    """The images below a folder of each archive, copied to `datasets`' cache."""
+    state = [file_state(path) for path in files]  # the cache follows the files
+    try:
+        return Dataset.from_generator(
+            _rows,
+            features=Features({"image": Image(), "label": Value("string"), PLACE: Value("string")}),
+            gen_kwargs={"files": files, "prefixes": prefixes, "states": state},
+        )
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        full = unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
+        listed = ", ".join(map(str, files))
+        raise full or UserError(f"data_dir: {listed} cannot be read as an archive: {cause}") from error
 
 
 def _splits(file: Path) -> dict[str, str]:
@@ -111,31 +115,36 @@ def _rows(files: list[Path], prefixes: list[str], states: list[Any]) -> Iterator
 
 
 def _members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The visible files of an archive: name, and what reads it."""
+    """The visible files of an archive: name, and what reads it.
+
+    Raises:
+        UserError: a file is far larger than the archive allows.
+    """
     if path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
-                if not info.is_dir() and _is_visible(info.filename):
-                    yield info.filename, partial(_unzipped, path, archive, info)
+                name = info.filename.replace("\\", "/").removeprefix("./")
+                if not info.is_dir() and _is_visible(name):
+                    _check_size(path, name, info.file_size, info.compress_size)
+                    yield name, partial(archive.read, info)
     else:
         with tarfile.open(path, "r:*") as packed:
             for member in packed:
-                if member.isfile() and _is_visible(member.name):
-                    yield member.name.removeprefix("./"), partial(_all, packed, member)
+                name = member.name.removeprefix("./")
+                if member.isfile() and _is_visible(name):
+                    _check_size(path, name, member.size, path.stat().st_size)
+                    yield name, partial(_content, packed, member)
 
 
-def _all(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
     return b"" if file is None else file.read()
 
 
-def _unzipped(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
-        raise UserError(
-            f"data_dir: {path}: {info.filename} unpacks to {info.file_size:,} bytes: images do not compress so well"
-        )
-    return archive.read(info)
+def _check_size(path: Path, name: str, size: int, packed: int) -> None:
+    if size > max(_BOMB_BYTES, _BOMB_RATIO * packed):
+        raise UserError(f"data_dir: {path}: {name} unpacks to {size:,} bytes: images do not compress so well")
 
 
 def _is_visible(name: str) -> bool:
-    return not any(part.startswith((".", "__")) and part not in (".", "..") for part in PurePosixPath(name).parts)
+    return not any(part.startswith((".", "__")) and part != ".." for part in PurePosixPath(name).parts)

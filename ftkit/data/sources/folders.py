@@ -1,5 +1,6 @@
 """Folders of class folders as a `DatasetDict` of paths."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from .ledger import UNUSED_SPLIT, Folder, Ledger, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, choose_splits, is_none, is_split_like, split_of
 from .suffixes import plugin_of
 
+logger = logging.getLogger(__name__)
 HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
 # A folder of nothing but these is no class.
 _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
@@ -209,6 +211,8 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
         UserError: a class has none that ftkit reads, or there are no classes.
     """
     rows: Rows = []
+    if args.train_split != HERE:
+        _check_nesting(root, args.classes)
     for path in natural_sorted(folder.path for folder in root.folders.values()):
         folder, kept = root.folders[path.name], args.classes is None or path.name in args.classes
         images = natural_sorted(image for inner in folder.below() for image in inner.images)
@@ -221,6 +225,33 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
             f"{FORMATS}"
         )
     return rows
+
+
+def _check_nesting(root: Folder, wanted: list[str] | None) -> None:
+    """Refuse a wanted class that holds folders of those beside it; warn where all classes hold the same folders.
+
+    Raises:
+        UserError: a folder holds classes once more, as `PlantVillage/` in `PlantVillage/` does.
+    """
+    classes = {name: folder for name, folder in root.with_images.items() if wanted is None or name in wanted}
+    within = {name: set(folder.with_images) for name, folder in classes.items()}
+    for name, inner in within.items():
+        if len(inner & classes.keys()) > 1:
+            others = natural_sorted(classes.keys() - {name})
+            raise UserError(
+                f"data_dir: {classes[name].path} holds folders of the same names as classes beside it "
+                f"({_listed(natural_sorted(inner & classes.keys()))}): move it away, or leave it out with --classes "
+                f"{' '.join(others[:5])}{' …' * (len(others) > 5)}, or set --train_split {HERE} if it is a class",
+                fix={"classes": others},
+            )
+    first = next(iter(within.values()), set())
+    if len(first) > 1 < len(within) and all(inner == first and not classes[n].images for n, inner in within.items()):
+        logger.warning(
+            "  %s are taken for classes, and hold the same folders (%s): if these are the classes, set --data_dir to "
+            "one of them",
+            _listed(within),
+            _listed(natural_sorted(first)),
+        )
 
 
 def _check_empty(folder: Folder, root: Folder, split: str) -> None:

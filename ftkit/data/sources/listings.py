@@ -121,7 +121,7 @@ class Listing:
     def _check_values(self, rows: pd.DataFrame) -> None:
         for name in ("file", "label"):
             if is_nested(rows[name]):
-                row, value = next((i, v) for i, v in rows[name].items() if not isinstance(v, str) and v is not None)
+                row, value = next((i, v) for i, v in rows[name].items() if is_nested(pd.Series([v])))
                 shown = repr(value)[:_SHOWN] + ("…" if len(repr(value)) > _SHOWN else "")
                 raise UserError(f"{self.path}: row {row + 1} holds {shown}: expected a path or a label")
         bad = (rows["file"].isna() | rows["label"].isna() | (rows["label"] == "")).to_numpy()

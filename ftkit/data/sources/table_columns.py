@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ftkit.config import DataArguments
@@ -50,7 +51,7 @@ def choose_columns(
     rows = sample(table)
 
     def fits(name: str) -> bool:
-        return not is_nested(rows[name]) and names_images(rows[name])
+        return not is_nested(rows[name]) and 2 * rows[name].nunique() > len(rows) and names_images(rows[name])
 
     usual = [name for name in table.columns if _plain(name) in _IMAGES or _plain(name).endswith("filename")]
     called = [name for name in usual if fits(name)]
@@ -137,7 +138,7 @@ def _same_partition(table: pd.DataFrame, columns: list[str]) -> str | None:
 
 def is_nested(values: pd.Series) -> bool:
     """Whether a column holds lists or objects."""
-    return any(not isinstance(value, str) and value is not None for value in values)
+    return any(isinstance(value, (list, dict, np.ndarray)) for value in values)
 
 
 def holds_classes(values: pd.Series) -> bool:

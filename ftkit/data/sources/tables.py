@@ -67,7 +67,8 @@ def read_table(path: Path, images: int | None = None) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{path}: holds no rows")
     table.columns = [str(name).strip() for name in table.columns]
-    return table.astype(object).map(_as_text).reset_index(drop=True)
+    texts = table.astype(object).map(_as_text).astype(object).reset_index(drop=True)
+    return texts.where(texts.notna(), None)  # pandas writes NaN for None
 
 
 def _as_text(value: Any) -> Any:
