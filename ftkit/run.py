@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
 from transformers import set_seed
 
 from ftkit.config.configuration import Config
-from ftkit.data.feeding.engine import load_images, set_up_loading
+from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import describe_images
+from ftkit.data.pixels.kinds import in_colour, say_kinds
 from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
+from ftkit.data.sources.splits import Splits
 from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
@@ -66,7 +67,7 @@ class Job:
     folder: Path
     started: float
     ledger: Ledger = field(default_factory=Ledger)
-    dataset: DatasetDict = field(init=False)
+    dataset: Splits = field(init=False)
     task: Task = field(init=False)
     classifier: Classifier = field(init=False)
     images: dict[str, Images] = field(init=False)
@@ -132,11 +133,15 @@ def read_data(job: Job) -> None:
 
 def build_classifier(job: Job) -> None:
     """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
-    config = job.config
+    config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
-    channels = job.classifier.channels_of(info)
-    job.images = load_images(job.dataset, job.classifier.processor, channels, config.data, config.training.seed)
+    job.images = job.classifier.images_of(job.dataset, config.data, seed)
+    if not pretrained and info.channels == 1 and in_colour(job.images.values()):
+        set_seed(seed)
+        job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
+        job.images = job.classifier.images_of(job.dataset, config.data, seed)
+    say_kinds(job.images)
     set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
     job.classifier.fit(job.images["train"])
 
@@ -187,7 +192,7 @@ def write_results(job: Job) -> None:
     parameters = {"total": classifier.model.num_parameters(), "trained": job.plan.trained}
     seconds = time.monotonic() - job.started
     job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
-    job.record["not_used"] = job.ledger.record(job.images)
+    job.record |= {"drawn_from": dict(job.dataset.drawn_from), "not_used": job.ledger.record(job.images)}
     write_report(job.folder, job.record)
     write_card(job.folder, record=job.record)
     write_run_record(job.folder, job.record, job.task, job.metrics)  # last: it marks the run as finished

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from datasets import DatasetDict
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 
-from ftkit.config import ModelArguments, local_model, weights_file
+from ftkit.config import DataArguments, ModelArguments, local_model, weights_file
+from ftkit.data.feeding.engine import load_images
 from ftkit.data.feeding.tensors import Images
-from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.pixels.images import ImageInfo, describe_images
+from ftkit.data.pixels.kinds import in_colour
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
 from ftkit.errors import UserError
 from ftkit.places import clean_json
@@ -134,6 +137,23 @@ class Classifier:
     def channels_of(self, images: ImageInfo) -> int:
         """The number of channels to decode images to: grey images stay grey, even for a model of three channels."""
         return min(images.channels, self.channels)
+
+    def images_of(self, splits: DatasetDict, args: DataArguments, seed: int) -> dict[str, Images]:
+        """The images of every split as the model takes them, in grey only if the images of all splits are grey.
+
+        Args:
+            splits: the splits, with the columns `image`, `label`, `index`.
+            seed: the seed of `image_transform`.
+
+        Raises:
+            UserError: images that do not decode, or a full disk.
+        """
+        info = describe_images(next(iter(splits.values())))
+        channels = self.channels_of(info)
+        images = load_images(splits, self.processor, channels, args, seed)
+        if channels < self.channels and in_colour(images.values()):  # which the sample of headers did not show
+            images = load_images(splits, self.processor, self.channels, args, seed)
+        return images
 
     @property
     def has_adapters(self) -> bool:

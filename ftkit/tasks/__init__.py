@@ -9,8 +9,8 @@ A new task is a package here and a row of `TASKS`: a class with these members, w
 - validation: `validation`, `validate`, `evaluation_loss`, `validation_loss`;
 - recognised from: `of_features`, `of_config`, and, in raw data, `usual_columns`, `target_column`, `lacks_targets`
   and `read`;
-- targets: `check_targets`, `keep_classes`, `some_of_each`, `carve`, `encode`, `relabel`, `counts`, `tensor`,
-  `compact`;
+- targets: `join_similar`, `look_like`, `check_targets`, `keep_classes`, `some_of_each`, `carve`, `encode`, `as_known`,
+  `counts`, `tensor`, `compact`;
 - models: `config_options`;
 - answers: `decide`, `agreement`, `probabilities`, `likeliest`;
 - stored predictions: `predictions`, `from_table`;

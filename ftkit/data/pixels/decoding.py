@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
+from ftkit.data.pixels.kinds import kinds_of
 from ftkit.data.pixels.normalize import PixelGeometry
 from ftkit.tasks.columns import column
 
@@ -32,12 +34,14 @@ class Decoded(NamedTuple):
         hashes: uint64 (n,), the XXH3 hashes of their files' bytes.
         bad: the images that do not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (the hash of the file in
             hexadecimal; None if it cannot be read) and `reason`.
+        kinds: the number of images of each kind, see `ftkit.data.pixels.kinds.KINDS`.
     """
 
     positions: list[int]
     pixels: np.ndarray | None
     hashes: np.ndarray
     bad: list[dict[str, Any]]
+    kinds: Counter[str]
 
 
 class Decoder:
@@ -56,12 +60,16 @@ class Decoder:
     def __call__(self, rows: Sequence[int]) -> Decoded:
         """Decode these rows."""
         positions, images, hashes, bad = [], [], [], []
+        kinds: Counter[str] = Counter()
         for position, file in enumerate(self.files[rows]["image"]):
             found = None
             try:
                 content = file_bytes(file)
                 found = xxhash.xxh3_64_intdigest(content)
-                images.append(to_mode(Image.open(BytesIO(content)), self.channels))
+                image = Image.open(BytesIO(content))
+                shown = to_mode(image, self.channels)
+                kinds.update(kinds_of(image, shown))
+                images.append(shown)
                 hashes.append(found)
                 positions.append(position)
             except BAD_IMAGE_ERRORS as error:
@@ -73,7 +81,7 @@ class Decoder:
                 about = {"file": name, "xxh3_64": None if found is None else f"{found:016x}", "reason": reason}
                 bad.append({"row": row, "index": int(self.index[row]), **about})
         pixels = self.geometry(images) if images else None
-        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad)
+        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad, kinds)
 
 
 def cores() -> int:

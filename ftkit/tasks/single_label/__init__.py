@@ -11,11 +11,11 @@ from datasets import ClassLabel, Dataset, Features
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from ftkit.config import LossArguments
+from ftkit.config import DataArguments, LossArguments
 from ftkit.statistics.significance import compare
 from ftkit.tasks.columns import column
 from ftkit.tasks.parts import Drawing, Metric, Section
-from ftkit.tasks.single_label import answers, presentation, targets
+from ftkit.tasks.single_label import answers, matching, presentation, similar, targets
 from ftkit.tasks.single_label.losses import LOSSES, OPTIONS, class_shares
 from ftkit.tasks.single_label.metrics import METRICS, SCORE, SUMMARY, compute_metrics, headline
 from ftkit.tasks.single_label.predictions import Predictions, from_table
@@ -61,6 +61,8 @@ class SingleLabel:
 
     usual_columns: ClassVar[tuple[str, ...]] = targets.USUAL_NAMES
     target_column = staticmethod(targets.label_column)
+    join_similar = staticmethod(matching.join_similar)
+    look_like = staticmethod(similar.look_like)
     lacks_targets = staticmethod(targets.lacks_labels)
     check_targets = staticmethod(targets.check_classes)
     keep_classes = staticmethod(targets.keep_classes)
@@ -92,9 +94,9 @@ class SingleLabel:
         """`dataset` with its labels encoded as this task's classes; see `targets.as_classes`."""
         return targets.as_classes(dataset, self.names, split)
 
-    def relabel(self, dataset: Dataset, what: str) -> Dataset:
-        """`dataset` with its labels renumbered by class name to this task's; see `targets.relabel`."""
-        return targets.relabel(dataset, self.names, what)
+    def as_known(self, dataset: Dataset, args: DataArguments, what: str) -> Dataset:
+        """`dataset` with its labels renumbered by class name to this task's; see `matching.as_known`."""
+        return matching.as_known(dataset, self.names, args, what)
 
     def tensor(self, dataset: Dataset) -> torch.Tensor:
         """The targets of a dataset, for training: int64 (N,)."""
