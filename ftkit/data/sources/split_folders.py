@@ -21,7 +21,7 @@ _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ip
 _NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
 
 
-def check_overlooked(root: Folder, chosen: Mapping[str, Folder], args: DataArguments) -> None:
+def check_overlooked(root: Folder, chosen: Mapping[str, object], args: DataArguments) -> None:
     """Refuse to carve a split out of train beside a folder or archive of that name whose images cannot be read.
 
     Raises:
@@ -30,7 +30,7 @@ def check_overlooked(root: Folder, chosen: Mapping[str, Folder], args: DataArgum
     given = {"validation": args.validation_split, "test": args.test_split}
     missing = [split for split, name in given.items() if split not in chosen and not is_none(name)]
     places = [name for name in root.files if is_packed(name)]
-    if chosen:  # without splits, each folder is a class
+    if any(isinstance(folder, Folder) for folder in chosen.values()):  # otherwise each folder is a class
         places += [name for name, folder in root.folders.items() if not folder.holds_images | is_documents(folder)]
     if found := {split: name for name in places if (split := split_of(name)) in missing}:
         fix = {f"{split}_split": NO_SPLIT for split in found}
