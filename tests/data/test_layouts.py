@@ -115,6 +115,15 @@ def test_a_split_that_cannot_be_read_is_not_carved_instead(picture_folder, refus
         assert read(root, **refusal.value.fix)[0] == {"train": 14, "validation": 2, "test": 4}
 
 
+@pytest.mark.parametrize("file", ["test.zip", "lists/test_list.mat"])
+def test_an_archive_beside_the_folder_of_class_folders(picture_folder, refused, file):
+    root = picture_folder(both("Images") | {"lists": 0})
+    (root / file).write_bytes(b"x")
+    with refused(root / file, "looks like test") as refusal:
+        read(root)
+    assert refusal.value.fix == {"test_split": "none"}
+
+
 def test_archives_beside_the_splits_that_they_hold(picture_folder):
     root = picture_folder(both("train", "test"))
     for name in ("train.zip", "test.zip"):

@@ -78,13 +78,13 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
         ledger.read(lists)
         listed_splits = choose_splits(found, args, whole.path, need_train) if found else {"train": rows}
         ledger.elsewhere = "images in no list of a split that is used" if found else ledger.elsewhere
-        check_overlooked(root, listed_splits, args)
+        check_overlooked(whole, root, listed_splits, args)
         return by_name(root.path, listed_splits)
     chosen = choose_splits(splits, args, root.path, need_train)
     for folder in splits.values():
         if folder not in chosen.values():
             ledger.leave(folder.path, UNUSED_SPLIT)
-    check_overlooked(root, chosen, args)
+    check_overlooked(whole, root, chosen, args)
     held = {split: class_folders(split, folder) for split, folder in chosen.items()}
     check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
     return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})
