@@ -249,15 +249,13 @@ def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused
     assert sum(map(len, load(root, **refusal.value.fix).values())) == 40
 
 
-def test_lists_of_splits_beside_class_folders(picture_folder, load, refused, values_of, labels_of):
+def test_lists_of_splits_beside_class_folders(picture_folder, load, values_of, labels_of):
     """Labels are the folders' names where lists have none."""
     root = picture_folder({"a": 20, "b": 20})
     paths = [f"{name}/{i}" for name in "ab" for i in range(20)]
     (root / "train.txt").write_text("\n".join(paths[::2]))
     (root / "test.txt").write_text("\n".join(paths[1::2]))
-    with refused("splits of its own", "--image_column") as refusal:
-        load(root)
-    test = load(root, **refusal.value.fix)["test"]
+    test = load(root)["test"]
     assert (sorted(values_of(test)), set(labels_of(test))) == (list(range(1, 40, 2)), {"a", "b"})
 
 

@@ -153,7 +153,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         if unclear and _are_numbered(root):
             raise unclear[0]
         of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
-        tables = [table for table in tables if table not in of_splits]
+        tables = [table for table in tables if table not in of_splits and not table.lists_a_split]
         for table in tables:
             if table.names_images:
                 table.check_against_folders(path)

@@ -15,7 +15,7 @@ from ftkit.console import fact
 from ftkit.errors import UserError
 
 from .folders import by_name
-from .ledger import Ledger
+from .ledger import UNUSED_SPLIT, Ledger
 from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
 from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
@@ -45,6 +45,11 @@ class Listing:
     label: str
     split: str
     splits: tuple[str, dict[Any, str]] | None
+
+    @property
+    def lists_a_split(self) -> bool:
+        """Whether it lists images without labels, under the name of a split."""
+        return self.label == _FOLDER and split_of(self.path.stem) is not None
 
     @cached_property
     def names_images(self) -> bool:
@@ -112,9 +117,9 @@ class Listing:
                 "set --split_column none to split the rows anew",
                 fix={"split_column": "none"},
             )
-        for split, given in (("test", args.test_split), ("validation", args.validation_split)):
-            if is_none(given):
-                rows = rows[rows["split"].map(lambda name, split=split: split_of(name) != split)]
+        given = {args.train_split, args.validation_split, args.test_split}
+        without = {"test": is_none(args.test_split), "validation": is_none(args.validation_split)}
+        rows = rows[[name in given or not without.get(split_of(name) or "") for name in rows["split"]]]
         self._check_values(rows)
         return rows.assign(file=self._located(rows, args))
 
@@ -225,7 +230,12 @@ def read_listings(
         places = _splits_of_folders(rows["file"], listings[0].files.root)
         rows["split"] = places if all(places) else source.stem
     found = {str(name): [*zip(group["file"], group["label"], strict=True)] for name, group in rows.groupby("split")}
-    return by_name(source, choose_splits(found, args, source, need_train), (listings[0].image, listings[0].label))
+    chosen = choose_splits(found, args, source, need_train)
+    for name, of_split in found.items():
+        if not any(of_split is used for used in chosen.values()):
+            ledger.leave_rows(name, len(of_split), UNUSED_SPLIT)
+            ledger.read(path for path, _ in of_split)
+    return by_name(source, chosen, (listings[0].image, listings[0].label))
 
 
 def _whole_numbers(labels: pd.Series) -> pd.Series:
