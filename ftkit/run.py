@@ -19,6 +19,7 @@ from transformers import set_seed
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.decoding import first_images
 from ftkit.data.pixels.images import describe_images
 from ftkit.data.pixels.kinds import in_colour, say_kinds
 from ftkit.data.sources.ledger import Ledger
@@ -33,6 +34,7 @@ from ftkit.memory import enough_memory
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
+from ftkit.models.weights import save_pairs
 from ftkit.owners import parse_config
 from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
@@ -145,7 +147,10 @@ def build_classifier(job: Job) -> None:
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     with enough_memory("building the model", "set a smaller image_size, or take a smaller model"):
         job.classifier = Classifier.build(config.model, job.task, info, pretrained)
+    channels = job.classifier.channels_of(info)
     with enough_memory("decoding images", "set a smaller image_size, or data_engine: stream"):
+        if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+            job.classifier.check(config.model, job.task, info, pretrained, two)
         job.images = job.classifier.images_of(job.dataset, config.data, seed)
         if not pretrained and info.channels == 1 and in_colour(job.images.values()):
             set_seed(seed)
@@ -180,6 +185,7 @@ def train(job: Job) -> None:
         if job.is_first:
             begin_run(config)
             job.fingerprint.save_table(job.folder)
+            save_pairs(job.classifier.in_order, job.folder)
     check_shared(config)
     with enough_memory("training", _LESS_TO_TRAIN, {"auto_find_batch_size": True, "overwrite": True}):
         job.stages = run_plan(job.plan, resumption)

@@ -44,6 +44,14 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
     }
 
 
+def _skipped(bad: dict[str, Any]) -> dict[str, Any]:
+    """A skipped image for others: by its source, without the path on this machine."""
+    source = bad["source"]
+    return {"index": bad["index"], "file": source, "xxh3_64": bad["xxh3_64"]} | {
+        "reason": bad["reason"].replace(bad["file"], source)
+    }
+
+
 def evaluated_images(record: dict[str, Any], n: int) -> str:
     """Which images were evaluated, such as "100 of the 360 images of the test split, drawn at random"."""
     split, drawn_from = record["evaluated_split"], record.get("drawn_from", {})
@@ -72,14 +80,6 @@ def seen_in_training(model: str, images: Images) -> int:
         if (folder / TABLE).is_file():
             return int(np.isin(images.hashes, load_file(folder / TABLE)["train/hashes"]).sum())
     return 0
-
-
-def _skipped(bad: dict[str, Any]) -> dict[str, Any]:
-    """A skipped image for others: by its source, without the path on this machine."""
-    source = bad["source"]
-    return {"index": bad["index"], "file": source, "xxh3_64": bad["xxh3_64"]} | {
-        "reason": bad["reason"].replace(bad["file"], source)
-    }
 
 
 def _hub_dataset(data: DataArguments) -> str | None:

@@ -62,4 +62,4 @@ def task_of_config(config: PreTrainedConfig) -> Task:
     for kind in TASKS:
         if (task := kind.of_config(config)) is not None:
             return task
-    raise ValueError(f"no task has a model of the type {config.model_type}")
+    raise ValueError(f"no task has a model with problem_type: {config.problem_type}")

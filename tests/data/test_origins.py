@@ -63,11 +63,11 @@ def test_subsets_keep_the_names_of_their_images(picture_folder, load, values_of)
 def test_names_of_any_kind(tmp_path, load, values_of):
     names = ["ünï/犬 🐕.png", "שלום/ע.png", "<script>/a'b\".png", "a/b c\n.png", "a/=1+1.png", "a/back\\slash.png"]
     for i, name in enumerate(names * 6):
-        path = tmp_path / "data" / str(i % 2) / str(i // 6) / name
+        path = tmp_path / "data" / str(i % 2) / f"part {i // 6}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(i))
     found = sources_by_value(load(tmp_path / "data"), values_of)
-    assert found == {i: f"{i % 2}/{i // 6}/{name}" for i, name in enumerate(names * 6)}
+    assert found == {i: f"{i % 2}/part {i // 6}/{name}" for i, name in enumerate(names * 6)}
 
 
 def test_lists_of_files(picture_folder, load, values_of, tmp_path):

@@ -42,6 +42,9 @@ def home(tmp_path, monkeypatch):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(home / f"photos/{name}/{i}.png")
     shutil.copy(home / "photos/cat/0.png", home / "photos/dog/twin.png")
     (home / "photos" / "dog" / "torn.png").write_bytes(b"torn")
+    (home / "photos" / "notes.json").write_text("{torn")  # files that are not used
+    (home / "photos" / "list.csv").write_text(f"file_name,kind\n{home}/gone.png,x\n")
+    (home / "photos" / "cat" / "readme.txt").write_text("cats")
     config = ViTConfig(image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                        intermediate_size=16, num_labels=2)  # fmt: skip
     config.made_by = {"file": str(home / "old" / "w.bin"), "sep": "/"}  # as some bases have

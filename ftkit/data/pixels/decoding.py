@@ -68,8 +68,8 @@ class Decoder:
     def __call__(self, rows: Sequence[int]) -> Decoded:
         """Decode these rows; of large images, only a few are in memory before they are resized."""
         positions, images, hashes, bad = [], [], [], []
-        kinds: Counter[str] = Counter()
         resized: list[np.ndarray] = []
+        kinds: Counter[str] = Counter()
         held = 0  # bytes of the images that are not resized yet
         for position, file in self._read(rows):
             found = None
@@ -116,6 +116,24 @@ class Decoder:
         """`over_all_rows` of this split, in chunks whose decoded pixels are at most 64 MB, or one image."""
         chunk = max(min(_CHUNK, 2 * _TOGETHER // max(self.bytes_of_one, 1)), 1)
         return over_all_rows(work, len(self.files), what, chunk)
+
+
+def first_images(dataset: Dataset, processor: Any, channels: int) -> torch.Tensor | None:
+    """The first two images that decode, one of them twice if there is no other: uint8 (2, C, H, W).
+
+    Args:
+        dataset, processor, channels: see `Decoder`.
+
+    Returns:
+        None if none of the first 64 decodes.
+    """
+    decode, found = Decoder(dataset, processor, channels), None
+    for row in range(min(_TRIED, len(dataset))):
+        if (pixels := decode([row]).pixels) is not None:
+            if found is not None:
+                return torch.from_numpy(np.concatenate([found, pixels]))
+            found = pixels
+    return None if found is None else torch.from_numpy(np.concatenate([found, found]))
 
 
 def cores() -> int:

@@ -21,6 +21,7 @@ from ftkit.tasks.single_label.metrics import METRICS, SCORE, SUMMARY, compute_me
 from ftkit.tasks.single_label.predictions import Predictions, from_table
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_PROBLEM = "single_label_classification"  # transformers' name for it
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,21 @@ class SingleLabel:
 
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> "SingleLabel | None":
-        """The task of a model with this config: never None, since the config of every classifier names its classes."""
+        """The task of a model with this config, or None if the model gives an image several labels, or a number."""
+        if config.problem_type not in (None, _PROBLEM):
+            return None
         names: dict[Any, str] = dict(config.id2label or {})
         return cls([names[i] for i in range(len(names))])
 
     def config_options(self) -> dict[str, Any]:
         """The options of a model's config that depend on the task."""
         numbers = {name: i for i, name in enumerate(self.names)}
-        return {"num_labels": len(self.names), "id2label": dict(enumerate(self.names)), "label2id": numbers}
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": numbers,
+            "problem_type": _PROBLEM,  # a pipeline's scores follow from it: a softmax
+        }
 
     def encode(self, dataset: Dataset, split: str) -> Dataset:
         """`dataset` with its labels encoded as this task's classes; see `targets.as_classes`."""

@@ -56,11 +56,8 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
         what = "lists, as of several labels or of zeros and ones, and ftkit learns one class for each image"
         raise _no_classes(first, label, what if several else type_name(feature))
     if any(_is_fraction(value) for dataset in splits.values() for value in dataset.unique(label)):
-        raise _no_classes(
-            first,
-            label,
-            f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)",
-        )
+        what = f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)"
+        raise _no_classes(first, label, what)
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
