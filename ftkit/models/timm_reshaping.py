@@ -53,10 +53,9 @@ def reshaped(
                 not _is_square(given, origin) and given.get("img_size") != origin["img_size"]
             ):  # as many, in another grid
                 random += [name for name in plain if "pos_embed" in name and torch.equal(plain[name], old[name])]
-    positions = {
-        name: _resampled(old[name], plain[name].shape) for name in random if "pos_embed" in name and name in old
-    }
-    if random and all(positions.get(name) is not None for name in random) and _is_square(given, origin):
+    found = {name: _resampled(old[name], plain[name].shape) for name in random if "pos_embed" in name and name in old}
+    positions = {name: tensor for name, tensor in found.items() if tensor is not None}
+    if random and positions.keys() == set(random) and _is_square(given, origin):
         plain, random = {**old, **positions}, []
     if random:
         return model, [f"{timm_models.PLACE}.{name}" for name in random], given
