@@ -20,6 +20,7 @@ from ftkit.compat.python import run_exit_functions
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _WAIT_FOR_FIRST = 10.0  # seconds
 # What libraries write if memory is too small; only Python's own error has a type of its own. A process that loads data
 # passes its error on as text.
@@ -211,10 +212,19 @@ def short_of_memory(error: BaseException) -> str | None:
 
 
 def printable(text: str, but: str = "") -> str:
-    """The text with unprintable characters escaped, except those in `but`: a terminal obeys control characters."""
+    """The text with unprintable characters escaped, except those in `but`: a terminal obeys control characters.
+
+    Tokens of the Hub are left out, since logs are shared.
+    """
+    text = without_tokens(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_tokens(text: str) -> str:
+    """The text without tokens of the Hub."""
+    return _TOKEN.sub("hf_…", text)
 
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:

@@ -76,7 +76,7 @@ def test_an_image_is_not_called_broken_because_memory_is_short(tmp_path, monkeyp
     monkeypatch.setattr("ftkit.data.pixels.decoding.to_mode", short)
     with refused("decoding images", "not enough memory"):
         train(tmp_path / "run", *MLP, *TINY, "--cache_dir", tmp_path / "cache", "--on_bad_image", "skip")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not [*tmp_path.rglob("about.json")]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape '[3]' is invalid"), OSError(errno.ENOENT, "no such file")])
@@ -181,6 +181,29 @@ def test_a_model_that_looks_at_values_is_tried_with_two_images():
     assert cost.training >= 4 * (4 + 3) and net.norm.num_batches_tracked == 0
 
 
+def test_what_a_model_keeps_of_a_forward_pass_stays_as_it_was():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.positions = nn.Linear(4, 3), torch.arange(4.0)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, pixel_values):
+            self.positions = self.positions.to(pixel_values.device)
+            self.seen += 1
+            return self.layer(pixel_values.flatten(1) + self.positions)
+
+    net = Net()
+    cost_of(net, (1, 2, 2), {"layer.weight"})
+    assert net.positions.device.type == "cpu" and net.seen == 0 and net.layer.bias.requires_grad
+
+
+def test_parameters_that_layers_share_count_once():
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
+    layers[2].weight = layers[1].weight
+    assert cost_of(_wrapped(layers), (1, 2, 4), {"model.1.weight", "model.2.weight"}).update == 3 * 4 * 64
+
+
 def test_attention_costs_no_square_of_its_length():
     cost, longer = (
         cost_of(
@@ -193,10 +216,16 @@ def test_attention_costs_no_square_of_its_length():
 
 def _wrapped(model):
     """A model of timm that is called as one of transformers."""
-    wrapped = nn.Module()
-    wrapped.model = model
-    wrapped.forward = lambda pixel_values: model(pixel_values)
-    return wrapped
+    return _Wrapped(model)
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values):
+        return self.model(pixel_values)
 
 
 def test_estimating_changes_neither_the_model_nor_random_numbers():

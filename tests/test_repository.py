@@ -18,6 +18,7 @@ ROAD = [
     "compat",
     "errors",
     "files",
+    "places",
     "memory",
     "signals",
     "precision",

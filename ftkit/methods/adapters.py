@@ -42,12 +42,11 @@ def add_adapters(args: MethodArguments, model: Any, pixel_values: torch.Tensor, 
         UserError: an option is wrong, or no layer of the model takes these adapters.
     """
     head = [*find_head(model)]
+    _check_names(model, head)
     options = adapter_options(args, steps)
     if "target_modules" not in options:
         options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
-    options["modules_to_save"] = sorted(
-        {*_saved_names(model, head), *_known(options.get("modules_to_save") or [], model)}
-    )
+    options["modules_to_save"] = sorted({*head, *_known(options.get("modules_to_save") or [], model)})
     try:
         adapted = get_peft_model(model, adapter_config(args.method, options))
         if args.merge_adapters:
@@ -108,11 +107,15 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     }
 
 
-def _saved_names(model: nn.Module, head: list[str]) -> list[str]:
-    """The names of the head for PEFT, which takes every module whose name ends like one of them."""
-    names = [name for name, _ in model.named_modules()]
-    others = {place: [name for name in names if name.endswith(place) and name not in head] for place in head}
-    return [f"base_model.model.{place}" if others[place] else place for place in head]
+def _check_names(model: nn.Module, head: list[str]) -> None:
+    """Raise a `UserError` if PEFT, which saves every module whose name ends like the head's, would train another."""
+    for name, module in model.named_modules():
+        inside = any(is_inside(name, place) for place in head)
+        if name.endswith(tuple(head)) and not inside and any(True for _ in module.parameters()):
+            raise UserError(
+                f"model: PEFT cannot tell the head, {', '.join(head)}, from {name}, whose name ends alike, and would "
+                "train and save all of it: use a method without adapters"
+            )
 
 
 def _known(names: list[str], model: nn.Module) -> list[str]:
@@ -150,17 +153,18 @@ def _adaptable(
             "its head to adapt: use method: full, or another model",
             fix={"method": "full", "adapter_args": None, "merge_adapters": None},
         )
-    if not found and any(reason.startswith(_LACKING) for reason in refused.values()):
-        raise UserError(
-            f"method: {args.method} fits none of the {len(inputs)} layers before the head as they are: "
-            f"{reasons[:400]}: set merge_adapters: true, which saves plain weights",
-            fix={"merge_adapters": True},
-        )
-    if not found:
+    lends = any(reason.startswith(_LACKING) for reason in refused.values())
+    if not found and not lends:
         raise UserError(
             f"method: {args.method} fits none of the {len(inputs)} {'norm' if norms else 'linear and convolutional'} "
             f"layers before the head{': ' + reasons[:400] if reasons else ''}: set adapter_args, or use method: full",
             fix={"method": "full", "adapter_args": None, "merge_adapters": None},
+        )
+    if not found:
+        raise UserError(
+            f"method: {args.method} fits none of the {len(inputs)} layers before the head as they are: "
+            f"{reasons[:400]}: set merge_adapters: true, which saves plain weights",
+            fix={"merge_adapters": True},
         )
     if refused:
         logger.info("adapters: %s leaves out %d layers: %s (%s)", args.method, len(refused),
@@ -214,8 +218,8 @@ def _watched(
     finally:
         for name, stand_in in watched.items():
             model.set_submodule(name, stand_in.layer)
-    ran = {name: stand_in for name, stand_in in watched.items() if stand_in.given is not None}
-    return {name: layer.given for name, layer in ran.items()}, {name: layer.read for name, layer in ran.items()}
+    inputs = {name: stand_in.given for name, stand_in in watched.items() if stand_in.given is not None}
+    return inputs, {name: watched[name].read for name in inputs}
 
 
 def _lend_attributes(model: PeftModel) -> None:
@@ -241,7 +245,7 @@ def _refusal(
             tried = get_peft_model(
                 nn.Sequential(copy.deepcopy(layer)), adapter_config(args.method, {**options, "target_modules": ["0"]})
             )
-            (adapted,) = tried.get_base_model()
+            adapted = tried.get_base_model().get_submodule("0")
             if lacking := sorted(name for name in read if not hasattr(adapted, name)):
                 return f"{_LACKING} {', '.join(lacking)}, which the network reads"
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]

@@ -16,7 +16,7 @@ from . import timm_models
 _PIECES = 4  # the most in a group's name
 _NAMED = "head_modules"  # the key of a model's config for the modules that `head` names
 _AXES: WeakKeyDictionary[nn.Module, dict[str, int | None]] = WeakKeyDictionary()  # what `class_axes` has found
-_FEW = 16  # input channels: those of a block in oneDNN's kernels, at most
+_FEW = 8  # input channels: a block in oneDNN's kernels for AVX2
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -64,14 +64,15 @@ def find_head(model: nn.Module) -> dict[str, nn.Module]:
     Raises:
         UserError: no layer depends on the number of classes, and `head` names none.
     """
+    config: Any = model.config
     layers = {name.rpartition(".")[0] for name in class_axes(model)}
-    named, modules = vars(model.config).get(_NAMED, []), dict(model.named_modules())
+    named, modules = vars(config).get(_NAMED, []), dict(model.named_modules())
     if unknown := [name for name in named if name not in modules]:
         raise UserError(
             f"model: {_NAMED} in its config names {unknown[0]}, which {type(model).__name__} does not have"
         )
     if not named and (not layers or "" in layers):
-        classes = f"num_labels of its config ({model.config.num_labels})"
+        classes = f"num_labels of its config ({config.num_labels})"
         raise UserError(
             f"model: the head of {type(model).__name__} cannot be found, because no module of it changes with "
             f"{classes}: set head to the name of the module that computes the logits: "

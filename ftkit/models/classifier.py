@@ -21,6 +21,7 @@ from ftkit.data.pixels.images import ImageInfo, describe_images
 from ftkit.data.pixels.kinds import in_colour
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
 from ftkit.errors import UserError
+from ftkit.places import clean_json
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
@@ -223,6 +224,9 @@ class Classifier:
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in
         self.save_processor(folder)
+        for name in ("config.json", "preprocessor_config.json"):  # a base's may name its author's folders
+            if (folder / name).is_file():
+                clean_json(folder / name)
 
     def save_processor(self, folder: Path) -> None:
         """Save the file that `AutoImageProcessor` loads."""

@@ -31,5 +31,5 @@ def _layers_that_the_network_looks_into(folder) -> list:
 
 CASES = {
     "models.anatomy:name_head": _one_of_two_heads,
-    "methods.adapters:_adaptable": _layers_that_the_network_looks_into,
+    "methods.adapters:_adaptable#3": _layers_that_the_network_looks_into,
 }

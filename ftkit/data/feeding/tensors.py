@@ -28,7 +28,8 @@ from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
-_VERSION = 5  # the cache's version: raise it when decoding changes
+_VERSION = 6  # the cache's version: raise it when decoding changes
+_DESCRIBING = ("source",)  # columns that the stored predictions keep
 
 
 class Batch(NamedTuple):
@@ -59,7 +60,7 @@ class Images(TorchDataset, ABC):
         fingerprint: the dataset's fingerprint.
         hashes: uint64 (N,), hashes of the files' bytes: equal for images that are the same file.
         key: identifier of the pixels, from dataset, processor and mode.
-        skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`.
+        skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`, with their `source`.
         kinds: the number of images of each kind of `ftkit.data.pixels.kinds.KINDS`.
         shape: (C, H, W), the shape of an image.
         seed: the seed; random numbers in `pixels`, if any, depend only on the seed, the epoch and the image's row.
@@ -76,7 +77,7 @@ class Images(TorchDataset, ABC):
         self.labels = self.task.tensor(dataset)
         self.index = torch.tensor(column(dataset, "index"))
         self.fingerprint, self.hashes = fingerprint(dataset), hashes
-        self._files = encoded(dataset)
+        self._files, self._rows = encoded(dataset), dataset
         self.key, self.skipped, self.shape = key, skipped, shape
 
     def __len__(self) -> int:
@@ -126,6 +127,10 @@ class Images(TorchDataset, ABC):
             return file_bytes(file)
         except OSError as error:
             raise gone(file["path"], error) from error
+
+    def about(self) -> dict[str, list]:
+        """The columns of `_DESCRIBING` that the data has, by name."""
+        return {name: self._rows[name][:] for name in _DESCRIBING if name in self._rows.column_names}
 
     @abstractmethod
     def histogram(self) -> np.ndarray:
@@ -262,7 +267,7 @@ def _check_room(folder: Path, size: int) -> None:
 
 
 def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.ndarray | None:
-    """The rows that decode, or None if all do.
+    """The rows that decode, or None if all do; adds the `source` of those that do not to `skipped`.
 
     Raises:
         UserError: some images do not decode and must not be skipped, or no image decodes.
@@ -277,6 +282,9 @@ def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.nd
         raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")
     if not skipped:
         return None
+    if "source" in dataset.column_names:
+        for bad in skipped:
+            bad["source"] = dataset["source"][bad["row"]]
     first = skipped[0]["file"]
     logger.warning("%d of %d images do not decode and are skipped; the first: %s", len(skipped), len(dataset), first)
     return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])

@@ -14,6 +14,7 @@ from .split_names import is_none, is_split_like, split_of
 from .tables import TEXT_SUFFIXES, NoListing
 
 _LINE = 1000  # characters
+_SHEETS = (".xls", ".xlsx", ".ods", ".numbers")
 
 
 def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path, UserError]]:
@@ -29,7 +30,11 @@ def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[
     listings: list[Listing] = []
     others: dict[Path, UserError] = {}
     below: dict[Path, ImageFiles] = {}
-    for file in filter(_is_table, dict.fromkeys(files)):
+    for file in dict.fromkeys(files):
+        if file.suffix.lower() in _SHEETS:
+            others[file] = NoListing(f"{file}: a spreadsheet is not read: save it as CSV")
+        if not _is_table(file):
+            continue
         place = Path(args.image_dir) if args.image_dir else file.parent
         try:
             if "submission" in file.stem.lower():

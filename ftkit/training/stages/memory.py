@@ -1,11 +1,11 @@
 """Whether the steps of a plan fit into memory: estimated from the sizes of tensors before the first of them."""
 
+import copy
 import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from ftkit.compat.torch import storage_of
@@ -149,33 +149,35 @@ def _too_large(shape: tuple[int, int, int], pool: Pool, one: float, batch: float
 def cost_of(model: nn.Module, shape: tuple[int, int, int], trained: set[str]) -> Cost:
     """The memory that a model takes for images of a shape (C, H, W) if the parameters named `trained` train.
 
-    The model is not changed.
+    A copy of the model runs, without its weights: a forward pass may change the module, as by moving what it caches.
     """
     try:
-        training, forward = _sizes(model, shape, trained, torch.device("meta"))
+        training, forward = _sizes(_copy(model, trained, "meta"), torch.zeros(_TRIED, *shape, device="meta"))
     except (RuntimeError, TypeError, ValueError):  # a model whose code looks at values
-        training, forward = _sizes(model, shape, trained, None)
-    moving = sum(model.get_parameter(name).nbytes for name in trained)
-    return Cost((training + (2 * forward if trained else 0)) / _TRIED, forward / _TRIED, (1 + _MOMENTS) * moving)
+        training, forward = _sizes(_copy(model, trained, None), torch.zeros(_TRIED, *shape))
+    named = model.named_parameters(remove_duplicate=False)
+    moving = {id(parameter): parameter.nbytes for name, parameter in named if name in trained}
+    update = (1 + _MOMENTS) * sum(moving.values())
+    return Cost((training + (2 * forward if trained else 0)) / _TRIED, forward / _TRIED, update)
 
 
-def _sizes(
-    model: nn.Module, shape: tuple[int, int, int], trained: set[str], device: torch.device | None
-) -> tuple[int, int]:
-    """The bytes that a forward pass keeps for the backward pass, and the most at a layer without children.
-
-    Args:
-        device: the device of stand-ins for the model's tensors; None for the tensors themselves.
-    """
-    own: dict[str, Any] = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    own |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+def _copy(model: nn.Module, trained: set[str], device: str | None) -> nn.Module:
+    """A copy of a model in which the parameters named `trained` train; on another device, its tensors are empty."""
+    memo: dict[int, Any] = {}
     if device is not None:
-        own = {name: torch.empty_like(tensor, device=device) for name, tensor in own.items()}
-    for name in trained:
-        own[name] = own[name].clone() if device is None else own[name]
-        own[name].requires_grad_()
-    pixels = torch.zeros(_TRIED, *shape, device=device)
-    weights = {storage_of(tensor) for tensor in own.values()}
+        memo = {id(buffer): torch.empty_like(buffer, device=device) for buffer in model.buffers()}
+        for parameter in model.parameters():
+            memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
+    copied = copy.deepcopy(model, memo).requires_grad_(False).train()
+    for name, parameter in copied.named_parameters(remove_duplicate=False):
+        if name in trained:
+            parameter.requires_grad_()
+    return copied
+
+
+def _sizes(model: nn.Module, pixels: torch.Tensor) -> tuple[int, int]:
+    """The bytes that a forward pass keeps for the backward pass, and the most at a layer without children."""
+    weights = {storage_of(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
     largest = 0
 
@@ -189,18 +191,12 @@ def _sizes(
         both = [*given, *(found if isinstance(found, (tuple, list)) else [found])]
         largest = max(largest, sum(some.nbytes for some in both if isinstance(some, torch.Tensor)))
 
-    layers = [module for module in model.modules() if not [*module.children()]]
-    hooks = [module.register_forward_hook(see) for module in layers]
-    training = model.training
-    try:
-        model.train()
-        noted = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.random.fork_rng(devices=[]), _LeanAttention(), noted:
-            functional_call(model, own, kwargs={"pixel_values": pixels})
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
+    for module in model.modules():
+        if not [*module.children()]:
+            module.register_forward_hook(see)
+    noted = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.random.fork_rng(devices=[]), _LeanAttention(), noted:
+        model(pixel_values=pixels)
     return sum(kept.values()), largest
 
 
