@@ -40,7 +40,7 @@ def failing_allocation(folder, monkeypatch):
 
 CASES = {
     "training.stages.memory:_check_stage": large_batches,
-    "training.stages.memory:_too_large": large_images,
+    "training.stages.memory:_check_least": large_images,
     "data.feeding.tensors:_check_room": small_disk,
     "memory:enough_memory": failing_allocation,
 }

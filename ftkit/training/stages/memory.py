@@ -9,9 +9,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ftkit.compat.torch import storage_of
-from ftkit.config.arguments.training import sharding_of
+from ftkit.config.arguments.training import TrainingArguments, sharding_of
 from ftkit.errors import UserError
 from ftkit.memory import available_memory
+from ftkit.models.first_pass import FAILURES
 from ftkit.training.stages.planning import Plan, PreparedStage
 
 _TRIED = 2  # images: BatchNorm takes no batch of one
@@ -70,6 +71,22 @@ def check_memory(plan: Plan) -> None:
         _check_stage(plan, prepared)
 
 
+def check_first_images(model: nn.Module, shape: tuple[int, int, int], args: TrainingArguments) -> None:
+    """Check that the first pass, of two images of a shape (C, H, W) on the CPU, fits, before it is made.
+
+    Raises:
+        UserError: it does not fit; the message names an image size that does, in training too.
+    """
+    try:
+        cost = cost_of(model, shape, {name for name, _ in model.named_parameters()})
+    except FAILURES:  # the model does not take such images, which the first pass explains
+        return
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    pool = Pool(0.9 * available_memory(), 2 * weights, cost.training, cost.forward)  # a copy, and gradients
+    batch = max(args.per_device_train_batch_size * cost.training, args.per_device_eval_batch_size * cost.forward)
+    _check_least(pool, shape, "two images", _TRIED * cost.training, batch)
+
+
 def _check_stage(plan: Plan, prepared: PreparedStage) -> None:
     args, train, shape = prepared.args, plan.images["train"], _shape(plan)
     pools = _pools(plan, prepared)
@@ -79,14 +96,8 @@ def _check_stage(plan: Plan, prepared: PreparedStage) -> None:
     batch = 1 if args.auto_find_batch_size else min(args.per_device_train_batch_size, len(train))
     largest = min(args.per_device_eval_batch_size, max(evaluated))
     for pool in pools:
-        if pool.fixed > pool.free:
-            raise UserError(
-                f"model: its weights, gradients and the optimizer's state take {_gb(pool.fixed)} of memory, and "
-                f"{_gb(pool.free)} are free: take a smaller model, or train less of it, as with method: lora or "
-                "linear_probe; those of an mlp or rnn also depend on image_size"
-            )
-        if not pool.fits(1, one := max(pool.training, pool.forward)):
-            raise _too_large(shape, pool, one, max(batch * pool.training, largest * pool.forward))
+        one, most = max(pool.training, pool.forward), max(batch * pool.training, largest * pool.forward)
+        _check_least(pool, shape, "one image", one, most)
     needed: list[str] = []
     fix: dict[str, int] = {}
     for pool in pools:
@@ -131,19 +142,21 @@ def _shape(plan: Plan) -> tuple[int, int, int]:
     return max(channels, plan.classifier.channels), height, width
 
 
-def _too_large(shape: tuple[int, int, int], pool: Pool, one: float, batch: float) -> UserError:
-    """The error for a step that does not fit with a single image.
-
-    Args:
-        one: what an image takes.
-        batch: what a batch takes.
-    """
-    side = _power_of_two(math.sqrt(pool.free / (pool.fixed + batch) / 1.5) * min(shape[1:]))
-    return UserError(
-        f"image_size: a step with one image of {_by(shape)} pixels takes at least {_gb(pool.fixed + one)}, and "
-        f"{_gb(pool.free)} are free: set a smaller one, such as {side}, or take a smaller model",
-        fix={"image_size": side},
-    )
+def _check_least(pool: Pool, shape: tuple[int, int, int], images: str, size: float, batch: float) -> None:
+    """Raise a `UserError` unless the weights and `images`, which take `size`, fit; a whole batch takes `batch`."""
+    if pool.fixed > pool.free:
+        raise UserError(
+            f"model: its weights, gradients and the optimizer's state take {_gb(pool.fixed)} of memory, and "
+            f"{_gb(pool.free)} are free: take a smaller model, or train less of it, as with method: lora or "
+            "linear_probe; those of an mlp or rnn also depend on image_size"
+        )
+    if pool.fixed + size > pool.free:
+        side = _power_of_two(math.sqrt(pool.free / (pool.fixed + batch) / 1.5) * min(shape[1:]))
+        raise UserError(
+            f"image_size: a step with {images} of {_by(shape)} pixels takes at least {_gb(pool.fixed + size)} of "
+            f"memory, and {_gb(pool.free)} are free: set a smaller one, such as {side}, or take a smaller model",
+            fix={"image_size": side},
+        )
 
 
 def cost_of(model: nn.Module, shape: tuple[int, int, int], trained: set[str]) -> Cost:
