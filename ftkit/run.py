@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
 from transformers import set_seed
 
 from ftkit.config.configuration import Config
-from ftkit.data.feeding.engine import load_images, set_up_loading
+from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.decoding import first_images
 from ftkit.data.pixels.images import describe_images
+from ftkit.data.pixels.kinds import in_colour, say_kinds
+from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
+from ftkit.data.sources.splits import Splits
 from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
@@ -30,6 +33,7 @@ from ftkit.hub.card import write_card
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
+from ftkit.models.weights import save_pairs
 from ftkit.owners import parse_config
 from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
@@ -48,6 +52,7 @@ class Job:
         config: the run's configuration.
         folder: the run's folder.
         started: the time of the start, by `time.monotonic`.
+        ledger: (read_data) an account of the files and rows that no split uses.
         dataset: (read_data) the splits, with columns `image`, `label`, `index`.
         task: (read_data) what a right answer is.
         classifier: (build_classifier) the model with its image processor.
@@ -63,7 +68,8 @@ class Job:
     config: Config
     folder: Path
     started: float
-    dataset: DatasetDict = field(init=False)
+    ledger: Ledger = field(default_factory=Ledger)
+    dataset: Splits = field(init=False)
     task: Task = field(init=False)
     classifier: Classifier = field(init=False)
     images: dict[str, Images] = field(init=False)
@@ -123,17 +129,24 @@ def start(config: Config, started: float | None = None) -> Job:
 
 def read_data(job: Job) -> None:
     """Read the splits; images are decoded later."""
-    job.dataset = load_data(job.config.data)
+    job.dataset = load_data(job.config.data, job.ledger)
     job.task = task_of(job.dataset["train"].features)
 
 
 def build_classifier(job: Job) -> None:
     """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
-    config = job.config
+    config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
-    job.images = load_images(job.dataset, job.classifier.processor, channels, config.data, config.training.seed)
+    if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+        job.classifier.check(config.model, job.task, info, pretrained, two)
+    job.images = job.classifier.images_of(job.dataset, config.data, seed)
+    if not pretrained and info.channels == 1 and in_colour(job.images.values()):
+        set_seed(seed)
+        job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
+        job.images = job.classifier.images_of(job.dataset, config.data, seed)
+    say_kinds(job.images)
     set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
     job.classifier.fit(job.images["train"])
 
@@ -161,6 +174,7 @@ def train(job: Job) -> None:
         if job.is_first:
             begin_run(config)
             job.fingerprint.save_table(job.folder)
+            save_pairs(job.classifier.in_order, job.folder)
     check_shared(config)
     job.stages = run_plan(job.plan, resumption)
 
@@ -184,6 +198,7 @@ def write_results(job: Job) -> None:
     parameters = {"total": classifier.model.num_parameters(), "trained": job.plan.trained}
     seconds = time.monotonic() - job.started
     job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
+    job.record |= {"drawn_from": dict(job.dataset.drawn_from), "not_used": job.ledger.record(job.images)}
     write_report(job.folder, job.record)
     write_card(job.folder, record=job.record)
     write_run_record(job.folder, job.record, job.task, job.metrics)  # last: it marks the run as finished

@@ -20,6 +20,7 @@ OWN = {path.stem for folder in (".", "recipes", "tests") for path in (REPO / fol
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # The extras that a file may import from, by the start of its path.
 EXTRAS = {
+    "ftkit/data/pixels/plugins": {"heic"},
     "ftkit/demo": {"demo"},
     "ftkit/export": {"export"},
     "ftkit/training/loop/sharding": {"deepspeed"},

@@ -338,6 +338,7 @@ def images() -> dict[str, bytes]:
     ):
         image = {"MSP": gray.convert("1"), "XBM": gray.convert("1"), "SPIDER": floats, "BLP": palette}.get(kind, color)
         files[kind] = saved(image, kind)
+    Image.EXTENSION.pop("", None)  # an older Pillow takes the suffix of what it saves as SPIDER for that format's
     return files
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
 from transformers.integrations import (
     INTEGRATION_TO_CALLBACK,
@@ -16,11 +17,18 @@ from transformers.integrations import (
 
 __all__ = [
     "INTEGRATION_TO_CALLBACK",  # the names for `report_to`, to refuse others before the start
+    "forget_renaming",
     "get_available_reporting_integrations",  # the names whose package is installed
     "get_reporting_integration_callbacks",  # their callbacks, to shield training from their failures
     "tensors_of_config",
     "unset_hf_deepspeed_config",  # otherwise transformers builds sharded models, but ftkit shards them itself
 ]
+
+
+def forget_renaming(model: PreTrainedModel) -> None:
+    """Let `save_pretrained` leave out a prefix that a `key_mapping` of one row stripped: it would put it back."""
+    own: Any = model
+    own._weight_conversions = own._weight_conversions[1:]
 
 
 def tensors_of_config(kind: Callable[[Any], nn.Module], config: Any, **changes: Any) -> dict[str, torch.Tensor]:

@@ -79,10 +79,15 @@ def chosen(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 class Evaluation(NamedTuple):
-    """The configuration of an evaluation of a saved model."""
+    """The configuration of an evaluation of a saved model.
+
+    Attributes:
+        own_data: whether the data are those of the run that the model belongs to, split as in the run.
+    """
 
     data: DataArguments
     evaluation: EvaluationArguments
+    own_data: bool
 
 
 def _plain(value: Any) -> Any:

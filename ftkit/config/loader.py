@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ftkit.config.arguments.data import EMBEDDED, DataArguments
+from ftkit.config.arguments.data import EMBEDDED, DataArguments, OtherData
 from ftkit.config.arguments.evaluation import EvaluationArguments
 from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
@@ -101,6 +101,8 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
 def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str]]) -> Evaluation:
     """Read the command line of an evaluation. For a model in a run's folder, the run's data are the default.
 
+    If the command line names other data, the run's keys of its data do not apply, except `merge_similar_labels`.
+
     Args:
         arguments: the command line without the program's name.
         check: function that returns the errors in the names, as in `Owners`.
@@ -119,14 +121,31 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
         raise ConfigError(["model is missing: give --model a folder or a name on the Hub"])
     saved = [path for path in (Path(model) / "config.yaml", Path(model).parent / "config.yaml") if path.is_file()]
     recipe = [entry for entry in read_recipe(saved[0], errors) if entry.key in keys] if saved else []
-    if {"dataset", "data_dir"} & {entry.key for entry in overrides}:
-        recipe = []
+    own_data = bool(recipe) and _same_data(recipe, overrides)
+    if not own_data:
+        recipe = [entry for entry in recipe if entry.key == "merge_similar_labels"]
     values = _read_values(parser, recipe + overrides, errors)
-    config = Evaluation(*_build_checked(groups, values, errors))
+    data, evaluation = _build_checked((DataArguments if own_data else OtherData, EvaluationArguments), values, errors)
+    config = Evaluation(data, evaluation, own_data)
     errors += check(config) + check_machine(values, takes_use_cpu=False)
     if errors:
         raise ConfigError(errors)
     return config
+
+
+def _same_data(recipe: list[Entry], overrides: list[Entry]) -> bool:
+    """Whether the command line names the data of the recipe, or none."""
+    run, given = (
+        {entry.key: entry.shown for entry in entries if entry.texts and entry.key in ("dataset", "data_dir")}
+        for entries in (recipe, overrides)
+    )
+    if not given:
+        return True
+    for values in (run, given):
+        _find_local_data(values)
+    key = "data_dir" if "data_dir" in run or "data_dir" in given else "dataset"
+    there, here = run.get(key, ""), given.get(key, "")
+    return there == here or (key == "data_dir" and os.path.realpath(there) == os.path.realpath(here))
 
 
 def _answer_help(parser: HfArgumentParser, entries: list[Entry]) -> None:

@@ -102,7 +102,8 @@ def check_same_test(runs: list[Run]) -> None:
             raise UserError(f"{between}: {n:,} of the {len(first.images):,} test images have another label")
         raise UserError(
             f"{between}: the test images differ: {len(first.images):,} and {len(run.images):,}, "
-            f"{len(mine & theirs):,} of them in both: run both with the same data, split_seed and test_size"
+            f"{len(mine & theirs):,} of them in both: run both with the same data, split_seed, test_size and "
+            "max_test_samples"
         )
 
 

@@ -6,17 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from ftkit.config import DataArguments
 from ftkit.config.configuration import Config
 from ftkit.console import banner, fact
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.kinds import sentences
 from ftkit.data.sources.duplicates import duplicates
+from ftkit.data.sources.evaluation import ALL
 from ftkit.data.sources.load import HUB_NAMES
 from ftkit.files import atomic_write
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.pretrained import hub_name
 from ftkit.precision import precision_of
 from ftkit.tasks import Task
+from ftkit.training.checkpointing.continuity import TABLE
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
@@ -26,11 +32,41 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
         "dataset": data.dataset or Path(data.data_dir or "").name,
         "data_engine": next(iter(images.values())).engine,
         "splits": {split: len(rows) for split, rows in images.items()},
+        "image_kinds": {split: dict(rows.kinds) for split, rows in images.items() if rows.kinds},
         "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
         "duplicates": duplicates(images),
         "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
     }
+
+
+def evaluated_images(record: dict[str, Any], n: int) -> str:
+    """Which images were evaluated, such as "100 of the 360 images of the test split, drawn at random"."""
+    split, drawn_from = record["evaluated_split"], record.get("drawn_from", {})
+    if split in drawn_from:
+        whole = f"{drawn_from[split]:,} images" + (f" of the {split} split" if split != ALL else "")
+        return f"{n:,} of the {whole}, drawn at random"
+    return f"all {n:,} images" if split == ALL else f"{n:,} images of the {split} split"
+
+
+def data_notes(record: dict[str, Any]) -> list[str]:
+    """What readers of a report or a card must know about the data, one sentence each."""
+    notes = [
+        f"The {split} split has {drawn_from:,} images, of which {record['splits'][split]:,} were drawn at random"
+        for split, drawn_from in record.get("drawn_from", {}).items()
+        if split in record["splits"] and split != ALL
+    ]
+    if seen := record.get("seen_in_training"):
+        notes.append(f"{seen:,} of the evaluated images are among those that the model was trained on")
+    return notes + sentences(record.get("image_kinds", {}), record["splits"])
+
+
+def seen_in_training(model: str, images: Images) -> int:
+    """How many of these images were in the train split of the run that the model, a folder, belongs to."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / TABLE).is_file():
+            return int(np.isin(images.hashes, load_file(folder / TABLE)["train/hashes"]).sum())
+    return 0
 
 
 def _hub_dataset(data: DataArguments) -> str | None:

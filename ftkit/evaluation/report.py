@@ -10,6 +10,7 @@ from ftkit.evaluation import plots
 from ftkit.evaluation.gallery import thumbnail
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
+from ftkit.evaluation.record import data_notes, evaluated_images
 from ftkit.tasks import Predictions
 
 
@@ -60,6 +61,8 @@ def write_report(folder: Path, record: dict[str, Any] | None = None) -> Path:
     content = {
         "record": record,
         "metrics": metrics,
+        "evaluated": evaluated_images(record, metrics["n"]),
+        "notes": data_notes(record),
         "headline": task.headline(metrics),
         "outputs": task.size,
         "data_template": task.data_template,

@@ -154,6 +154,16 @@ def is_inside(name: str, place: str) -> bool:
     return name == place or name.startswith(f"{place}.")
 
 
+def head_tensors(model: nn.Module) -> set[str]:
+    """The names of the parameters and buffers of a model's head.
+
+    Raises:
+        UserError: the head cannot be found.
+    """
+    head = find_head(model)
+    return {name for name in model.state_dict() if any(is_inside(name, place) for place in head)}
+
+
 def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     """Parameter names by layer group, from input to output; every parameter is in exactly one group.
 

@@ -1,5 +1,6 @@
 """Columns of a dataset, found by name or type, and read as arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ from datasets import Dataset, Value
 from ftkit.errors import UserError, nearest
 
 
-def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type, ...], kind: str) -> str:
+def find_column(
+    dataset: Dataset, key: str, given: str | None, types: tuple[type, ...], kind: str, fitting: Sequence[str] = ()
+) -> str:
     """The name of the column: the given one, or the only one of these feature types.
 
     Args:
@@ -16,6 +19,7 @@ def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type
         given: the value of the key.
         types: the feature types to look for.
         kind: a word for the column's content, for messages.
+        fitting: columns to recommend if none has the type.
 
     Raises:
         UserError: the given column is missing, or none or several have the type.
@@ -30,9 +34,16 @@ def find_column(dataset: Dataset, key: str, given: str | None, types: tuple[type
     found = [name for name, feature in dataset.features.items() if isinstance(feature, types)]
     if len(found) == 1:
         return found[0]
-    described = ", ".join(f"{name} ({type_name(feature)})" for name, feature in dataset.features.items())
     state = f"{len(found)} columns are {kind}s" if found else f"no column is a {kind}"
-    raise UserError(f"{key}: {state}: set {key} to one of {described}")
+    described = {name: f"{name} ({type_name(feature)})" for name, feature in dataset.features.items()}
+    if not (fitting := found or fitting):
+        raise UserError(f"{key}: {state}: the data have the columns {', '.join(described.values())}")
+    others = ", ".join(text for name, text in described.items() if name not in fitting)
+    raise UserError(
+        f"{key}: {state}: set {key} to {' or '.join(described[name] for name in fitting)}"
+        f"{f'; the other columns are {others}' if others else ''}",
+        fix={key: fitting[0]},
+    )
 
 
 def type_name(feature: Any) -> str:

@@ -361,7 +361,7 @@ CONTRADICTIONS = [
     ({"data_dir": "photos"}, "digits is embedded"),
     ({"classes": ["1"]}, "classes"),
     ({"classes": ["1", "2", "1"]}, "classes"),
-    ({"test_split": "validation"}, "must differ"),
+    ({"test_split": "here", "validation_split": "here"}, "must differ"),
     ({"split_seed": -1}, "split_seed: -1"),
     # ModelArguments
     ({"dropout": 1.0}, "dropout: 1.0"),

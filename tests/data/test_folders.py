@@ -75,17 +75,16 @@ def test_hidden_folders_inside_a_class_are_ignored(picture_folder, load):
         ({"a": 5}, ["one class", "'a'", "at least two"]),
         ({"train/a": 5, "test/a": 5}, ["one class", "'a'"]),
         ({"train/a": 3, "train/b": 3, "test/eel": 1}, ["test has classes", "'eel'"]),
-        ({"train/a": 3, "train/b": 0, "val/b": 1}, ["one class"]),
+        ({"train/a": 3, "train/b": 0, "val/b": 1}, ["train/b holds no image"]),
         ({}, ["empty"]),
         ({"a": 0, "b": 0}, ["no images"]),
         ({".": 4}, ["no images in class folders"]),
         ({"train": 4, "test/a": 2}, ["no images in class folders"]),
-        ({"a": 3, "b": 3}, ["too few"]),
     ],
 )
 def test_folders_that_cannot_be_used(picture_folder, load, refused, counts, words):
     root = picture_folder(counts)
-    with refused("too few" if "too few" in words else root, *words):
+    with refused(root, *words):
         load(root)
 
 
@@ -203,7 +202,7 @@ def test_numbers_in_json_are_labels_too(table, load):
         ({"labels": ("cat", "")}, ["row 2", "20 such rows"]),
         ({"labels": ("cat",)}, ["one class", "'cat'"]),
         ({"split": ["train", "unknown"]}, ["split 'unknown'"]),
-        ({"split": ["test", "val"]}, ["no row belongs to train"]),
+        ({"split": ["test", "val"]}, ["--train_split"]),
         ({"split": ["train", "test"]}, ["one class"]),
         ({"labels": ("a", "b", "eel"), "split": ["train", "train", "test"]}, ["test has classes", "'eel'"]),
     ],

@@ -7,6 +7,7 @@ import tarfile
 import datasets.config
 import huggingface_hub.constants
 import numpy as np
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, DatasetDict, Value
 from datasets.exceptions import DatasetGenerationError
@@ -44,12 +45,46 @@ def parquet(tmp_path, labelled):
         (["train/0000.parquet", "train/0001.parquet", "test/0000.parquet"], "x", (54, 6, 30)),
         (["train.parquet", "valid.parquet", "test.parquet"], "train", (30, 30, 30)),
         (["train.parquet", "test.parquet"], "testing", (27, 3, 30)),
+        (["flowers-train.parquet", "flowers_test.parquet"], "x", (27, 3, 30)),
+        (["imagenet1k-train-0000.parquet", "imagenet1k-validation-00.parquet"], "x", (24, 30, 6)),
+        (["default/train/0000.parquet", "default/test/0000.parquet"], "x", (27, 3, 30)),
+        (["train-00000-of-00001-0a1b2c3d4e5f6a7b.parquet", "TEST-00000-of-00001-99ab2c3d.parquet"], "x", (27, 3, 30)),
+        (["train.parquet", "test.parquet", "extra.parquet"], "x", (27, 3, 30)),
     ],
 )
 def test_parquet_files_by_split(parquet, load, names, root, sizes):
     data = load(parquet(*names, root=root))
     assert tuple(len(data[split]) for split in ("train", "validation", "test")) == sizes
     assert {tuple(rows.features["label"].names) for rows in data.values()} == {("c", "a", "b")}
+
+
+@pytest.mark.parametrize(
+    "names, fix",
+    [
+        (["test-00000-of-00001.parquet"], {"train_split": "test", "test_split": "none"}),
+        (["a.parquet", "b.parquet"], {"train_split": "a"}),
+        (["train_a.parquet", "train_b.parquet"], {"train_split": "train_a"}),
+        (
+            [f"{config}/{split}-0.parquet" for config in ("de", "en") for split in ("train", "test")],
+            {"train_split": "de/train", "test_split": "de/test"},
+        ),
+    ],
+)
+def test_parquet_files_whose_splits_are_not_clear(parquet, load, refused, names, fix):
+    root = parquet(*names)
+    with refused(root, *fix.values()) as refusal:
+        load(root)
+    assert refusal.value.fix == fix
+    assert len(load(root, **fix)["train"]) in (21, 27)
+
+
+def test_a_file_of_a_split_that_is_not_used_may_have_other_columns(parquet, load, refused):
+    root = parquet("train.parquet", "test.parquet")
+    table = pyarrow.parquet.read_table(root / "test.parquet").drop_columns("label")
+    pyarrow.parquet.write_table(table, root / "test.parquet")
+    with refused("test", "--test_split none") as refusal:
+        load(root)
+    assert [len(rows) for rows in load(root, **refusal.value.fix).values()] == [21, 3, 6]
 
 
 def test_a_single_parquet_file(parquet, load, labels_of, values_of):
@@ -121,7 +156,7 @@ def test_the_embedded_digits(load, labels_of):
     assert np.abs(shown / 255 - digits.images[rows] / 16).max() < 0.003
 
 
-@pytest.mark.parametrize("name", ["image.png", "archive.zip"])
+@pytest.mark.parametrize("name", ["image.png", "archive.rar"])
 def test_a_file_of_another_kind(tmp_path, load, refused, name):
     (tmp_path / name).write_bytes(b"x")
     with refused(tmp_path / name, "CSV"):

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from ftkit.data.sources.load import load_data
 from ftkit.owners import parse_config
+from ftkit.tasks.single_label.targets import carve
 
 SPLITS = ("train", "validation", "test")
 AB = ClassLabel(names=["a", "b"])
@@ -206,19 +207,95 @@ def test_an_existing_test_split_stays_complete(labelled, saved, load, values_of)
 
 
 @pytest.mark.parametrize(
-    "labels, options",
+    "labels, options, sizes",
     [
-        ([0, 1], {}),
-        ([0, 1] * 3, {}),
-        ([0] * 50 + [1], {}),
-        ([0, 1] * 2, {"test_size": 0.7}),
-        ([0, 1] * 4, {"test_size": 0.05}),
-        ([0, 1] * 4, {"test_size": 0.9, "validation_size": 0.05}),
+        ([0, 1] * 3, {}, {"train": [2, 1], "validation": [0, 1], "test": [1, 1]}),
+        ([0] * 50 + [1], {}, {"train": [35, 1], "validation": [4, 0], "test": [11, 0]}),
+        ([0] * 50 + [1] * 2, {}, {"train": [34, 2], "validation": [5, 0], "test": [11, 0]}),
+        ([0] * 100 + [1] * 2, {"test_size": 0.9}, {"train": [8, 1], "validation": [1, 0], "test": [91, 1]}),
+        ([0, 1] * 4, {"test_size": 0.05}, {"train": [3, 3], "validation": [1, 0], "test": [0, 1]}),
     ],
 )
-def test_too_few_images_to_carve(labelled, saved, load, refused, labels, options):
-    with refused("test" if options else "too few"):
+def test_small_classes_are_carved_by_largest_remainder(labelled, saved, load, labels, options, sizes):
+    data = load(saved(train=labelled(labels)), **options)
+    found = {split: np.bincount(rows["label"][:], minlength=2).tolist() for split, rows in data.items()}
+    assert {split: sum(counts) for split, counts in found.items()} == {s: sum(counts) for s, counts in sizes.items()}
+    assert min(found["train"]) >= 1
+    assert sorted(row for rows in rows_of(data).values() for row in rows) == list(range(len(labels)))
+    assert rows_of(load(saved(train=labelled(labels)), **options)) == rows_of(data)
+
+
+def test_many_small_classes_are_carved():
+    labels = np.repeat(np.arange(5000), 10)
+    train = Dataset.from_dict({"label": labels}, features=Features(label=ClassLabel(num_classes=5000)))
+    kept, test, single = carve(train, "test", 0.2, seed=0)
+    rest, validation, _ = carve(train.select(kept), "validation", 0.1, seed=0)
+    assert (len(test), len(validation), len(rest), single) == (10000, 4000, 36000, [])
+    assert np.bincount(labels[test]).tolist() == [2] * 5000
+    assert set(np.bincount(labels[kept][validation], minlength=5000)) == {0, 1}
+    assert not np.array_equal(validation, carve(train.select(kept), "validation", 0.1, seed=1)[1])
+
+
+def test_the_only_image_of_a_class_stays_in_train_and_is_named(labelled, saved, load, labels_of, caplog):
+    caplog.set_level("INFO")
+    data = load(saved(train=labelled([0] * 50 + [1])))
+    assert labels_of(data["train"]).count("b") == 1
+    assert "the only image of b stays in train" in caplog.text
+
+
+@pytest.mark.parametrize("labels, options", [([0, 1], {}), ([0, 1] * 4, {"test_size": 0.9, "validation_size": 0.05})])
+def test_nothing_to_carve(labelled, saved, load, refused, labels, options):
+    with refused("validation" if options else "test", "one image"):
         load(saved(train=labelled(labels)), **options)
+
+
+def test_a_split_of_hidden_labels_is_carved_instead(labelled, saved, load, refused):
+    root = saved(train=labelled([0, 1] * 20), validation=labelled([0, 1]), test=labelled([-1] * 30))
+    with refused("test has rows without a label", "--test_split none") as refusal:
+        load(root)
+    data = load(root, **refusal.value.fix)
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 32, "validation": 2, "test": 8}
+    data = load(root, test_split="none", validation_split="none")
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 28, "validation": 4, "test": 8}
+
+
+def test_hidden_labels_of_both_splits_are_one_error(labelled, saved, load, refused):
+    root = saved(train=labelled([0, 1] * 20), val=labelled([-1]), test=labelled([None, 1]))
+    with refused("validation and test have rows without a label") as refusal:
+        load(root)
+    assert refusal.value.fix == {"validation_split": "none", "test_split": "none"}
+
+
+@pytest.mark.parametrize(
+    "column, values", [("split", ["train", "val", "TEST"]), ("Data Set", ["train", "val", "test"])]
+)
+def test_a_column_divides_the_only_split(labelled, saved, load, values_of, column, values):
+    train = labelled([0, 1] * 15, **{column: ([values[i // 10] for i in range(30)], Value("string"))})
+    data = load(saved(data=train))
+    assert [values_of(data[split]) for split in SPLITS] == [list(range(i, i + 10)) for i in (0, 10, 20)]
+    assert len(load(saved(data=train), split_column="none")["train"]) == 21
+
+
+def test_a_column_of_class_labels_or_of_yes_and_no_divides(labelled, saved, load):
+    flags = labelled([0, 1] * 15, is_valid=([i % 3 == 0 for i in range(30)], Value("bool")))
+    named = labelled([0, 1] * 15, part=([i // 15 for i in range(30)], ClassLabel(names=["train", "test"])))
+    assert len(load(saved(train=flags))["validation"]) == 10
+    assert len(load(saved(data=named), split_column="part")["test"]) == 15
+
+
+def test_a_column_of_another_name_is_not_ignored(labelled, saved, load, refused):
+    root = saved(data=labelled([0, 1] * 15, kind=(["train"] * 20 + ["test"] * 10, Value("string"))))
+    with refused("kind", "split_column") as refusal:
+        load(root)
+    assert len(load(root, **refusal.value.fix)["test"]) == 10
+
+
+def test_files_and_a_column_that_contradict_each_other(labelled, saved, load, refused):
+    rows = {"split": (["train"] * 10, Value("string"))}
+    root = saved(train=labelled([0, 1] * 5, **rows), test=labelled([0, 1] * 5, **rows))
+    with refused("test", "train by their column") as refusal:
+        load(root)
+    assert len(load(root, **refusal.value.fix)["test"]) == 10
 
 
 # --- fewer images

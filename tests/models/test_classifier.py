@@ -159,13 +159,13 @@ def test_a_normalisation_from_recipe_or_weights_is_not_measured(tmp_path, digit_
     ("model", "options", "words"),
     [
         ("{folder}", {"model_args": {"hidden_sise": 3}}, "hidden_sise"),
-        ("{folder}", {"image_size": [99]}, "image_size: .* has its own"),
+        ("{folder}", {"image_size": [99]}, "nothing resamples them: .*layers.0.0.weight .*leave out image_size"),
         ("{broken}", {}, "cannot be loaded"),
         ("timm/resnet18", {"model_args": {"no_such_option": 1}}, "timm cannot build resnet18"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused(tmp_path, model, options, words):
-    Classifier.build(ModelArguments(model="convnet"), ABC, COLOUR, pretrained=False).save(tmp_path / "good")
+    Classifier.build(ModelArguments(model="mlp"), ABC, COLOUR, pretrained=False).save(tmp_path / "good")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{}")
     places = {"folder": tmp_path / "good", "broken": tmp_path / "broken"}

@@ -10,6 +10,11 @@ from safetensors.torch import load_file, save_file
 from support import finetune, train, weights
 from torch import nn
 
+from ftkit.config import ModelArguments
+from ftkit.data.pixels.images import ImageInfo
+from ftkit.models.classifier import Classifier
+from ftkit.tasks import SingleLabel
+
 QUICK = ["--max_train_samples", 60, "--num_train_epochs", 1, "--learning_rate", 0, "--method", "linear_probe"]
 TUTORIAL = ["--architecture", "mlp", "--model_args", '{"hidden_sizes": [32, 16]}']
 
@@ -36,6 +41,69 @@ def test_weights_of_a_tutorial_fit_by_order(tutorial, tmp_path, how):
     run = train(tmp_path / "run", *QUICK, "--model", path, *TUTORIAL).folder
     expected = [value for name, value in tutorial.state_dict().items() if not name.startswith("6.")]
     assert all(torch.equal(a, b) for a, b in zip(body(run), expected, strict=True))
+
+
+def test_weights_by_order_are_shown_in_three_lines_and_listed_in_the_runs_folder(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "ftkit")
+    deep = {"hidden_sizes": [8] * 5}
+    layers = [nn.Linear(64, 8), *(nn.Linear(8, 8) for _ in range(4)), nn.Linear(8, 10)]
+    torch.save(nn.Sequential(*layers).state_dict(), tmp_path / "net.pth")
+    options = [*QUICK, "--model", tmp_path / "net.pth", "--architecture", "mlp", "--model_args", json.dumps(deep)]
+    run = train(tmp_path / "run", *options).folder
+    told = next(line for line in caplog.messages if "by their order" in line).splitlines()
+    assert told[0].startswith("weights: no name fits; 10 tensors")
+    assert told[1] == "  0.weight → layers.0.0.weight" and len(told) == 5
+    assert told[4] == "  and 7 more, all in weights_in_order.txt in the run's folder"
+    listed = (run / "weights_in_order.txt").read_text(encoding="utf-8").splitlines()
+    assert len(listed) == 10 and listed[9] == "4.bias → layers.4.0.bias"
+    caplog.clear()
+    monkeypatch.setenv("FTKIT_DEBUG", "1")
+    train(tmp_path / "again", *options)
+    assert "4.bias → layers.4.0.bias" in caplog.text
+
+
+SETS = {
+    "a nested average": lambda state, other: {"state_dict": other, "state_dict_ema": state, "epoch": 3},
+    "two models": lambda state, other: {"model": other, "model_ema": state, "optimizer": {"state": {}}},
+    "names before names": lambda state, _: {"state_dict": {f"net.encoder.{name}": v for name, v in state.items()}},
+    "a count beside": lambda state, _: {"epoch": torch.tensor(3), "model": state},
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_weights_in_files_of_training_scripts_are_found(tmp_path, caplog, name):
+    caplog.set_level("INFO", "ftkit")
+    torch.manual_seed(0)
+    state = timm.create_model("test_resnet", num_classes=7).state_dict()
+    other = {name: value + 1 for name, value in state.items()}
+    torch.save(SETS[name](state, other), tmp_path / "net.pth")
+    args = ModelArguments(model=str(tmp_path / "net.pth"), architecture="timm/test_resnet", image_size=[32])
+    built = Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((32, 32), 3), pretrained=True)
+    found = built.model.timm_model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items() if not name.startswith("fc."))
+    if "_ema" in str(SETS[name]({}, {})):
+        assert "_ema' is taken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda state: {n: v for n, v in state.items() if "layer4" not in n},
+            ["does not fit", "tensors get no weights"],
+        ),
+        (lambda state: state | {"layer9.0.conv1.weight": torch.ones(1)}, ["layers that", "layer9.0.conv1.weight"]),
+        (lambda state: state | {"bn1.weight": torch.full((32,), float("nan"))}, ["NaN", "bn1.weight"]),
+        (lambda state: {n: (v * 99).to(torch.int8) for n, v in state.items()}, ["whole numbers"]),
+    ],
+    ids=["short", "long", "NaN", "8 bits"],
+)
+def test_a_file_that_is_not_whole_is_refused(tmp_path, refused, change, words):
+    torch.manual_seed(0)
+    torch.save(change(timm.create_model("test_resnet", num_classes=7).state_dict()), tmp_path / "net.pth")
+    args = ModelArguments(model=str(tmp_path / "net.pth"), architecture="timm/test_resnet", image_size=[32])
+    with refused("net.pth", *words):
+        Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((32, 32), 3), pretrained=True)
 
 
 def test_timm_weights_fit_by_name_without_the_prefixes_of_wrappers(tmp_path):

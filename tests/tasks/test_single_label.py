@@ -12,7 +12,7 @@ from support import REPO, random_predictions, store
 from torch.nn import functional as F
 
 from ftkit import tasks
-from ftkit.config import LossArguments
+from ftkit.config import DataArguments, LossArguments
 from ftkit.evaluation.predictions import read_predictions, write_predictions
 from ftkit.evaluation.report import write_report
 from ftkit.tasks import TASKS, Metric, SingleLabel, task_of
@@ -94,9 +94,9 @@ def test_targets_are_mixed_as_shares_of_classes():
 
 def test_labels_of_other_data_are_matched_by_name(refused):
     other = rows([0, 1, 1], ["owl", "cat"])
-    assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
-    with refused("test has unknown classes: 'fox'; known are 'cat', 'dog', 'owl'"):
-        TASK.relabel(rows([1], ["cat", "fox"]), what="test")
+    assert TASK.as_known(other, DataArguments(), what="test")["label"] == [2, 0, 0]
+    with refused("test has classes that the model does not know: 'fox' (1 images); it knows 'cat', 'dog', 'owl'"):
+        TASK.as_known(rows([1], ["cat", "fox"]), DataArguments(), what="test")
 
 
 def test_the_list_of_a_tasks_members_is_complete():

@@ -1,22 +1,29 @@
 """Which images to read."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ftkit.config.values import Options, from_json
 from ftkit.errors import Advice
 
 # The formats of `data_dir`, for help and messages; `ftkit.data.sources.load` recognises them.
 FORMATS = (
-    "class folders, IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON-lines file of paths and "
-    "labels, or a save_to_disk folder"
+    "class folders (also in a zip or tar file), IDX files, CIFAR batches, parquet or webdataset files, a CSV or JSON "
+    "file of paths and labels, or a save_to_disk folder"
 )
 EMBEDDED = ("digits", "blobs")  # need no files
+NO_SPLIT = "none"  # the value of `test_split`, `validation_split` or `split_column` for no such split
 
 
 @dataclass
 class DataArguments:
-    """Which images to read, and how to split them."""
+    """Which images to read, and how to split them.
+
+    Attributes:
+        need_train: whether data without a train split are an error.
+    """
+
+    need_train: ClassVar[bool] = True
 
     dataset: str | None = field(
         default=None,
@@ -32,11 +39,36 @@ class DataArguments:
     dataset_revision: str | None = field(
         default=None, metadata={"help": "A branch, tag or commit of the Hub dataset."}
     )
-    train_split: str = field(default="train", metadata={"help": "The name of the split to train on."})
-    validation_split: str = field(default="validation", metadata={"help": "The split that chooses the checkpoint."})
-    test_split: str = field(default="test", metadata={"help": "The split that is reported; nothing is chosen on it."})
+    train_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split to train on, by the data's own name: of a file, a folder or in a column. Default: "
+            "found by its word. '.': the folders of data_dir are classes, whatever they are called."
+        },
+    )
+    validation_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split that chooses the checkpoint. Default: found by its word. none: carved out of train."
+        },
+    )
+    test_split: str | None = field(
+        default=None,
+        metadata={
+            "help": "The split that is reported; nothing is chosen on it. Default: found by its word. none: carved "
+            "out of train."
+        },
+    )
+    split_column: str | None = field(
+        default=None,
+        metadata={"help": "The column that holds each row's split. Default: found by its name. none: no column."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     label_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
+    image_dir: str | None = field(
+        default=None,
+        metadata={"help": "The folder of the images that a table names. Default: the folder of the table."},
+    )
     validation_size: float = field(
         default=0.1, metadata={"help": "Share of train that becomes validation if there is no such split."}
     )
@@ -50,7 +82,24 @@ class DataArguments:
     samples_per_class: int | None = field(
         default=None, metadata={"help": "Few-shot: train on this many images of each class."}
     )
-    classes: list[str] | None = field(default=None, metadata={"help": "Keep only the classes with these names."})
+    max_validation_samples: int | None = field(
+        default=None, metadata={"help": "Validate on a random subset of this many images."}
+    )
+    max_test_samples: int | None = field(
+        default=None, metadata={"help": "Test on a random subset of this many images; report and card say so."}
+    )
+    classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Keep only the classes with these names: a b c, or a,b,c."},
+    )
+    merge_similar_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true: join classes whose names differ only in capitals, spaces, underscores, invisible "
+            "characters or Unicode form, under the most frequent spelling; false: they are different classes. "
+            "Default: as false, with a warning."
+        },
+    )
     augment: list[str] | None = field(
         default=None,
         metadata={
@@ -98,6 +147,11 @@ class DataArguments:
         if isinstance(self.image_transform, str):
             self.image_transform = from_json(self.image_transform)
 
+    def names_class(self, name: str) -> bool:
+        """Whether `classes` keeps the class of this name; a text of several names has commas between them."""
+        given = self.classes or [name]
+        return name in given or any(name == part.strip() for text in given for part in text.split(","))
+
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""
         errors: list[str] = [
@@ -112,7 +166,7 @@ class DataArguments:
             )
         errors += [
             f"{name}: {getattr(self, name)} must be at least 1"
-            for name in ("max_train_samples", "samples_per_class")
+            for name in ("max_train_samples", "max_validation_samples", "max_test_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         if not self.tensor_cache_gb >= 0:  # true for NaN
@@ -131,11 +185,23 @@ class DataArguments:
                     {"data_dir": None},
                 )
             )
-        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
-            errors.append(f"classes: {self.classes} must name at least two classes, each once")
-        splits = [self.train_split, self.validation_split, self.test_split]
-        if len(set(splits)) < 3:
-            errors.append(f"train_split, validation_split and test_split must differ, not {splits}")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            errors.append(f"classes: {self.classes} must name each class once")
+        return errors + self._check_splits()
+
+    def _check_splits(self) -> list[str]:
+        keys = ("train_split", "validation_split", "test_split")
+        given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
+        errors: list[str] = [
+            Advice(f"{key}: {name!r} names no split: {NO_SPLIT} carves it out of train", {key: NO_SPLIT})
+            for key, name in given.items()
+            if key != "train_split" and not name.strip()
+        ]
+        if (self.train_split or "").casefold() == NO_SPLIT:
+            errors.append(f"train_split: {NO_SPLIT} leaves nothing to train on: leave it out, or name a split")
+        named = [name for name in given.values() if name.casefold() != NO_SPLIT]
+        if len(set(named)) < len(named):
+            errors.append(f"train_split, validation_split and test_split must differ, not {list(given.values())}")
         return errors
 
     def _check_transform(self) -> list[str]:
@@ -147,3 +213,10 @@ class DataArguments:
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []
+
+
+@dataclass
+class OtherData(DataArguments):
+    """Data to evaluate a model on that are not those of its run: any split will do."""
+
+    need_train: ClassVar[bool] = False

@@ -5,8 +5,10 @@ import logging
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +28,7 @@ from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
-_VERSION = 4  # the cache's version: raise it when decoding changes
+_VERSION = 5  # the cache's version: raise it when decoding changes
 
 
 class Batch(NamedTuple):
@@ -58,11 +60,13 @@ class Images(TorchDataset, ABC):
         hashes: uint64 (N,), hashes of the files' bytes: equal for images that are the same file.
         key: identifier of the pixels, from dataset, processor and mode.
         skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`.
+        kinds: the number of images of each kind of `ftkit.data.pixels.kinds.KINDS`.
         shape: (C, H, W), the shape of an image.
         seed: the seed; random numbers in `pixels`, if any, depend only on the seed, the epoch and the image's row.
     """
 
     engine: str
+    kinds: Mapping[str, int] = MappingProxyType({})
     seed: int = 0
 
     def __init__(
@@ -208,10 +212,12 @@ def image_tensors(
 
     def write(folder: Path) -> None:
         shape, missing, bad, hashes = None, 0, [], np.zeros(len(dataset), np.uint64)
+        kinds: Counter[str] = Counter()
         with (folder / "images").open("wb") as file:
             decoder = Decoder(dataset, processor, channels)
             for rows, decoded in over_all_rows(decoder, len(dataset), "decoding images"):
                 bad += decoded.bad
+                kinds += decoded.kinds
                 hashes[rows.start + np.array(decoded.positions, int)] = decoded.hashes
                 if decoded.pixels is None and shape is None:
                     missing += len(rows)
@@ -223,7 +229,7 @@ def image_tensors(
             file.flush()
             os.fsync(file.fileno())  # before the folder is renamed
         np.save(folder / "hashes.npy", hashes)
-        (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad}))
+        (folder / "about.json").write_text(json.dumps({"shape": shape, "skipped": bad, "kinds": kinds}))
 
     def complete(folder: Path) -> bool:
         about = json.loads((folder / "about.json").read_text())
@@ -238,7 +244,9 @@ def image_tensors(
     images, hashes = torch.from_numpy(array), np.load(folder / "hashes.npy")
     if good is not None:
         images, dataset, hashes = images[torch.from_numpy(good)], dataset.select(good), hashes[good]
-    return ImageTensors(images, dataset, hashes, key, about["skipped"])
+    tensors = ImageTensors(images, dataset, hashes, key, about["skipped"])
+    tensors.kinds = about["kinds"]
+    return tensors
 
 
 def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarray:

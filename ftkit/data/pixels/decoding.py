@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -16,11 +17,13 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
+from ftkit.data.pixels.kinds import kinds_of
 from ftkit.data.pixels.normalize import PixelGeometry
 from ftkit.tasks.columns import column
 
 _CHUNK = 128  # images per unit of work
 _WORTH_PROCESSES = 2000  # images
+_FIRST = 64  # images to try for the first two
 
 
 class Decoded(NamedTuple):
@@ -32,12 +35,14 @@ class Decoded(NamedTuple):
         hashes: uint64 (n,), the XXH3 hashes of their files' bytes.
         bad: the images that do not decode: dictionaries of `row`, `index`, `file`, `xxh3_64` (the hash of the file in
             hexadecimal; None if it cannot be read) and `reason`.
+        kinds: the number of images of each kind, see `ftkit.data.pixels.kinds.KINDS`.
     """
 
     positions: list[int]
     pixels: np.ndarray | None
     hashes: np.ndarray
     bad: list[dict[str, Any]]
+    kinds: Counter[str]
 
 
 class Decoder:
@@ -56,12 +61,16 @@ class Decoder:
     def __call__(self, rows: Sequence[int]) -> Decoded:
         """Decode these rows."""
         positions, images, hashes, bad = [], [], [], []
+        kinds: Counter[str] = Counter()
         for position, file in enumerate(self.files[rows]["image"]):
             found = None
             try:
                 content = file_bytes(file)
                 found = xxhash.xxh3_64_intdigest(content)
-                images.append(to_mode(Image.open(BytesIO(content)), self.channels))
+                image = Image.open(BytesIO(content))
+                shown = to_mode(image, self.channels)
+                kinds.update(kinds_of(image, shown))
+                images.append(shown)
                 hashes.append(found)
                 positions.append(position)
             except BAD_IMAGE_ERRORS as error:
@@ -73,7 +82,25 @@ class Decoder:
                 about = {"file": name, "xxh3_64": None if found is None else f"{found:016x}", "reason": reason}
                 bad.append({"row": row, "index": int(self.index[row]), **about})
         pixels = self.geometry(images) if images else None
-        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad)
+        return Decoded(positions, pixels, np.array(hashes, np.uint64), bad, kinds)
+
+
+def first_images(dataset: Dataset, processor: Any, channels: int) -> torch.Tensor | None:
+    """The first two images that decode, one of them twice if there is no other: uint8 (2, C, H, W).
+
+    Args:
+        dataset, processor, channels: see `Decoder`.
+
+    Returns:
+        None if none of the first 64 decodes.
+    """
+    decode, found = Decoder(dataset, processor, channels), None
+    for row in range(min(_FIRST, len(dataset))):
+        if (pixels := decode([row]).pixels) is not None:
+            if found is not None:
+                return torch.from_numpy(np.concatenate([found, pixels]))
+            found = pixels
+    return None if found is None else torch.from_numpy(np.concatenate([found, found]))
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ from datasets.fingerprint import Hasher
 from PIL import features
 
 from ftkit.compat.datasets import fingerprint, set_fingerprint
+from ftkit.data.pixels.plugins import register_plugins
 
 DECODING = ("PIL", "numpy", "torch", "torchvision", "transformers", "timm")  # packages that turn files into pixels
 _CODECS = ("jpg", "webp", "avif", "jpg_2000")  # Pillow's codecs, whose versions do not follow from Pillow's
@@ -19,7 +20,7 @@ def cache_key(*parts: Any, computed_by: Iterable[str]) -> str:
     """A key for data computed from `parts` by these packages; it changes with their versions."""
     versions: dict[str, str | None] = {name: str(importlib.import_module(name).__version__) for name in computed_by}
     if "PIL" in versions:
-        versions |= {codec: features.version(codec) for codec in _CODECS if features.check(codec)}
+        versions |= {codec: features.version(codec) for codec in _CODECS if features.check(codec)} | register_plugins()
     return Hasher.hash((parts, versions))
 
 

@@ -153,12 +153,13 @@ def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def geometry_key(processor: Any) -> str:
-    """Everything about a processor that shapes the pixels: all but the normalisation."""
+    """Everything about a processor that shapes the pixels: all but the normalisation, unless timm pads with it."""
     statistics = ("mean", "std", "image_mean", "image_std")
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: strip(inner) for key, inner in sorted(value.items()) if key not in statistics}
+            pads = value.get("crop_mode") == "border"
+            return {key: strip(inner) for key, inner in sorted(value.items()) if pads or key not in statistics}
         return value
 
     return json.dumps(strip(processor.to_dict()), default=str)

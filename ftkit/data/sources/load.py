@@ -2,23 +2,32 @@
 
 import difflib
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets.config
 import huggingface_hub.constants
 import numpy as np
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, load_dataset, load_from_disk
+from datasets import DatasetDict, load_dataset
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import follow_files
-from ftkit.data.sources.folders import holds_images, read_class_folders
+from ftkit.data.sources.arrays import from_arrays
+from ftkit.data.sources.layouts import read_folder
+from ftkit.data.sources.ledger import Folder, Ledger, scan
 from ftkit.data.sources.paths import check_paths, named_files
-from ftkit.data.sources.raw import IDX_NAME, cifar_kind, read_cifar_folder, read_idx_folder
+from ftkit.data.sources.pictures import as_pictures
 from ftkit.data.sources.remote import from_hub
-from ftkit.data.sources.shards import SHARDS, find_shards, read_shards
-from ftkit.data.sources.splits import canonical, complete_splits, keep_classes, take_fewer
-from ftkit.data.sources.tables import TABLE_SUFFIXES, read_tables, table_files
+from ftkit.data.sources.splits import (
+    Splits,
+    canonical,
+    check_classes,
+    choose_datasets,
+    complete_splits,
+    keep_classes,
+    take_fewer,
+)
+from ftkit.data.sources.tables import TEXT_SUFFIXES
 from ftkit.errors import UserError
 
 # By short name: the name on the Hub, the files of a local copy, and the label column if there are several.
@@ -37,12 +46,13 @@ _LOCAL_FILES = {
     "cifar100": "the python batches (train, test, meta) or parquet files (train-*.parquet, test-*.parquet)",
 }
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
-FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-                 "Ankle boot"]  # fmt: skip
 
 
-def load_data(args: DataArguments) -> DatasetDict:
+def load_data(args: DataArguments, ledger: Ledger | None = None) -> Splits:
     """Read the dataset, complete its splits, and take the requested part.
+
+    Args:
+        ledger: takes an account of what is not used, which is logged in any case.
 
     Returns:
         `train`, `validation` and `test`, each with the columns `image` (`datasets.Image`), `label` (`ClassLabel`,
@@ -51,31 +61,66 @@ def load_data(args: DataArguments) -> DatasetDict:
     Raises:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
-    raw = _read_folder(Path(args.data_dir), args) if args.data_dir else _read_name(args)
-    label_column = args.label_column
-    if (
-        label_column is None
-        and (usual := _DEFAULT_LABELS.get(args.dataset or "")) in next(iter(raw.values())).features
-    ):
-        label_column = usual
-    splits = canonical(raw, args, label_column)
+    raw = read_raw(args, ledger or Ledger())
+    splits = canonical(raw.splits, args, raw.label_column)
+    check_files(splits, args, raw)
+    splits = keep_classes(splits, args.classes)
+    check_classes(splits, args.data_dir or args.dataset)
+    return take_fewer(complete_splits(splits, args), args)
+
+
+class Raw(NamedTuple):
+    """Data as they are read.
+
+    Attributes:
+        splits: those of `train`, `validation` and `test` that there are, with the data's own columns.
+        label_column: the label column, if it is known.
+        root: the content of `data_dir`, if that is a folder.
+        ledger: the account of what is not used.
+    """
+
+    splits: DatasetDict
+    label_column: str | None
+    root: Folder | None
+    ledger: Ledger
+
+
+def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
+    """Read the dataset, and choose its splits; without train only for an evaluation."""
+    path = Path(args.data_dir) if args.data_dir else None
+    root = scan(path) if path is not None and path.is_dir() else None
+    splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    splits = as_pictures(splits, args.image_column, None if path is None else path if path.is_dir() else path.parent)
+    usual = _DEFAULT_LABELS.get(args.dataset or "")
+    known = args.label_column is None and usual in next(iter(splits.values())).features
+    return Raw(splits, usual if known else args.label_column, root, ledger)
+
+
+def check_files(splits: DatasetDict, args: DataArguments, raw: Raw) -> None:
+    """Check that no row names a file outside of the dataset, let caches follow the files, and account for the others.
+
+    Raises:
+        UserError: a row names a file elsewhere.
+    """
     if not _is_list(args.data_dir):
         check_paths(splits, _own_folders(args))
-    for dataset in splits.values():
-        follow_files(dataset, named_files(dataset))
-    return take_fewer(complete_splits(keep_classes(splits, args.classes), args), args)
+    named = [named_files(dataset) for dataset in splits.values()]
+    for dataset, files in zip(splits.values(), named, strict=True):
+        follow_files(dataset, files)
+    if raw.root is not None:
+        raw.ledger.account(raw.root, (file for files in named for file in files if file is not None))
 
 
 def _is_list(data_dir: str | None) -> bool:
     """Whether `data_dir` is a list of paths; the user's own list may name any file."""
-    return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TABLE_SUFFIXES
+    return data_dir is not None and Path(data_dir).is_file() and Path(data_dir).suffix.lower() in TEXT_SUFFIXES
 
 
 def _own_folders(args: DataArguments) -> list[Path]:
     """The folders that hold the dataset's files."""
     if args.data_dir:
         path = Path(args.data_dir)
-        return [path if path.is_dir() else path.parent]
+        return [path if path.is_dir() else path.parent, *([Path(args.image_dir)] if args.image_dir else [])]
     caches = huggingface_hub.constants.HF_HUB_CACHE, datasets.config.HF_DATASETS_CACHE
     return [Path(_hub_name(args)), *map(Path, caches)]
 
@@ -85,64 +130,19 @@ def _hub_name(args: DataArguments) -> str:
     return HUB_NAMES.get(name, name)
 
 
-def _read_name(args: DataArguments) -> DatasetDict:
+def _read_name(args: DataArguments, ledger: Ledger) -> DatasetDict:
     if args.dataset in _EMBEDDED:
-        return _EMBEDDED[args.dataset]()
+        return choose_datasets(_EMBEDDED[args.dataset](), args, ledger, args.dataset)
     name = _hub_name(args)
     if "/" not in name and (close := difflib.get_close_matches(name, SHORT_NAMES)):
         raise UserError(f"dataset: {name!r} is unknown (did you mean {' or '.join(map(repr, close))}?)")
     local = _LOCAL_FILES.get(args.dataset or "", FORMATS)
-    return from_hub(
+    found = from_hub(
         lambda: load_dataset(name, args.dataset_config, revision=args.dataset_revision),
         what=f"dataset {name}",
         fix=f"set --data_dir to local files: {local}",
     )
-
-
-def _read_folder(path: Path, args: DataArguments) -> DatasetDict:
-    """Read `data_dir`, whose format is recognised by its files."""
-    if not path.exists():
-        parent = path.parent
-        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise UserError(f"data_dir: {path} does not exist{hint}")
-    if path.is_file():
-        if path.suffix.lower() in TABLE_SUFFIXES:
-            return read_tables({"train": path}, args.image_column, args.label_column)
-        for kind, suffix in SHARDS.items():
-            if path.suffix.lower() == suffix:
-                return read_shards(kind, {"train": [path]})
-        raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
-    entries = sorted(path.iterdir())
-    if not entries:
-        raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        return _read_saved(path)
-    if any(IDX_NAME.match(entry.name) for entry in entries):
-        names = FASHION_NAMES if args.dataset == "fashion_mnist" else None
-        splits = read_idx_folder(path)
-        names = names or [str(i) for i in range(max(int(labels.max()) for _, labels in splits.values()) + 1)]
-        return _from_arrays(path, splits, names)
-    if cifar := cifar_kind(path):
-        return _from_arrays(path, *read_cifar_folder(path, cifar))
-    if shards := find_shards(path, ".parquet"):
-        return read_shards("parquet", shards)
-    if tables := table_files(path):
-        return read_tables(tables, args.image_column, args.label_column)
-    # An archive may lie next to the folders it was unpacked to.
-    if not holds_images(path) and (shards := find_shards(path, ".tar")):
-        return read_shards("webdataset", shards)
-    return read_class_folders(path)
-
-
-def _read_saved(path: Path) -> DatasetDict:
-    try:
-        saved = load_from_disk(str(path))
-    except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
-        raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
-    saved = saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
-    return saved.with_format(None)
+    return choose_datasets(found, args, ledger, name)
 
 
 def _read_digits() -> DatasetDict:
@@ -151,7 +151,7 @@ def _read_digits() -> DatasetDict:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    return _from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
+    return from_arrays(Path("scikit-learn"), {"train": (images, digits.target)}, [str(i) for i in range(10)])
 
 
 def _make_blobs() -> DatasetDict:
@@ -161,41 +161,7 @@ def _make_blobs() -> DatasetDict:
     points, labels = make_blobs(2000, 10, centers=5, cluster_std=6.0, random_state=0)
     low, high = points.min(), points.max()
     pixels = np.rint((points - low) / (high - low) * 255).astype(np.uint8)
-    return _from_arrays(Path("scikit-learn"), {"train": (pixels[:, None], labels)}, [f"blob {i}" for i in range(5)])
+    return from_arrays(Path("scikit-learn"), {"train": (pixels[:, None], labels)}, [f"blob {i}" for i in range(5)])
 
 
 _EMBEDDED = {"digits": _read_digits, "blobs": _make_blobs}
-
-
-def _from_arrays(source: Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], names: list[str]) -> DatasetDict:
-    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) as a `DatasetDict` with an image column.
-
-    Each image is stored as an uncompressed PNM file, a header before the pixels: nothing to encode, and readable as a
-    `datasets.Image`.
-    """
-    built = {}
-    for split, (images, labels) in splits.items():
-        if int(labels.min()) < 0 or int(labels.max()) >= len(names):
-            raise UserError(
-                f"data_dir: {source}: {split} has labels from {labels.min()} to {labels.max()}, but there are "
-                f"only {len(names)} classes"
-            )
-        height, width = images.shape[1:3]
-        header = np.frombuffer(b"P%d %d %d 255\n" % (6 if images.ndim == 4 else 5, width, height), np.uint8)
-        rows = np.concatenate(
-            [np.broadcast_to(header, (len(images), len(header))), images.reshape(len(images), -1)], axis=1
-        )
-        offsets = np.arange(len(rows) + 1, dtype=np.int32) * rows.shape[1]
-        files = pa.Array.from_buffers(
-            pa.binary(), len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rows))]
-        )
-        paths = pa.nulls(len(rows), pa.string())
-        features = Features(image=Image(), label=ClassLabel(names=names))
-        table = pa.table(
-            {
-                "image": pa.StructArray.from_arrays([files, paths], names=["bytes", "path"]),
-                "label": pa.array(labels.astype(np.int64)),
-            }
-        )
-        built[split] = Dataset(table.cast(features.arrow_schema), info=DatasetInfo(features=features))
-    return DatasetDict(built)

@@ -33,9 +33,9 @@ def check_paths(splits: DatasetDict, folders: list[Path]) -> None:
                 )
 
 
-def named_files(dataset: Dataset) -> list[str | None]:
+def named_files(dataset: Dataset, image: str = "image") -> list[str | None]:
     """The file that each row names instead of image bytes, or None; an empty list if no row names one."""
-    files = dataset.select_columns("image").with_format("arrow")[:]["image"]
+    files = dataset.select_columns(image).with_format("arrow")[:][image]
     to_open = pc.if_else(pc.is_null(pc.struct_field(files, "bytes")), pc.struct_field(files, "path"), None)
     return to_open.to_pylist() if to_open.null_count < len(to_open) else []
 

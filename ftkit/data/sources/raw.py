@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from ftkit.console import fact
 from ftkit.errors import UserError
 
-IDX_NAME = re.compile(r"(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[13][-.]ubyte(\.gz)?$")
+_IDX_NAME = re.compile(
+    r"((?P<set>.+?)[-_])?(?P<split>train|t10k|test)[-_](?P<what>images|labels)[-.]idx[123][-.](ubyte|int)(\.gz)?$"
+)
+_TYPES: dict[int, np.dtype[Any]] = {8: np.dtype(np.uint8), 12: np.dtype(">i4")}
+IdxSet = dict[tuple[str, str], Path]  # by split and "images" or "labels"
+FASHION_NAMES = ["T - shirt / top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+                 "Ankle boot"]  # fmt: skip
 _CHUNK = 1 << 20  # bytes
 _BOMB_BYTES, _BOMB_RATIO = 1 << 28, 100  # a larger and better compressed gzip file is refused
 _CIFAR_BATCHES = {
@@ -25,13 +32,13 @@ _CIFAR_META = {"cifar10": "batches.meta", "cifar100": "meta"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or not.
+    """Read an IDX file of unsigned bytes, or QMNIST's of labels, gzipped or not.
 
-    The format of LeCun's MNIST page: two zero bytes, the type (8 = uint8), the number of dimensions, each dimension as
-    a big-endian uint32, then the values.
+    The format of LeCun's MNIST page: two zero bytes, the type (8 = uint8, 12 = int32), the number of dimensions, each
+    dimension as a big-endian uint32, then the values.
 
     Returns:
-        uint8 array: (N, H, W) for images, (N,) for labels.
+        array: (N, H, W) uint8 for images, (N,) uint8 for labels; (N, M) int32 for QMNIST's, whose first is the class.
 
     Raises:
         UserError: the file cannot be read, has another magic number or type, or its length contradicts its header.
@@ -43,21 +50,21 @@ def read_idx(path: Path) -> np.ndarray:
     if len(data) < 4 or data[:2] != b"\0\0":
         raise UserError(f"{path}: not an IDX file: it starts with {data[:4].hex() or 'nothing'}, expected 00000803")
     kind, ndim = data[2], data[3]
-    if kind != 8 or ndim not in (1, 3):
+    if (kind, ndim) not in ((8, 1), (8, 3), (12, 2)):
         raise UserError(
             f"{path}: magic number {data[:4].hex()}: expected 00000803 (images) or 00000801 (labels), unsigned bytes"
         )
     if len(data) < 4 + 4 * ndim:
         raise UserError(f"{path}: cut short inside its header: {len(data)} bytes. Download it again")
     shape = struct.unpack(f">{ndim}I", data[4 : 4 + 4 * ndim])
-    expected, found = math.prod(shape), len(data) - 4 - 4 * ndim
+    expected, found = math.prod(shape) * _TYPES[kind].itemsize, len(data) - 4 - 4 * ndim
     if found != expected:
         what, count = ("cut short", found) if found < expected else ("too long", "more")
         raise UserError(
             f"{path}: {what}: its header says {' x '.join(map(str, shape))} = {expected} bytes of values, but there "
             f"are {count}. Download it again"
         )
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
+    return np.frombuffer(data, _TYPES[kind], offset=4 + 4 * ndim).reshape(shape)
 
 
 def _unpacked(path: Path) -> bytes:
@@ -69,7 +76,8 @@ def _unpacked(path: Path) -> bytes:
         data = bytearray(file.read(4))
         ndim = data[3] if len(data) == 4 else 0
         data += file.read(4 * ndim)
-        announced = math.prod(struct.unpack(f">{ndim}I", data[4:])) if len(data) == 4 + 4 * ndim else 0
+        width = _TYPES.get(data[2], _TYPES[8]).itemsize if len(data) > 2 else 1
+        announced = width * math.prod(struct.unpack(f">{ndim}I", data[4:])) if len(data) == 4 + 4 * ndim else 0
         if announced > max(_BOMB_BYTES, _BOMB_RATIO * len(packed)):
             raise UserError(
                 f"{path}: its {len(packed):,} bytes announce {announced:,}, more than {_BOMB_RATIO} times as many: "
@@ -80,23 +88,47 @@ def _unpacked(path: Path) -> bytes:
     return bytes(data)
 
 
-def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The splits `train` and `test` of a folder of IDX files: images (N, H, W) and labels (N,), both uint8."""
-    files: dict[tuple[str, str], Path] = {}
+def idx_sets(folder: Path) -> dict[str, IdxSet]:
+    """The IDX files in `folder` by the name before the split, such as `""` or `emnist-letters`.
+
+    A folder with the name of a file, as some unpackers make, stands for the file of that name in it.
+    """
+    sets: dict[str, IdxSet] = {}
     for path in sorted(folder.iterdir()):
-        if match := IDX_NAME.match(path.name):
+        file = path / path.name if path.is_dir() else path
+        if (match := _IDX_NAME.match(path.name)) and file.is_file():
             split = "train" if match["split"] == "train" else "test"
-            files.setdefault((split, match["what"]), path)
-    if ("train", "images") not in files:
-        raise UserError(f"{folder}: train-images-idx3-ubyte(.gz) is missing next to {sorted(files.values())[0].name}")
+            sets.setdefault(match["set"] or "", {}).setdefault((split, match["what"]), file)
+    return sets
+
+
+def read_idx_set(
+    folder: Path, name: str, files: IdxSet, names: list[str] | None = None
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    """The splits of one of the `idx_sets` of a folder, and the names of its classes.
+
+    EMNIST's images are stored transposed, and are turned upright.
+
+    Args:
+        names: the classes by label. Default: the characters in EMNIST's `<name>-mapping.txt`, or the labels found.
+
+    Returns:
+        splits: images (N, H, W) uint8 and labels (N,), numbers of the returned names, by `train` and `test`.
+        names: the class names.
+
+    Raises:
+        UserError: a file is missing or damaged, or images and labels do not fit together.
+    """
     splits = {}
-    for split in ("train", "test"):
-        if (split, "images") not in files and (split, "labels") not in files:
-            continue
+    for split in dict.fromkeys(split for split, _ in files):
         for what in ("images", "labels"):
             if (split, what) not in files:
-                raise UserError(f"{folder}: the {what} of {split} are missing: expected an IDX file of that name")
+                raise UserError(
+                    f"{folder}: the {what} of {split} are missing: expected an IDX file called "
+                    f"{name and name + '-'}{split}-{what}-idx{3 if what == 'images' else 1}-ubyte, or with .gz"
+                )
         images, labels = (read_idx(files[split, what]) for what in ("images", "labels"))
+        labels = labels[:, 0].astype(np.int64) if labels.ndim == 2 and labels.shape[1] else labels
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise UserError(
                 f"{folder}: {split}: images of shape {images.shape} do not match labels of shape {labels.shape}"
@@ -104,7 +136,23 @@ def read_idx_folder(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         if not len(images):
             raise UserError(f"{files[split, 'images']}: holds no images. Download it again")
         splits[split] = images, labels
-    return splits
+    if name.lower().startswith("emnist"):
+        fact("images", "turned upright: EMNIST's files hold them transposed")
+        splits = {split: (images.transpose(0, 2, 1), labels) for split, (images, labels) in splits.items()}
+    if names is not None:
+        return splits, names
+    known = np.unique(np.concatenate([labels for _, labels in splits.values()]))
+    characters = _characters(folder / f"{name}-mapping.txt")
+    splits = {split: (images, np.searchsorted(known, labels)) for split, (images, labels) in splits.items()}
+    return splits, [characters.get(label, str(label)) for label in known.tolist()]
+
+
+def _characters(mapping: Path) -> dict[int, str]:
+    """EMNIST's characters by label: each line has the label, and the code of the character, or of several cases."""
+    if not mapping.is_file():
+        return {}
+    rows = [[int(word) for word in line.split()] for line in mapping.read_text("ascii").splitlines() if line.strip()]
+    return {label: chr(code) for label, code, *_ in rows}
 
 
 # Raised when unpickling damaged bytes, which may also encode lengths that exceed the memory.

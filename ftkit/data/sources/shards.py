@@ -1,39 +1,61 @@
 """Parquet and webdataset shards as a `DatasetDict`."""
 
+import re
+from collections.abc import Iterable
+from os.path import commonpath
 from pathlib import Path
 
 import datasets.config
 from datasets import DatasetDict, load_dataset
 from datasets.fingerprint import Hasher
 
+from ftkit.config import DataArguments
 from ftkit.data.pixels.keys import file_state
 from ftkit.errors import UserError, unwritable
 
-from .split_names import SPLIT_NAMES
+from .split_names import choose_splits, split_of
 
 SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
 
 
-def find_shards(folder: Path, suffix: str) -> dict[str, list[Path]]:
-    """Shards by split: `train-00000-of-00001.parquet`, `test.parquet`, `train/0000.parquet`."""
+# Parts of a shard's name that count, or tell it from others: `00000-of-00002`, `000001`, a hash or a UUID.
+_COUNTER = re.compile(r"(?:^|[-_.])(\d+-of-\d+|(?=[a-f]*\d)[0-9a-f]{8,}(-[0-9a-f]{4}){0,3}|c?\d+)(?=$|[-_.])")
+
+
+def find_shards(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Shards by what their paths below `root` share: `train` for `train-00000-of-00002.parquet`, `train/0000.parquet`.
+
+    Folders that all of them are in do not count, unless they are splits.
+    """
+    files = sorted(files)
+    shared = Path(commonpath([file.parent for file in files])).relative_to(root).parts
+    outer = next((i for i, part in enumerate(shared) if split_of(part)), len(shared))
     found: dict[str, list[Path]] = {}
-    for file in sorted(folder.rglob(f"*{suffix}")):
-        # The file's name takes precedence over its folders'; the name of `data_dir` itself does not count.
-        places = [file.stem.split("-")[0].lower(), *(part.lower() for part in file.parent.relative_to(folder).parts)]
-        named = [split for place in places for split, names in SPLIT_NAMES.items() if place in names]
-        split = named[0] if named else "train" if places[0].isdecimal() else places[0]
-        found.setdefault(split, []).append(file)
-    return {"train": next(iter(found.values()))} if len(found) == 1 else found
+    for file in files:
+        stem = file.name.removesuffix(file.suffix)
+        while (rest := _COUNTER.sub("", stem)) != stem:
+            stem = rest
+        parts = [*file.parent.relative_to(root).parts[outer:], *([stem.rstrip("0123456789-_.")] if stem else [])]
+        found.setdefault("/".join(part for part in parts if part) or "data", []).append(file)
+    return found
+
+
+def used(found: dict[str, list[Path]], args: DataArguments, source: Path) -> dict[str, list[Path]]:
+    """Those of the shards that the run needs: others may have other columns, such as no labels."""
+    if len(found) == 1 and split_of(next(iter(found))) is None:
+        return found  # a column may divide it
+    return {name: found[name] for name in choose_splits({name: name for name in found}, args, source).values()}
 
 
 def read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
     # datasets' own cache goes by paths and modification times, which a copy or an archive may preserve.
     state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
-    names = {split: [str(path) for path in paths] for split, paths in files.items()}
+    names = {f"split{i}": [str(path) for path in paths] for i, paths in enumerate(files.values())}
     try:
-        return load_dataset(kind, f"files-{state}", data_files=names)
+        read = load_dataset(kind, f"files-{state}", data_files=names)
     except Exception as error:  # datasets wraps errors of pyarrow and tarfile, in classes that depend on its version
         cause, listed = error.__cause__ or error, ", ".join(path for paths in names.values() for path in paths)
         refused = isinstance(cause, PermissionError)  # when reading a file
         full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
         raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}") from error
+    return DatasetDict(zip(files, read.values(), strict=True))

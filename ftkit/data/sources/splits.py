@@ -1,12 +1,24 @@
 """Train, validation and test from the raw splits: columns by type, missing splits carved out, subsets taken."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate_datasets
 
 from ftkit.config import DataArguments
-from ftkit.data.sources.split_names import SPLIT_NAMES
+from ftkit.config.arguments.data import NO_SPLIT
+from ftkit.data.sources.ledger import UNUSED_SPLIT, Ledger
+from ftkit.data.sources.split_names import (
+    choose_splits,
+    is_none,
+    is_split_like,
+    looks_like_splits,
+    split_column,
+    split_of,
+)
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, type_name
@@ -14,31 +26,156 @@ from ftkit.tasks.columns import find_column, type_name
 logger = logging.getLogger(__name__)
 
 
-def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -> DatasetDict:
+def choose_datasets(
+    raw: dict[str, Dataset], args: DataArguments, ledger: Ledger, source: object, need_train: bool = True
+) -> DatasetDict:
+    """The splits that the run uses of a source's `raw` ones, as `train`, `validation` and `test`.
+
+    A column of splits divides the rows of a file or split that is train or none by its name.
+
+    Raises:
+        UserError: see `choose_splits` and `split_column`; or the names of files and a column contradict each other.
+    """
+    found: dict[str, list[Dataset]] = {}
+    for name, dataset in raw.items():
+        own, parts = split_of(name), _divided(name, dataset, args, f"{source}, {name}", raw)
+        if len(parts) == 1 and own == split_of(next(iter(parts))):
+            parts = {name: next(iter(parts.values()))}
+        for part, rows in parts.items():
+            if (own in ("validation", "test") and split_of(part) != own) or (own and part in found):
+                raise UserError(
+                    f"{source}: rows of {name} are {part} by their column of splits: correct it, or set "
+                    f"--split_column {NO_SPLIT} to go by the names of the files",
+                    fix={"split_column": NO_SPLIT},
+                )
+            found.setdefault(part, []).append(rows)
+    whole = {name: rows[0] if len(rows) == 1 else concatenate_datasets(rows) for name, rows in found.items()}
+    chosen = choose_splits(whole, args, source, need_train)
+    for name, dataset in whole.items():
+        if not any(dataset is used for used in chosen.values()):
+            ledger.leave_rows(name, len(dataset), UNUSED_SPLIT)
+    return DatasetDict(chosen)
+
+
+def _divided(
+    name: str, dataset: Dataset, args: DataArguments, source: str, raw: dict[str, Dataset]
+) -> dict[str, Dataset]:
+    """The rows by the column of splits, without that column; by their own `name` if there is none."""
+    given = args.split_column
+    if given not in dataset.column_names and any(given in other.column_names for other in raw.values()):
+        given = NO_SPLIT  # another file has the column
+    values = {} if is_none(given) else _values_of_columns(dataset, args)
+    if (found := split_column(values, given, source)) is None:
+        return {name: dataset}
+    column, names = found
+    logger.info("  %-12s by the column %r: %s", "splits", column, ", ".join(dict.fromkeys(names.values())))
+    of_rows = np.array([names[value] for value in _readable(dataset, column)])
+    rest = dataset.remove_columns(column)
+    return {part: rest.select(np.flatnonzero(of_rows == part)) for part in dict.fromkeys(names.values())}
+
+
+def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[Any]]:
+    """The distinct values of each column that may hold splits: short texts, classes, numbers, yes and no."""
+    found = {}
+    for name, feature in dataset.features.items():
+        if name in (args.image_column, args.label_column, *DEFAULT_TASK.usual_columns) or not len(dataset):
+            continue
+        kind = feature.dtype if isinstance(feature, Value) else ""
+        first = str(_readable(dataset.select([0]), name)[0]) if kind or isinstance(feature, ClassLabel) else ""
+        named = name == args.split_column or (kind != "" and looks_like_splits(name))
+        if named or is_split_like(first):
+            values = list(dict.fromkeys(_readable(dataset, name)))
+            if values != [None]:  # as of a file without the column, beside others that have it
+                found[name] = values
+    return found
+
+
+def _readable(dataset: Dataset, column: str) -> list[Any]:
+    """The values of a column, classes by name."""
+    feature = dataset.features[column]
+    values = dataset.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    if isinstance(feature, ClassLabel):
+        return [None if value is None or value < 0 else feature.names[value] for value in values]
+    return values
+
+
+class Splits(DatasetDict):
+    """The splits `train`, `validation` and `test` of a run.
+
+    Attributes:
+        drawn_from: for each split of which `max_validation_samples` or `max_test_samples` left only a part, the number
+            of all its images.
+    """
+
+    drawn_from: Mapping[str, int] = MappingProxyType({})
+
+
+def canonical(
+    raw: Mapping[str, Dataset], args: DataArguments, label_column: str | None, for_training: bool = True
+) -> DatasetDict:
     """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`.
 
     A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
+
+    Args:
+        raw: the splits by these names; `validation` and `test` may be missing.
+        for_training: whether hidden labels and names that look alike matter; otherwise `raw` may be any split.
     """
-    wanted = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    splits = {}
-    for split, name in wanted.items():
-        usual = SPLIT_NAMES[split] if name == split else ()
-        found = name if name in raw else next((other for other in usual if other in raw), None)
-        if found is not None:
-            splits[split] = raw[found]
-        elif split == "train" or name != split:
-            raise UserError(f"{split}_split: {name!r} is not a split of the data: {', '.join(raw)}")
-    train = splits["train"]
+    splits = dict(raw)
+    train = next(iter(splits.values()))
     image = find_column(train, "image_column", args.image_column, (Image,), "picture")
     label = DEFAULT_TASK.target_column(train, label_column)
     for split, dataset in splits.items():
+        fix = {f"{split}_split": NO_SPLIT} if split != "train" else None
+        carve = f", or set --{split}_split {NO_SPLIT} to carve {split} out of train" if fix else ""
         if not len(dataset):
-            raise UserError(f"{split} holds no images: remove it, or set another {split}_split")
+            raise UserError(f"{split} holds no images: remove it, or name another with --{split}_split{carve}", fix)
         for name in (image, label):
             if name not in dataset.column_names:
-                raise UserError(f"column {name!r} of train is missing from {split}: {', '.join(dataset.column_names)}")
+                listed = ", ".join(dataset.column_names)
+                raise UserError(f"column {name!r} of train is missing from {split}: {listed}{carve}", fix)
+    others = [split for split in splits if split != "train" and for_training]
+    if hidden := [split for split in others if DEFAULT_TASK.lacks_targets(splits, label, split)]:
+        settings = " ".join(f"--{split}_split {NO_SPLIT}" for split in hidden)
+        raise UserError(
+            f"{' and '.join(hidden)} {'have' if len(hidden) > 1 else 'has'} rows without a label (empty, or -1 for a "
+            f"hidden one): set {settings} to carve {'them' if len(hidden) > 1 else 'it'} out of train, or label them",
+            fix={f"{split}_split": NO_SPLIT for split in hidden},
+        )
+    if for_training:
+        splits = DEFAULT_TASK.join_similar(splits, label, args.merge_similar_labels)
     task = DEFAULT_TASK.read(splits, label)
     return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+
+
+def check_classes(splits: DatasetDict, source: object) -> None:
+    """Check that train has at least two classes, and all that the other splits have.
+
+    Raises:
+        UserError: it has not.
+    """
+    task = task_of(splits["train"].features)
+    counts = {split: task.counts(task.tensor(dataset)) for split, dataset in splits.items()}
+    trained = [name for name, count in counts["train"].items() if count]
+    if len(trained) < 2:
+        raise UserError(
+            f"{source}: train has only one class, {', '.join(map(repr, trained))}: a classifier needs at least two"
+        )
+    for split, found in counts.items():
+        unknown = [name for name, count in found.items() if count and not counts["train"][name]]
+        look_like_known = task.look_like(unknown, trained)
+        if unknown and not look_like_known:
+            raise UserError(
+                f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
+                f"train, or keep those of train with --classes {' '.join(trained[:5])}{' …' * (len(trained) > 5)}",
+                fix={"classes": trained},
+            )
+        if unknown:
+            raise UserError(
+                f"{source}: {split} has classes that train lacks, but that look like train's: {look_like_known}: join "
+                "them with --merge_similar_labels true, or correct them",
+                fix={"merge_similar_labels": True},
+            )
 
 
 def _rename(dataset: Dataset, split: str, image: str, label: str, task: Task) -> Dataset:
@@ -59,21 +196,42 @@ def complete_splits(splits: DatasetDict, args: DataArguments) -> DatasetDict:
 
 
 def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    kept, carved = task_of(train.features).carve(train, split, share, seed)
+    task = task_of(train.features)
+    kept, carved, single = task.carve(train, split, share, seed)
     logger.info("%s: carved %d of %d images out of train, stratified", split, len(carved), len(train))
-    return train.select(kept), train.select(carved)
+    rest, part = train.select(kept), train.select(carved)
+    if single:
+        listed = ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else "")
+        logger.info("  the only image of %s stays in train", listed)
+    if without := sum(count == 0 for count in task.counts(task.tensor(part)).values()):
+        logger.info("  %d of %d classes are too small to have an image in %s", without, len(task.names), split)
+    return rest, part
 
 
-def take_fewer(splits: DatasetDict, args: DataArguments) -> DatasetDict:
-    """Reduce train to `max_train_samples` or `samples_per_class`, drawn by `split_seed`; leave the other splits."""
+def take_fewer(splits: DatasetDict, args: DataArguments) -> Splits:
+    """Reduce train to `max_train_samples` or `samples_per_class`, and the others to theirs, drawn by `split_seed`."""
     train, task = splits["train"], task_of(splits["train"].features)
     task.check_targets(train)
-    rows = order = np.random.default_rng(args.split_seed).permutation(len(train))
+    fewer = {
+        "train": some(train, args.max_train_samples, args.split_seed),
+        "validation": some(splits["validation"], args.max_validation_samples, args.split_seed),
+        "test": some(splits["test"], args.max_test_samples, args.split_seed),
+    }
     if args.samples_per_class is not None:
-        rows = task.some_of_each(train, args.samples_per_class, order)
-    elif args.max_train_samples is not None:
-        rows = order[: args.max_train_samples]
-    return splits if len(rows) == len(train) else DatasetDict({**splits, "train": train.select(np.sort(rows))})
+        order = np.random.default_rng(args.split_seed).permutation(len(train))
+        fewer["train"] = train.select(np.sort(task.some_of_each(train, args.samples_per_class, order)))
+    found = Splits(fewer)
+    found.drawn_from = {s: len(splits[s]) for s in ("validation", "test") if len(fewer[s]) < len(splits[s])}
+    for split, count in found.drawn_from.items():
+        logger.info("%s: %d of its %d images, drawn at random", split, len(found[split]), count)
+    return found
+
+
+def some(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    """`count` rows of a dataset, drawn at random, in their order; all if None or if there are not more."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
 def keep_classes(splits: DatasetDict, classes: list[str] | None) -> DatasetDict:

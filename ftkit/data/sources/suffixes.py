@@ -1,9 +1,25 @@
 """The suffixes of image files."""
 
+from functools import cache
+
 from PIL import Image
 
+from ftkit.data.pixels.plugins import register_plugins
 
-def image_suffixes() -> set[str]:
-    """The suffixes of all formats that PIL reads, in lower case, such as `.png`."""
+# Formats whose headers Pillow recognises, and whose pixels it never reads by itself.
+_STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}
+# What installs the readers of further formats.
+_PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "-U pillow"}
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes of all formats that PIL reads with the plugins installed, in lower case, such as `.png`."""
+    register_plugins()
     Image.init()
-    return {suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN}
+    return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in Image.OPEN and name not in _STUBS)
+
+
+def plugin_of(suffix: str) -> str | None:
+    """What `pip install` takes to read images with this suffix, which are not read now; None if no package does."""
+    return None if suffix in image_suffixes() else _PACKAGES.get(suffix)

@@ -1,100 +1,195 @@
-"""CSV and JSON-lines files of paths and labels, as a `DatasetDict` of paths."""
+"""Tables of paths and labels as text: CSV in its dialects, JSON in its shapes, parquet."""
 
+import codecs
+import io
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from datasets import DatasetDict
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset
 
-from ftkit.errors import UserError, nearest
+from ftkit.errors import UserError
 
-from .folders import by_name
-from .split_names import SPLIT_NAMES
+from .locate import is_image_name
+from .split_names import split_of
 
-_PATH_COLUMNS = ("image", "file_name", "file", "filename", "path", "filepath", "image_path", "img")
-_LABEL_COLUMNS = ("label", "labels", "class", "target", "category")
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
-
-
-def table_files(folder: Path) -> dict[str, Path]:
-    """CSV and JSON-lines files of `folder` by split: `train.csv`, `test.jsonl`, or a single file as `train`."""
-    tables = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in TABLE_SUFFIXES and path.is_file()]
-    found = {split: p for split, names in SPLIT_NAMES.items() for p in tables if p.stem.lower() in names}
-    if "train" in found:
-        return found
-    return {"train": tables[0]} if len(tables) == 1 else {}
+CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".ndjson", ".json")
+_SEPARATORS = ",;\t|"
+_BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, OSError, AttributeError, pd.errors.ParserWarning,
+               pd.errors.ParserError, pa.ArrowException)  # fmt: skip
 
 
-def _column(table: pd.DataFrame, path: Path, key: str, given: str | None, usual: tuple[str, ...]) -> str:
-    """The `given` column, or the only one with a usual name."""
-    columns = list(table.columns)
-    if given is not None:
-        if given not in columns:
-            raise UserError(
-                f"{key}: {given!r} is not a column of {path}: {', '.join(columns)}{nearest(given, columns)}"
-            )
-        return given
-    found = [name for name in columns if name.lower() in usual]
-    if len(found) != 1:
-        raise UserError(
-            f"{path}: {key} is {'ambiguous' if found else 'missing'}: set it to one of the columns "
-            f"{', '.join(found or columns)}"
-        )
-    return found[0]
+class NoListing(UserError):
+    """A file that is no table of images and labels, whatever else it is."""
 
 
-def read_tables(files: dict[str, Path], image_column: str | None, label_column: str | None) -> DatasetDict:
-    """Read CSV (`.csv`, `.tsv`) or JSON-lines files whose rows hold a path, a label, and optionally a `split`.
+class _OtherJson(ValueError):
+    """JSON that is no table."""
 
-    Paths are relative to the file that lists them. Labels are kept as text.
+
+def read_table(path: Path, images: int | None = None) -> pd.DataFrame:
+    """The rows of a table, each value as its text; an empty value is None, a list or an object stays what it is.
+
+    CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the first column of image names is
+    then called `file_name`, a second column `label`, others by number. JSON may be an array of objects, an object of
+    columns, of each file's label, or of each label's files, the same by split, one object a line, or COCO's images,
+    annotations and categories.
+
+    Args:
+        images: the column of images of a CSV file without a header. Default: found by the suffix of an image's name.
 
     Raises:
-        UserError: a file that cannot be parsed, a missing column, an empty label, a path without a file.
+        NoListing: the file holds JSON of another shape.
+        UserError: it cannot be parsed, or holds no rows.
     """
-    rows: dict[str, list[tuple[Path, str]]] = {}
-    source = files["train"]
-    image, label = image_column, label_column
-    for file_split, path in files.items():
-        table = _read_table(path)
-        image = _column(table, path, "image_column", image, _PATH_COLUMNS)
-        label = _column(table, path, "label_column", label, _LABEL_COLUMNS)
-        empty = table.index[table[label].isna() | (table[label] == "") | table[image].isna()]
-        if len(empty):
-            raise UserError(f"{path}: row {empty[0] + 1} has no {image!r} or no {label!r} ({len(empty)} such rows)")
-        splits = table["split"] if "split" in table.columns else [file_split] * len(table)
-        for name, text, split in zip(table[image], table[label], splits, strict=True):
-            known = next((key for key, names in SPLIT_NAMES.items() if str(split).lower() in names), None)
-            if known is None:
-                raise UserError(f"{path}: split {split!r} is not one of train, validation, test")
-            rows.setdefault(known, []).append((path.parent / name, text))
-    missing = [path for split in rows.values() for path, _ in split if not path.is_file()]
-    if missing:
-        raise UserError(
-            f"{source}: {len(missing)} of its images do not exist, such as {missing[0]}: paths are relative to "
-            "the folder of the file that lists them"
-        )
-    if "train" not in rows:
-        raise UserError(f"{source}: no row belongs to train")
-    return by_name(source, rows, (image or "", label or ""))
-
-
-def _read_table(path: Path) -> pd.DataFrame:
     try:
-        if path.suffix.lower() in (".csv", ".tsv"):
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            with warnings.catch_warnings():
-                # A row with more values than the header is broken; pandas would take the first value as an index.
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, index_col=False)
+        if path.suffix.lower() == ".parquet":
+            table = _read_parquet(path)
+        elif path.suffix.lower() in CSV_SUFFIXES:
+            table = _read_csv(_text(path), path.suffix.lower(), images)
         else:
-            table = pd.DataFrame([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
-    except (ValueError, TypeError, RecursionError, OSError, AttributeError, pd.errors.ParserWarning) as error:
+            table = _read_json(_text(path), lines=path.suffix.lower() != ".json")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: byte {error.start} is not UTF-8 text: save the file as UTF-8, as with iconv -f latin1 -t utf-8"
+        ) from None
+    except _OtherJson as error:
+        raise NoListing(f"{path}: {error}") from None
+    except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
     if table.empty:
         raise UserError(f"{path}: holds no rows")
-    table.columns = [str(name) for name in table.columns]
-    for row, value in enumerate(table.to_numpy().flat):
-        if isinstance(value, (list, dict)):
-            raise UserError(f"{path}: row {row // table.shape[1] + 1} holds {value!r}: expected a path or a label")
-    return table.map(lambda value: None if value is None or value != value else str(value)).astype(object)
+    table.columns = [str(name).strip() for name in table.columns]
+    texts = table.astype(object).map(_as_text).astype(object).reset_index(drop=True)
+    return texts.where(texts.notna(), None)  # pandas writes NaN for None
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, (list, dict, np.ndarray)):
+        return value
+    return None if pd.isna(value) else value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    text = data.decode(encoding)
+    if "\0" in text:
+        raise ValueError("holds zero bytes, so it is no UTF-8 text: save it as UTF-8")
+    return text
+
+
+# --- CSV
+
+
+def _read_csv(text: str, suffix: str, images: int | None) -> pd.DataFrame:
+    head = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max("\t" if suffix == ".tsv" else ",", *_SEPARATORS, key=head.count)
+    if suffix == ".txt" and separator not in head:
+        lines = [line.split() for line in text.splitlines() if line.strip()]
+        if len({len(words) for words in lines}) > 1:  # blanks in names of files
+            lines = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
+        text, separator, head = "\n".join(map("\t".join, lines)), "\t", "\t".join(lines[0])
+    names = [name.strip(" '\"") for name in head.split(separator)]
+    if images is None:
+        images = next((i for i, name in enumerate(names) if is_image_name(name)), None)  # a row, so there is no header
+    spaced = all(name.startswith(" ") for name in head.split(separator)[1:])
+    with warnings.catch_warnings():
+        # A row with more values than the header is broken; pandas would take the first value as an index.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        table = pd.read_csv(
+            io.StringIO(text),
+            dtype=str,
+            keep_default_na=False,
+            sep=separator,
+            index_col=False,
+            header="infer" if images is None else None,
+            skipinitialspace=spaced,
+        )
+    return table if images is None else _named(table, images)
+
+
+def _named(table: pd.DataFrame, image: int) -> pd.DataFrame:
+    """A table without a header, with names for the column of images and, if its values repeat, the only other one."""
+    names = {image: "file_name"}
+    if table.shape[1] == 2 and table[1 - image].nunique() < len(table):
+        names[1 - image] = "label"
+    return table.rename(columns=names)
+
+
+# --- JSON
+
+
+def _read_json(text: str, lines: bool) -> pd.DataFrame:
+    try:
+        content = None if lines and not text.lstrip().startswith("[") else json.loads(text)
+    except json.JSONDecodeError:
+        content = None
+    if content is None:
+        content = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = _rows(content)
+    if not all(isinstance(row, (dict, list)) for row in rows):
+        raise _OtherJson("holds no object for each image")
+    table = pd.DataFrame(rows)
+    named = [i for i, value in enumerate(table.iloc[0]) if is_image_name(str(value))] if len(table) else []
+    return _named(table, named[0]) if named and table.columns.dtype.kind == "i" else table
+
+
+def _rows(content: Any) -> list[Any]:
+    """The rows in JSON of any of the shapes that `read_table` names."""
+    if isinstance(content, list):
+        return content
+    if not isinstance(content, dict):
+        raise _OtherJson("holds no array or object")
+    if {"images", "annotations"} <= content.keys():
+        return _coco_rows(content)
+    records = {key: value for key, value in content.items() if _are_objects(value)}
+    if len(records) == 1 and split_of(next(iter(records))) is None:  # {"info": {…}, "data": [{…}, …]}
+        return next(iter(records.values()))
+    if records or (content and all(split_of(key) for key in content)):
+        named = records or content
+        return [{**row, "split": key} for key, value in named.items() for row in _rows(value)]
+    if all(isinstance(value, dict) for value in content.values()):
+        if any(is_image_name(key) for key in content):
+            return [{**row, "file_name": key} for key, row in content.items()]
+        return pd.DataFrame(content).to_dict("records")  # by column, as pandas writes it
+    if all(isinstance(value, list) for value in content.values()):
+        if all(is_image_name(str(next(iter(value), ""))) for value in content.values()):
+            return [{"file_name": item, "label": key} for key, items in content.items() for item in items]
+        return pd.DataFrame(content).to_dict("records")  # by column
+    return [{"file_name": key, "label": value} for key, value in content.items()]
+
+
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _coco_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each annotation, with the image's file name and the category's name."""
+    images = {image["id"]: image["file_name"] for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content.get("categories", [])}
+    marked = [(images[note["image_id"]], note["category_id"]) for note in content["annotations"]]
+    rows = [{"file_name": file, "label": names.get(category, category)} for file, category in marked]
+    without = {*images.values()} - {file for file, _ in marked}
+    return rows + [{"file_name": file, "label": None} for file in sorted(without)]
+
+
+# --- parquet
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    dataset = Dataset(pq.read_table(path))
+    table = dataset.data.table.to_pandas()
+    for name, feature in dataset.features.items():
+        if isinstance(feature, ClassLabel):
+            table[name] = [
+                feature.names[value] if value >= 0 else None for value in table[name].fillna(-1).astype(int)
+            ]
+    return table

@@ -201,6 +201,13 @@ class CheckpointingTrainer(HookedTrainer):
         except _FAILURES as error:
             self.failure = error
 
+    def load_model(self, checkpoint: Path, model: nn.Module | None) -> None:
+        """Load the weights to resume from: strictly, unless FSDP shards the model."""
+        if model is None:
+            self.load_weights(checkpoint)
+        else:
+            super().load_model(checkpoint, model)
+
     def load_weights(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint, and the files beside them, into a model that is not sharded.
 
@@ -231,7 +238,7 @@ class CheckpointingTrainer(HookedTrainer):
 
 
 class _Resume(TrainerCallback):
-    """Loads the parts of a checkpoint that the `Trainer` does not know, and checks that no weights are missing."""
+    """Loads the parts of a checkpoint that the `Trainer` does not know."""
 
     def __init__(self, trainer: CheckpointingTrainer, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
@@ -241,8 +248,6 @@ class _Resume(TrainerCallback):
         self.trainer.progress.load(self.checkpoint)
         if self.trainer.sharded:
             self.trainer.load_beside_weights(self.checkpoint)
-        else:
-            self.trainer.load_weights(self.checkpoint)  # the `Trainer` lets a missing tensor pass with a warning
         args.eval_on_start = False  # early stopping would count it once more
 
 

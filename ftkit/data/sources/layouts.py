@@ -1,0 +1,234 @@
+"""What a folder or file of `data_dir` holds, and so which reader reads it."""
+
+import difflib
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Value, load_from_disk
+
+from ftkit.config import DataArguments
+from ftkit.config.arguments.data import FORMATS
+from ftkit.errors import UserError
+
+from .archives import holds_class_folders, is_archive, read_archives
+from .arrays import from_arrays
+from .folders import read_class_folders
+from .ledger import Folder, Ledger
+from .listings import Listing, read_listing, read_listings
+from .locate import ImageFiles
+from .pictures import first_rows, holds_pictures, picture_columns
+from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
+from .shards import SHARDS, find_shards, read_shards, used
+from .split_names import is_split_like, split_of
+from .splits import choose_datasets
+from .table_files import choose_tables, find_tables, is_of_split
+from .tables import TEXT_SUFFIXES, NoListing
+
+logger = logging.getLogger(__name__)
+_IN_FOLDERS = {True: "the folders say the same", False: "its images do not exist"}
+
+
+def read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Ledger) -> DatasetDict:
+    """Read `data_dir`, whose format is recognised by its files; `root` is its content if it is a folder.
+
+    Raises:
+        UserError: the folder or file is missing, damaged or of no known format, or may be read in several ways.
+    """
+    if not path.exists():
+        parent = path.parent
+        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, siblings)
+        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+        raise UserError(f"data_dir: {path} does not exist{hint}")
+    if root is None:
+        return _read_file(path, args, ledger)
+    if not (root.files or root.folders):
+        raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
+    if "dataset_dict.json" in root.files or "dataset_info.json" in root.files:
+        ledger.read(folder.path / name for folder in root.below() for name in folder.files)
+        return choose_datasets(_read_saved(path), args, ledger, path)
+    if sets := idx_sets(path):
+        return _read_idx(_only_set(path, sets), path, args, ledger)
+    if cifar := cifar_kind(path):
+        ledger.read(path / name for name in root.files)
+        return choose_datasets(from_arrays(path, *read_cifar_folder(path, cifar)), args, ledger, path)
+    return _read_tree(root, args, ledger)
+
+
+def _read_file(path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
+    suffix = path.suffix.lower()
+    for name, files in idx_sets(path.parent).items():
+        if path in files.values():
+            return _read_idx((name, files), path.parent, args, ledger)
+    if suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(path)):
+        images = ImageFiles(Path(args.image_dir) if args.image_dir else path.parent)
+        return read_listings([read_listing(path, path.parent, images, args)], path, args)
+    if is_archive(path) and (suffix not in SHARDS.values() or holds_class_folders(path)):
+        return choose_datasets(read_archives([path]), args, ledger, path)
+    for kind, shard in SHARDS.items():
+        if suffix == shard:
+            return choose_datasets(read_shards(kind, find_shards([path], path.parent)), args, ledger, path)
+    raise UserError(f"data_dir: {path} has an unknown format: expected {FORMATS}")
+
+
+def _only_set(path: Path, sets: dict[str, IdxSet]) -> tuple[str, IdxSet]:
+    if len(sets) == 1:
+        return next(iter(sets.items()))
+    first = str(next(iter(next(iter(sets.values())).values())))
+    raise UserError(
+        f"data_dir: {path} holds the IDX files of {', '.join(map(repr, sets))}: name a file of one, such as "
+        f"--data_dir {first}",
+        fix={"data_dir": first},
+    )
+
+
+def _read_idx(found: tuple[str, IdxSet], path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
+    ledger.read(found[1].values())
+    splits, names = read_idx_set(path, *found, FASHION_NAMES if args.dataset == "fashion_mnist" else None)
+    return choose_datasets(from_arrays(path, splits, names), args, ledger, path)
+
+
+def _read_saved(path: Path) -> DatasetDict:
+    try:
+        saved = load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowInvalid, KeyError, IndexError) as error:
+        raise UserError(f"data_dir: {path} is not a complete save_to_disk folder: {error}") from None
+    saved = saved if isinstance(saved, DatasetDict) else DatasetDict({"data": saved})
+    return saved.with_format(None)
+
+
+def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
+    """Read a folder of class folders, tables, shards or archives, of which one is the data, and others are named.
+
+    Class folders are the data if there are any, unless a key names a column: they have none.
+    """
+    path, files = root.path, [folder.path / name for folder in root.below() for name in folder.files]
+    parquet = [file for file in files if file.suffix.lower() == ".parquet"]
+    shards = [file for file in parquet if holds_pictures(file)]
+    tables, others = find_tables(root, args)
+    named = args.image_column is not None or args.label_column is not None
+    if _holds_class_folders(root) and not (named and (tables or shards)):
+        unclear = [error for error in others.values() if not isinstance(error, NoListing)]
+        if unclear and _are_numbered(root):
+            raise unclear[0]
+        of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
+        tables = [table for table in tables if table not in of_splits]
+        for table in tables:
+            if table.names_images:
+                table.check_against_folders(path)
+        if shards:
+            raise _several(path, "class folders", shards[0])
+        _leave(ledger, path, others | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
+        return _read_class_folders(root, of_splits, args, ledger)
+    if tables and shards and not named:
+        raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])
+    if tables:
+        chosen = choose_tables(tables, others, path, args)
+        left = [table for table in tables if table not in chosen]
+        _leave(ledger, path, others | {table.path: "names no split, and other tables do" for table in left})
+        ledger.read(table.path for table in chosen)
+        return read_listings(chosen, path, args)
+    if shards:
+        _leave(ledger, path, others)
+        return _read_shards("parquet", shards, path, args, ledger)
+    if unclear := [error for error in others.values() if not isinstance(error, NoListing)]:
+        raise unclear[0]
+    archives = [file for file in files if is_archive(file)]
+    if archives and not root.holds_images:
+        _leave(ledger, path, others)
+        if all(file.suffix.lower() == ".tar" for file in archives) and not holds_class_folders(archives[0]):
+            return _read_shards("webdataset", archives, path, args, ledger)
+        ledger.read(archives)
+        return choose_datasets(read_archives(archives), args, ledger, path)
+    _leave(ledger, path, others)
+    hints = [*map(str, others.values()), *_classes_in_names(root)]
+    try:
+        found = read_class_folders(root, args, ledger)
+    except UserError as error:
+        if error.fix or not hints:
+            raise
+        raise UserError(". ".join([str(error), *hints])) from None
+    for hint in _classes_in_names(root):
+        logger.warning("%s", hint)
+    return found
+
+
+def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments, ledger: Ledger) -> DatasetDict:
+    """Read class folders, and the tables that some splits have instead."""
+    if not tables:
+        return read_class_folders(root, args, ledger)
+    ledger.read(table.path for table in tables)
+    listed = {table.path.relative_to(root.path).parts[0] for table in tables}
+    folders = {name: folder for name, folder in root.folders.items() if name not in listed}
+    read = read_class_folders(replace(root, folders=folders), args, ledger)
+    tabled = read_listings(tables, root.path, args, need_train=False)
+    columns = {tables[0].image: "image", tables[0].label: "label"}
+    return DatasetDict({**read, **{split: dataset.rename_columns(columns) for split, dataset in tabled.items()}})
+
+
+def _classes_in_names(root: Folder) -> list[str]:
+    """A hint, if the images lie in one folder and the letters that their names begin with may be classes."""
+    holders = [f for f in root.below() if f.images and split_of(f.path.name) not in ("validation", "test")]
+    if len(holders) != 1:
+        return []
+    begin = Counter(re.split(r"[\W\d_]", file.name)[0] for file in holders[0].images)
+    if len(begin) < 2 or min(begin.values()) < 2 or "" in begin:
+        return []
+    listed = ", ".join([*begin][:5]) + (", …" if len(begin) > 5 else "")
+    return [
+        f"The names of the images in {holders[0].path} begin with {listed}: if these are classes, sort the images "
+        'into class folders, as with: for f in *; do c="${f%%[._0-9]*}"; mkdir -p "$c" && mv "$f" "$c/"; done'
+    ]
+
+
+def _read_shards(kind: str, files: list[Path], path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
+    """Read shards by split, without those of splits that are not used, which may have other columns."""
+    ledger.read(files)
+    read = read_shards(kind, used(find_shards(files, path), args, path))
+    return choose_datasets({split: _with_members(dataset) for split, dataset in read.items()}, args, ledger, path)
+
+
+def _with_members(dataset: Dataset) -> Dataset:
+    """`dataset` with the texts and numbers of a sample's JSON file as columns, such as `json.label`."""
+    feature = dataset.features.get("json")
+    for name, kind in feature.items() if isinstance(feature, dict) else ():
+        if isinstance(kind, Value):
+            column = dataset.select_columns("json").with_format("arrow")[:]["json"]
+            values = pc.struct_field(column, name).to_pylist()
+            dataset = dataset.add_column(f"json.{name}", values, feature=kind)
+    return dataset
+
+
+def _holds_class_folders(root: Folder) -> bool:
+    """Whether several folders with images lie in the folder itself, or in that of a split."""
+    splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
+    classes = [name for name in root.with_images if not is_split_like(name)]
+    return len(classes) > 1 or any(len(split.with_images) > 1 for split in splits)
+
+
+def _are_numbered(root: Folder) -> bool:
+    """Whether the folders with images are parts of one, such as `images_1` and `images_2`."""
+    return len({re.sub(r"\d+", "", name) for name in root.with_images}) == 1
+
+
+def _several(path: Path, what: str, shard: Path) -> UserError:
+    column = picture_columns(first_rows(shard))[0]
+    return UserError(
+        f"data_dir: {path} holds {what}, and images in {shard.relative_to(path)}: set --image_column {column} to read "
+        "the parquet files, or move them elsewhere",
+        fix={"image_column": column},
+    )
+
+
+def _leave(ledger: Ledger, path: Path, files: Mapping[Path, object]) -> None:
+    """Note files that are not used, and why."""
+    ledger.read(files)
+    for file, why in files.items():
+        reason = str(why).removeprefix(f"{file}: ")
+        ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "files", "reason": reason})

@@ -1,0 +1,190 @@
+"""What lies below `data_dir`, and which of its files no split uses."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ftkit.console import fact
+from ftkit.data.feeding.tensors import Images
+
+from .suffixes import image_suffixes, plugin_of
+
+logger = logging.getLogger(__name__)
+_SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir"}
+_ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+_CONTAINERS = {".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".lmdb", ".rec"}
+UNUSED_SPLIT = "not in a split that is used"
+_CIRCLE = "leads back to a folder above it"
+HIDDEN = "hidden, or of the system"
+_ALIKE = 3  # places in the log
+_LINES = 6  # of the log; run.json has all
+
+
+@dataclass
+class Folder:
+    """A folder's content. Links to folders are followed, except circles: those to a folder that holds them.
+
+    Attributes:
+        path: its path, as below `data_dir`.
+        files: the names of its visible files.
+        folders: its visible folders, by name.
+        hidden: the number of hidden and system files and folders in it.
+        circles: the links in it that are circles.
+    """
+
+    path: Path
+    files: list[str] = field(default_factory=list)
+    folders: dict[str, "Folder"] = field(default_factory=dict)
+    hidden: int = 0
+    circles: list[Path] = field(default_factory=list)
+
+    @cached_property
+    def images(self) -> list[Path]:
+        """The image files in the folder itself."""
+        suffixes = image_suffixes()
+        return [self.path / name for name in self.files if os.path.splitext(name)[1].lower() in suffixes]
+
+    def below(self) -> Iterator["Folder"]:
+        """This folder and all folders below it."""
+        yield self
+        for folder in self.folders.values():
+            yield from folder.below()
+
+    @cached_property
+    def holds_images(self) -> bool:
+        """Whether there is an image file in the folder or below it."""
+        suffixes = image_suffixes()
+        return any(os.path.splitext(name)[1].lower() in suffixes for inner in self.below() for name in inner.files)
+
+    @cached_property
+    def with_images(self) -> dict[str, "Folder"]:
+        """Its folders that hold images, by name."""
+        return {name: folder for name, folder in self.folders.items() if folder.holds_images}
+
+
+def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
+    """The content of a folder; `above` are the devices and inodes of the folders that it lies in."""
+    stat, found = path.stat(), Folder(path)
+    above |= {(stat.st_dev, stat.st_ino)}
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        linked = entry.is_symlink()
+        if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM:
+            found.hidden += 1
+        elif not (os.path.isdir(entry.path) if linked else entry.is_dir()):
+            found.files.append(entry.name)
+        elif linked and ((to := os.stat(entry.path)).st_dev, to.st_ino) in above:
+            found.circles.append(path / entry.name)
+        else:
+            found.folders[entry.name] = scan(path / entry.name, above)
+    return found
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file, by its name, is an archive or another file that may hold many images."""
+    return os.path.splitext(name)[1].lower() in _ARCHIVES | _CONTAINERS
+
+
+@dataclass
+class Ledger:
+    """An account of the data: each file is used, or counted with a reason.
+
+    Attributes:
+        elsewhere: why an image that no split uses is not used.
+        not_used: dictionaries of `where` (a folder or a split), `n`, `what` (file, image, row, link) and `reason`.
+    """
+
+    elsewhere: str = "no row names them"
+    not_used: list[dict[str, Any]] = field(default_factory=list)
+    _read: set[str] = field(default_factory=set)
+    _reasons: dict[str, str] = field(default_factory=dict)
+
+    def read(self, files: Iterable[Path]) -> None:
+        """Note files that the data were read from: tables, shards, lists."""
+        self._read |= {os.path.abspath(file) for file in files}
+
+    def leave(self, folder: Path, reason: str) -> None:
+        """Note why nothing in this folder is used."""
+        self._reasons[os.path.abspath(folder)] = reason
+
+    def leave_rows(self, where: str, n: int, reason: str) -> None:
+        """Note rows that are not used."""
+        self.not_used.append({"where": where, "n": n, "what": "row", "reason": reason})
+
+    def account(self, root: Folder, used: Iterable[str]) -> None:
+        """Count the files below `root` that are neither in `used`, image files, nor noted as read; log them."""
+        known = self._read | {os.path.abspath(path) for path in used}
+        counts: dict[tuple[str, str], Counter[str]] = {}
+        hidden = 0
+        for folder in root.below():
+            where, there = str(folder.path.relative_to(root.path)), os.path.abspath(folder.path)
+            hidden += folder.hidden
+            for circle in folder.circles:
+                counts[str(circle.relative_to(root.path)), _CIRCLE] = Counter([""])
+            reason = None
+            for path, why in self._reasons.items():
+                if f"{there}/".startswith(f"{path}/"):
+                    where, reason = os.path.relpath(path, os.path.abspath(root.path)), why
+            for name in folder.files:
+                if os.path.join(there, name) not in known:
+                    suffix = os.path.splitext(name)[1]
+                    why = reason or self._why(suffix.lower())
+                    counts.setdefault((where, why), Counter())[suffix] += 1
+        for (where, reason), suffixes in counts.items():
+            listed = ", ".join(suffix or "without a suffix" for suffix, _ in suffixes.most_common(4))
+            listed = "" if reason == _CIRCLE else listed
+            about = {"n": suffixes.total(), "what": "link" if reason == _CIRCLE else "file", "suffixes": listed}
+            self.not_used.append({"where": where, **about, "reason": reason})
+        if hidden:
+            self.not_used.append({"where": ".", "n": hidden, "what": "file", "reason": HIDDEN})
+        self.log()
+
+    def _why(self, suffix: str) -> str:
+        if suffix in image_suffixes():
+            return self.elsewhere
+        if (package := plugin_of(suffix)) is not None:
+            return f"no images that ftkit reads: pip install {package}"
+        return "archives, which are not unpacked" if suffix in _ARCHIVES else "no images that ftkit reads"
+
+    def log(self) -> None:
+        """Log what is not used: the first few lines, the largest first, and a count of the others.
+
+        Many places with one reason are one line; splits that are not used are logged where they are chosen.
+        """
+        places: dict[str, list[dict[str, Any]]] = {}
+        for row in self.not_used:
+            if row["reason"] not in (UNUSED_SPLIT, HIDDEN):
+                places.setdefault(row["reason"], []).append(row)
+        rows = []
+        for alike in places.values():
+            alike.sort(key=lambda row: -row["n"])
+            if len(alike) > _ALIKE:
+                where = f"{len(alike):,} folders such as {alike[0]['where']}"
+                alike = [alike[0] | {"where": where, "n": sum(row["n"] for row in alike)}]
+            rows += alike
+        rows.sort(key=lambda row: -row["n"])
+        for row in rows[:_LINES]:
+            fact("not used", describe(row))
+        if rest := sum(row["n"] for row in rows[_LINES:]):
+            fact("not used", f"… and {rest:,} more, listed in run.json")
+        if hidden := sum(row["n"] for row in self.not_used if row["reason"] == HIDDEN):
+            fact("not used", describe({"where": ".", "n": hidden, "what": "file", "reason": HIDDEN}))
+
+    def record(self, images: dict[str, Images]) -> list[dict[str, Any]]:
+        """`not_used`, with the images that do not decode and were skipped."""
+        skipped = [
+            {"where": split, "n": len(rows.skipped), "what": "image", "reason": "not decoded"}
+            for split, rows in images.items()
+            if rows.skipped
+        ]
+        return [*self.not_used, *skipped]
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One line about a row of `Ledger.not_used`."""
+    suffixes = f" ({row['suffixes']})" if row.get("suffixes") else ""
+    return f"{row['where']}: {row['n']:,} {row['what']}{'s' * (row['n'] != 1)}{suffixes}: {row['reason']}"

@@ -1,0 +1,74 @@
+"""Image files found by what a table calls them."""
+
+import os.path
+import unicodedata
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from .ledger import scan
+from .split_names import split_of
+from .suffixes import image_suffixes
+
+
+def is_image_name(text: str) -> bool:
+    """Whether a text ends as an image file's name does."""
+    return PurePosixPath(text.strip().replace("\\", "/")).suffix.lower() in image_suffixes()
+
+
+class ImageFiles:
+    """The image files below a folder.
+
+    Attributes:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[tuple[str, ...]]]:
+        """The parts of the files' paths below the root, by name with and without the suffix, folded."""
+        found: dict[str, list[tuple[str, ...]]] = {}
+        for folder in scan(self.root).below() if self.root.is_dir() else []:
+            for path in folder.images:
+                for name in (path.name, path.stem):
+                    found.setdefault(_folded(name), []).append(path.relative_to(self.root).parts)
+        return found
+
+    def find(self, text: str, split: str | None) -> list[Path]:
+        """The files that `text` may stand for: one if it is clear, none if it names no file.
+
+        `text` is a path, absolute or relative to the root, with `/` or `\\`. Otherwise it may lack the image's suffix,
+        the folders that hold the image here, or begin with folders of another machine; then a file in the folder of
+        another split than `split`, if that is given, does not count.
+        """
+        slashed = text.strip().replace("\\", "/")
+        for written in (text, slashed):
+            if os.path.isfile(path := os.path.join(self.root, written)):
+                return [Path(path)]
+        parts = [part for part in slashed.split("/") if part not in ("", ".")]
+        if not parts:
+            return []
+        found = [file for file in self._by_name.get(_folded(parts[-1]), []) if _same_tail(parts[:-1], file[:-1])]
+        if split is not None:
+            places = {file: split_of("/".join(file[:-1])) for file in found}
+            found = [file for file in found if places[file] in (None, split)]
+            found = [file for file in found if places[file] == split] or found
+        exact = [file for file in found if file[-1] == parts[-1]]
+        return [self.root.joinpath(*file) for file in exact or found]
+
+    def names_images(self, texts: Iterable[str | None], split: str | None) -> bool:
+        """Whether at least half of these texts stand for one image file each."""
+        found = [text is not None and len(self.find(text, split)) == 1 for text in texts]
+        return bool(found) and 2 * sum(found) >= len(found)
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _same_tail(named: list[str], there: tuple[str, ...]) -> bool:
+    """Whether one of two lists of folders ends with the other."""
+    shared = min(len(named), len(there))
+    return not shared or [*map(_folded, named[-shared:])] == [*map(_folded, there[-shared:])]

@@ -1,0 +1,80 @@
+"""Situations in which it is not clear which split or class something is, and settings are recommended."""
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from PIL import Image as PILImage
+
+_RUN = ["--model", "mlp", "--image_size", 4, "--num_train_epochs", 1]
+
+
+def _picture(value: int) -> PILImage.Image:
+    return PILImage.fromarray(np.full((4, 4), value % 256, np.uint8))
+
+
+def _folders(*names: str, files: tuple[str, ...] = ()):
+    """A case whose data are ten images in each of these folders, and more files."""
+
+    def case(folder):
+        for name in names:
+            (folder / "data" / name).mkdir(parents=True)
+            for i in range(10):
+                _picture(20 * i).save(folder / "data" / name / f"{i}.png")
+        for file in files:
+            (folder / "data" / file).parent.mkdir(exist_ok=True)
+            (folder / "data" / file).write_bytes(b"x")
+        return [*_RUN, "--data_dir", folder / "data"]
+
+    return case
+
+
+def _saved(
+    labels: dict[str, list[int]], column: str = "", values: tuple[object, ...] = (), options: tuple[object, ...] = ()
+):
+    """A case whose data are splits with these labels, and a column of `values`, in `save_to_disk`."""
+
+    def case(folder):
+        features = {"image": Image(), "label": ClassLabel(names=["a", "b"])}
+        more = {column: Value("string" if isinstance(values[0], str) else "int64")} if column else {}
+        splits = {}
+        for split, of_rows in labels.items():
+            n = len(of_rows)
+            rows = {"image": [_picture(20 * i) for i in range(n)], "label": of_rows}
+            rows |= {column: [values[i * len(values) // n] for i in range(n)]} if column else {}
+            splits[split] = Dataset.from_dict(rows, features=Features(features | more))
+        DatasetDict(splits).save_to_disk(folder / "data", num_shards=dict.fromkeys(splits, 1))
+        return [*_RUN, "--data_dir", folder / "data", *options]
+
+    return case
+
+
+_AB = [0, 1] * 15
+CASES = {
+    "config.arguments.data:DataArguments._check_splits": _saved({"train": _AB}, options=("--test_split", "")),
+    "data.sources.split_names:choose_splits": _folders("test/a", "test/b"),
+    "data.sources.split_names:split_column": _saved({"data": _AB}, "kind", ("train", "test")),
+    "data.sources.split_names:_not_words": _saved({"data": _AB}, "fold", (0, 1, 2, 3)),
+    "data.sources.split_names:_not_words#2": _saved({"data": _AB}, "partition", (0, 1, 2)),
+    "data.sources.splits:choose_datasets": _saved({"train": _AB, "test": _AB}, "split", ("train",)),
+    "data.sources.splits:canonical": _saved({"train": _AB, "test": []}),
+    "data.sources.splits:canonical#3": _saved({"train": _AB, "val": [-1], "test": [-1, -1]}),
+    "data.sources.splits:check_classes": _folders("train/a", "train/b", "test/a", "test/eel"),
+    "data.sources.folders:_check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
+    "data.sources.folders:_check_bare": _folders("train/a", "train/b", "test"),
+    "data.sources.folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
+    "data.sources.folders:_splits_in_classes": _folders(
+        *(f"{i}/{s}/{c}" for i in "pq" for s in ("train", "test") for c in "ab")
+    ),
+    "data.sources.folders:_check_nesting": _folders("a", "b", "all/a", "all/b"),
+    "data.sources.folders:_check_empty": _folders("a", "b", files=("c/1.HEIC",)),
+}
+
+
+def _without_labels(folder):
+    arguments = _saved({"train": _AB, "test": _AB})(folder)
+    splits = DatasetDict.load_from_disk(folder / "data")
+    splits["test"] = splits["test"].remove_columns("label")
+    splits.save_to_disk(folder / "new", num_shards=dict.fromkeys(splits, 1))
+    return [*arguments[:-1], folder / "new"]
+
+
+CASES["data.sources.splits:canonical#2"] = _without_labels

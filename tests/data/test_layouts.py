@@ -1,0 +1,245 @@
+"""Which folders are splits, which are classes, and what is counted as not used."""
+
+import os
+import sys
+from types import ModuleType
+
+import pytest
+
+from ftkit.config import DataArguments
+from ftkit.data.sources import suffixes
+from ftkit.data.sources.ledger import Ledger, describe
+from ftkit.data.sources.load import load_data
+
+
+def read(root, **options) -> tuple[dict[str, int], list[str], list[str]]:
+    """The sizes of the splits, the classes, and the lines about what is not used."""
+    ledger = Ledger()
+    data = load_data(DataArguments(data_dir=str(root), **options), ledger)
+    sizes = {split: len(rows) for split, rows in data.items()}
+    return sizes, data["train"].features["label"].names, list(map(describe, ledger.not_used))
+
+
+def both(*splits: str, classes=("cat", "dog"), count=10) -> dict[str, int]:
+    return {f"{split}/{name}": count for split in splits for name in classes}
+
+
+CARVED = {"train": 18, "validation": 2, "test": 20}
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        both("seg_train/seg_train", "seg_test/seg_test"),
+        both("dataset/training_set/training_set", "dataset/test_set/test_set"),
+        both("training set", "test"),
+        both("photos/Train", "photos/TEST") | {"photos": 2},
+        both("test_data/train", "test_data/test"),
+        both("train/images", "test/images"),
+        both("archive/chest_xray/train", "archive/chest_xray/test"),
+        both("train2017", "test2017"),
+        {f"{name}/{split}": 10 for name in ("cat", "dog") for split in ("train", "test")},
+    ],
+)
+def test_folders_of_splits(picture_folder, counts):
+    assert read(picture_folder(counts))[:2] == (CARVED, ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["apple", "bus", "tractor", "train"],
+        ["contest", "developer", "latest", "trainspotting", "value"],
+        ["invalid", "valid"],
+        ["n02085620-Chihuahua", "n02099601-train_dog"],
+    ],
+)
+@pytest.mark.parametrize("below", ["", "Images/"])
+def test_folders_of_images_are_classes(picture_folder, names, below):
+    assert read(picture_folder({f"{below}{name}": 10 for name in names}))[1] == names
+
+
+def test_a_class_called_train_in_splits(picture_folder):
+    sizes, names, _ = read(picture_folder(both("train", "test", classes=("bus", "train"))))
+    assert (sizes, names) == (CARVED, ["bus", "train"])
+
+
+@pytest.mark.parametrize(
+    "counts, fix, sizes",
+    [
+        (both("train", "test") | {"docs": 3}, {"train_split": "train", "test_split": "test"}, CARVED),
+        ({"train": 10, "test": 10, "docs": 10}, {"train_split": "."}, {"train": 21, "validation": 3, "test": 6}),
+        (
+            both("train_station", "airport", classes=("day", "night")),
+            {"train_split": "."},
+            {"train": 28, "validation": 4, "test": 8},
+        ),
+        ({"train": 10, "no_train": 10}, {"train_split": "."}, {"train": 14, "validation": 2, "test": 4}),
+        (
+            both("images_background", "images_evaluation"),
+            {"train_split": "."},
+            {"train": 28, "validation": 4, "test": 8},
+        ),
+        (both("train", "evaluation"), {"test_split": "evaluation"}, CARVED),
+        (both("train", "val", "valid", "test"), {"validation_split": "val"}, dict.fromkeys(CARVED, 20)),
+        (
+            both("test"),
+            {"train_split": "test", "test_split": "none"},
+            {"train": 14, "validation": 2, "test": 4},
+        ),
+        (
+            both("train") | {"val": 3, "test": 5},
+            {"validation_split": "none", "test_split": "none"},
+            {"train": 14, "validation": 2, "test": 4},
+        ),
+        (both("train") | {"test/cat": 5, "test/eel": 5}, {"classes": ["cat", "dog"]}, CARVED | {"test": 5}),
+    ],
+)
+def test_what_is_not_clear_names_the_settings_that_help(picture_folder, refused, counts, fix, sizes):
+    root = picture_folder(counts)
+    with refused(root, *map(str, fix.get("classes", fix.values()))) as refusal:
+        read(root)
+    assert refusal.value.fix == fix
+    assert read(root, **fix)[0] == sizes
+
+
+@pytest.mark.parametrize("file", ["test.zip", "test_set.tar.gz", "test/cat/1.HEIC", "test/a.npy"])
+def test_a_split_that_cannot_be_read_is_not_carved_instead(picture_folder, refused, file):
+    for name in ("of splits", "of classes")[: 2 if "." in file.partition("/")[0] else 1]:
+        root = picture_folder(both("train" if name == "of splits" else "."), name)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"x")
+        with refused(root / file.partition("/")[0], "looks like test") as refusal:
+            read(root)
+        assert refusal.value.fix == {"test_split": "none"}
+        assert read(root, **refusal.value.fix)[0] == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_archives_beside_the_splits_that_they_hold(picture_folder):
+    root = picture_folder(both("train", "test"))
+    for name in ("train.zip", "test.zip"):
+        (root / name).write_bytes(b"x")
+    assert read(root)[0] == CARVED
+
+
+def test_data_sets_beside_each_other(picture_folder, refused):
+    counts = both("one/train", "one/test", "two/train", "two/test")
+    root = picture_folder(counts)
+    with refused("one holds splits of its own") as refusal:
+        read(root)
+    assert refusal.value.fix == {"data_dir": str(root / "one")}
+
+
+def test_a_further_split_is_named_and_counted(picture_folder, caplog):
+    caplog.set_level("INFO")
+    _, _, unused = read(picture_folder(both("train", "test", "extra")))
+    assert unused == ["extra: 20 files (.png): not in a split that is used"]
+    assert "extra" in caplog.text
+
+
+def test_none_carves_though_there_is_a_split(picture_folder):
+    sizes, _, unused = read(picture_folder(both("train", "val", "test")), test_split="none", validation_split="none")
+    assert sizes == {"train": 14, "validation": 2, "test": 4}
+    assert [line.partition(":")[0] for line in unused] == ["test", "val"]
+
+
+def test_a_folder_that_holds_the_classes_once_more(picture_folder, refused):
+    root = picture_folder(both(".", "all"))
+    with refused(root / "all", "cat, dog", "--classes cat dog") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[1] == ["cat", "dog"]
+
+
+def test_classes_that_hold_the_same_folders_are_warned_of(picture_folder, caplog):
+    assert read(picture_folder(both("color", "gray")))[1] == ["color", "gray"]
+    assert "color, gray are taken for classes, and hold the same folders (cat, dog)" in caplog.text
+
+
+# --- what is not used
+
+
+def test_every_file_is_used_or_counted(picture_folder):
+    root = picture_folder({"ant": 10, "bee": 10, ".": 3, "labels": 0, ".git": 1})
+    for name in ("bee/1.HEIC", "bee/2.HEIC", "bee/3.cr2", "ant/Thumbs.db", "photos.zip", "README", "labels/a.txt"):
+        (root / name).write_bytes(b"x")
+    sizes, names, unused = read(root)
+    assert (sum(sizes.values()), names) == (20, ["ant", "bee"])
+    assert sorted(unused) == [
+        ".: 1 file (.zip): archives, which are not unpacked",
+        ".: 1 file (without a suffix): no images that ftkit reads",
+        ".: 2 files: hidden, or of the system",
+        ".: 3 files (.png): images outside of class folders",
+        "bee: 1 file (.cr2): no images that ftkit reads",
+        "bee: 2 files (.HEIC): no images that ftkit reads: pip install pillow-heif",
+        "labels: 1 file (.txt): no images that ftkit reads",
+    ]
+
+
+def test_many_folders_are_one_line_of_the_log(picture_folder, caplog):
+    caplog.set_level("INFO")
+    root = picture_folder({"ant": 10, "bee": 10} | {f"ant/{i}": 0 for i in range(15)})
+    for i in range(15):
+        (root / f"ant/{i}/about.json").write_text("{}")
+    assert len(read(root)[2]) == 15
+    assert [line for line in caplog.messages if "not used" in line] == [
+        "  not used     15 folders such as ant/0: 15 files (.json): no images that ftkit reads"
+    ]
+
+
+@pytest.mark.parametrize("file, word", [("a.HEIC", "pip install pillow-heif"), ("a.nef", "1 .nef"), (None, "fly")])
+def test_a_class_folder_without_an_image_is_an_error(picture_folder, refused, file, word):
+    root = picture_folder({"ant": 10, "bee": 10, "fly": 0})
+    if file:
+        (root / "fly" / file).write_bytes(b"x")
+    with refused(root / "fly", word, "--classes ant bee") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[1] == ["ant", "bee"]
+
+
+def test_links_to_folders_are_followed_and_circles_named(picture_folder):
+    root = picture_folder({"data/ant": 10, "data/bee": 10, "store/more": 5})
+    for link, to in (("ant/more", "store/more"), ("cow", "store/more"), ("bee/again", "data")):
+        os.symlink(root / to, root / "data" / link)
+    sizes, names, unused = read(root / "data")
+    assert (sum(sizes.values()), names) == (30, ["ant", "bee", "cow"])
+    assert unused == ["bee/again: 1 link: leads back to a folder above it"]
+
+
+def test_linked_splits(picture_folder):
+    root = picture_folder(both("a", "b") | {"data": 0})
+    for link, to in (("train", "a"), ("test", "b")):
+        os.symlink(root / to, root / "data" / link)
+    assert read(root / "data")[0] == CARVED
+
+
+def test_heic_is_read_where_its_package_is_installed(picture_folder, monkeypatch, picture):
+    from PIL import Image
+
+    package = ModuleType("pillow_heif")
+    package.__version__, package.register_heif_opener = "1", lambda: Image.register_extension("PNG", ".heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    for cached in (suffixes.image_suffixes, suffixes.register_plugins):
+        cached.cache_clear()
+    root = picture_folder({"ant": 10, "bee": 10})
+    picture(1).save(root / "bee" / "more.HEIC", "PNG")
+    try:
+        assert sum(read(root)[0].values()) == 21
+    finally:
+        for cached in (suffixes.image_suffixes, suffixes.register_plugins):
+            cached.cache_clear()
+
+
+def test_images_that_do_not_decode_are_in_the_same_account(picture_folder, tmp_path):
+    from transformers import ViTImageProcessor
+
+    from ftkit.data.feeding.tensors import image_tensors
+
+    root, ledger = picture_folder({"ant": 10, "bee": 10}), Ledger()
+    (root / "ant" / "bad.png").write_bytes(b"")
+    data = load_data(DataArguments(data_dir=str(root), test_split="none"), ledger)
+    processor = ViTImageProcessor(size={"height": 4, "width": 6})
+    images = {
+        split: image_tensors(rows, processor, 1, "skip", str(tmp_path / "cache")) for split, rows in data.items()
+    }
+    assert [row["n"] for row in ledger.record(images) if row["reason"] == "not decoded"] == [1]

@@ -1,0 +1,311 @@
+"""Tables in their dialects and shapes, the images that they name, and the columns that are chosen."""
+
+import json
+
+import pandas as pd
+import pytest
+
+NAMES = [f"{i}.png" for i in range(30)]
+LABELS = ["cat", "dog", "eel"] * 10
+ROWS = [{"file_name": name, "label": label} for name, label in zip(NAMES, LABELS, strict=True)]
+FRAME = pd.DataFrame(ROWS)
+FRACTIONS = [i / 7 for i in range(30)]
+
+
+@pytest.fixture
+def images(picture_folder):
+    """A folder with images whose grey value is their number, and whose label follows from it."""
+    return picture_folder({".": 30})
+
+
+@pytest.fixture
+def assert_read(labels_of, values_of):
+    """Assert that splits hold all images, or those given, each with its label."""
+
+    def check(data, values=range(30), names=("cat", "dog", "eel")):
+        pairs = {v: label for rows in data.values() for v, label in zip(values_of(rows), labels_of(rows), strict=True)}
+        assert pairs == {value: names[value % len(names)] for value in values}
+
+    return check
+
+
+def csv(**options) -> bytes:
+    """`FRAME` as pandas writes it with these options."""
+    encoding = options.pop("encoding", "utf-8")
+    return FRAME.to_csv(index=options.pop("index", False), **options).encode(encoding)
+
+
+def by_label(rows) -> dict:
+    return {label: [row["file_name"] for row in rows if row["label"] == label] for label in ("cat", "dog", "eel")}
+
+
+COCO = {
+    "info": {"year": 2024},
+    "images": [{"id": 100 + i, "file_name": name, "width": 6} for i, name in enumerate(NAMES)],
+    "annotations": [{"id": i, "image_id": 100 + i, "category_id": i % 3 + 1} for i in range(30)],
+    "categories": [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "eel"), 1)],
+}
+DIALECTS = {
+    "semicolons.csv": csv(sep=";"),
+    "tabs.csv": csv(sep="\t"),
+    "bars.csv": csv(sep="|"),
+    "quoted.csv": csv(quoting=1),
+    "blanks.csv": csv().replace(b",", b", "),
+    "windows.csv": csv(lineterminator="\r\n"),
+    "mark.csv": csv(encoding="utf-8-sig"),
+    "utf-16.csv": csv(encoding="utf-16"),
+    "an index.csv": csv(index=True),
+    "no header.csv": csv(header=False),
+    "no header, no suffixes.csv": csv(header=False).replace(b".png", b""),
+    "no suffixes.csv": csv().replace(b".png", b""),
+    "backslashes.csv": csv().replace(b"\n", b"\n.\\")[:-2],
+    "other folders.csv": csv().replace(b"\n", b"\ndata/train/pictures/")[: -len("data/train/pictures/")],
+    "a drive.csv": csv().replace(b"\n", b"\nC:\\old\\pictures\\")[: -len("C:\\old\\pictures\\")],
+    "capitals.csv": csv().replace(b".png", b".PNG"),
+    "a list.txt": csv(header=False, sep=" "),
+    "array.json": json.dumps(ROWS).encode(),
+    "indented.json": json.dumps(ROWS, indent=2).encode(),
+    "pairs.json": json.dumps([[*row.values()] for row in ROWS]).encode(),
+    "lines.json": "\n".join(map(json.dumps, ROWS)).encode(),
+    "array.jsonl": json.dumps(ROWS).encode(),
+    "labels.json": json.dumps({row["file_name"]: row["label"] for row in ROWS}).encode(),
+    "files.json": json.dumps(by_label(ROWS)).encode(),
+    "objects.json": json.dumps({row["file_name"]: {"label": row["label"]} for row in ROWS}).encode(),
+    "columns.json": json.dumps(FRAME.to_dict("list")).encode(),
+    "of pandas.json": FRAME.to_json().encode(),
+    "wrapped.json": json.dumps({"version": 1, "data": ROWS}).encode(),
+    "coco.json": json.dumps(COCO).encode(),
+    "boxes.jsonl": "\n".join(json.dumps({**row, "objects": {"bbox": [1, 2]}}) for row in ROWS).encode(),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_tables_of_all_kinds(images, load, assert_read, name):
+    (images / name).write_bytes(DIALECTS[name])
+    assert_read(load(images / name))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"train": ROWS[:20], "test": ROWS[20:]},
+        {"train": {row["file_name"]: row["label"] for row in ROWS[:20]}, "test": dict(r.values() for r in ROWS[20:])},
+        {"train": by_label(ROWS[:20]), "test": by_label(ROWS[20:])},
+    ],
+)
+def test_json_by_split(images, load, assert_read, content):
+    (images / "all.json").write_text(json.dumps(content))
+    data = load(images / "all.json")
+    assert_read(data)
+    assert len(data["test"]) == 10
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("latin.csv", csv().replace(b"cat", "c\xe4t".encode("latin-1")), ["byte", "UTF-8", "iconv"]),
+        ("utf-16 without a mark.csv", csv(encoding="utf-16-le"), ["zero bytes", "UTF-8"]),
+        ("texts.json", b'["cat", "dog"]', ["no object for each image"]),
+        ("cut.json", json.dumps(ROWS)[:-3].encode(), ["cannot be read as json"]),
+        ("pixels.csv", b"label,pixel0,pixel1\n0,77,99\n1,255,99\n0,99,88\n1,66,77\n", ["pixels in a text file"]),
+    ],
+)
+def test_tables_that_say_what_to_do(images, load, refused, name, content, words):
+    (images / name).write_bytes(content)
+    with refused(images / name, *words):
+        load(images / name)
+
+
+# --- images
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write columns as a CSV file in `pictures`, and return its path."""
+
+    def write(name: str = "table.csv", /, **columns):
+        pd.DataFrame(columns).to_csv(tmp_path / "pictures" / name, index=False)
+        return tmp_path / "pictures" / name
+
+    return write
+
+
+def test_images_in_folders_of_splits(picture_folder, load, values_of, write):
+    """Competitions: ids without suffix and folder, the same in train and test, and a table of each."""
+    picture_folder({"train_images": 30, "test_images": 30})
+    for split in ("train", "test"):
+        root = write(f"{split}.csv", id=[str(i) for i in range(30)], label=LABELS).parent
+    data = load(root)
+    assert sorted(values_of(data["test"])) == list(range(30, 60))
+
+
+def test_splits_named_by_the_images_folders(picture_folder, load, values_of, write):
+    picture_folder({"train": 20, "test": 10})
+    paths = [*(f"train/{i}.png" for i in range(20)), *(f"test/{i}.png" for i in range(10))]
+    assert sorted(values_of(load(write(path=paths, label=LABELS))["test"])) == list(range(20, 30))
+
+
+def test_an_image_that_may_be_one_of_two_is_refused(picture_folder, load, refused, write):
+    picture_folder({"a": 30, "b": 30})
+    with refused("'0.png'", "a/0.png", "b/0.png", "30 such rows"):
+        load(write(path=NAMES, label=LABELS))
+    with refused("30 of its images do not exist", "other/0.png"):
+        load(write(path=[f"other/{name}" for name in NAMES], label=LABELS))
+
+
+def test_the_folder_of_the_images_can_be_named(images, load, refused, assert_read, tmp_path):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_bytes(csv())
+    with refused("30 of its images", "--image_dir"):
+        load(tmp_path / "lists")
+    for place in (tmp_path / "lists", tmp_path / "lists/list.csv"):
+        assert_read(load(place, image_dir=str(images)))
+
+
+def test_missing_images_are_skipped_and_counted_if_asked_for(images, load, refused, assert_read, write, caplog):
+    path = write(path=[*NAMES, "gone.png"], label=[*LABELS, "cat"])
+    with refused("1 of its images", "gone.png", "--on_bad_image skip") as refusal:
+        load(path)
+    caplog.set_level("INFO", "ftkit")
+    assert_read(load(path, **refusal.value.fix))
+    assert "1 rows name images that do not exist" in caplog.text
+
+
+def test_an_image_listed_twice(images, load, refused, assert_read, write, caplog):
+    caplog.set_level("INFO", "ftkit")
+    assert_read(load(write(path=[*NAMES, "3.png", "3.png"], label=[*LABELS, "cat", "cat"])))
+    assert "2 rows repeat" in caplog.text
+    with refused("3.png", "'cat'", "'dog'", "1 such"):
+        load(write(path=[*NAMES, "3.png"], label=[*LABELS, "dog"]))
+
+
+# --- columns
+
+
+@pytest.mark.parametrize(
+    "columns, expected",
+    [
+        ({"Image Name": NAMES, "classId": [i % 3 for i in range(30)], "class_name": LABELS}, ("cat", "dog", "eel")),
+        ({"image_file_name": NAMES, "label": LABELS}, ("cat", "dog", "eel")),
+        ({"id": range(100, 130), "filepaths": NAMES, "labels": LABELS}, ("cat", "dog", "eel")),
+        ({"image": NAMES, "label": [float(i % 3) for i in range(30)]}, ("0", "1", "2")),
+        ({"image": NAMES, "target": [i % 3 == 1 for i in range(30)]}, ("False", "True", "False")),
+    ],
+)
+def test_columns_are_told_by_name_and_content(images, load, assert_read, write, columns, expected):
+    assert_read(load(write(**columns)), names=expected)
+
+
+@pytest.mark.parametrize(
+    "columns, words, fix",
+    [
+        ({"key": NAMES, "breed": LABELS}, ["'key'", "'breed'"], {"image_column": "key", "label_column": "breed"}),
+        ({"image": NAMES, "breed": LABELS, "age": FRACTIONS}, ["'breed'"], {"label_column": "breed"}),
+        ({"image": NAMES, "label": FRACTIONS, "kind": LABELS}, ["regression"], {"label_column": "kind"}),
+        ({"image": NAMES, "cat": [1, 0, 0] * 10, "dog": [0, 1, 1] * 10}, ["one-hot", "cat, dog", "idxmax"], {}),
+        ({"image": NAMES, "cat": [1, 0, 0] * 10, "dog": [1, 1, 1] * 10}, ["several classes", "cat, dog"], {}),
+        ({"image": NAMES, "note": [str(i) for i in range(30)]}, ["no column holds classes"], {}),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_clear(images, load, refused, write, columns, words, fix):
+    with refused(*words) as refusal:
+        load(write(**columns))
+    assert fix.items() <= refusal.value.fix.items() and bool(fix) == bool(refusal.value.fix)
+
+
+# --- which of a folder's files is the data
+
+
+def test_class_folders_outrank_other_files(picture_folder, load, write, caplog):
+    root = picture_folder({f"{split}/{name}": 20 for split in ("train", "test") for name in ("1", "2")})
+    paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    write("captions.csv", file_name=paths, text=[f"number {i}" for i in range(80)])
+    write("classes.csv", **{"class": ["1", "2"], "name": ["cat", "dog"]})
+    write("same.csv", filepaths=paths, labels=[p.split("/")[1] for p in paths], set=[p.split("/")[0] for p in paths])
+    write("submission.csv", path=paths, label=["cat", "dog"] * 40)
+    write("predictions.csv", path=["a.png", "b.png"], label=["cat", "dog"])
+    (root / "names.json").write_text('{"1": "cat", "2": "dog"}')
+    pd.DataFrame({"file": ["a", "b"], "x": [0.1, 0.2]}).to_parquet(root / "features.parquet")
+    caplog.set_level("INFO", "ftkit")
+    data = load(root)
+    assert (data["train"].features["label"].names, len(data["test"])) == (["1", "2"], 40)
+    unused = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
+    assert len(unused) == 7 or any("more in" in line for line in unused)
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [({"label": "split"}, ["other labels"]), ({"split": "split"}, ["splits of its own"])],
+)
+def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused, write, more, words):
+    root = picture_folder({"a": 20, "b": 20})
+    paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    columns = {"path": paths, "label": [path[0] for path in paths]}
+    write(**columns | dict.fromkeys(more, ["train", "test"] * 20))
+    with refused("class folders", "table.csv", *words) as refusal:
+        load(root)
+    assert sum(map(len, load(root, **refusal.value.fix).values())) == 40
+
+
+def test_lists_of_splits_beside_class_folders(picture_folder, load, refused, values_of, labels_of):
+    """Labels are the folders' names where lists have none."""
+    root = picture_folder({"a": 20, "b": 20})
+    paths = [f"{name}/{i}" for name in "ab" for i in range(20)]
+    (root / "train.txt").write_text("\n".join(paths[::2]))
+    (root / "test.txt").write_text("\n".join(paths[1::2]))
+    with refused("splits of its own", "--image_column") as refusal:
+        load(root)
+    test = load(root, **refusal.value.fix)["test"]
+    assert (sorted(values_of(test)), set(labels_of(test))) == (list(range(1, 40, 2)), {"a", "b"})
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_metadata_of_each_split(picture_folder, load, values_of, suffix):
+    root = picture_folder({"train": 30, "validation/deep": 30, "test": 30})
+    for folder in ("train", "validation/deep", "test"):
+        path = root / folder / f"metadata{suffix}"
+        if suffix == ".csv":
+            FRAME.to_csv(path, index=False)
+        elif suffix == ".jsonl":
+            FRAME.to_json(path, orient="records", lines=True)
+        else:
+            FRAME.to_parquet(path)
+    data = load(root)
+    assert [sorted(values_of(rows)) for rows in data.values()] == [[*range(n, n + 30)] for n in (0, 30, 60)]
+
+
+def test_a_competition(picture_folder, load, refused, write, caplog):
+    root = picture_folder({"train": 30, "test": 6})
+    write("train.csv", id=range(30), label=LABELS)
+    write("sample_submission.csv", id=range(6), label=["cat"] * 6)
+    caplog.set_level("INFO", "ftkit")
+    assert sum(map(len, load(root).values())) == 30
+    assert "sample_submission.csv" in caplog.text and "test: 6 files (.png)" in caplog.text
+    write("test.csv", id=range(6))
+    with refused("test.csv", "--test_split none") as refusal:
+        load(root)
+    assert sum(map(len, load(root, **refusal.value.fix).values())) == 30
+
+
+def test_tiny_imagenet(picture_folder, load, labels_of):
+    root = picture_folder({"train/n01/images": 20, "train/n02/images": 20, "val/images": 6})
+    (root / "val" / "val_annotations.txt").write_text(
+        "".join(f"{i}.png\tn0{i % 2 + 1}\t0\t0\t62\t62\n" for i in range(6))
+    )
+    (root / "words.txt").write_text("n01\tcat\nn02\tdog\n")
+    assert sorted(labels_of(load(root)["validation"])) == ["n01"] * 3 + ["n02"] * 3
+
+
+def test_classes_in_the_names_of_images(picture_folder, load, refused):
+    root = picture_folder({"train": 6})
+    for i in range(6):
+        (root / "train" / f"{i}.png").rename(root / "train" / f"{'cat' if i % 2 else 'dog'}.{i}.png")
+    with refused("cat, dog", "mkdir"):
+        load(root)
+
+
+def test_rows_without_a_split(images, load, refused):
+    rows = [{**row, "split": ["train", "test", None][i % 3]} for i, row in enumerate(ROWS)]
+    (images / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with refused("row 3", "'split'", "10 such rows", "--split_column none"):
+        load(images / "all.jsonl")
