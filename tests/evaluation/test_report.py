@@ -170,6 +170,24 @@ def test_the_gallery_shows_the_right_pictures(tmp_path):
             assert np.array_equal(picture, rows[predictions.index[position]])
 
 
+def test_what_is_not_used_is_shown(tmp_path):
+    rows = [
+        {
+            "where": "<b>bee</b>",
+            "n": 1200,
+            "what": "file",
+            "suffixes": ".HEIC",
+            "reason": "no images that ftkit reads",
+        },
+        {"where": "test", "n": 1, "what": "image", "reason": "not decoded"},
+    ]
+    place = write_report(store(tmp_path / "run", random_predictions(["a", "b"], 20), not_used=rows)).parent
+    page = (place / "report.html").read_text()
+    for words in ("<td>&lt;b&gt;bee&lt;/b&gt;</td><td>1,200</td><td>files (.HEIC)</td>", "<td>image</td>"):
+        assert words in page
+    assert "1,200 files (.HEIC): no images that ftkit reads." in (place / "report.md").read_text()
+
+
 @pytest.mark.parametrize("what", ["nothing", "no record", "not a run"])
 def test_a_folder_without_a_finished_run_is_refused(tmp_path, refused, what):
     folder = tmp_path / "run"

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import TrainingArguments
 
 from ftkit.config import DataArguments
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
 from ftkit.data.pixels.decoding import Decoder, cores
+from ftkit.errors import UserError
+from ftkit.tasks import task_of
 
 logger = logging.getLogger(__name__)
 _PROBE = 64  # images to try; one must decode for the size to be known
@@ -40,9 +42,30 @@ def load_images(
     images = {
         split: load(rows, processor, channels, args.on_bad_image, args.cache_dir) for split, rows in splits.items()
     }
+    if "train" in images and images["train"].skipped:
+        _check_classes(splits["train"], images["train"])
     if args.image_transform is not None and isinstance(train := images["train"], StreamedImages):
         train.transform_with(args.image_transform, seed)
     return images
+
+
+def _check_classes(dataset: Dataset, train: Images) -> None:
+    """Refuse a class of train none of whose images decodes.
+
+    Raises:
+        UserError: there is one.
+    """
+    task = task_of(dataset.features)
+    left = task.counts(train.labels)
+    lost = [name for name, count in task.counts(task.tensor(dataset)).items() if count and not left[name]]
+    if lost:
+        others = [name for name, count in left.items() if count]
+        raise UserError(
+            f"none of train's images of {', '.join(map(repr, lost[:5]))} decodes, such as {train.skipped[0]['file']}: "
+            f"replace them, or leave {'these classes' if len(lost) > 1 else 'this class'} out with --classes "
+            f"{' '.join(others[:5])}{' …' * (len(others) > 5)}",
+            fix={"classes": others} if len(others) > 1 else None,
+        )
 
 
 def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: int | None) -> None:
