@@ -14,31 +14,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
 from transformers import set_seed
 
 from ftkit.config.configuration import Config
-from ftkit.data.feeding.engine import load_images, set_up_loading
+from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.decoding import first_images
 from ftkit.data.pixels.images import describe_images
+from ftkit.data.pixels.kinds import in_colour, say_kinds
 from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
+from ftkit.data.sources.splits import Splits
 from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
 from ftkit.evaluation.report import write_report
 from ftkit.hub.card import write_card
+from ftkit.memory import enough_memory
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
+from ftkit.models.weights import save_pairs
 from ftkit.owners import parse_config
 from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
 from ftkit.training.checkpointing.output_folder import begin_run, check_run_folder, check_shared, claimed
 from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.memory import check_memory
 from ftkit.training.stages.planning import Plan, prepare_plan
 from ftkit.training.stages.resumption import prepare_resumption
 from ftkit.training.stages.running import run_plan
+
+_LESS_TO_TRAIN = (
+    "set auto_find_batch_size: true, which computes a batch in parts that fit, and --overwrite true to replace the "
+    "run that has begun; or set a smaller image_size, or take a smaller model"
+)
+_LESS_TO_PREDICT = "lower per_device_eval_batch_size"
 
 
 @dataclass(repr=False)
@@ -66,7 +77,7 @@ class Job:
     folder: Path
     started: float
     ledger: Ledger = field(default_factory=Ledger)
-    dataset: DatasetDict = field(init=False)
+    dataset: Splits = field(init=False)
     task: Task = field(init=False)
     classifier: Classifier = field(init=False)
     images: dict[str, Images] = field(init=False)
@@ -132,21 +143,31 @@ def read_data(job: Job) -> None:
 
 def build_classifier(job: Job) -> None:
     """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
-    config = job.config
+    config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
-    job.classifier = Classifier.build(config.model, job.task, info, pretrained)
+    with enough_memory("building the model", "set a smaller image_size, or take a smaller model"):
+        job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
-    job.images = load_images(job.dataset, job.classifier.processor, channels, config.data, config.training.seed)
-    set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
-    job.classifier.fit(job.images["train"])
+    with enough_memory("decoding images", "set a smaller image_size, or data_engine: stream"):
+        if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+            job.classifier.check(config.model, job.task, info, pretrained, two)
+        job.images = job.classifier.images_of(job.dataset, config.data, seed)
+        if not pretrained and info.channels == 1 and in_colour(job.images.values()):
+            set_seed(seed)
+            job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
+            job.images = job.classifier.images_of(job.dataset, config.data, seed)
+        say_kinds(job.images)
+        set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
+        job.classifier.fit(job.images["train"])
 
 
 def make_plan(job: Job) -> None:
-    """Make the method's stages for this model and check their arguments; adds adapters to the model."""
+    """Make the method's stages for this model, check their arguments and their memory; adds adapters to the model."""
     config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
     job.fingerprint = take_fingerprint(config, job.images, job.classifier.model if pretrained else None)
     job.plan = prepare_plan(config, job.classifier, job.images)
+    check_memory(job.plan)
 
 
 @contextmanager
@@ -164,16 +185,19 @@ def train(job: Job) -> None:
         if job.is_first:
             begin_run(config)
             job.fingerprint.save_table(job.folder)
+            save_pairs(job.classifier.in_order, job.folder)
     check_shared(config)
-    job.stages = run_plan(job.plan, resumption)
+    with enough_memory("training", _LESS_TO_TRAIN, {"auto_find_batch_size": True, "overwrite": True}):
+        job.stages = run_plan(job.plan, resumption)
 
 
 def evaluate(job: Job) -> None:
     """Predict test and validation with the model that training chose."""
     classifier, test = job.classifier, job.images["test"]
     trainer = ImageTrainer(classifier.model, job.config.training, classifier.normalize, eval_dataset=test)
-    job.predicted = predict_split(trainer, test, job.config.data.test_time_augmentation)
-    job.predicted["validation"] = predict_split(trainer, job.images["validation"])["plain"]
+    with enough_memory("evaluation", _LESS_TO_PREDICT):
+        job.predicted = predict_split(trainer, test, job.config.data.test_time_augmentation)
+        job.predicted["validation"] = predict_split(trainer, job.images["validation"])["plain"]
 
 
 def write_results(job: Job) -> None:
@@ -187,7 +211,7 @@ def write_results(job: Job) -> None:
     parameters = {"total": classifier.model.num_parameters(), "trained": job.plan.trained}
     seconds = time.monotonic() - job.started
     job.record = describe_run(job.config, job.images, parameters, flops, job.stages, seconds)
-    job.record["not_used"] = job.ledger.record(job.images)
+    job.record |= {"drawn_from": dict(job.dataset.drawn_from), "not_used": job.ledger.record(job.images)}
     write_report(job.folder, job.record)
     write_card(job.folder, record=job.record)
     write_run_record(job.folder, job.record, job.task, job.metrics)  # last: it marks the run as finished

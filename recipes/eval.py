@@ -3,13 +3,15 @@
     accelerate launch recipes/eval.py --model runs/digits-convnet-scratch
     accelerate launch recipes/eval.py --model path/to/model --data_dir path/to/images --split validation
 
-The data are those of the run that the model belongs to, unless `--dataset` or `--data_dir` names others. Labels are
-matched by class name, never by number.
+The data are those of the run that the model belongs to, split as in the run, unless `--dataset` or `--data_dir` names
+others: these are read whole if they have no splits, and of any number of classes. Labels are matched by class name,
+never by number.
 """
 
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ftkit.errors import user_errors
 from ftkit.owners import parse_evaluation
@@ -17,19 +19,29 @@ from ftkit.owners import parse_evaluation
 
 def main(arguments: list[str]) -> None:
     """Evaluate; `arguments` is the command line without the program's name."""
-    data, evaluation = parse_evaluation(arguments)
+    config = parse_evaluation(arguments)
+    data, evaluation = config.data, config.evaluation
 
     from datasets import DatasetDict
 
     from ftkit.config.arguments.training import TrainingArguments
     from ftkit.console import banner, fact, say_idle_gpus, set_up_console
-    from ftkit.data.feeding.engine import load_images, set_up_loading
-    from ftkit.data.pixels.images import describe_images
-    from ftkit.data.sources.load import load_data
+    from ftkit.data.feeding.engine import set_up_loading
+    from ftkit.data.pixels.kinds import say_kinds
+    from ftkit.data.sources.evaluation import load_evaluation
+    from ftkit.data.sources.ledger import Ledger
     from ftkit.evaluation.predictions import predict_split, write_evaluation
-    from ftkit.evaluation.record import describe_command, describe_data, show_result, write_run_record
+    from ftkit.evaluation.record import (
+        describe_command,
+        describe_data,
+        evaluated_images,
+        seen_in_training,
+        show_result,
+        write_run_record,
+    )
     from ftkit.evaluation.report import write_report
     from ftkit.models.classifier import Classifier
+    from ftkit.places import shown
     from ftkit.training.loop.trainer import ImageTrainer
     from ftkit.training.provenance import environment
 
@@ -44,14 +56,20 @@ def main(arguments: list[str]) -> None:
         fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {task.size}")
 
         banner("data")
-        rows = task.relabel(load_data(data)[evaluation.split], what=f"split {evaluation.split}")
-        split = DatasetDict({evaluation.split: rows})
+        split, rows, drawn_from = load_evaluation(config, task, ledger := Ledger())
+        record: dict[str, Any] = {"command": describe_command(), "model": shown(evaluation.model)}
+        record |= {"evaluated_split": split, "drawn_from": drawn_from}
         data.image_transform = None  # applies only to training
-        channels = classifier.channels_of(describe_images(rows))
-        splits = load_images(split, classifier.processor, channels, data, seed=0)
+        splits = classifier.images_of(DatasetDict({split: rows}), data, seed=0)
+        say_kinds(splits)
         set_up_loading(args, splits, workers=None)
-        images = splits[evaluation.split]
-        fact("images", f"{len(images):,} of {evaluation.split} of {data.data_dir or data.dataset}")
+        images = splits[split]
+        record["not_used"] = ledger.record(splits)
+        fact("source", data.data_dir or data.dataset)
+        fact("images", evaluated_images(record, len(images)))
+        if (seen := seen_in_training(evaluation.model, images)) and split != "train":
+            record["seen_in_training"] = seen
+            fact("", f"{seen:,} of them are among the images that the model was trained on")
 
         trainer = ImageTrainer(model, args, classifier.normalize, eval_dataset=images)
         predicted = predict_split(trainer, images, data.test_time_augmentation)
@@ -61,7 +79,6 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(evaluation.output_dir or scratch)
         metrics = write_evaluation(folder, predicted, images)
-        record = {"command": describe_command(), "model": evaluation.model, "evaluated_split": evaluation.split}
         write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, task, metrics)
         write_report(folder)
     banner("done")

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
     """Export; `arguments` is the command line without the program's name."""
     args = parse_arguments(arguments)
     config = parse_evaluation(args.evaluation)
-    data, evaluation = config
+    data, evaluation = config.data, config.evaluation
     folder = args.output_dir or default_folder(evaluation.model)
     check_folder(folder, args.overwrite)
     check_packages(args.format)
@@ -78,19 +78,19 @@ def main(arguments: list[str]) -> None:
     fact("model", f"{evaluation.model}, {classifier.model.num_parameters():,} parameters, {task.size}")
 
     banner("data")
-    images = read_images(config, classifier, args.format, args.max_images)
-    fact("images", f"{len(images['measured']):,} of {evaluation.split} of {data.data_dir or data.dataset}")
+    split, images = read_images(config, classifier, args.format, args.max_images)
+    fact("images", f"{len(images['measured']):,} of {data.data_dir or data.dataset} ({split})")
 
     banner("export")
     export = Export(classifier, images, evaluation.batch_size)
     with written_aside(folder) as aside:
         for name in args.format:
             exact = f"logits within {export.write(name, aside):.1e} of PyTorch's"
-            fact(name, f"calibrated on {len(images['calibration'])} images of train" if name == "int8" else exact)
+            fact(name, f"calibrated on {len(images['calibration'])} images" if name == "int8" else exact)
         banner("measure")
         for name in (PYTORCH, *args.format):
             fact(name, f"{score} {export.measure(name, args.repeats)[task.score]:.4f}")
-        record = export.save(aside, config, args.repeats)
+        record = export.save(aside, config, split, args.repeats)
 
     banner("done")
     print(as_table(record, task))

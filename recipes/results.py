@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import REPO, other_versions, read_results, stale, write_result
+from benchmarks.record import REPO, TESTS, other_versions, read_results, stale, write_result
 from benchmarks.texts import rendered, texts
 
 from ftkit.config.scripts import ScriptParser
@@ -55,7 +55,7 @@ def show_list(results: dict[str, dict[str, Any]], root: Path) -> None:
 
 def measurable(record: dict[str, Any]) -> bool:
     """Whether a command can measure the result on any machine."""
-    return record["command"] is not None and record["kind"] != "gpu"
+    return record["command"] is not None and record["kind"] not in TESTS
 
 
 def measure(name: str, results: dict[str, dict[str, Any]], seeds: list[int], root: Path) -> dict[str, Any]:

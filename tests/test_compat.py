@@ -18,7 +18,9 @@ import torch
 from peft.tuners.adalora import RankAllocator
 from support import REPO
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+
+from ftkit.models.modeling_mlp import MLPConfig, MLPForImageClassification
 
 LIBRARIES = ("transformers", "accelerate", "peft", "timm", "datasets", "torch")
 DOORS = sorted((REPO / "ftkit/compat").glob("*.py"))
@@ -50,6 +52,7 @@ _DOCUMENTED_MODULES = {
     "torch.nn",
     "torch.optim.lr_scheduler",
     "torch.optim.swa_utils",
+    "torch.overrides",
     "torch.utils.data",
     "torch.utils.flop_counter",
     "transformers.activations",
@@ -83,6 +86,12 @@ def _prepared_model() -> bool:
     return accelerate.Accelerator(cpu=True).prepare(torch.nn.Linear(1, 1))._is_accelerate_prepared
 
 
+def _loaded_model() -> PreTrainedModel:
+    config = MLPConfig(image_size=2, hidden_sizes=[])
+    weights = MLPForImageClassification(config).state_dict()
+    return MLPForImageClassification.from_pretrained(None, config=config, state_dict=weights)
+
+
 _DUE = "tr_loss", "grad_norm", "model", "trial", "epoch", "ignore_keys_for_eval", "start_time", "learning_rate"
 NAMES = [
     Name("python", "_option_string_actions", lambda: argparse.ArgumentParser()._option_string_actions["--help"]),
@@ -111,6 +120,9 @@ NAMES = [
         "get_reporting_integration_callbacks",
         "unset_hf_deepspeed_config",
     ),
+    Name("transformers", "_weight_conversions", lambda: _loaded_model()._weight_conversions),
+    Name("torch", "_cdata", lambda: torch.empty(1).untyped_storage()._cdata),
+    *_of("transformers", "transformers.initialization", "meta_device_safe_creation_ops", "no_init_weights"),
     Name("torch", "_iterator", lambda: DataLoader([0]).__dict__["_iterator"] is None),
     Name("torch", "_parameters", lambda: torch.nn.BatchNorm2d(1)._parameters["weight"]),
     Name("torch", "_buffers", lambda: torch.nn.BatchNorm2d(1)._buffers["running_mean"]),
@@ -120,6 +132,7 @@ NAMES = [
     _of_trainer("_save_checkpoint", "model", "trial"),
     _of_trainer("_save", "output_dir", "state_dict"),
     _of_trainer("_load_best_model"),
+    _of_trainer("_load_from_checkpoint", "resume_from_checkpoint", "model"),
     _of_trainer("_load_optimizer_and_scheduler", "checkpoint"),
     _of_trainer("_get_grad_norm", "model", "grad_norm"),
     _of_trainer("_prepare_input", "data"),

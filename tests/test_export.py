@@ -338,7 +338,10 @@ def test_another_folder_is_never_replaced(mlp, tmp_path, refused):
         (["--format", "onnx", "--max_images", "0"], ["--max_images", "'0' is not a positive integer"]),
         (["--format", "onnx", "--repeats", "x"], ["--repeats", "'x' is not a positive integer"]),
         (["--format", "onnx"], ["dataset and data_dir are both missing"]),
-        (["--format", "onnx", "--dataset", "digits"], ["split test has unknown classes", "'2'"]),
+        (
+            ["--format", "onnx", "--dataset", "digits"],
+            ["digits has classes that the model does not know", "'2' (177 images)"],
+        ),
     ],
 )
 def test_an_invalid_argument_of_an_export_is_named(mlp, refused, words, said):

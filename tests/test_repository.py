@@ -18,6 +18,8 @@ ROAD = [
     "compat",
     "errors",
     "files",
+    "places",
+    "memory",
     "signals",
     "precision",
     "statistics",
@@ -82,7 +84,7 @@ def test_weights_of_classifiers_are_loaded_in_one_place():
         and ast.unparse(node.func) == "AutoModelForImageClassification.from_pretrained"
         and "hub" not in path.parts
     ]
-    assert calls == ["ftkit/models/pretrained.py"]
+    assert calls == ["ftkit/models/loading.py"]
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "ftkit/models").glob("modeling_*.py")), ids=lambda path: path.name)
@@ -94,7 +96,7 @@ def test_modeling_files_travel_alone(path):
 # Where bytes of others could become code, and why they do not.
 _UNPICKLES = {
     "ftkit/data/sources/raw.py": "an unpickler that knows arrays alone",
-    "ftkit/models/weights.py": "the error's name",
+    "ftkit/models/loading.py": "the error's name",
 }
 _RUNS_CODE = {"eval", "exec", "compile", "__import__", "pickle.load", "pickle.loads", "marshal.loads", "dill.load",
               "joblib.load", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"}  # fmt: skip

@@ -40,6 +40,15 @@ class HookedTrainer(Trainer):
         super()._save(str(folder), state_dict)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
+    def load_model(self, checkpoint: Path, model: nn.Module | None) -> None:
+        """Load the weights of a checkpoint to resume from; the `Trainer` lets a missing tensor pass with a warning.
+
+        Args:
+            checkpoint: the folder of the checkpoint.
+            model: the model that FSDP has sharded; None for one that is not sharded.
+        """
+        super()._load_from_checkpoint(str(checkpoint), model)
+
     def load_best_model(self) -> None:
         """Load the weights that validation chose, after training. The `Trainer` expects PEFT's files for adapters."""
         super()._load_best_model()
@@ -75,6 +84,9 @@ class HookedTrainer(Trainer):
 
     def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
         self.save_weights(Path(output_dir), state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.load_model(Path(resume_from_checkpoint), model)
 
     def _load_best_model(self) -> None:
         self.load_best_model()

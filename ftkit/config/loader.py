@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ftkit.config.arguments.data import EMBEDDED, DataArguments
+from ftkit.config.arguments.data import EMBEDDED, DataArguments, OtherData
 from ftkit.config.arguments.evaluation import EvaluationArguments
 from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
@@ -34,6 +34,8 @@ from ftkit.errors import Advice, ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
 GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
+# The keys that say which images are read. What is done to them in training belongs to the hyperparameters.
+_WHICH_IMAGES = {f.name for f in dataclasses.fields(DataArguments)} - {"augment", "image_transform"}
 # Keys that take one text or several, though `HfArgumentParser` lets them take one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # Keys whose null means None; a null of other keys means the default. `report_to: null` would name a tracker.
@@ -68,8 +70,9 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     Args:
         arguments: the command line without the program's name.
         owners: checks and defaults of the names.
-        default_recipe: the recipe to read without `--config`. If the command line names other data (`--dataset` or
-            `--data_dir`), the recipe's data are left out.
+        default_recipe: the recipe to read without `--config`. Its hyperparameters belong to its data and its model: if
+            the command line names data (`--dataset` or `--data_dir`), the recipe is left out, and if it names a
+            `--model`, all but the recipe's data.
 
     Raises:
         UserError: the recipe cannot be read.
@@ -101,6 +104,8 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
 def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str]]) -> Evaluation:
     """Read the command line of an evaluation. For a model in a run's folder, the run's data are the default.
 
+    If the command line names other data, the run's keys of its data do not apply, except `merge_similar_labels`.
+
     Args:
         arguments: the command line without the program's name.
         check: function that returns the errors in the names, as in `Owners`.
@@ -119,14 +124,31 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
         raise ConfigError(["model is missing: give --model a folder or a name on the Hub"])
     saved = [path for path in (Path(model) / "config.yaml", Path(model).parent / "config.yaml") if path.is_file()]
     recipe = [entry for entry in read_recipe(saved[0], errors) if entry.key in keys] if saved else []
-    if {"dataset", "data_dir"} & {entry.key for entry in overrides}:
-        recipe = []
+    own_data = bool(recipe) and _same_data(recipe, overrides)
+    if not own_data:
+        recipe = [entry for entry in recipe if entry.key == "merge_similar_labels"]
     values = _read_values(parser, recipe + overrides, errors)
-    config = Evaluation(*_build_checked(groups, values, errors))
+    data, evaluation = _build_checked((DataArguments if own_data else OtherData, EvaluationArguments), values, errors)
+    config = Evaluation(data, evaluation, own_data)
     errors += check(config) + check_machine(values, takes_use_cpu=False)
     if errors:
         raise ConfigError(errors)
     return config
+
+
+def _same_data(recipe: list[Entry], overrides: list[Entry]) -> bool:
+    """Whether the command line names the data of the recipe, or none."""
+    run, given = (
+        {entry.key: entry.shown for entry in entries if entry.texts and entry.key in ("dataset", "data_dir")}
+        for entries in (recipe, overrides)
+    )
+    if not given:
+        return True
+    for values in (run, given):
+        _find_local_data(values)
+    key = "data_dir" if "data_dir" in run or "data_dir" in given else "dataset"
+    there, here = run.get(key, ""), given.get(key, "")
+    return there == here or (key == "data_dir" and os.path.realpath(there) == os.path.realpath(here))
 
 
 def _answer_help(parser: HfArgumentParser, entries: list[Entry]) -> None:
@@ -143,8 +165,11 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
         raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
     path = Path(chosen[0].shown) if chosen else default_recipe
     recipe = read_recipe(path, errors) if path else []
-    if not chosen and {"dataset", "data_dir"} & {entry.key for entry in overrides}:
-        recipe = [entry for entry in recipe if entry.key not in ("dataset", "data_dir")]
+    named = set() if chosen else {entry.key for entry in overrides}
+    if {"dataset", "data_dir"} & named:
+        recipe = []
+    elif "model" in named:
+        recipe = [entry for entry in recipe if entry.key in _WHICH_IMAGES]
     return recipe + overrides
 
 

@@ -1,4 +1,7 @@
-"""`run.json`, the record of a finished run, and the summary that a run prints at its end."""
+"""`run.json`, the record of a finished run, and the summary that a run prints at its end.
+
+Report, card and commit messages are made of the record, so it names no folder of this machine.
+"""
 
 import json
 import shlex
@@ -6,42 +9,91 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from ftkit.config import DataArguments
 from ftkit.config.configuration import Config
 from ftkit.console import banner, fact
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.kinds import sentences
 from ftkit.data.sources.duplicates import duplicates
+from ftkit.data.sources.evaluation import ALL
 from ftkit.data.sources.load import HUB_NAMES
 from ftkit.files import atomic_write
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.pretrained import hub_name
+from ftkit.places import command_shown, is_path, shown
 from ftkit.precision import precision_of
 from ftkit.tasks import Task
+from ftkit.training.checkpointing.continuity import TABLE
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 
 
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
     """The part of `run.json` about the data: splits, classes, skipped images and duplicates between splits."""
     return {
-        "dataset": data.dataset or Path(data.data_dir or "").name,
+        "dataset": shown(data.dataset or data.data_dir or ""),
         "data_engine": next(iter(images.values())).engine,
         "splits": {split: len(rows) for split, rows in images.items()},
+        "image_kinds": {split: dict(rows.kinds) for split, rows in images.items() if rows.kinds},
         "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
         "duplicates": duplicates(images),
-        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
+        "skipped_images": {split: [*map(_skipped, rows.skipped)] for split, rows in images.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
     }
+
+
+def _skipped(bad: dict[str, Any]) -> dict[str, Any]:
+    """A skipped image for others: by its source, without the path on this machine."""
+    source = bad["source"]
+    return {"index": bad["index"], "file": source, "xxh3_64": bad["xxh3_64"]} | {
+        "reason": bad["reason"].replace(bad["file"], source)
+    }
+
+
+def evaluated_images(record: dict[str, Any], n: int) -> str:
+    """Which images were evaluated, such as "100 of the 360 images of the test split, drawn at random"."""
+    split, drawn_from = record["evaluated_split"], record.get("drawn_from", {})
+    if split in drawn_from:
+        whole = f"{drawn_from[split]:,} images" + (f" of the {split} split" if split != ALL else "")
+        return f"{n:,} of the {whole}, drawn at random"
+    images = f"{n:,} image{'s' if n != 1 else ''}"
+    return (f"all {images}" if n > 1 else images) if split == ALL else f"{images} of the {split} split"
+
+
+def data_notes(record: dict[str, Any]) -> list[str]:
+    """What readers of a report or a card must know about the data, one sentence each."""
+    notes = [
+        f"The {split} split has {drawn_from:,} images, of which {record['splits'][split]:,} were drawn at random"
+        for split, drawn_from in record.get("drawn_from", {}).items()
+        if split in record["splits"] and split != ALL
+    ]
+    if seen := record.get("seen_in_training"):
+        notes.append(f"{seen:,} of the evaluated images are among those that the model was trained on")
+    return notes + sentences(record.get("image_kinds", {}), record["splits"])
+
+
+def seen_in_training(model: str, images: Images) -> int:
+    """How many of these images were in the train split of the run that the model, a folder, belongs to."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / TABLE).is_file():
+            return int(np.isin(images.hashes, load_file(folder / TABLE)["train/hashes"]).sum())
+    return 0
 
 
 def _hub_dataset(data: DataArguments) -> str | None:
     """The dataset's name on the Hub, or None for other data."""
     name = HUB_NAMES.get(data.dataset or "", data.dataset or "")
-    return name if "/" in name else None
+    return name if "/" in name and not is_path(name) else None
 
 
 def describe_command() -> str:
-    """The command line of this process, without the launcher's own options, which it does not see."""
-    return shlex.join(["python", *sys.argv])
+    """The command line of this process for others: files and folders by their names, without the launcher's options.
+
+    `config.yaml` repeats the run on this machine.
+    """
+    return shlex.join(["python", *command_shown(sys.argv)])
 
 
 def describe_run(
@@ -66,7 +118,7 @@ def describe_run(
         "evaluated_split": "test",
         "hub_dataset": _hub_dataset(config.data),
         "image_shape": list(images["test"].shape),
-        "model": config.model.model,
+        "model": shown(config.model.model),
         "base_model": hub_name(config.model.model) if starts_from_trained_weights(config.method.method) else None,
         "method": config.method.method,
         "seed": config.training.seed,

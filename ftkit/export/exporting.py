@@ -10,16 +10,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from torch.export import ExportedProgram
 
 from ftkit.config.configuration import Evaluation
-from ftkit.data.feeding.engine import load_images
 from ftkit.data.feeding.tensors import Images
-from ftkit.data.pixels.images import describe_images
-from ftkit.data.sources.load import load_data
+from ftkit.data.sources.evaluation import load_evaluation, training_images
+from ftkit.data.sources.ledger import Ledger
+from ftkit.data.sources.splits import some
 from ftkit.errors import UserError
 from ftkit.evaluation.record import describe_command
 from ftkit.export import FORMATS, formats
@@ -27,6 +26,7 @@ from ftkit.export.checks import RECORD, needed_packages
 from ftkit.export.measuring import Reference, megabytes, take
 from ftkit.export.preprocessing import write_preprocessing
 from ftkit.models.classifier import Classifier
+from ftkit.places import shown
 from ftkit.tasks import Task
 from ftkit.training.provenance import environment
 
@@ -37,27 +37,19 @@ PYTORCH = "pytorch"  # the row of the model itself
 
 def read_images(
     config: Evaluation, classifier: Classifier, names: list[str], max_images: int | None
-) -> dict[str, Images]:
-    """The images to measure on (`measured`), with the model's labels, and those for the `calibration` of int8.
+) -> tuple[str, dict[str, Images]]:
+    """The split, and its images to measure on (`measured`), with the model's labels; those for int8's `calibration`.
 
     Args:
         names: the names of the formats.
         max_images: number of images to measure, a fixed random subset; all if None.
     """
-    splits, split = load_data(config.data), config.evaluation.split
-    labelled = classifier.task.relabel(splits[split], f"split {split}")
-    chosen = {"measured": _some(labelled, max_images)}
+    split, rows, _ = load_evaluation(config, classifier.task, Ledger())
+    chosen = {"measured": some(rows, max_images, seed=0)}
     if "int8" in names:
-        chosen["calibration"] = _some(splits["train"], _CALIBRATION_IMAGES)
-    channels = classifier.channels_of(describe_images(chosen["measured"]))
+        chosen["calibration"] = some(training_images(config, rows), _CALIBRATION_IMAGES, seed=0)
     config.data.image_transform = None  # applies only to training
-    return load_images(DatasetDict(chosen), classifier.processor, channels, config.data, seed=0)
-
-
-def _some(dataset: Dataset, count: int | None) -> Dataset:
-    if count is None or count >= len(dataset):
-        return dataset
-    return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
+    return split, classifier.images_of(DatasetDict(chosen), config.data, seed=0)
 
 
 class Export:
@@ -100,13 +92,13 @@ class Export:
         self.rows[name] |= self.reference.measure(self.runners[name], repeats)
         return self.rows[name]
 
-    def save(self, folder: Path, config: Evaluation, repeats: int) -> dict[str, Any]:
+    def save(self, folder: Path, config: Evaluation, split: str, repeats: int) -> dict[str, Any]:
         """Write `preprocessing.json` and `export.json`, the measurements and how they were made."""
         record = {
             "command": describe_command(),
-            "model": config.evaluation.model,
-            "data": config.data.data_dir or config.data.dataset,
-            "split": config.evaluation.split,
+            "model": shown(config.evaluation.model),
+            "data": shown(config.data.data_dir or config.data.dataset or ""),
+            "split": split,
             "n": len(self.images["measured"]),
             "calibration_images": len(self.images.get("calibration", ())),
             "device": "cpu",
@@ -155,7 +147,7 @@ def as_table(record: dict[str, Any], task: Task) -> str:
     repeats, threads, n, title = record["repeats"], record["threads"], record["n"], task.score_metric.title
     lines = [
         f"  milliseconds on the CPU with {threads} thread{'s' * (threads > 1)}, over {repeats} repeats; {title} on "
-        f"{n:,} images of {record['split']}\n",
+        f"{n:,} images ({record['split']})\n",
         f"  {'':<12} {'':>8}   {'a batch of 1':>17}   {'a batch of 32':>17}   {'':>8}   predictions",
         f"  {'':<12} {'MB':>8}   {'median':>8} {'p95':>8}   {'median':>8} {'p95':>8}   {title:>8}   as PyTorch's",
     ]

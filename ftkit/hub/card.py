@@ -13,8 +13,10 @@ from ftkit.config.configuration import chosen
 from ftkit.errors import UserError
 from ftkit.evaluation.pages import render
 from ftkit.evaluation.predictions import compute_metrics, read_predictions
+from ftkit.evaluation.record import data_notes
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.files import atomic_write
+from ftkit.places import all_shown
 from ftkit.tasks import Metric, Task
 from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 
@@ -41,18 +43,21 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
     evaluation = evaluation_folder(run)
     task = read_predictions(evaluation).task
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    drawn_from = record.get("drawn_from", {}).get("test")
     adapters = (run / "model" / "adapter_config.json").is_file()
     content = {
         "record": record,
         "metrics": metrics,
         "config": config,
         "metadata": _metadata(record, config, task, metrics, adapters, repo_id).to_yaml(),
+        "drawn": f", drawn at random from {drawn_from:,}" if drawn_from else "",
+        "notes": data_notes(record),
         "headline": task.headline(metrics),
         "task": task,
         "figure": task.card_figure(metrics),
-        "hyperparameters": {key: value for key, value in chosen(config).items() if key not in _NO_HYPERPARAMETERS}
+        "hyperparameters": {key: all_shown(v) for key, v in chosen(config).items() if key not in _NO_HYPERPARAMETERS}
         | {"seed": record["seed"]},
-        "repo_id": repo_id or str(run / "model"),
+        "repo_id": repo_id or "path/to/this/folder",
         "is_adapter": adapters,
         "own_code": any((run / "model").glob("modeling_*.py")),
     }

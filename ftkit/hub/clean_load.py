@@ -24,13 +24,17 @@ def main() -> None:
     folder, code = job["folder"], {"trust_remote_code": job["trust_remote_code"]}
     missing: list[str] = []
     if (Path(folder) / "adapter_config.json").is_file():
-        from peft import PeftConfig, PeftModel
+        from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+        from peft.utils import load_peft_weights
 
         base, config = PeftConfig.from_pretrained(folder).base_model_name_or_path, AutoConfig.from_pretrained(folder)
         model = AutoModelForImageClassification.from_pretrained(
             base, config=config, ignore_mismatched_sizes=True, **code
         )
-        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        model = PeftModel.from_pretrained(model, folder)
+        needed = get_peft_model_state_dict(model, save_embedding_layers=False).keys()
+        missing = sorted(needed - load_peft_weights(folder, device="cpu").keys())
+        model = model.merge_and_unload()
     else:
         model, loaded = AutoModelForImageClassification.from_pretrained(folder, output_loading_info=True, **code)
         missing = sorted(loaded["missing_keys"])

@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from ftkit.data.pixels.images import to_mode
+from ftkit.data.pixels.kinds import KINDS, OTHER_ELSEWHERE, kinds_of
 from ftkit.errors import UserError
 from ftkit.evaluation.gallery import sample_files
 from ftkit.evaluation.predictions import read_predictions
@@ -57,13 +61,25 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     allowed = _TOLERANCE * max(float(expected.std()), 1e-3)
     if not (differences <= allowed).all():
         worst, file = max(zip(differences.tolist(), samples.values(), strict=True))
+        others = [path for path, same in zip(samples.values(), differences <= allowed, strict=True) if not same]
         raise UserError(
             f"{model} must not be pushed: without ftkit it gives other logits than the evaluation, for "
-            f"{int((differences > allowed).sum())} of {len(samples)} test images, by up to {worst:.3g} "
-            f"({file}; {allowed:.2g} is allowed): its weights, or how it resizes or normalises "
-            f"pixels, are different{_changed(model, record)}"
+            f"{len(others)} of {len(samples)} test images, by up to {worst:.3g} ({file}; {allowed:.2g} is allowed): "
+            f"{_why(others)}{_changed(model, record)}"
         )
     return float(differences.max())
+
+
+def _why(files: list[Path]) -> str:
+    """Why a plain pipeline gives other logits for these files."""
+    kinds: Counter[str] = Counter()
+    for file in files:
+        with Image.open(file) as image:
+            kinds.update(set(kinds_of(image, to_mode(image, 3))) & OTHER_ELSEWHERE)
+    if kinds.total() < len(files):  # the pixels of some are the same
+        return "its weights, or how it resizes or normalises pixels, are different"
+    listed = "; ".join(f"{n} of them {KINDS[kind]}" for kind, n in kinds.items())
+    return f"{listed}. Convert the images to 8-bit files without transparency, and train on these"
 
 
 def _load_elsewhere(model: Path, files: list[Path], trust_remote_code: bool) -> dict[str, Any]:

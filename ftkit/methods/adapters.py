@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,11 +16,12 @@ from transformers import PreTrainedModel
 from ftkit.config import MethodArguments, local_model
 from ftkit.errors import UserError, nearest
 from ftkit.methods.adapter_kinds import adapter_config, adapter_options, first_line, hooks_of
-from ftkit.models.anatomy import find_head, is_norm
+from ftkit.models.anatomy import find_head, is_inside, is_norm
 from ftkit.precision import exact_float32
 
 logger = logging.getLogger(__name__)
 _MERGE_TOLERANCE = 1e-4  # for logits of magnitude 1
+_LACKING = "PEFT's layer has no attribute"
 _NORM_METHODS = (PeftType.LN_TUNING,)  # they train the norms themselves, but would take any layer
 
 
@@ -39,14 +41,18 @@ def add_adapters(args: MethodArguments, model: Any, pixel_values: torch.Tensor, 
     Raises:
         UserError: an option is wrong, or no layer of the model takes these adapters.
     """
-    head, _ = find_head(model)
+    head = [*find_head(model)]
+    _check_names(model, head)
     options = adapter_options(args, steps)
     if "target_modules" not in options:
         options["target_modules"] = _adaptable(args, model, head, pixel_values, options)
-    options["modules_to_save"] = sorted({head, *_known(options.get("modules_to_save") or [], model)})
+    options["modules_to_save"] = sorted({*head, *_known(options.get("modules_to_save") or [], model)})
     try:
         adapted = get_peft_model(model, adapter_config(args.method, options))
-    except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        if args.merge_adapters:
+            _lend_attributes(adapted)
+        _logits(adapted, pixel_values)
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"adapter_args: {args.method} with target_modules {options['target_modules']} does not fit the model, "
             f"whose modules are {', '.join(_kinds(model))}: {first_line(error)}"
@@ -101,6 +107,17 @@ def adapter_state(model: PeftModel) -> dict[str, torch.Tensor]:
     }
 
 
+def _check_names(model: nn.Module, head: list[str]) -> None:
+    """Raise a `UserError` if PEFT, which saves every module whose name ends like the head's, would train another."""
+    for name, module in model.named_modules():
+        inside = any(is_inside(name, place) for place in head)
+        if name.endswith(tuple(head)) and not inside and any(True for _ in module.parameters()):
+            raise UserError(
+                f"model: PEFT cannot tell the head, {', '.join(head)}, from {name}, whose name ends alike, and would "
+                "train and save all of it: use a method without adapters"
+            )
+
+
 def _known(names: list[str], model: nn.Module) -> list[str]:
     """The recipe's `modules_to_save`. Each must exist: PEFT would skip a missing one silently."""
     modules = [name for name, _ in model.named_modules() if name]
@@ -111,20 +128,20 @@ def _known(names: list[str], model: nn.Module) -> list[str]:
 
 
 def _adaptable(
-    args: MethodArguments, model: PreTrainedModel, head: str, pixel_values: torch.Tensor, options: dict[str, Any]
+    args: MethodArguments, model: PreTrainedModel, head: list[str], pixel_values: torch.Tensor, options: dict[str, Any]
 ) -> list[str]:
     """The names of the body's layers that take the adapters."""
     norms = adapter_config(args.method, {**options, "target_modules": ["0"]}).peft_type in _NORM_METHODS
-    inputs = _layer_inputs(model, is_norm if norms else _is_linear_or_convolution, pixel_values)
-    inputs = {name: given for name, given in inputs.items() if name != head}
+    inputs, read = _watched(model, is_norm if norms else _is_linear_or_convolution, pixel_values)
+    inputs = {name: given for name, given in inputs.items() if not any(is_inside(name, place) for place in head)}
     found: list[str] = []
     refused: dict[str, str] = {}
     tried: dict[tuple, str | None] = {}
     for name, given in inputs.items():
         layer = model.get_submodule(name)
-        kind = (repr(layer), given.shape)
+        kind = (repr(layer), given.shape, *sorted(read[name]))
         if kind not in tried:
-            tried[kind] = _refusal(args, layer, given, options)
+            tried[kind] = _refusal(args, layer, given, options, set() if args.merge_adapters else read[name])
         if (reason := tried[kind]) is None:
             found.append(name)
         else:
@@ -136,11 +153,18 @@ def _adaptable(
             "its head to adapt: use method: full, or another model",
             fix={"method": "full", "adapter_args": None, "merge_adapters": None},
         )
-    if not found:
+    lends = any(reason.startswith(_LACKING) for reason in refused.values())
+    if not found and not lends:
         raise UserError(
             f"method: {args.method} fits none of the {len(inputs)} {'norm' if norms else 'linear and convolutional'} "
             f"layers before the head{': ' + reasons[:400] if reasons else ''}: set adapter_args, or use method: full",
             fix={"method": "full", "adapter_args": None, "merge_adapters": None},
+        )
+    if not found:
+        raise UserError(
+            f"method: {args.method} fits none of the {len(inputs)} layers before the head as they are: "
+            f"{reasons[:400]}: set merge_adapters: true, which saves plain weights",
+            fix={"merge_adapters": True},
         )
     if refused:
         logger.info("adapters: %s leaves out %d layers: %s (%s)", args.method, len(refused),
@@ -158,33 +182,72 @@ def _kinds(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[2] for name in names))[:20]
 
 
-def _layer_inputs(
+class _Watched(nn.Module):
+    """In place of a layer: notes the layer's input, and which of its attributes the network reads."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer, self.read = layer, set[str]()
+        self.given: torch.Tensor | None = None
+
+    def forward(self, given: torch.Tensor, *more: Any) -> torch.Tensor:
+        if self.given is None:
+            self.given = given
+        return self.layer(given, *more)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            self.read.add(name)
+            return getattr(self.layer, name)
+
+
+def _watched(
     model: PreTrainedModel, wanted: Callable[[nn.Module], bool], pixel_values: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The input of each wanted layer when the model sees the images, in the order of the model."""
-    inputs: dict[str, torch.Tensor] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _layer, given, name=name: inputs.setdefault(name, given[0]))
-        for name, layer in model.named_modules()
-        if wanted(layer)
-    ]
+) -> tuple[dict[str, torch.Tensor], dict[str, set[str]]]:
+    """The input of each wanted layer when the model sees the images, and the attributes that the network reads of it.
+
+    Layers that do not run are left out; both are in the order of the model.
+    """
+    watched = {name: _Watched(layer) for name, layer in model.named_modules() if wanted(layer)}
     try:
+        for name, stand_in in watched.items():
+            model.set_submodule(name, stand_in)
         _logits(model, pixel_values)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return inputs
+        for name, stand_in in watched.items():
+            model.set_submodule(name, stand_in.layer)
+    inputs = {name: stand_in.given for name, stand_in in watched.items() if stand_in.given is not None}
+    return inputs, {name: watched[name].read for name in inputs}
+
+
+def _lend_attributes(model: PeftModel) -> None:
+    """Give PEFT's layers the attributes of the layers that they wrap, such as `stride`, which some networks read."""
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            own = vars(layer.get_base_layer()).items()
+            missing = {key: value for key, value in own if not key.startswith("_") and not hasattr(layer, key)}
+            vars(layer).update(missing)
 
 
 @exact_float32()
-def _refusal(args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any]) -> str | None:
-    """Why a layer cannot be adapted, or None. The layer itself is unchanged."""
+def _refusal(
+    args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any], read: set[str]
+) -> str | None:
+    """Why a layer, of which the network reads the attributes `read`, cannot be adapted, or None.
+
+    The layer itself is unchanged.
+    """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the model is still on the CPU
         warnings.simplefilter("ignore")  # PEFT warns again when the layer itself is adapted
         try:
             tried = get_peft_model(
                 nn.Sequential(copy.deepcopy(layer)), adapter_config(args.method, {**options, "target_modules": ["0"]})
             )
+            adapted = tried.get_base_model().get_submodule("0")
+            if lacking := sorted(name for name in read if not hasattr(adapted, name)):
+                return f"{_LACKING} {', '.join(lacking)}, which the network reads"
             trained = [parameter for parameter in tried.parameters() if parameter.requires_grad]
             with torch.no_grad():
                 own = copy.deepcopy(layer)(given)

@@ -1,14 +1,22 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
+import inspect
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from ftkit.errors import UserError
+from ftkit.compat.transformers import tensors_of_config
+from ftkit.errors import UserError, nearest
 
 from . import timm_models
 
 _PIECES = 4  # the most in a group's name
+_NAMED = "head_modules"  # the key of a model's config for the modules that `head` names
+_AXES: WeakKeyDictionary[nn.Module, dict[str, int | None]] = WeakKeyDictionary()  # what `class_axes` has found
+_FEW = 8  # input channels: a block in oneDNN's kernels for AVX2
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -19,37 +27,141 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether images should be in channels-last layout, which convolutions prefer."""
-    return any(isinstance(module, nn.Conv2d) for module in model.modules())
+    """Whether images should be in channels-last layout, which convolutions prefer.
+
+    Not where it would corrupt memory: on CPUs without AVX-512, or with ONEDNN_MAX_CPU_ISA=AVX2 on any, oneDNN writes
+    past the gradient of a 1 x 1 convolution with a stride and 2 to 7 input channels in this layout (torch 2.15).
+    Other kernels, groups, paddings, image sizes down to 1 x 1, and 8 channels or more gave the right gradients.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    fragile = any(
+        layer.kernel_size == (1, 1) and layer.stride != (1, 1) and layer.in_channels < _FEW for layer in convolutions
+    )
+    return bool(convolutions) and not fragile
 
 
-def find_head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """The name and module of the linear layer that computes the logits.
-
-    timm models name it. In other models, transformers' and ftkit's own, it is `classifier` or a layer inside it.
+def check_takes_images(model: nn.Module) -> None:
+    """Check that a model takes images.
 
     Raises:
-        UserError: no single layer qualifies; the message lists the layers with as many outputs as classes.
+        UserError: its forward pass has no `pixel_values`.
+    """
+    parameters = inspect.signature(model.forward).parameters.values()
+    named = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    if named and "pixel_values" not in named:
+        raise UserError(
+            f"model: {type(model).__name__} takes {', '.join(named[:3])} and no pixel_values, so it cannot be "
+            "trained on images: use another model"
+        )
+
+
+def find_head(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of the head, by name, in the order of the model.
+
+    These are the layers that compute the logits, which are more than one in models with several heads; or the modules
+    that `head` of a recipe names, which hold these layers.
+
+    Raises:
+        UserError: no layer depends on the number of classes, and `head` names none.
     """
     config: Any = model.config
-    classes = config.num_labels
-    candidates = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.shape[0] == classes
-    }
-    linear = {name: module for name, module in candidates.items() if isinstance(module, nn.Linear)}
-    if (known := timm_models.head(model)) is not None:
-        found = [name for name, module in linear.items() if module is known]
-    else:
-        found = [name for name in linear if "classifier" in name.split(".")]
-    if len(found) != 1:
-        listed = ", ".join(f"{name} ({type(module).__name__})" for name, module in candidates.items())
+    layers = {name.rpartition(".")[0] for name in class_axes(model)}
+    named, modules = vars(config).get(_NAMED, []), dict(model.named_modules())
+    if unknown := [name for name in named if name not in modules]:
         raise UserError(
-            f"model: the head of {type(model).__name__} must be one linear layer, and {len(found)} layers "
-            f"qualify; modules with {classes} outputs: {listed or 'none'}"
+            f"model: {_NAMED} in its config names {unknown[0]}, which {type(model).__name__} does not have"
         )
-    return found[0], linear[found[0]]
+    if not named and (not layers or "" in layers):
+        classes = f"num_labels of its config ({config.num_labels})"
+        raise UserError(
+            f"model: the head of {type(model).__name__} cannot be found, because no module of it changes with "
+            f"{classes}: set head to the name of the module that computes the logits: "
+            f"{', '.join(_with_parameters(model)[-10:])}"
+        )
+    return {name: module for name, module in modules.items() if name in (named or layers)}
+
+
+def name_head(model: PreTrainedModel, names: list[str] | None) -> None:
+    """Make the modules `names` the head of `model`; its config keeps them, so that a saved model has the same head.
+
+    Args:
+        names: names of modules, of timm's models with or without `timm_model.`; None leaves the head as it is.
+
+    Raises:
+        UserError: the model has no such module, or its logits come from a module that `names` leaves out.
+    """
+    if names is None:
+        return
+    modules = [name for name, _ in model.named_modules() if name]
+    inner = timm_models.network(model)[0]
+    full = [name if name in modules else f"{inner}.{name}" for name in names]
+    for name, place in zip(names, full, strict=True):
+        if place not in modules:
+            raise UserError(f"head: the model has no module {name!r}{nearest(name, modules)}")
+    layers = {name.rpartition(".")[0] for name in class_axes(model)}
+    outside = sorted(layer for layer in layers if not any(is_inside(layer, place) for place in full))
+    if outside:
+        raise UserError(
+            f"head: {', '.join(names)} leaves out {', '.join(outside)}, which depends on the number of classes: "
+            "name it too",
+            fix={"head": [*names, *outside]},
+        )
+    setattr(model.config, _NAMED, full)
+
+
+def class_axes(model: nn.Module) -> dict[str, int | None]:
+    """The tensors that depend on the number of classes, by name, with the axis of the classes.
+
+    They are those with another shape in a model of the same config with one class more, which is built without memory.
+    The axis is None if the classes are not simply one axis.
+    """
+    if model not in _AXES:
+        config: Any = model.config
+        others, found = tensors_of_config(type(model), config, num_labels=config.num_labels + 1), {}
+        for name, tensor in model.state_dict().items():
+            if name in others and others[name].shape != tensor.shape:
+                axes = [axis for axis, size in enumerate(tensor.shape) if size != others[name].shape[axis]]
+                simple = len(axes) == 1 and tensor.shape[axes[0]] == config.num_labels
+                found[name] = axes[0] if simple else None
+        _AXES[model] = found
+    return _AXES[model]
+
+
+def draw_head(model: nn.Module) -> None:
+    """Draw new weights for the layers that compute the logits."""
+    with torch.no_grad():
+        for name in class_axes(model):
+            layer, tensor = model.get_submodule(name.rpartition(".")[0]), model.state_dict()[name]
+            if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+                tensor.normal_(std=0.02) if tensor.ndim > 1 else tensor.zero_()
+            elif name.endswith(".weight"):  # with its bias
+                layer.reset_parameters()
+
+
+def whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a model by name, for a file: where modules are shared, copies under each of their names.
+
+    transformers refuses to write tensors that are shared, unless its own model declares it.
+    """
+    state: dict[str, torch.Tensor] = model.state_dict()
+    first = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    kept = first | model.all_tied_weights_keys.keys()
+    return {name: value if name in kept else value.clone() for name, value in state.items()}
+
+
+def is_inside(name: str, place: str) -> bool:
+    """Whether a parameter or module is in the module `place`, or is that module."""
+    return name == place or name.startswith(f"{place}.")
+
+
+def head_tensors(model: nn.Module) -> set[str]:
+    """The names of the parameters and buffers of a model's head.
+
+    Raises:
+        UserError: the head cannot be found.
+    """
+    head = find_head(model)
+    return {name for name in model.state_dict() if any(is_inside(name, place) for place in head)}
 
 
 def layer_groups(model: nn.Module) -> dict[str, list[str]]:
@@ -62,8 +174,8 @@ def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     Raises:
         UserError: the head cannot be found.
     """
-    head, _ = find_head(model)
-    last = [name for name, _ in model.named_parameters() if name.startswith(f"{head}.")]
+    head = find_head(model)
+    last = [name for name, _ in model.named_parameters() if any(is_inside(name, place) for place in head)]
     members = [[name for name in names if name not in last] for names in _members(model)]
     grouped = {name for names in members for name in [*names, *last]}
     # Parameters of the model itself, such as a class token, belong to the input.
@@ -72,7 +184,7 @@ def layer_groups(model: nn.Module) -> dict[str, list[str]]:
     for names in filter(None, [loose, *members]):
         label = _label(model, names)
         groups[label if label not in groups else f"{label}+{len(groups)}"] = names
-    return {**groups, head: last}
+    return {**groups, "+".join(head): last}
 
 
 def _members(model: nn.Module) -> list[list[str]]:
@@ -148,3 +260,8 @@ def block_classes(model: nn.Module) -> list[str]:
         if not isinstance(block, lists) and any(block.children())
     ]
     return sorted({name for name in blocks if blocks.count(name) > 1})
+
+
+def _with_parameters(model: nn.Module) -> list[str]:
+    """The names of the modules that have parameters of their own, from input to output."""
+    return [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))]

@@ -3,28 +3,40 @@
 import dataclasses
 import functools
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+from datasets import DatasetDict
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
 
-from ftkit.config import ModelArguments, local_model, weights_file
+from ftkit.config import DataArguments, ModelArguments, local_model, weights_file
+from ftkit.data.feeding.engine import load_images
 from ftkit.data.feeding.tensors import Images
-from ftkit.data.pixels.images import ImageInfo
+from ftkit.data.pixels.images import ImageInfo, describe_images
+from ftkit.data.pixels.kinds import in_colour
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
 from ftkit.errors import UserError
+from ftkit.places import clean_json
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
+from .anatomy import check_takes_images, name_head, whole_state
+from .first_pass import check_channels, check_first_pass, check_size, say_grey
+from .fitting import fit_processor, geometry_of, say_fit, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
+from .reshaping import channels_of, reshaped, size_of
 from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 _PROBE = 64  # pixels: the side of the image that `size` is measured with
+_FITTED = 5000 * 32 * 32  # pixels that a first layer is fitted to, which takes a few hundred bytes for each
+_PHOTOGRAPH = 224  # pixels: images of one size keep it up to here
 
 
 @dataclass(eq=False)
@@ -36,12 +48,17 @@ class Classifier:
         processor: the image processor, which turns images into the model's input.
         needs_statistics: whether `fit` must still measure the mean and standard deviation of the training images.
         needs_first_layer: whether `fit` may still fit the first layer.
+        in_order: the name in a weights file of each tensor that was matched by its order.
     """
 
     model: PreTrainedModel | PeftModel
     processor: Any
     needs_statistics: bool = False
     needs_first_layer: bool = False
+    in_order: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_takes_images(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     @classmethod
     def build(cls, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool) -> Self:
@@ -58,19 +75,32 @@ class Classifier:
         Raises:
             UserError: the model does not take these arguments, or cannot be loaded.
         """
-        labels = task.config_options()
+        labels, in_order = task.config_options(), dict[str, str]()
         file = weights_file(args.model)
         if file is None:
             model, processor = _model_and_processor(args, labels, images, pretrained)
+            name_head(model, args.head)
         else:
-            named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
-            model, processor = _model_and_processor(named, labels, images, pretrained=False)
-            load_weights(model, file)
-        classifier = cls(model, processor, needs_first_layer=not pretrained)
+            model, processor, in_order = _with_weights(args, file, labels, images)
+        classifier = cls(model, processor, needs_first_layer=not pretrained, in_order=in_order)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
+        elif file is not None and args.architecture in own.CONFIGS:
+            classifier.needs_statistics = True
+            logger.info(
+                "normalisation: by mean and standard deviation of the training images, since %s gives none; "
+                "image_mean and image_std set those that its weights were trained with", file
+            )  # fmt: skip
         else:
-            classifier.needs_statistics = not pretrained or file is not None
+            # timm pads with the mean, so that the images depend on it.
+            classifier.needs_statistics = not pretrained and not timm_models.pads_with_mean(processor)
+            if file is not None:
+                _say_normalisation(args.architecture or "", normalizer(processor, 3))
+        check_channels(args.model, classifier.channels)
+        if (geometry := geometry_of(processor)) is not None:
+            say_fit(geometry, images.size)
+        if classifier.channels == 1 and args.model not in own.CONFIGS:
+            say_grey(args.model)
         return classifier
 
     @classmethod
@@ -78,15 +108,40 @@ class Classifier:
         """Load a saved classifier in float32 from a folder, a run or the Hub; adapters on top of their base model.
 
         Raises:
-            UserError: the model does not exist or cannot be loaded.
+            UserError: the model does not exist, cannot be loaded, or does not take the images of its processor.
         """
-        return cls(*load_saved(model, revision, trust_remote_code))
+        classifier = cls(*load_saved(model, revision, trust_remote_code))
+        check_size(model, classifier.model, classifier.channels, classifier.size)
+        return classifier
+
+    def check(
+        self, args: ModelArguments, task: Task, images: ImageInfo, pretrained: bool, pixels: torch.Tensor
+    ) -> None:
+        """Check that the model can be trained on images like these; the other arguments are those of `build`.
+
+        Args:
+            pixels: uint8 (2, C, H, W), two of the training images.
+
+        Raises:
+            UserError: see `check_first_pass`.
+        """
+
+        def again(size: tuple[int, int]) -> PreTrainedModel | PeftModel:
+            if size_of(self.model) is None:
+                return self.model
+            sized = dataclasses.replace(args, image_size=list(size))
+            return Classifier.build(sized, task, images, pretrained).model
+
+        own = size_of(self.model)
+        sizes = [own] if own is not None and pretrained and args.size is None else []
+        values = normalizer(self.processor, self.channels)(pixels)
+        check_first_pass(args.model, self.model, values, None if pretrained and args.size else sizes, again)
 
     def fit(self, train: Images) -> None:
         """Fit what the recipe and the weights leave open to the training images.
 
         These are the normalisation, unless recipe or weights give it, and the first layer of a new `convnet`, which is
-        fitted to up to 5,000 images.
+        fitted to up to 5,000 images, fewer if these are larger than 32 x 32 pixels.
         """
         if self.needs_statistics:
             self._set_normalization(*channel_statistics(train.histogram()))
@@ -94,7 +149,8 @@ class Classifier:
         if self.needs_first_layer:
             self.needs_first_layer = False
             if isinstance(self.model, ConvNetForImageClassification):
-                self.model.fit_first_layer(self.normalize(train.sample(5000)))
+                most = max(min(5000, _FITTED // math.prod(train.shape[1:])), 1)
+                self.model.fit_first_layer(self.normalize(train.sample(most)))
 
     @functools.cached_property
     def normalize(self) -> Normalize8Bit:
@@ -127,12 +183,28 @@ class Classifier:
     @property
     def channels(self) -> int:
         """The number of channels of `pixel_values`: 1 or 3."""
-        of_timm = timm_models.channels(self.model.config)
-        return getattr(self.model.config, "num_channels", 3) if of_timm is None else of_timm
+        return channels_of(self.model.config)
 
     def channels_of(self, images: ImageInfo) -> int:
         """The number of channels to decode images to: grey images stay grey, even for a model of three channels."""
         return min(images.channels, self.channels)
+
+    def images_of(self, splits: DatasetDict, args: DataArguments, seed: int) -> dict[str, Images]:
+        """The images of every split as the model takes them, in grey only if the images of all splits are grey.
+
+        Args:
+            splits: the splits, with the columns `image`, `label`, `index`.
+            seed: the seed of `image_transform`.
+
+        Raises:
+            UserError: images that do not decode, or a full disk.
+        """
+        info = describe_images(next(iter(splits.values())))
+        channels = self.channels_of(info)
+        images = load_images(splits, self.processor, channels, args, seed)
+        if channels < self.channels and in_colour(images.values()):  # which the sample of headers did not show
+            images = load_images(splits, self.processor, self.channels, args, seed)
+        return images
 
     @property
     def has_adapters(self) -> bool:
@@ -144,12 +216,17 @@ class Classifier:
 
         The weights of a model with adapters are those of the adapters and the head; the config is that of the model.
         """
-        self.model.save_pretrained(str(folder))
-        if isinstance(self.model, PeftModel):
+        if not isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(folder), state_dict=whole_state(self.model))
+        else:
+            self.model.save_pretrained(str(folder))
             base: Any = self.model.get_base_model()
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in
         self.save_processor(folder)
+        for name in ("config.json", "preprocessor_config.json"):  # a base's may name its author's folders
+            if (folder / name).is_file():
+                clean_json(folder / name)
 
     def save_processor(self, folder: Path) -> None:
         """Save the file that `AutoImageProcessor` loads."""
@@ -159,24 +236,59 @@ class Classifier:
             self.processor.save_pretrained(folder)
 
     def _set_normalization(self, mean: list[float], std: list[float]) -> None:
-        """Set mean and standard deviation; one number is repeated for three channels, as a `pipeline` feeds RGB."""
-        mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
-        if timm_models.lives_in_config(self.processor):
-            self.processor = timm_models.normalizing(self.model.config, mean, std)
-        else:
-            self.processor.image_mean, self.processor.image_std = mean, std
+        self.processor = set_normalization(self.model.config, self.processor, mean, std)
+
+
+def _say_normalisation(architecture: str, normalize: Normalize8Bit) -> None:
+    """Log by which numbers the pixels for the weights of a file are normalised, and whose they are."""
+    std = 1 / (255 * normalize.scale.flatten())
+    numbers = [
+        " ".join(f"{number:.3g}" for number in values.tolist()) for values in (-normalize.offset.flatten() * std, std)
+    ]
+    logger.info(
+        "normalisation: mean %s and standard deviation %s, of %s; image_mean and image_std set others",
+        *numbers, timm_models.which_weights(architecture),
+    )  # fmt: skip
 
 
 def _model_and_processor(
-    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool
+    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool, for_weights: bool = False
 ) -> tuple[PreTrainedModel, Any]:
+    """The model and its image processor; `for_weights` if trained weights from a file go into it."""
     if local_model(args.model) is None and args.model in own.CONFIGS:
         return _own_model(args, labels, images)
     if local_model(args.model) is None and args.model.startswith(timm_models.PREFIX) and not pretrained:
-        side = _side(args, images, otherwise=timm_models.usual_side(args.model))
         model_args = timm_models.with_dropout(args.model_args, args.dropout)
-        return timm_models.build(args.model, side, model_args, labels)
+        if for_weights:
+            model, processor = timm_models.build_for_weights(args.model, args.size, model_args, labels)
+        else:
+            side = _side(args, images, otherwise=timm_models.usual_side(args.model))
+            model, processor = timm_models.build(args.model, side, model_args, labels)
+        return model, fit_processor(model.config, processor, None, args.image_fit)
     return load_for_classes(args, labels, pretrained)
+
+
+def _with_weights(
+    args: ModelArguments, file: Path, labels: dict[str, Any], images: ImageInfo
+) -> tuple[PreTrainedModel, Any, dict[str, str]]:
+    """The architecture with the weights of a file, which are resampled if they are made for another size."""
+    named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
+    model, processor = _model_and_processor(named, labels, images, pretrained=False, for_weights=True)
+    name_head(model, args.head)
+    size = size_of(model)
+    try:
+        return model, processor, load_weights(model, file)
+    except UserError:
+        if size is None or args.size is None:
+            raise
+        usual = dataclasses.replace(named, image_size=None)
+        model, processor = _model_and_processor(usual, labels, images, pretrained=False, for_weights=True)
+        if size_of(model) == size:
+            raise
+    name_head(model, args.head)
+    in_order = load_weights(model, file)
+    model = reshaped(model, args, {})
+    return model, fit_processor(model.config, processor, size, args.image_fit), in_order
 
 
 def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) -> tuple[PreTrainedModel, Any]:
@@ -196,15 +308,20 @@ def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) 
         raise UserError(f"model_args: {error}") from None
     model = AutoModelForImageClassification.from_config(config)
     processor = ViTImageProcessor(size={"height": height, "width": width}, do_convert_rgb=True)
-    return model, processor
+    return model, fit_processor(config, processor, None, args.image_fit)
 
 
 def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
-    """Height and width: `image_size`, or the size of the data, or `otherwise`."""
-    if args.image_size:
-        return (args.image_size[0], args.image_size[-1])
-    if images.size is None:
-        logger.info(
-            "the images differ in size and are resized to %d x %d; image_size sets another", otherwise, otherwise
-        )
-    return images.size or (otherwise, otherwise)
+    """Height and width: `image_size`, or the size of the data if it is small, or `otherwise`, which is logged."""
+    if args.size is not None:
+        return args.size
+    if images.size is not None and max(images.size) <= max(_PHOTOGRAPH, otherwise):
+        return images.size
+    what = "images differ in size" if images.size is None else f"images of {_by(images.size)} pixels are large"
+    usual = _by((otherwise, otherwise))
+    logger.info("the %s and are resized to %s, usual for %s; image_size sets another", what, usual, args.model)
+    return otherwise, otherwise
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]:,} x {size[1]:,}"

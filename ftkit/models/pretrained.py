@@ -2,13 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from peft import PeftConfig, PeftModel
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     PreTrainedConfig,
@@ -21,7 +19,12 @@ from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
 
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
-from .anatomy import find_head
+from .adapted import with_adapters
+from .anatomy import class_axes, draw_head, head_tensors, name_head
+from .base_config import class_names, read_config, say_dropout, set_classes
+from .fitting import average_normalization, fit_processor
+from .loading import DAMAGED, Loaded, check_whole, load_from, reason
+from .reshaping import channels_of, divided, reshaped, sized
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -32,17 +35,20 @@ def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tupl
     """A saved model, with adapters on top of their base model, and its image processor.
 
     Raises:
-        UserError: the model does not exist or cannot be loaded.
+        UserError: the model does not exist, cannot be loaded, or is not whole.
     """
     place = str(local_model(name) or name)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
 
-    def load() -> tuple[PreTrainedModel | PeftModel, Any]:
+    def saved() -> tuple[PreTrainedModel | PeftModel, Any]:
+        config = read_config(place, source)
+        set_classes(config, place, revision)
+        timm_models.name_classes(config)
         adapted = find_adapter_config_file(place, revision=revision) is not None
-        model = _with_adapters(place, **options) if adapted else _from_pretrained(place, **options)
-        return model, AutoImageProcessor.from_pretrained(place, **options)
+        model = with_adapters(place, config, source) if adapted else _whole(place, config, source)
+        return model, AutoImageProcessor.from_pretrained(place, **source)
 
-    return _loading(place, load)
+    return _loading(place, saved)
 
 
 def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: bool) -> tuple[PreTrainedModel, Any]:
@@ -51,32 +57,36 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     The head keeps its weights if the classes are the same, in any order; otherwise it is new.
 
     Args:
-        labels: `num_labels`, `id2label` and `label2id` of the config.
+        labels: the options of the config that depend on the task, see `Task.config_options`.
         pretrained: whether to load the weights too.
 
     Raises:
-        UserError: the model does not take these arguments, or cannot be loaded.
+        UserError: the model does not take these arguments, or cannot be loaded, or its body is not whole.
     """
     place = str(local_model(args.model) or hub_name(args.model))
-    if local_model(args.model) is not None and (Path(place) / "adapter_config.json").is_file():
-        raise UserError(
-            f"model: {place} holds adapters, not a full model: fine-tune their base model, or train them again with "
-            "--merge_adapters true"
-        )
-    if args.image_size:
-        raise UserError(f"image_size: {place} has its own size, in its image processor: leave image_size out")
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
-    config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source))
-    changes = {**_overrides(args, config, place), **labels}
+    theirs = _loading(place, lambda: _base_config(place, source))
+    changes, shaping = _overrides(args, theirs, place), dict[str, Any]()
     if pretrained:
-        model = _loading(place, lambda: _from_pretrained(place, **source, **changes, ignore_mismatched_sizes=True))
-        _fit_head(model, [config.id2label[i] for i in sorted(config.id2label)], list(labels["id2label"].values()))
+        changes, shaping = divided(theirs, changes)
     else:
-        config = _loading(place, lambda: AutoConfig.from_pretrained(place, **source, **changes))
+        changes = sized(theirs, changes, args.size)
+    config = _loading(place, lambda: read_config(place, source, {**changes, **labels}))
+    timm_models.name_classes(config)
+    if pretrained:
+        loaded = _loading(place, lambda: load_from(place, config, source))
+        name_head(loaded.model, args.head)
+        check_whole(loaded, place, new=head_tensors(loaded.model))
+        _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
+        model = reshaped(loaded.model, args, shaping)
+    else:
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
-    timm_models.name_classes(model)
-    return model, _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    say_dropout(model.config)
+    processor = _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    if pretrained and channels_of(model.config) == 1 < channels_of(theirs):
+        processor = average_normalization(model.config, processor)
+    return model, fit_processor(model.config, processor, args.size, args.image_fit)
 
 
 def hub_name(model: str) -> str | None:
@@ -101,34 +111,39 @@ def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) 
             raise UserError(f"model_args: {model} has no {key!r}{nearest(key, valid)}: {', '.join(valid)}")
 
 
-def _from_pretrained(place: str, **options: Any) -> PreTrainedModel:
-    """The model with the weights of `place`, in float32: small updates would vanish in 16 bits."""
-    return AutoModelForImageClassification.from_pretrained(place, dtype=torch.float32, **options)
-
-
-def _with_adapters(place: str, revision: str | None, trust_remote_code: bool) -> PeftModel:
-    """The base model of the adapters in a folder or on the Hub, with the adapters and their head."""
-    adapters = PeftConfig.from_pretrained(place, revision=revision)
-    base, options = adapters.base_model_name_or_path, {"trust_remote_code": trust_remote_code}
-    if Path(base).is_absolute() and not Path(base).is_dir():
+def _base_config(place: str, source: dict[str, Any]) -> PreTrainedConfig:
+    """The config of a model to fine-tune, which must not be one of adapters."""
+    if find_adapter_config_file(place, revision=source["revision"]) is not None:
+        base = PeftConfig.from_pretrained(place, revision=source["revision"]).base_model_name_or_path
         raise UserError(
-            f"model: {place} holds adapters of the model in {base}, which does not exist: restore it, or set "
-            "base_model_name_or_path in adapter_config.json to its new place"
+            f"model: {place} holds adapters, not a full model: fine-tune their base model, {base}, or train them "
+            "again with --merge_adapters true",
+            fix={"model": base},
         )
-    config = AutoConfig.from_pretrained(place, revision=revision, **options)
-    model = _from_pretrained(base, config=config, revision=adapters.revision, ignore_mismatched_sizes=True, **options)
-    return PeftModel.from_pretrained(model, place, revision=revision)
+    return read_config(place, source)
+
+
+def _whole(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PreTrainedModel:
+    """The model with the weights of `place`, all of which are there."""
+    loaded = load_from(place, config, source)
+    fix = ""
+    if loaded.lacking and loaded.lacking.keys() <= head_tensors(loaded.model):
+        fix = f"correct id2label in its config.json, which names {config.num_labels} classes"
+        if None in loaded.lacking.values():
+            fix = "it was saved without a trained head: train one with recipes/finetune.py"
+    check_whole(loaded, place, fix=fix)
+    return loaded.model
 
 
 def _loading(place: str, load: Callable[[], T]) -> T:
     """Call `load`; an error becomes a `UserError` that names the model."""
-    if local_model(place) is None:
+    try:
+        if local_model(place) is not None:
+            return load()
         fix = "give --model the folder of a saved model"
         return from_hub(load, what=f"model {place} (there is no such folder)", fix=fix)
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError) as error:
-        raise UserError(f"model: {place} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except DAMAGED as error:
+        raise UserError(f"model: {place} cannot be loaded: {reason(error)}") from error
 
 
 def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> dict[str, Any]:
@@ -148,21 +163,30 @@ def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> di
     return overrides
 
 
-def _fit_head(model: PreTrainedModel, old: list[str], new: list[str]) -> None:
-    """Fit the rows of the loaded head to the classes `new`, by name.
+def _fit_head(loaded: Loaded, old: list[str] | None, new: list[str]) -> None:
+    """Fit the rows of the loaded head to the classes `new`, by name; a new head is random.
 
-    With another number of classes the head is new already; with as many other classes, it still has the old weights.
+    Args:
+        loaded: the model, and what its file lacked.
+        old: the classes of the head in the file; None if they are not known.
+        new: the classes wanted.
     """
-    if old == new:
+    model, axes = loaded.model, class_axes(loaded.model)
+    layers = {name.rpartition(".")[0] for name in axes}
+    logits = {name for name in model.state_dict() if name.rpartition(".")[0] in layers}
+    drawn = loaded.lacking.keys() & logits
+    if not drawn and old == new:
         logger.info("head: kept, the classes are the same")
-    elif sorted(old) == sorted(new):
-        _, head = find_head(model)
-        rows = torch.tensor([old.index(name) for name in new])
+    elif not drawn and old is not None and sorted(old) == sorted(new) and None not in axes.values():
+        rows, tensors = torch.tensor([old.index(name) for name in new]), model.state_dict()
         with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.copy_(parameter[rows].clone())
+            for name, axis in axes.items():
+                tensors[name].copy_(tensors[name].index_select(axis, rows))
         logger.info("head: kept, its rows reordered to the order of the data's classes")
     else:
-        if len(old) == len(new):
-            find_head(model)[1].reset_parameters()
-        logger.info("head: new, the classes differ from the model's %d", len(old))
+        if drawn != logits:
+            draw_head(model)
+        if any(loaded.lacking[name] is None for name in drawn):
+            logger.info("head: new, the model was saved without one")
+        else:
+            logger.info("head: new, the classes differ from the model's%s", f" {len(old)}" if old else "")

@@ -20,17 +20,35 @@ from transformers import (
 from ftkit.errors import UserError
 
 PREFIX = "timm/"  # before timm's names in recipes
+_CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
-def _preset(name: str) -> PretrainedCfg:
-    """timm's settings for an architecture, such as input size and normalisation."""
-    return timm.get_pretrained_cfg(split_model_name_tag(name.removeprefix(PREFIX))[0]) or PretrainedCfg()
+def preset_of(name: str) -> PretrainedCfg:
+    """timm's settings for an architecture and a tag, or its default tag, such as input size and normalisation.
+
+    Raises:
+        UserError: timm does not know the tag.
+    """
+    name = name.removeprefix(PREFIX)
+    try:
+        return timm.get_pretrained_cfg(name) or PretrainedCfg()
+    except RuntimeError:
+        architecture, tag = split_model_name_tag(name)
+        tags = ", ".join(_tags(architecture))
+        raise UserError(
+            f"timm knows no weights {tag!r} of {architecture}: name one of its tags ({tags or 'it has none'}) or none"
+        ) from None
+
+
+def _tags(architecture: str) -> list[str]:
+    """The tags of timm's weights for an architecture."""
+    return [split_model_name_tag(name)[1] for name in timm.list_pretrained(f"{architecture}.*")]
 
 
 def usual_side(name: str) -> int:
     """The usual side of the input of `timm/<architecture>`, in pixels."""
-    return _preset(name).input_size[-1]
+    return preset_of(name).input_size[-1]
 
 
 def hub_name(name: str) -> str:
@@ -49,30 +67,68 @@ def hub_name(name: str) -> str:
     return f"{name}.{default.tag}"
 
 
+def which_weights(name: str) -> str:
+    """The name, and for `timm/<architecture>` without a tag the tag that timm means, and others that differ."""
+    architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
+    if tag or not name.startswith(PREFIX):
+        return name
+    preset, tags = preset_of(name), _tags(architecture)
+    others = [
+        tag
+        for tag in tags
+        if (other := preset_of(f"{architecture}.{tag}")).mean != preset.mean or other.std != preset.std
+    ]
+    text = f"{name}.{preset.tag}, timm's default" if preset.tag else name
+    return text + (f" (name the tag of your weights if it is {' or '.join(others)})" if others else "")
+
+
 def build(
     name: str, side: tuple[int, int], model_args: dict[str, Any] | None, labels: dict[str, Any]
 ) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     """`timm/<architecture>` with random weights, for the three channels that a `pipeline` feeds.
 
     Args:
-        side: height and width of the input.
+        side: height and width of the input, to which whole images are resized.
         model_args: options of `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
 
     Raises:
         UserError: timm does not accept the arguments.
     """
-    architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], _preset(name)
+    return _build(name, {"input_size": [3, *side], "crop_pct": 1.0, "crop_mode": "center"}, model_args, labels)
+
+
+def build_for_weights(
+    name: str, side: tuple[int, int] | None, model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
+    """`timm/<architecture>` for weights from a file: with the preprocessing of timm's own weights, as their tag says.
+
+    Args:
+        side: height and width of the input, if not that of timm's weights.
+        model_args: see `build`.
+        labels: see `build`.
+
+    Raises:
+        UserError: timm does not accept the arguments, or does not know the tag.
+    """
+    preset = preset_of(name)
+    size = list(preset.input_size if side is None else (3, *side))
+    geometry = {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}
+    return _build(name, geometry, model_args, labels)
+
+
+def _build(
+    name: str, geometry: dict[str, Any], model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
+    architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], preset_of(name)
     model_args = dict(model_args or {})
     if preset.fixed_input_size:
-        model_args.setdefault("img_size", list(side))
+        model_args.setdefault("img_size", geometry["input_size"][1:])
     preprocessing = {
-        "input_size": [3, *side],
+        **geometry,
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
     }
     options: dict[str, Any] = {
         "architecture": architecture,
@@ -83,11 +139,16 @@ def build(
     try:
         model = TimmWrapperForImageClassification(config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"model: timm cannot build {architecture} with {model_args}: {error}") from error
+        raise UserError(cannot_build(architecture, model_args, error)) from error
     # The initial weights are transformers', N(0, 0.02): resnet18 learned faster with them than with timm's (53% and
     # 43% with SGD, 54% and 49% with AdamW, on validation after 4 epochs of 5,000 CIFAR-10 images, one seed each).
-    name_classes(model)
+    name_classes(model.config)
     return model, TimmWrapperImageProcessor(preprocessing, architecture=architecture)
+
+
+def cannot_build(architecture: str, model_args: dict[str, Any], error: Exception) -> str:
+    """The message for an error of timm while it builds a network."""
+    return f"model: timm cannot build {architecture} with {model_args}: {' '.join(str(error).split())}"
 
 
 def with_dropout(model_args: dict[str, Any] | None, dropout: float | None) -> dict[str, Any]:
@@ -102,11 +163,11 @@ def overrides(config: PreTrainedConfig, model_args: dict[str, Any]) -> dict[str,
     return {"model_args": {**(config.model_args or {}), **model_args}} if model_args else {}
 
 
-def name_classes(model: PreTrainedModel) -> None:
-    """Update the second list of class names in the config of a timm model; no change to another model."""
-    if isinstance(model.config, TimmWrapperConfig):
-        names: dict[Any, str] = dict(model.config.id2label or {})
-        model.config.label_names = [names[i] for i in range(len(names))]
+def name_classes(config: PreTrainedConfig) -> None:
+    """Update the second list of class names in the config of a timm model; no change to another config."""
+    if isinstance(config, TimmWrapperConfig):
+        names: dict[Any, str] = dict(config.id2label or {})
+        vars(config)["label_names"] = [names[i] for i in range(len(names))]
 
 
 def is_config(config: PreTrainedConfig) -> bool:
@@ -124,15 +185,30 @@ def lives_in_config(processor: Any) -> bool:
     return isinstance(processor, TimmWrapperImageProcessor)
 
 
+def pads_with_mean(processor: Any) -> bool:
+    """Whether an image processor pads images with the mean that it normalises with."""
+    return lives_in_config(processor) and processor.data_config["crop_mode"] == _CROP_MODES["pad"]
+
+
 def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
     """The image processor of a timm model with a new normalisation, which is also set in its `config."""
     config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
-def head(model: nn.Module) -> nn.Module | None:
-    """The module that computes a timm model's logits; None for another model."""
-    return model.timm_model.get_classifier() if isinstance(model, TimmWrapperForImageClassification) else None
+def fitting(config: Any, size: tuple[int, int], fit: str, crop_pct: float | None) -> TimmWrapperImageProcessor:
+    """The image processor of a timm model with another size or fit, which are also set in its `config`.
+
+    Args:
+        size: height and width of the images.
+        fit: see `image_fit`.
+        crop_pct: the share of the resized image that is left; None keeps that of `config`.
+    """
+    changes: dict[str, Any] = {"input_size": [3, *size], "crop_mode": _CROP_MODES[fit]}
+    if crop_pct is not None:
+        changes["crop_pct"] = crop_pct
+    config.pretrained_cfg = {**config.pretrained_cfg, **changes}
+    return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
 
 def layer_groups(model: nn.Module) -> list[list[str]] | None:

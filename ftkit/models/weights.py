@@ -1,85 +1,115 @@
 """Weights from elsewhere: a file with a `state_dict`, matched to a model by name, or else by order."""
 
 import logging
-import pickle
-import struct
+import os
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from ftkit.errors import UserError
 
-from . import timm_models
-from .anatomy import find_head
+from .anatomy import head_tensors
+from .loading import DAMAGED, Loaded, UnpicklingError, check_whole, load, reason
 
 logger = logging.getLogger(__name__)
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "ema")  # keys where training scripts save a state_dict
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # added by DistributedDataParallel, torch.compile and Lightning
-# Raised when reading a damaged file.
-_DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
-            AssertionError, MemoryError, OverflowError, struct.error)  # fmt: skip
+PAIRS = "weights_in_order.txt"  # in a run's folder
+_AVERAGES = re.compile(r"(^|_)ema(_|$)")  # of weights, in the names that training scripts give them
+_SHOWN = 3  # of the tensors that are matched by order
 _WAY_OUT = "save only the weights, with the program that made the file: torch.save(model.state_dict(), path)"
 
 
-def load_weights(model: PreTrainedModel, path: Path) -> None:
+def load_weights(model: PreTrainedModel, path: Path) -> dict[str, str]:
     """Load the weights of a file into `model`, except its head, because the file names no classes.
 
-    Keys are matched by name, without the prefixes of wrappers. If no name fits, they are matched by order, provided
+    Tensors are matched by name, without the prefixes of wrappers. If no name fits, they are matched by order, provided
     that the file holds tensors of the same shapes in the same order.
 
     Args:
+        model: a model with a new head.
         path: a `.safetensors` file, or a file of `torch.save`, which is read with `weights_only=True`.
 
+    Returns:
+        The name in the file of each tensor that was matched by order; empty if they were matched by name.
+
     Raises:
-        UserError: the file cannot be read without running code from it, or leaves part of the model without weights;
-            the message lists the keys that fit nowhere.
+        UserError: the file cannot be read without running code from it, or does not fit the model; the message lists
+            the keys that fit nowhere.
     """
-    given, (head, _) = _read(path), find_head(model)
-    wanted = model.state_dict()
-    body = {name for name in wanted if not name.startswith(f"{head}.")}
-    fitted = _by_name(given, wanted) or _by_order(given, wanted, body)
-    missing = sorted(name for name in body - fitted.keys() if not name.endswith("num_batches_tracked"))
-    used = {id(value) for value in fitted.values()}
-    left = [f"{name} {tuple(value.shape)}" for name, value in given.items() if id(value) not in used]
-    if missing:
-        raise UserError(
-            f"model: {path} does not fit {type(model).__name__}: {len(missing)} of its tensors get no weights, such "
-            f"as {', '.join(f'{name} {tuple(wanted[name].shape)}' for name in missing[:5])}; {len(left)} keys of "
-            f"the file fit nowhere: {', '.join(left[:10]) or 'none'}: set another architecture or model_args"
-        )
-    model.load_state_dict({name: value for name, value in fitted.items() if name in body}, strict=False)
+    given, head, in_order = _read(path), head_tensors(model), dict[str, str]()
+    loaded = _load(model, given, path)
+    if not loaded.fits and (pairs := _in_order(given, model.state_dict(), head)):
+        in_order = {name: there for name, there in pairs.items() if name not in head}
+        loaded = _load(model, {name: given[there] for name, there in pairs.items()}, path)
+    shapes = {name: value.shape for name, value in given.items()}
+    check_whole(loaded, str(path), head, shapes, fix="set another architecture or model_args")
+    body = {name: value for name, value in loaded.model.state_dict().items() if name not in head}
+    model.load_state_dict(body, strict=False)
     logger.info("weights: %d tensors of %s; the head is new, because the file names no classes", len(body), path)
-    if left:
-        logger.info("weights: %d keys fit nowhere: %s", len(left), ", ".join(left[:20]))
+    if in_order:
+        shown = [f"\n  {there} → {name}" for name, there in in_order.items()]
+        more = 0 if os.environ.get("FTKIT_DEBUG") else len(shown) - _SHOWN
+        rest = f"\n  and {more} more, all in {PAIRS} in the run's folder" if more > 0 else ""
+        listed = "".join(shown[: len(shown) - max(more, 0)]) + rest
+        logger.info("weights: no name fits; %d tensors are matched by their order:%s", len(in_order), listed)
+    return in_order
+
+
+def save_pairs(in_order: dict[str, str], folder: Path) -> None:
+    """Write the result of `load_weights` into a run's folder, if it is not empty."""
+    if in_order:
+        lines = "".join(f"{there} → {name}\n" for name, there in in_order.items())
+        (folder / PAIRS).write_text(lines, encoding="utf-8")
+
+
+def _load(model: PreTrainedModel, given: dict[str, torch.Tensor], path: Path) -> Loaded:
+    """Another model like `model`, with the tensors `given`; what it draws at random leaves no trace."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return load(partial(type(model).from_pretrained, None, config=model.config, state_dict=given), str(path))
+    except DAMAGED as error:
+        raise UserError(f"model: the weights of {path} cannot be loaded: {reason(error)}") from error
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a file by name; those of an average, if the file also holds one."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(_layers_in(path)):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
         calls = ", ".join(_globals_in(path)[:5])
         why = f"reading it would run code from it ({calls})" if calls else "it is not a file of torch.save, or too old"
         raise UserError(f"model: {path} cannot be read as a file of weights: {why}: {_WAY_OUT}") from None
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = (str(error).strip().splitlines() or ["it ends too early"])[0]
         if "TorchScript" in reason:
             reason = f"it is a TorchScript archive: {_WAY_OUT}"
         raise UserError(f"model: {path} cannot be read as a file of weights: {reason}") from None
-    if isinstance(loaded, nn.Module):
-        loaded = loaded.state_dict()
-    inside = [loaded[key] for key in _NESTED if key in loaded] if isinstance(loaded, dict) else []
-    nested = next((value for value in [*inside, loaded] if isinstance(value, dict)), {})
-    tensors = {str(name): value for name, value in nested.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
+    found = {"": _tensors(content)}
+    if isinstance(content, dict):
+        found |= {str(key): _tensors(value) for key, value in content.items()}
+    most = max(map(len, found.values()))
+    if not most:
         raise UserError(f"model: {path} holds no named weights: expected a state_dict; {_WAY_OUT}")
-    return tensors
+    sets = [key for key, tensors in found.items() if len(tensors) > most / 2]
+    taken = min(sets, key=lambda key: (not _AVERAGES.search(key), key != "state_dict", -len(found[key])))
+    if len(sets) > 1:
+        logger.info("weights: %s holds %s: %s is taken", path, " and ".join(map(repr, sets)), repr(taken))
+    return found[taken]
+
+
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a `state_dict`, or of a module, by name; none of anything else."""
+    state = content.state_dict() if isinstance(content, nn.Module) else content
+    items = state.items() if isinstance(state, dict) else ()
+    return {str(name): value for name, value in items if isinstance(value, torch.Tensor)}
 
 
 def _layers_in(path: Path) -> list:
@@ -93,26 +123,12 @@ def _globals_in(path: Path) -> list[str]:
     """The functions and classes that a file of `torch.save` needs beyond plain tensors; empty if it is not one."""
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # `torch.load` reports the reason
+    except (ValueError, RuntimeError, OSError, UnpicklingError):  # `torch.load` reports the reason
         return []
 
 
-def _by_name(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    fitted = {}
-    for key, value in given.items():
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
-        name = next((name for name in (key, f"{timm_models.PLACE}.{key}") if name in wanted), None)
-        if name is not None and wanted[name].shape == value.shape:
-            fitted[name] = value
-    return fitted
-
-
-def _by_order(
-    given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], body: set[str]
-) -> dict[str, torch.Tensor]:
-    pairs = list(zip(wanted, given, strict=False))
-    if len(given) != len(wanted) or any(wanted[a].shape != given[b].shape for a, b in pairs if a in body):
-        return {}
-    logger.info("weights: no name fits; matched in order: %s", ", ".join(f"{b} → {a}" for a, b in pairs if a in body))
-    return {a: given[b] for a, b in pairs}
+def _in_order(given: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], head: set[str]) -> dict[str, str]:
+    """The name in the file of each tensor of a model, by their order; empty if a shape outside the head differs."""
+    pairs = dict(zip(wanted, given, strict=False))
+    same = all(wanted[name].shape == given[there].shape for name, there in pairs.items() if name not in head)
+    return pairs if same and len(given) == len(wanted) else {}

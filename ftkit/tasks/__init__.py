@@ -9,12 +9,12 @@ A new task is a package here and a row of `TASKS`: a class with these members, w
 - validation: `validation`, `validate`, `evaluation_loss`, `validation_loss`;
 - recognised from: `of_features`, `of_config`, and, in raw data, `usual_columns`, `target_column`, `lacks_targets`
   and `read`;
-- targets: `check_targets`, `keep_classes`, `some_of_each`, `carve`, `encode`, `relabel`, `counts`, `tensor`,
-  `compact`;
+- targets: `join_similar`, `look_like`, `check_targets`, `keep_classes`, `some_of_each`, `carve`, `encode`, `as_known`,
+  `counts`, `tensor`, `compact`;
 - models: `config_options`;
 - answers: `decide`, `agreement`, `probabilities`, `likeliest`;
 - stored predictions: `predictions`, `from_table`;
-- report and card: `section`, `data_template`, `gallery`, `caption`, `card_figure`.
+- report and card: `section`, `data_template`, `gallery`, `caption`, `errors`, `card_figure`.
 """
 
 from datasets import Features
@@ -62,4 +62,4 @@ def task_of_config(config: PreTrainedConfig) -> Task:
     for kind in TASKS:
         if (task := kind.of_config(config)) is not None:
             return task
-    raise ValueError(f"no task has a model of the type {config.model_type}")
+    raise ValueError(f"no task has a model with problem_type: {config.problem_type}")

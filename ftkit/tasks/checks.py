@@ -17,6 +17,8 @@ def check(config: Config, task: type[Task]) -> list[str]:
         if getattr(args, key) != getattr(type(args), key) and args.loss != loss:
             message = f"{key} has no effect with loss: {args.loss}: leave it out, or use loss: {loss}"
             errors.append(Advice(message, {key: None}))
+    if (classes := config.data.classes) and len(classes) == 1 and "," not in classes[0]:
+        errors.append(f"classes: {classes[0]!r} is one class, and a classifier needs at least two: name another too")
     return errors + _check_best(vars(config.training), task.validation())
 
 

@@ -1,6 +1,6 @@
 """Results as data: a small JSON file in recipes/results/ for each measured line of the texts.
 
-kind         what measures it: recipe, benchmark, export or gpu
+kind         what measures it: recipe, benchmark, export, gpu or sweep
 command      the command, run once per seed or round; null if no command can repeat the result
 recipe       the recipe that it belongs to, with `seeds`
 after        {folder: command}: the runs that it starts from
@@ -28,6 +28,7 @@ import yaml
 from ftkit.files import atomic_write
 
 REPO = Path(__file__).resolve().parents[2]
+TESTS = ("gpu", "sweep")  # kinds of results that tests measure
 SHOWN_VERSIONS = ("torch", "transformers", "timm", "peft")
 
 
@@ -69,7 +70,7 @@ def stale(name: str, record: dict[str, Any], root: Path = REPO) -> str | None:
         return record["stale"]
     if "since" in record:
         return f"older than this file: in the texts since {record['since'][:7]}"
-    if record["kind"] != "gpu" and record["definition"] != definition(name, record, root):
+    if record["kind"] not in TESTS and record["definition"] != definition(name, record, root):
         return "its command, its seeds or the settings of its recipe changed"
     return None
 

@@ -204,6 +204,35 @@ def gpu_table(results: Results, folder: str) -> str:
     return captioned(table(["what", "found"], rows, "ll"), [results["gpu_h100"]])
 
 
+SWEEP = {
+    "build": "builds",
+    "full": "`full`",
+    "linear_probe": "`linear_probe`",
+    "last_2": "`last: 2`",
+    "lora": "`lora`",
+    "other_classes": "other classes",
+}  # the steps of tests/sweep.py, and the heads of their columns
+
+
+def sweep_table(results: Results, folder: str) -> str:
+    """The kinds of models that tests/sweep.py tried, and what did not pass."""
+    record = results["sweep"]
+    rows, outcomes = [], dict[str, list[str]]()
+    for library in ("timm", "transformers"):
+        own = {kind: row for kind, row in record["numbers"].items() if row["library"] == library}
+        passed = [sum(row["steps"].get(step, "").startswith("passed") for row in own.values()) for step in SWEEP]
+        rows.append([library, str(len(own)), *map(str, passed)])
+    for kind, row in record["numbers"].items():
+        for outcome in row["steps"].values():
+            if outcome != "passed":
+                of_step = outcomes.setdefault(outcome.replace("|", "/").replace("\n", " "), [])
+                name = kind.removesuffix("ForImageClassification")
+                of_step += [] if name in of_step else [name]
+    counts = captioned(table(["library", "kinds", *SWEEP.values()], rows, "lrrrrrrr"), [record])
+    others = [[outcome, ", ".join(kinds)] for outcome, kinds in sorted(outcomes.items())]
+    return f"{counts}\n\n{table(['otherwise', 'kinds'], others, 'll')}"
+
+
 TABLES: dict[str, Callable[[Results, str], str]] = {
     "recipes": recipes_table,
     "tutorials": tutorials_table,
@@ -213,4 +242,5 @@ TABLES: dict[str, Callable[[Results, str], str]] = {
     "speed": speed_table,
     "export": export_table,
     "gpu": gpu_table,
+    "sweep": sweep_table,
 }

@@ -77,7 +77,7 @@ CASES = {
     "methods.adapters:merged": _trained_mlp(
         "--method", "lily", "--merge_adapters", "true", "--adapter_args", '{"target_modules": ["layers.0.0"]}'
     ),
-    "training.loop.explained:_batch_of_one": lambda folder: [
+    "training.stages.last_batch:check_single_image": lambda folder: [
         "--dataset", "digits", *TINY, "--num_train_epochs", 1, "--max_train_samples", 65
     ],
     "training.loop.not_finite:Guard.look_at_losses": _with(

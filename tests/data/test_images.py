@@ -5,9 +5,12 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
+from transformers.image_utils import load_image
 
+from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import image_tensors
-from ftkit.data.pixels.images import describe_images
+from ftkit.data.pixels.images import describe_images, to_mode
+from ftkit.data.pixels.kinds import KINDS, OTHER_ELSEWHERE, kinds_of
 
 HEIGHT, WIDTH = 16, 24
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
@@ -164,3 +167,72 @@ def test_describe_images(describe, picture):
     assert describe(b"broken").size is None
     # More images than are sampled; the last one is in the sample.
     assert describe(*[picture(0)] * 300, picture(0).convert("RGB")).channels == 3
+
+
+OPAQUE = np.full_like(ALPHA, 255)
+TURNED = PILImage.Exif()
+TURNED[EXIF_ORIENTATION] = 6
+SECOND = {"save_all": True, "append_images": [PILImage.fromarray(COLOR[::-1])]}
+# More files, and the kinds of each.
+KINDS_OF_FILES = {
+    "RGBA, opaque": (PILImage.fromarray(np.dstack([COLOR, OPAQUE])), "png", {}, []),
+    "RGBA, opaque, turned": (PILImage.fromarray(np.dstack([COLOR, OPAQUE])), "png", {"exif": TURNED}, []),
+    "RGBA, opaque, turned webp": (PILImage.fromarray(np.dstack([COLOR, OPAQUE])), "webp", {"exif": TURNED}, []),
+    "RGBA tiff": (RGBA_IMAGE, "tif", {}, ["transparent"]),
+    "RGBA, white behind": (PILImage.fromarray(np.dstack([COLOR * 0 + 255, ALPHA])), "png", {}, []),
+    "gray and opaque alpha": (PILImage.fromarray(np.dstack([GRAY, OPAQUE])), "png", {}, []),
+    "palette, no such entry transparent": (palette_image(), "png", {"transparency": 200}, []),
+    "YCbCr jpeg": (PILImage.fromarray(COLOR).convert("YCbCr"), "jpg", {}, []),
+    "RGB, turned": (PILImage.fromarray(COLOR), "jpg", {"exif": TURNED}, []),
+    "16 bit pgm": (PILImage.fromarray((RAMP * 65535).astype(np.int32)), "pgm", {}, ["16-bit"]),
+    "12 bit in 16": (PILImage.fromarray((RAMP * 4095).astype(np.uint16)), "png", {}, ["16-bit", "dim"]),
+    "signed": (
+        PILImage.fromarray((RAMP * 2000 - 1000).astype(np.int32)),
+        "tif",
+        {},
+        ["32-bit", "out of range", "dim"],
+    ),
+    "kelvin": (PILImage.fromarray((RAMP * 40 + 270).astype(np.float32)), "tif", {}, ["out of range"]),
+    "celsius": (PILImage.fromarray((RAMP * 30).astype(np.float32)), "tif", {}, ["floating-point", "dim"]),
+    "no number": (
+        PILImage.fromarray(np.where(RAMP > 0.9, np.nan, RAMP).astype(np.float32)),
+        "tif",
+        {},
+        ["floating-point", "out of range"],
+    ),
+    "animated gif": (PILImage.fromarray(COLOR), "gif", SECOND, ["several frames"]),
+    "animated webp": (PILImage.fromarray(COLOR), "webp", SECOND, ["several frames"]),
+    "animated png": (PILImage.fromarray(COLOR), "png", SECOND, ["several frames"]),
+    "pages": (PILImage.fromarray(COLOR), "tif", SECOND, ["several frames"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("kind", [*FILES, *KINDS_OF_FILES])
+def test_images_that_a_plain_pipeline_shows_otherwise_are_found(tmp_path, kind):
+    image, ending, options, expected = {**FILES, **KINDS_OF_FILES}[kind]
+    path = tmp_path / f"file.{ending}"
+    image.save(path, **options)
+    with PILImage.open(path) as opened:
+        shown = to_mode(opened, 3)
+        found = kinds_of(opened, shown)
+    plain, others = np.asarray(load_image(str(path))), set(found) & OTHER_ELSEWHERE
+    assert np.array_equal(shown, plain) == (not others), found
+    assert len(others) <= 1 and set(found) <= KINDS.keys()
+    if kind in KINDS_OF_FILES:
+        assert found == expected
+
+
+def test_kinds_are_counted_by_split(tmp_path):
+    paths = []
+    for i in range(5):
+        paths.append(str(tmp_path / f"{i}.png"))
+        (RGBA_IMAGE if i < 2 else PILImage.fromarray(COLOR)).save(paths[-1])
+    features = Features(image=Image(), label=ClassLabel(names=["a", "b"]), index=Value("int64"))
+    split = Dataset.from_dict({"image": paths, "label": [0] * 5, "index": range(5)}, features=features)
+    processor = ViTImageProcessor(size={"height": HEIGHT, "width": WIDTH})
+    for channels, expected in ((3, {"transparent": 2}), (1, {"transparent": 2, "in colour": 5})):
+        for engine in (image_tensors, StreamedImages):
+            for _ in ("decoded", "from the cache"):
+                found = engine(split, processor, channels, cache_dir=str(tmp_path / "cache"))
+                assert found.kinds == expected

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from families import on_families
 from peft import PeftModel
 from safetensors.torch import load_file
 from support import KEEP_ALL, TINY, assert_reloads, assert_saved_is_trained, finetune, interrupt, train, weights
-from transformers import AutoModelForImageClassification
+from torch import nn
+from transformers import AutoModelForImageClassification, PreTrainedModel, ResNetConfig
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from ftkit.config import MethodArguments, ModelArguments
 from ftkit.data.pixels.images import ImageInfo
@@ -51,7 +54,7 @@ def test_only_adapters_and_head_are_saved_and_they_reload(folder, tmp_path, refu
     job = train(tmp_path / "run", *QUICK, "--model", folder, "--method", method)
     assert not (job.folder / "model" / "model.safetensors").exists()
     saved = load_file(job.folder / "model" / "adapter_model.safetensors")
-    head, _ = find_head(AutoModelForImageClassification.from_pretrained(folder))
+    (head,) = find_head(AutoModelForImageClassification.from_pretrained(folder))
     assert any(head in name for name in saved) and any(head not in name for name in saved)
     assert_saved_is_trained(job)
     assert 0 < job.plan.trained < job.classifier.model.num_parameters()
@@ -95,6 +98,25 @@ def test_the_adapter_folder_loads_by_pefts_own_classes(convnet, tmp_path):
     images = torch.randn(4, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(theirs(pixel_values=images).logits, ours(pixel_values=images).logits)
+
+
+class NamesakeOfTheHead(PreTrainedModel):
+    """A network with a layer of the head's name in its body."""
+
+    config_class, main_input_name = ResNetConfig, "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.body, self.fc = nn.Sequential(OrderedDict(fc=nn.Conv2d(3, 8, 3))), nn.Linear(8, config.num_labels)
+        self.post_init()
+
+    def forward(self, pixel_values):
+        return ImageClassifierOutput(logits=self.fc(self.body(pixel_values).mean((2, 3))))
+
+
+def test_a_layer_of_the_heads_name_in_the_body_is_refused(refused):
+    with refused("PEFT cannot tell the head, fc, from body.fc"):
+        add_adapters(MethodArguments("lora"), NamesakeOfTheHead(ResNetConfig()), torch.randn(2, 3, 8, 8), steps=1)
 
 
 def test_options_of_adapters_go_by_pefts_names(convnet, tmp_path):
@@ -231,7 +253,7 @@ def test_merging_that_changes_the_logits_is_refused(convnet, refused):
 
     def broken():
         plain = whole()
-        torch.nn.init.ones_(find_head(plain)[1].weight)
+        torch.nn.init.ones_(plain.classifier.weight)
         return plain
 
     adapted.merge_and_unload = broken

@@ -3,8 +3,11 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -12,7 +15,7 @@ from support import REPO, random_predictions, store
 from torch.nn import functional as F
 
 from ftkit import tasks
-from ftkit.config import LossArguments
+from ftkit.config import DataArguments, LossArguments
 from ftkit.evaluation.predictions import read_predictions, write_predictions
 from ftkit.evaluation.report import write_report
 from ftkit.tasks import TASKS, Metric, SingleLabel, task_of
@@ -35,7 +38,7 @@ def test_the_columns_determine_the_task():
 
 
 def test_stored_predictions_have_fixed_columns_and_are_read_back(tmp_path):
-    stored = random_predictions(NAMES, 50)
+    stored = replace(random_predictions(NAMES, 50), about={"source": [f"a/{i}.png" for i in range(50)]})
     write_predictions(tmp_path, stored)
     features = Features.from_arrow_schema(stored.to_table().schema)
     assert {name: str(feature) for name, feature in features.items()} == {
@@ -43,12 +46,23 @@ def test_stored_predictions_have_fixed_columns_and_are_read_back(tmp_path):
         "hash": "Value('uint64')",
         "label": "ClassLabel(names=['cat', 'dog', 'owl'])",
         "predicted": "ClassLabel(names=['cat', 'dog', 'owl'])",
+        "label_name": "Value('string')",
+        "predicted_name": "Value('string')",
         "logits": "List(Value('float32'), length=3)",
+        "source": "Value('string')",
     }
     again = read_predictions(tmp_path)
     assert again.task == TASK and again.logits.dtype == np.float32
-    for name in ("index", "hashes", "labels", "logits", "predicted"):
+    for name in ("index", "hashes", "labels", "logits", "predicted", "sources", "about"):
         assert np.array_equal(getattr(again, name), getattr(stored, name))
+    plain = pd.read_parquet(tmp_path / "predictions.parquet")  # by other tools
+    assert plain["label_name"].tolist() == stored.by_name() and plain["source"][7] == "a/7.png"
+
+
+def test_predictions_of_an_older_version_have_numbers_for_names(tmp_path):
+    stored = random_predictions(NAMES, 5)
+    pq.write_table(stored.to_table().drop_columns(["label_name", "predicted_name"]), tmp_path / "predictions.parquet")
+    assert read_predictions(tmp_path).sources == [f"image {i}" for i in range(5)]
 
 
 def test_validation_and_report_compute_the_same_numbers():
@@ -94,9 +108,9 @@ def test_targets_are_mixed_as_shares_of_classes():
 
 def test_labels_of_other_data_are_matched_by_name(refused):
     other = rows([0, 1, 1], ["owl", "cat"])
-    assert TASK.relabel(other, what="test")["label"] == [2, 0, 0]
-    with refused("test has unknown classes: 'fox'; known are 'cat', 'dog', 'owl'"):
-        TASK.relabel(rows([1], ["cat", "fox"]), what="test")
+    assert TASK.as_known(other, DataArguments(), what="test")["label"] == [2, 0, 0]
+    with refused("test has classes that the model does not know: 'fox' (1 images); it knows 'cat', 'dog', 'owl'"):
+        TASK.as_known(rows([1], ["cat", "fox"]), DataArguments(), what="test")
 
 
 def test_the_list_of_a_tasks_members_is_complete():

@@ -1,7 +1,7 @@
 """Which images to read."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ftkit.config.values import Options, from_json
 from ftkit.errors import Advice
@@ -17,7 +17,13 @@ NO_SPLIT = "none"  # the value of `test_split`, `validation_split` or `split_col
 
 @dataclass
 class DataArguments:
-    """Which images to read, and how to split them."""
+    """Which images to read, and how to split them.
+
+    Attributes:
+        need_train: whether data without a train split are an error.
+    """
+
+    need_train: ClassVar[bool] = True
 
     dataset: str | None = field(
         default=None,
@@ -76,7 +82,24 @@ class DataArguments:
     samples_per_class: int | None = field(
         default=None, metadata={"help": "Few-shot: train on this many images of each class."}
     )
-    classes: list[str] | None = field(default=None, metadata={"help": "Keep only the classes with these names."})
+    max_validation_samples: int | None = field(
+        default=None, metadata={"help": "Validate on a random subset of this many images."}
+    )
+    max_test_samples: int | None = field(
+        default=None, metadata={"help": "Test on a random subset of this many images; report and card say so."}
+    )
+    classes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Keep only the classes with these names: a b c, or a,b,c."},
+    )
+    merge_similar_labels: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true: join classes whose names differ only in capitals, spaces, underscores, invisible "
+            "characters or Unicode form, under the most frequent spelling; false: they are different classes. "
+            "Default: as false, with a warning."
+        },
+    )
     augment: list[str] | None = field(
         default=None,
         metadata={
@@ -96,7 +119,7 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "tensor: decode all images once, into a memory map; stream: decode batch by batch, in workers; "
-            "auto: tensor if the decoded images fit into tensor_cache_gb."
+            "auto: tensor if the decoded images fit into tensor_cache_gb and on the disk."
         },
     )
     tensor_cache_gb: float = field(
@@ -124,6 +147,11 @@ class DataArguments:
         if isinstance(self.image_transform, str):
             self.image_transform = from_json(self.image_transform)
 
+    def names_class(self, name: str) -> bool:
+        """Whether `classes` keeps the class of this name; a text of several names has commas between them."""
+        given = self.classes or [name]
+        return name in given or any(name == part.strip() for text in given for part in text.split(","))
+
     def check(self) -> list[str]:
         """The errors in these arguments, one sentence each."""
         errors: list[str] = [
@@ -138,7 +166,7 @@ class DataArguments:
             )
         errors += [
             f"{name}: {getattr(self, name)} must be at least 1"
-            for name in ("max_train_samples", "samples_per_class")
+            for name in ("max_train_samples", "max_validation_samples", "max_test_samples", "samples_per_class")
             if getattr(self, name) is not None and getattr(self, name) < 1
         ]
         if not self.tensor_cache_gb >= 0:  # true for NaN
@@ -157,8 +185,8 @@ class DataArguments:
                     {"data_dir": None},
                 )
             )
-        if self.classes is not None and len(set(self.classes)) < max(2, len(self.classes)):
-            errors.append(f"classes: {self.classes} must name at least two classes, each once")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            errors.append(f"classes: {self.classes} must name each class once")
         return errors + self._check_splits()
 
     def _check_splits(self) -> list[str]:
@@ -185,3 +213,10 @@ class DataArguments:
         if not isinstance(self.image_transform, dict):
             return [f"image_transform: {self.image_transform!r} is not a mapping such as {{hflip: 0.5}}"]
         return []
+
+
+@dataclass
+class OtherData(DataArguments):
+    """Data to evaluate a model on that are not those of its run: any split will do."""
+
+    need_train: ClassVar[bool] = False

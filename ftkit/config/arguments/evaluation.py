@@ -10,7 +10,9 @@ class EvaluationArguments:
     """Which saved model to evaluate, and on what."""
 
     model: str = field(default="", metadata={"help": "A folder (of a model, or of a run) or a name on the Hub."})
-    split: Literal["train", "validation", "test"] = field(default="test", metadata={"help": "What to evaluate on."})
+    split: Literal["train", "validation", "test"] | None = field(
+        default=None, metadata={"help": "What to evaluate on. Default: test, or all images of data without splits."}
+    )
     output_dir: str | None = field(
         default=None, metadata={"help": "Write predictions, metrics and report into this new folder."}
     )

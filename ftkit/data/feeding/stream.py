@@ -2,10 +2,11 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.augment import random_bits
 from ftkit.data.feeding.tensors import Images, decodable, gone
 from ftkit.data.pixels.cache import cached
-from ftkit.data.pixels.decoding import Decoder, over_all_rows
+from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, open_image, to_mode
 from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
 from ftkit.errors import UserError
 
-_VERSION = 3  # the cache's version: raise it when decoding changes
+_VERSION = 4  # the cache's version: raise it when decoding changes
 
 
 class StreamedImages(Images):
@@ -57,13 +58,14 @@ class StreamedImages(Images):
 
         def write(folder: Path) -> None:
             bad: list[dict[str, Any]] = []
+            kinds: Counter[str] = Counter()
             counts, shape, hashes = 0, None, np.zeros(len(dataset), np.uint64)
-            looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
-            for rows, (their_shape, their_counts, their_bad, their_hashes) in looked:
-                counts, bad, shape = counts + their_counts, bad + their_bad, shape or their_shape
-                hashes[rows.start : rows.stop] = their_hashes
+            looked = decoder.over_all_rows(_FirstLook(decoder), "checking images")
+            for rows, look in looked:
+                counts, bad, kinds = counts + look.histogram, bad + look.bad, kinds + look.kinds
+                shape, hashes[rows.start : rows.stop] = shape or look.shape, look.hashes
             np.save(folder / "hashes.npy", hashes)
-            about = {"shape": shape, "skipped": bad, "histogram": np.asarray(counts).tolist()}
+            about = {"shape": shape, "skipped": bad, "kinds": kinds, "histogram": np.asarray(counts).tolist()}
             (folder / "about.json").write_text(json.dumps(about))
 
         decoder = Decoder(dataset, processor, channels)
@@ -74,6 +76,7 @@ class StreamedImages(Images):
             dataset, hashes = dataset.select(good), hashes[good]
             decoder = Decoder(dataset, processor, channels)
         super().__init__(dataset, hashes, key, about["skipped"], tuple(about["shape"]))
+        self.kinds = about["kinds"]
         self.decoder, self.counts = decoder, np.array(about["histogram"])
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None
 
@@ -135,15 +138,26 @@ def _generators_kept() -> Iterator[None]:
         np.random.set_state(states[1])
 
 
+class _Look(NamedTuple):
+    """What a first look at some rows finds: an image's shape, counts of the values, and the rest as in `Decoded`."""
+
+    shape: list[int] | None
+    histogram: np.ndarray | int
+    bad: list[dict[str, Any]]
+    hashes: np.ndarray
+    kinds: Counter[str]
+
+
 class _FirstLook:
-    """An image's shape, counts of the values, images that do not decode, and hashes, of some rows."""
+    """Looks at rows; `hashes` of those that do not decode are 0."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
 
-    def __call__(self, rows: range) -> tuple[list[int] | None, np.ndarray | int, list[dict], np.ndarray]:
+    def __call__(self, rows: range) -> _Look:
         decoded, hashes = self.decoder(rows), np.zeros(len(rows), np.uint64)
         hashes[decoded.positions] = decoded.hashes
+        found = decoded.bad, hashes, decoded.kinds
         if decoded.pixels is None:
-            return None, 0, decoded.bad, hashes
-        return list(decoded.pixels.shape[1:]), histogram(decoded.pixels), decoded.bad, hashes
+            return _Look(None, 0, *found)
+        return _Look(list(decoded.pixels.shape[1:]), histogram(decoded.pixels), *found)

@@ -16,7 +16,7 @@ register_plugins()  # in each process that decodes
 BAD_IMAGE_ERRORS = (
     OSError, SyntaxError, ValueError, RuntimeError, AttributeError, LookupError, Image.DecompressionBombError,
 )  # fmt: skip
-_GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _SAMPLE = 256
 _ORIENTATION = 0x0112
 
@@ -64,7 +64,7 @@ def describe_images(dataset: Dataset) -> ImageInfo:
                 check_decodable(image)
                 turned = image.getexif().get(_ORIENTATION, 1) >= 5
                 sizes.add((image.width, image.height) if turned else (image.height, image.width))
-                if image.mode not in _GRAY_MODES:
+                if image.mode not in GRAY_MODES:
                     channels = 3
         except BAD_IMAGE_ERRORS:
             continue
@@ -112,7 +112,7 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
     if image.mode == "F":
         scale = 255.0 if values.max(initial=0) <= 1 else 1.0
     else:

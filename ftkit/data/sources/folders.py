@@ -105,7 +105,7 @@ def _splits_in_classes(root: Folder, args: DataArguments) -> dict[str, Rows]:
                 f"set {settings_text(fix)} to train on it, or --train_split {HERE} if each folder is a class",
                 fix=fix,
             )
-        if args.classes is None or name in args.classes:
+        if args.names_class(name):
             for split, images in within.items():
                 found.setdefault(split, []).extend((path, name) for path in natural_sorted(images.images))
     return found
@@ -119,9 +119,9 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
     """
     rows: Rows = []
     if args.train_split != HERE:
-        _check_nesting(root, args.classes)
+        _check_nesting(root, args)
     for path in natural_sorted(folder.path for folder in root.folders.values()):
-        folder, kept = root.folders[path.name], args.classes is None or path.name in args.classes
+        folder, kept = root.folders[path.name], args.names_class(path.name)
         images = natural_sorted(image for inner in folder.below() for image in inner.images)
         rows += [(image, path.name) for image in images]
         if not images and kept and root.holds_images:
@@ -134,13 +134,13 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
     return rows
 
 
-def _check_nesting(root: Folder, wanted: list[str] | None) -> None:
+def _check_nesting(root: Folder, args: DataArguments) -> None:
     """Refuse a wanted class that holds folders of those beside it; warn where all classes hold the same folders.
 
     Raises:
         UserError: a folder holds classes once more, as `PlantVillage/` in `PlantVillage/` does.
     """
-    classes = {name: folder for name, folder in root.with_images.items() if wanted is None or name in wanted}
+    classes = {name: folder for name, folder in root.with_images.items() if args.names_class(name)}
     within = {name: set(folder.with_images) for name, folder in classes.items()}
     for name, inner in within.items():
         if len(inner & classes.keys()) > 1:

@@ -269,5 +269,5 @@ def _leave(ledger: Ledger, path: Path, files: Mapping[Path, object]) -> None:
     """Note files that are not used, and why."""
     ledger.read(files)
     for file, why in files.items():
-        reason = str(why).removeprefix(f"{file}: ")
+        reason = str(why).removeprefix(f"{file}: ").replace(f"{path}/", "")  # it is in the report
         ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "file", "reason": reason})

@@ -2,6 +2,7 @@
 
 import difflib
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets.config
 import huggingface_hub.constants
@@ -13,11 +14,12 @@ from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import follow_files
 from ftkit.data.sources.arrays import from_arrays
 from ftkit.data.sources.layouts import read_folder
-from ftkit.data.sources.ledger import Ledger, scan
+from ftkit.data.sources.ledger import Folder, Ledger, scan
 from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.pictures import as_pictures
 from ftkit.data.sources.remote import from_hub
 from ftkit.data.sources.splits import (
+    Splits,
     canonical,
     check_classes,
     choose_datasets,
@@ -46,7 +48,7 @@ _LOCAL_FILES = {
 _DEFAULT_LABELS = {"cifar100": "fine_label"}
 
 
-def load_data(args: DataArguments, ledger: Ledger | None = None) -> DatasetDict:
+def load_data(args: DataArguments, ledger: Ledger | None = None) -> Splits:
     """Read the dataset, complete its splits, and take the requested part.
 
     Args:
@@ -59,28 +61,54 @@ def load_data(args: DataArguments, ledger: Ledger | None = None) -> DatasetDict:
     Raises:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
-    ledger = ledger or Ledger()
+    raw = read_raw(args, ledger or Ledger())
+    splits = canonical(raw.splits, args, raw.label_column)
+    check_files(splits, args, raw)
+    splits = keep_classes(splits, args.classes)
+    check_classes(splits, args.data_dir or args.dataset)
+    return take_fewer(complete_splits(splits, args), args)
+
+
+class Raw(NamedTuple):
+    """Data as they are read.
+
+    Attributes:
+        splits: those of `train`, `validation` and `test` that there are, with the data's own columns.
+        label_column: the label column, if it is known.
+        root: the content of `data_dir`, if that is a folder.
+        ledger: the account of what is not used.
+    """
+
+    splits: DatasetDict
+    label_column: str | None
+    root: Folder | None
+    ledger: Ledger
+
+
+def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
+    """Read the dataset, and choose its splits; without train only for an evaluation."""
     path = Path(args.data_dir) if args.data_dir else None
     root = scan(path) if path is not None and path.is_dir() else None
-    raw = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
-    raw = as_pictures(raw, args.image_column, None if path is None else path if path.is_dir() else path.parent)
-    label_column = args.label_column
-    if (
-        label_column is None
-        and (usual := _DEFAULT_LABELS.get(args.dataset or "")) in next(iter(raw.values())).features
-    ):
-        label_column = usual
-    splits = canonical(raw, args, label_column)
+    splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    splits = as_pictures(splits, args.image_column, None if path is None else path if path.is_dir() else path.parent)
+    usual = _DEFAULT_LABELS.get(args.dataset or "")
+    known = args.label_column is None and usual in next(iter(splits.values())).features
+    return Raw(splits, usual if known else args.label_column, root, ledger)
+
+
+def check_files(splits: DatasetDict, args: DataArguments, raw: Raw) -> None:
+    """Check that no row names a file outside of the dataset, let caches follow the files, and account for the others.
+
+    Raises:
+        UserError: a row names a file elsewhere.
+    """
     if not _is_list(args.data_dir):
         check_paths(splits, _own_folders(args))
     named = [named_files(dataset) for dataset in splits.values()]
     for dataset, files in zip(splits.values(), named, strict=True):
         follow_files(dataset, files)
-    if root is not None:
-        ledger.account(root, (file for files in named for file in files if file is not None))
-    splits = keep_classes(splits, args.classes)
-    check_classes(splits, args.data_dir or args.dataset)
-    return take_fewer(complete_splits(splits, args), args)
+    if raw.root is not None:
+        raw.ledger.account(raw.root, (file for files in named for file in files if file is not None))
 
 
 def _is_list(data_dir: str | None) -> bool:

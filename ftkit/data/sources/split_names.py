@@ -110,7 +110,7 @@ def choose_splits(
     left = [name for name in found if name not in chosen.values()]
     if not chosen and len(left) == 1 and not _words(left[0]) & (_EITHER | _FURTHER):
         return {"train": found[left[0]]}
-    if need_train and "train" not in chosen:
+    if need_train and args.need_train and "train" not in chosen:
         fix |= _without_train(left, chosen)
         chosen["train"] = fix["train_split"]
         problems.append(
@@ -126,7 +126,7 @@ def choose_splits(
         raise UserError(f"{source}: {'; '.join(problems)}: name the splits, such as {settings}", fix=fix)
     if left and "train" in chosen:
         logger.info("  %-12s of the splits of %s: %s", "not used", source, _listed(left))
-    return {split: found[name] for split, name in chosen.items()}
+    return {split: found[chosen[split]] for split in SPLITS if split in chosen}
 
 
 def _without_train(left: list[str], chosen: Mapping[str, str]) -> dict[str, str]:

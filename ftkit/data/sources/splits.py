@@ -1,6 +1,8 @@
 """Train, validation and test from the raw splits: columns by type, missing splits carved out, subsets taken."""
 
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.data.sources.ledger import UNUSED_SPLIT, Ledger
+from ftkit.data.sources.origins import PLACE, with_rows, with_sources
 from ftkit.data.sources.split_names import (
     choose_splits,
     is_none,
@@ -19,7 +22,7 @@ from ftkit.data.sources.split_names import (
 )
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
-from ftkit.tasks.columns import find_column, type_name
+from ftkit.tasks.columns import find_column, own_columns, type_name
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ def choose_datasets(
         UserError: see `choose_splits` and `split_column`; or the names of files and a column contradict each other.
     """
     found: dict[str, list[Dataset]] = {}
+    raw = with_rows(raw)
     for name, dataset in raw.items():
         own, parts = split_of(name), _divided(name, dataset, args, f"{source}, {name}", raw)
         if len(parts) == 1 and own == split_of(next(iter(parts))):
@@ -76,7 +80,7 @@ def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[
     """The distinct values of each column that may hold splits: short texts, classes, numbers, yes and no."""
     found = {}
     for name, feature in dataset.features.items():
-        if name in (args.image_column, args.label_column, *DEFAULT_TASK.usual_columns) or not len(dataset):
+        if name in (PLACE, args.image_column, args.label_column, *DEFAULT_TASK.usual_columns) or not len(dataset):
             continue
         kind = feature.dtype if isinstance(feature, Value) else ""
         first = str(_readable(dataset.select([0]), name)[0]) if kind or isinstance(feature, ClassLabel) else ""
@@ -97,16 +101,30 @@ def _readable(dataset: Dataset, column: str) -> list[Any]:
     return values
 
 
-def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -> DatasetDict:
-    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`.
+class Splits(DatasetDict):
+    """The splits `train`, `validation` and `test` of a run.
+
+    Attributes:
+        drawn_from: for each split of which `max_validation_samples` or `max_test_samples` left only a part, the number
+            of all its images.
+    """
+
+    drawn_from: Mapping[str, int] = MappingProxyType({})
+
+
+def canonical(
+    raw: Mapping[str, Dataset], args: DataArguments, label_column: str | None, for_training: bool = True
+) -> DatasetDict:
+    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`, `source`.
 
     A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
 
     Args:
         raw: the splits by these names; `validation` and `test` may be missing.
+        for_training: whether hidden labels and names that look alike matter; otherwise `raw` may be any split.
     """
     splits = dict(raw)
-    train = splits["train"]
+    train = next(iter(splits.values()))
     image = find_column(train, "image_column", args.image_column, (Image,), "picture")
     label = DEFAULT_TASK.target_column(train, label_column)
     for split, dataset in splits.items():
@@ -116,17 +134,21 @@ def canonical(raw: DatasetDict, args: DataArguments, label_column: str | None) -
             raise UserError(f"{split} holds no images: remove it, or name another with --{split}_split{carve}", fix)
         for name in (image, label):
             if name not in dataset.column_names:
-                listed = ", ".join(dataset.column_names)
+                listed = ", ".join(own_columns(dataset))
                 raise UserError(f"column {name!r} of train is missing from {split}: {listed}{carve}", fix)
-    if hidden := [split for split in splits if split != "train" and DEFAULT_TASK.lacks_targets(splits, label, split)]:
+    others = [split for split in splits if split != "train" and for_training]
+    if hidden := [split for split in others if DEFAULT_TASK.lacks_targets(splits, label, split)]:
         settings = " ".join(f"--{split}_split {NO_SPLIT}" for split in hidden)
         raise UserError(
             f"{' and '.join(hidden)} {'have' if len(hidden) > 1 else 'has'} rows without a label (empty, or -1 for a "
             f"hidden one): set {settings} to carve {'them' if len(hidden) > 1 else 'it'} out of train, or label them",
             fix={f"{split}_split": NO_SPLIT for split in hidden},
         )
+    if for_training:
+        splits = DEFAULT_TASK.join_similar(splits, label, args.merge_similar_labels)
     task = DEFAULT_TASK.read(splits, label)
-    return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+    found = DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+    return with_sources(found, splits, args.data_dir)
 
 
 def check_classes(splits: DatasetDict, source: object) -> None:
@@ -143,11 +165,19 @@ def check_classes(splits: DatasetDict, source: object) -> None:
             f"{source}: train has only one class, {', '.join(map(repr, trained))}: a classifier needs at least two"
         )
     for split, found in counts.items():
-        if unknown := [name for name, count in found.items() if count and not counts["train"][name]]:
+        unknown = [name for name, count in found.items() if count and not counts["train"][name]]
+        look_like_known = task.look_like(unknown, trained)
+        if unknown and not look_like_known:
             raise UserError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
                 f"train, or keep those of train with --classes {' '.join(trained[:5])}{' …' * (len(trained) > 5)}",
                 fix={"classes": trained},
+            )
+        if unknown:
+            raise UserError(
+                f"{source}: {split} has classes that train lacks, but that look like train's: {look_like_known}: join "
+                "them with --merge_similar_labels true, or correct them",
+                fix={"merge_similar_labels": True},
             )
 
 
@@ -181,16 +211,30 @@ def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset
     return rest, part
 
 
-def take_fewer(splits: DatasetDict, args: DataArguments) -> DatasetDict:
-    """Reduce train to `max_train_samples` or `samples_per_class`, drawn by `split_seed`; leave the other splits."""
+def take_fewer(splits: DatasetDict, args: DataArguments) -> Splits:
+    """Reduce train to `max_train_samples` or `samples_per_class`, and the others to theirs, drawn by `split_seed`."""
     train, task = splits["train"], task_of(splits["train"].features)
     task.check_targets(train)
-    rows = order = np.random.default_rng(args.split_seed).permutation(len(train))
+    fewer = {
+        "train": some(train, args.max_train_samples, args.split_seed),
+        "validation": some(splits["validation"], args.max_validation_samples, args.split_seed),
+        "test": some(splits["test"], args.max_test_samples, args.split_seed),
+    }
     if args.samples_per_class is not None:
-        rows = task.some_of_each(train, args.samples_per_class, order)
-    elif args.max_train_samples is not None:
-        rows = order[: args.max_train_samples]
-    return splits if len(rows) == len(train) else DatasetDict({**splits, "train": train.select(np.sort(rows))})
+        order = np.random.default_rng(args.split_seed).permutation(len(train))
+        fewer["train"] = train.select(np.sort(task.some_of_each(train, args.samples_per_class, order)))
+    found = Splits(fewer)
+    found.drawn_from = {s: len(splits[s]) for s in ("validation", "test") if len(fewer[s]) < len(splits[s])}
+    for split, count in found.drawn_from.items():
+        logger.info("%s: %d of its %d images, drawn at random", split, len(found[split]), count)
+    return found
+
+
+def some(dataset: Dataset, count: int | None, seed: int) -> Dataset:
+    """`count` rows of a dataset, drawn at random, in their order; all if None or if there are not more."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))
 
 
 def keep_classes(splits: DatasetDict, classes: list[str] | None) -> DatasetDict:

@@ -11,16 +11,17 @@ from datasets import ClassLabel, Dataset, Features
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from ftkit.config import LossArguments
+from ftkit.config import DataArguments, LossArguments
 from ftkit.statistics.significance import compare
 from ftkit.tasks.columns import column
 from ftkit.tasks.parts import Drawing, Metric, Section
-from ftkit.tasks.single_label import answers, presentation, targets
+from ftkit.tasks.single_label import answers, matching, presentation, similar, targets
 from ftkit.tasks.single_label.losses import LOSSES, OPTIONS, class_shares
 from ftkit.tasks.single_label.metrics import METRICS, SCORE, SUMMARY, compute_metrics, headline
 from ftkit.tasks.single_label.predictions import Predictions, from_table
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_PROBLEM = "single_label_classification"  # transformers' name for it
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class SingleLabel:
 
     usual_columns: ClassVar[tuple[str, ...]] = targets.USUAL_NAMES
     target_column = staticmethod(targets.label_column)
+    join_similar = staticmethod(matching.join_similar)
+    look_like = staticmethod(similar.look_like)
     lacks_targets = staticmethod(targets.lacks_labels)
     check_targets = staticmethod(targets.check_classes)
     keep_classes = staticmethod(targets.keep_classes)
@@ -79,22 +82,29 @@ class SingleLabel:
 
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> "SingleLabel | None":
-        """The task of a model with this config: never None, since the config of every classifier names its classes."""
+        """The task of a model with this config, or None if the model gives an image several labels, or a number."""
+        if config.problem_type not in (None, _PROBLEM):
+            return None
         names: dict[Any, str] = dict(config.id2label or {})
         return cls([names[i] for i in range(len(names))])
 
     def config_options(self) -> dict[str, Any]:
         """The options of a model's config that depend on the task."""
         numbers = {name: i for i, name in enumerate(self.names)}
-        return {"num_labels": len(self.names), "id2label": dict(enumerate(self.names)), "label2id": numbers}
+        return {
+            "num_labels": len(self.names),
+            "id2label": dict(enumerate(self.names)),
+            "label2id": numbers,
+            "problem_type": _PROBLEM,  # a pipeline's scores follow from it: a softmax
+        }
 
     def encode(self, dataset: Dataset, split: str) -> Dataset:
         """`dataset` with its labels encoded as this task's classes; see `targets.as_classes`."""
         return targets.as_classes(dataset, self.names, split)
 
-    def relabel(self, dataset: Dataset, what: str) -> Dataset:
-        """`dataset` with its labels renumbered by class name to this task's; see `targets.relabel`."""
-        return targets.relabel(dataset, self.names, what)
+    def as_known(self, dataset: Dataset, args: DataArguments, what: str) -> Dataset:
+        """`dataset` with its labels renumbered by class name to this task's; see `matching.as_known`."""
+        return matching.as_known(dataset, self.names, args, what)
 
     def tensor(self, dataset: Dataset) -> torch.Tensor:
         """The targets of a dataset, for training: int64 (N,)."""
@@ -156,10 +166,15 @@ class SingleLabel:
     # Evaluation
 
     def predictions(
-        self, index: np.ndarray, hashes: np.ndarray, labels: np.ndarray, logits: np.ndarray
+        self,
+        index: np.ndarray,
+        hashes: np.ndarray,
+        labels: np.ndarray,
+        logits: np.ndarray,
+        about: dict[str, list] | None = None,
     ) -> Predictions:
         """The predictions that an evaluation stores; see `Predictions`."""
-        return Predictions(index, hashes, labels, logits.astype(np.float32), self)
+        return Predictions(index, hashes, labels, logits.astype(np.float32), self, about or {})
 
     def from_table(self, table: pa.Table) -> Predictions:
         """The predictions stored in `table`; see `Predictions.to_table`."""
@@ -169,6 +184,7 @@ class SingleLabel:
     headline = staticmethod(headline)
     gallery = staticmethod(presentation.gallery)
     caption = staticmethod(presentation.caption)
+    errors = staticmethod(presentation.errors)
     compare = staticmethod(compare)
 
     @property
@@ -181,9 +197,9 @@ class SingleLabel:
         """The number of classes, for texts: "10 classes"."""
         return f"{len(self.names)} classes"
 
-    def section(self, computed: dict[str, Any]) -> Section:
-        """The task's section of the report, from `metrics.json`."""
-        return presentation.section(computed, self.names)
+    def section(self, computed: dict[str, Any], predictions: Predictions) -> Section:
+        """The task's section of the report, from `metrics.json` and the predictions that it was computed from."""
+        return presentation.section(computed, predictions)
 
     def card_figure(self, computed: dict[str, Any]) -> Drawing:
         """The figure of the model card, from `metrics.json`."""

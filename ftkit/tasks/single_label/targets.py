@@ -1,6 +1,7 @@
 """Class labels of a dataset: finding, checking and renumbering them, and choosing rows by class."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow.compute as pc
@@ -46,19 +47,17 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
     Raises:
         UserError: the column holds something else, or has empty rows.
     """
-    feature = splits["train"].features[label]
+    first = next(iter(splits.values()))
+    feature = first.features[label]
     if isinstance(feature, ClassLabel):
         return feature.names
     if not isinstance(feature, Value) or not feature.dtype.startswith(_TYPES):
         several = isinstance(feature, (List, LargeList))
         what = "lists, as of several labels or of zeros and ones, and ftkit learns one class for each image"
-        raise _no_classes(splits["train"], label, what if several else type_name(feature))
+        raise _no_classes(first, label, what if several else type_name(feature))
     if any(_is_fraction(value) for dataset in splits.values() for value in dataset.unique(label)):
-        raise _no_classes(
-            splits["train"],
-            label,
-            f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)",
-        )
+        what = f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)"
+        raise _no_classes(first, label, what)
     values = {split: _values(dataset, label) for split, dataset in splits.items()}
     for split, found in values.items():
         if None in found:
@@ -152,23 +151,33 @@ def _with_labels(dataset: Dataset, labels: np.ndarray | list[int], names: list[s
     return dataset.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=names))
 
 
-def keep_classes(dataset: Dataset, classes: list[str], split: str) -> Dataset:
+def keep_classes(dataset: Dataset, classes: list[str], split: str, others: Iterable[str] = ()) -> Dataset:
     """The rows of these classes, with labels renumbered in the data's order.
+
+    Args:
+        classes: their names; a text with commas that is no class itself lists several.
+        others: names of classes that may be missing from the data.
 
     Raises:
         UserError: a class is unknown, or the split has no image of any of them.
     """
     names = dataset.features["label"].names
-    if unknown := [name for name in classes if name not in names]:
+    valid = [*names, *(name for name in others if name not in names)]
+    wanted = [name for text in classes for name in ([text] if text in valid else _listed(text))]
+    if unknown := [name for name in wanted if name not in valid]:
         raise UserError(
             f"classes: {', '.join(map(repr, unknown))} not among the {len(names)} classes of the data"
             f"{nearest(unknown[0], names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
         )
-    kept = [name for name in names if name in classes]
+    kept = [name for name in names if name in wanted]
     rows = np.flatnonzero(np.isin(column(dataset, "label"), [names.index(name) for name in kept]))
     if not len(rows):
-        raise UserError(f"classes: {split} has no image of {', '.join(classes)}")
+        raise UserError(f"classes: {split} has no image of {', '.join(wanted)}")
     return relabel(dataset.select(rows), kept, what=split)
+
+
+def _listed(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()] or [text]
 
 
 def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:

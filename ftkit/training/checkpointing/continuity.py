@@ -21,7 +21,7 @@ from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
 from ftkit.files import atomic_write
 from ftkit.methods.freezing import digests
-from ftkit.models.anatomy import find_head
+from ftkit.models.anatomy import find_head, is_inside
 from ftkit.precision import precision_of
 from ftkit.training import provenance
 
@@ -182,8 +182,8 @@ def take_fingerprint(config: Config, images: dict[str, Images], pretrained: nn.M
 
 def _weights_hash(model: nn.Module) -> str:
     """The hash of all values but the head's, without their names, which another version of a library may change."""
-    head, _ = find_head(model)
-    body = digests(model, {name for name in model.state_dict() if name.startswith(f"{head}.")})
+    head = find_head(model)
+    body = digests(model, {name for name in model.state_dict() if any(is_inside(name, place) for place in head)})
     return _hash(*sorted(body.values()))
 
 

@@ -22,6 +22,7 @@ from ftkit.errors import Interrupted, UserError
 from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
+from ftkit.models.anatomy import whole_state
 from ftkit.signals import signals
 from ftkit.training.checkpointing.checkpoints import PREFIX, STATE, best_of, rotate, seal
 from ftkit.training.checkpointing.continuity import Fingerprint
@@ -191,6 +192,7 @@ class CheckpointingTrainer(HookedTrainer):
                 hooks_of(self.model).save(self.model, folder)
             elif isinstance(self.model, PreTrainedModel):
                 # By the model's own names; for some models of transformers those on the Hub differ.
+                state_dict = whole_state(self.model) if state_dict is None else state_dict
                 self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
             else:
                 super().save_weights(folder, state_dict)
@@ -198,6 +200,13 @@ class CheckpointingTrainer(HookedTrainer):
                 self.average.save(folder)
         except _FAILURES as error:
             self.failure = error
+
+    def load_model(self, checkpoint: Path, model: nn.Module | None) -> None:
+        """Load the weights to resume from: strictly, unless FSDP shards the model."""
+        if model is None:
+            self.load_weights(checkpoint)
+        else:
+            super().load_model(checkpoint, model)
 
     def load_weights(self, checkpoint: Path) -> None:
         """Load the weights of a checkpoint, and the files beside them, into a model that is not sharded.
@@ -229,7 +238,7 @@ class CheckpointingTrainer(HookedTrainer):
 
 
 class _Resume(TrainerCallback):
-    """Loads the parts of a checkpoint that the `Trainer` does not know, and checks that no weights are missing."""
+    """Loads the parts of a checkpoint that the `Trainer` does not know."""
 
     def __init__(self, trainer: CheckpointingTrainer, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
@@ -239,8 +248,6 @@ class _Resume(TrainerCallback):
         self.trainer.progress.load(self.checkpoint)
         if self.trainer.sharded:
             self.trainer.load_beside_weights(self.checkpoint)
-        else:
-            self.trainer.load_weights(self.checkpoint)  # the `Trainer` lets a missing tensor pass with a warning
         args.eval_on_start = False  # early stopping would count it once more
 
 

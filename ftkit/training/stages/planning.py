@@ -1,5 +1,6 @@
 """The plan of a run: its method's stages for this model and this data, checked before anything is written."""
 
+import copy
 import logging
 import math
 from collections.abc import Iterator
@@ -17,12 +18,14 @@ from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
 from ftkit.errors import UserError
 from ftkit.methods.adapters import add_adapters
+from ftkit.methods.freezing import only_training
 from ftkit.methods.parameter_groups import Setting, parameter_settings
 from ftkit.methods.plan import Stage, is_adapter, make_plan
 from ftkit.methods.trainable import trained_parameters
-from ftkit.models.anatomy import layer_groups, regroup
+from ftkit.models.anatomy import find_head, layer_groups, regroup
 from ftkit.models.classifier import Classifier
 from ftkit.training.loop.optimizers import make_optimizer, make_schedule
+from ftkit.training.stages.last_batch import check_single_image, smallest_batch
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Plan:
         classifier: the classifier; its model has the method's adapters, if any.
         images: the images by split; `train` is trained on, `validation` chooses the checkpoint.
         groups: parameter names by layer group, from input to output, the head last.
+        head: the names of the modules of the head.
         stages: the stages in order.
         trained: number of parameters that train in at least one stage.
     """
@@ -64,13 +68,9 @@ class Plan:
     classifier: Classifier
     images: dict[str, Images]
     groups: dict[str, list[str]]
+    head: list[str]
     stages: list[PreparedStage]
     trained: int
-
-    @property
-    def head(self) -> str:
-        """The name of the last layer group."""
-        return list(self.groups)[-1]
 
 
 def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Images]) -> Plan:
@@ -85,10 +85,16 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
         UserError: a stage names a part that the model lacks, its training arguments contradict each other, or no
             layer takes the adapters.
     """
-    groups, length = layer_groups(classifier.model), len(images["train"])
+    groups, head, length = layer_groups(classifier.model), [*find_head(classifier.model)], len(images["train"])
     drafts = _draft(config, len(groups), length)
     planned = [_steps(args, length) if stage.kind.needs_adapters else 0 for stage, _, args in drafts]
     if is_adapter(config.method.method):
+        if not (config.method.merge_adapters or classifier.model.name_or_path):
+            raise UserError(
+                "merge_adapters: adapters are saved without the weights of their base model, which were resampled for "
+                "image_size or model_args, so that no file holds them: set it to true",
+                fix={"merge_adapters": True},
+            )
         pixels = classifier.normalize(images["train"].sample(2))
         classifier.model = add_adapters(config.method, classifier.model, pixels, sum(planned))
         groups = regroup(groups, classifier.model)
@@ -107,8 +113,12 @@ def prepare_plan(config: Config, classifier: Classifier, images: dict[str, Image
     for number, stage in enumerate(stages):
         with _in_stage(config, number):
             _try_out(stage, model, _steps(stage.args, length))
+            if smallest_batch(stage.args, length) == 1:
+                tried, pixels = copy.deepcopy(model), classifier.normalize(images["train"].sample(1))
+                with only_training(tried, stage.trained, stage.stage.train, config.method.train_batchnorm_stats):
+                    check_single_image(tried, pixels, stage.args, length)
     trained = size(model, set().union(*(stage.trained for stage in stages)))
-    plan = Plan(config, classifier, images, groups, stages, trained)
+    plan = Plan(config, classifier, images, groups, head, stages, trained)
     _warn_about_the_head(plan)
     return plan
 
@@ -234,9 +244,10 @@ def _try_out(stage: PreparedStage, model: Any, steps: int) -> None:
 
 def _warn_about_the_head(plan: Plan) -> None:
     """Warn if the head is frozen in all stages, or if only the head trains although the method should train more."""
-    if not any(stage.trained.intersection(plan.groups[plan.head]) for stage in plan.stages):
-        logger.warning("no stage trains the head, %s: if its classes are new, add it to a stage", plan.head)
+    name, parameters = list(plan.groups.items())[-1]
+    if not any(stage.trained.intersection(parameters) for stage in plan.stages):
+        logger.warning("no stage trains the head, %s: if its classes are new, add it to a stage", name)
     for prepared in plan.stages:
         kind = prepared.stage.kind
-        if kind.beside_head and prepared.trained <= set(plan.groups[plan.head]):
+        if kind.beside_head and prepared.trained <= set(parameters):
             logger.warning("the model has no %s before its head, so only the head trains", kind.written)

@@ -81,7 +81,7 @@ def _run_stage(plan: Plan, prepared: PreparedStage, resumption: Resumption, chec
 
 def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
     """The trainer of a stage: of the head on cached features if that is equivalent, else of the model."""
-    config, args, head = plan.config, prepared.args, plan.head
+    config, args = plan.config, prepared.args
     model, normalize = plan.classifier.model, plan.classifier.normalize
     train, validation = plan.images["train"], plan.images["validation"]
     augment, steps_before = config.data.augment or [], prepared.steps_before
@@ -89,8 +89,9 @@ def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
     pixels = augment or config.data.image_transform or config.loss.mixup or config.loss.cutmix
     changing = pixels or config.method.train_batchnorm_stats
     if prepared.stage.kind.head_alone and config.method.cache_features and not changing:
+        head, *others = plan.head
         features = FeatureExtractor(model, head, args, normalize, config.data.cache_dir)
-        reason = features.why_not(train)
+        reason = f"its head is {1 + len(others)} modules" if others else features.why_not(train)
         if reason is None:
             inside = {plain_name(name): setting for name, setting in objective.settings.items()}
             own = {f"head.{name.removeprefix(f'{head}.')}": setting for name, setting in inside.items()}

@@ -1,0 +1,138 @@
+"""What the config of a saved model brings along: what ftkit takes from it, sets itself, and refuses."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedConfig
+
+from ftkit.errors import UserError
+from ftkit.tasks import task_of_config
+
+from .loading import FULL_PRECISION
+
+logger = logging.getLogger(__name__)
+# Set whatever the config says: these change what a model returns, or how and where it computes. A run sets the classes
+# and the problem type too (`Task.config_options`), and loading the dtype. All else is the architecture, and is taken.
+SET: dict[str, Any] = {
+    "attn_implementation": None,  # transformers' choice for this machine
+    "experts_implementation": None,
+    "output_attentions": False,
+    "output_hidden_states": False,  # of every layer: a pipeline and an evaluation would keep them all
+    "return_dict": True,
+}
+# Deleted: a run says itself whether it trades time for memory; the others describe an earlier training.
+DELETED = ("gradient_checkpointing", "fusion_config", "finetuning_task", "task_specific_params")
+REFUSED = ("quantization_config", "compression_config")
+
+
+def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | None = None) -> PreTrainedConfig:
+    """The config of a saved model, with changes.
+
+    Args:
+        place: a folder or a name on the Hub.
+        source: `revision` and `trust_remote_code`.
+        changes: values for keys of the config.
+
+    Raises:
+        UserError: it is not an image classifier's, the weights are quantised, or the classes have no numbers.
+        OSError, ValueError, …: transformers cannot read the config.
+    """
+    _numbers(place, source["revision"])
+    config = AutoConfig.from_pretrained(place, **source, **SET, **(changes or {}))
+    own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not own_code:
+        raise UserError(
+            f"model: {place} is of the type {config.model_type}, of which transformers has no image classifier: take "
+            "another model"
+        )
+    inner: list[Any] = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
+    for part in (config, *inner):
+        own = part.__dict__
+        if how := next((own[key] for key in REFUSED if own.get(key)), None):
+            method = how.get("quant_method") if isinstance(how, dict) else None
+            raise UserError(
+                f"model: {place} is quantised ({method or how}), and ftkit needs weights in full precision: "
+                f"{FULL_PRECISION}"
+            )
+        for key in DELETED:
+            own.pop(key, None)
+    for part in inner:
+        part.output_attentions, part.output_hidden_states, part.return_dict = False, False, True
+    return config
+
+
+def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> None:
+    """Let the config of a model that is used as it is name each of its classes once.
+
+    Args:
+        config: the config, from `read_config`.
+        place: the folder or the name on the Hub that it is from.
+        revision: the revision on the Hub.
+
+    Raises:
+        UserError: the config does not name each class, or is that of another task than ftkit's.
+    """
+    names, numbers = class_names(config), _numbers(place, revision)
+    if names is None or (numbers is not None and len(numbers) != len(names)):
+        listed = ", ".join(map(str, (numbers or [])[:10])) + (", …" if len(numbers or []) > 10 else "")
+        raise UserError(
+            f"model: {place} has {config.num_labels} classes, and its config.json names those with the numbers "
+            f"{listed}: correct id2label in it (label_names in timm's), from 0 without gaps"
+        )
+    given: dict[Any, Any] = dict(config.id2label or {})
+    repeated = {name for name, count in Counter(given.values()).items() if count > 1}
+    if told := [names[i] for i in range(len(names)) if given[i] in repeated]:
+        logger.warning("classes: %s has several of one name, told apart here as %s", place, ", ".join(told[:8]))
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    try:
+        task_of_config(config)
+    except ValueError:
+        raise UserError(
+            f"model: {place} was trained with problem_type: {config.problem_type}, and ftkit gives each image one of "
+            "several classes: fine-tune it first, or correct problem_type in its config.json to "
+            "single_label_classification if that is what it was trained for"
+        ) from None
+
+
+def _numbers(place: str, revision: str | None) -> list[int] | None:
+    """The numbers of the classes that a config.json names; None if it names none.
+
+    Raises:
+        UserError: the names have no numbers.
+    """
+    written, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+    named = written.get("id2label")
+    if named is None:
+        return list(range(len(written["label_names"]))) if written.get("label_names") else None
+    try:
+        return sorted(int(number) for number in dict(named))
+    except (AttributeError, TypeError, ValueError):
+        raise UserError(
+            f"model: id2label in the config.json of {place} is {str(named)[:100]}: expected the names of the classes "
+            'by their numbers, such as {"0": "ant", "1": "bee"}'
+        ) from None
+
+
+def class_names(config: PreTrainedConfig) -> list[str] | None:
+    """The names of a model's classes, repeated ones with a number; None if its config does not number them from 0."""
+    given: dict[Any, Any] = dict(config.id2label or {})
+    if sorted(given) != list(range(len(given))):
+        return None
+    names: list[str] = []
+    for name in (str(given[i]) for i in range(len(given))):
+        number = 2
+        told = name
+        while told in names:
+            told, number = f"{name} ({number})", number + 1
+        names.append(told)
+    return names
+
+
+def say_dropout(config: PreTrainedConfig) -> None:
+    """Log the probabilities of dropping something that a run takes from the model's config."""
+    values = config.to_dict()
+    values |= values.get("model_args") or {}
+    numbers = {key: value for key, value in values.items() if "drop" in key and isinstance(value, float) and value}
+    if numbers:
+        logger.info("dropout: %s, in the model's config", ", ".join(f"{key} {v:g}" for key, v in numbers.items()))

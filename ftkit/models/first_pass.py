@@ -1,0 +1,236 @@
+"""The first pass of a run: two images go through the model and back, before anything is decoded, trained or written.
+
+All passes are made on copies, with random numbers of their own, so that they leave no trace.
+"""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit.compat.accelerate import should_reduce_batch_size
+from ftkit.errors import UserError
+
+logger = logging.getLogger(__name__)
+Size = tuple[int, int]  # height and width in pixels
+# Raised by networks whose layers do not fit the pixels.
+FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
+_BASES, _LARGEST = (14, 32), 640  # pixels: patches and windows divide most multiples of one of these
+_SHOWN = 3  # tensors that a message names
+
+
+def check_first_pass(
+    name: str, model: Any, pixel_values: torch.Tensor, own: list[Size] | None, again: Callable[[Size], nn.Module]
+) -> None:
+    """Check that `model` can be trained on images like these, with all of their pixels.
+
+    Args:
+        name: the model's name, for messages.
+        model: the model, on the CPU, in float32.
+        pixel_values: float (2, C, H, W), two of the images, normalised.
+        own: sizes of the model itself, to recommend first; None if it has one and another was asked for.
+        again: makes the same model for another size; raises a `UserError` if that is impossible.
+
+    Raises:
+        UserError: the size or the weights do not work; the message says which size does, found by trying.
+    """
+    height, width = pixel_values.shape[2:]
+    with torch.random.fork_rng(devices=[]):
+        problem = why_not(model, pixel_values, name)
+        if problem is None:
+            return
+
+        def works(size: Size) -> bool:
+            other, images = again(size), _noise(pixel_values, size)
+            return _takes(other, images[:1]) and why_not(other, images) is None
+
+        found = _other_size((height, width), own or [], works)
+    if found is None and own is None:
+        raise UserError(f"image_size: {name} {problem}: leave image_size out", fix={"image_size": None})
+    if found is None:
+        raise UserError(f"model: {name} {problem}, and takes no other size that was tried: use another model")
+    raise UserError(
+        f"image_size: {name} {problem}: set image_size to {' '.join(map(str, dict.fromkeys(found)))}, "
+        f"{'for which it was made' if found in (own or []) else 'the smallest above that it can take'}",
+        fix={"image_size": found[0] if found[0] == found[1] else list(found)},
+    )
+
+
+def check_channels(name: str, channels: int) -> None:
+    """Raise a `UserError` unless a model takes grey or RGB images."""
+    if channels not in (1, 3):
+        raise UserError(
+            f"model: {name} takes images of {channels} channels, and ftkit reads grey images (1) and RGB (3): use "
+            "another model"
+        )
+
+
+def say_grey(name: str) -> None:
+    """Warn that a model of another library than ftkit takes grey images alone."""
+    logger.warning(
+        "%s takes grey images alone, so a plain pipeline, which feeds RGB, cannot run it (without in_chans or "
+        "num_channels: 1, grey images are repeated in three channels)",
+        name,
+    )
+
+
+def check_size(name: str, model: Any, channels: int, size: Size) -> None:
+    """Check that a saved model takes the images that its image processor makes.
+
+    Raises:
+        UserError: it does not.
+    """
+    check_channels(name, channels)
+    try:
+        with torch.no_grad():
+            forward(copy.deepcopy(model).eval(), torch.zeros(1, channels, *size))
+    except FAILURES as error:
+        raise UserError(
+            f"model: {name} cannot take images of {size[0]} x {size[1]} pixels, which its image processor makes: "
+            f"{reason(error)}: correct its preprocessor_config.json, or train it again"
+        ) from error
+
+
+def why_not(model: Any, pixel_values: torch.Tensor, name: str = "the model") -> str | None:
+    """Why `model` cannot be trained on images float (N, C, H, W), as the end of a sentence; None if it can.
+
+    Raises:
+        UserError: the logits are not finite.
+    """
+    height, width = pixel_values.shape[2:]
+    tried, images = copy.deepcopy(model), f"images of {height} x {width} pixels"
+    try:
+        with torch.no_grad():
+            logits = forward(tried.eval(), pixel_values)
+        if not logits.isfinite().all():
+            raise _not_finite(name, model)
+        rows, columns, patches = _unread(tried, pixel_values[:1])
+        if (rows or columns) and patches:
+            return f"would cut off {rows} rows and {columns} columns of {images}, which its patches do not divide"
+        forward(tried.train().requires_grad_(), pixel_values).square().mean().backward()
+    except FAILURES as error:
+        return f"cannot take {images} ({reason(error)})"
+    if logits.shape != (len(pixel_values), model.config.num_labels):
+        return f"gives logits of shape {tuple(logits.shape)} for {len(pixel_values)} {images}"
+    if rows or columns:
+        logger.info("  the model reads all but %d rows and %d columns of %s", rows, columns, images)
+    return None
+
+
+def forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The logits of images."""
+    return model(pixel_values=pixel_values).logits
+
+
+def reason(error: Exception) -> str:
+    """The message of a library's error in one line; an error for lack of memory is raised again."""
+    if should_reduce_batch_size(error):
+        raise error
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unread(model: Any, pixel_values: torch.Tensor) -> tuple[int, int, bool]:
+    """The rows and columns at the borders that do not reach the logits, and whether the first layer makes patches.
+
+    The gradient of the logits by these pixels is zero. Nothing else makes it zero for a whole row: the image is noise,
+    and parameters that are still all zero, as those of some heads and scales, are drawn at random.
+    """
+    first: list[bool] = []
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.requires_grad_(False).parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def note(layer: nn.Conv2d, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].shape[2:] == pixel_values.shape[2:]:
+            first.append(layer.kernel_size == layer.stride != (1, 1))
+
+    hooks = [part.register_forward_pre_hook(note) for part in model.modules() if isinstance(part, nn.Conv2d)]
+    pixels = _noise(pixel_values, pixel_values.shape[2:]).requires_grad_()  # type: ignore[arg-type]
+    logits = forward(model, pixels)
+    for hook in hooks:
+        hook.remove()
+    if not logits.requires_grad:
+        return 0, 0, False
+    (logits * torch.randn(logits.shape, generator=generator)).sum().backward()
+    gradient = pixels.grad.abs().amax((0, 1)) > 0  # type: ignore[union-attr]
+    if not gradient.any():
+        return 0, 0, False
+    rows, columns = (_at_the_ends(gradient.any(axis)) for axis in (1, 0))
+    return rows, columns, not first or first[0]
+
+
+def _at_the_ends(read: torch.Tensor) -> int:
+    places = read.nonzero()
+    return len(read) - 1 - int(places[-1] - places[0])
+
+
+def _noise(like: torch.Tensor, size: Size) -> torch.Tensor:
+    """Images of noise (N, C, H, W), as many and of as many channels as `like`."""
+    return torch.randn(*like.shape[:2], *size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _takes(model: nn.Module, pixel_values: torch.Tensor) -> bool:
+    try:
+        forward(copy.deepcopy(model).eval(), pixel_values)
+    except FAILURES as error:
+        reason(error)
+        return False
+    return True
+
+
+def _not_finite(name: str, model: nn.Module) -> UserError:
+    tensors = model.state_dict()
+    broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        more = ", …" if len(broken) > _SHOWN else ""
+        return UserError(
+            f"model: {len(broken)} of the {len(tensors)} tensors of {name} hold NaN or infinity "
+            f"({', '.join(broken[:_SHOWN])}{more}), so its weights are broken: use others"
+        )
+    return UserError(
+        f"model: the logits of {name} for the first images are not finite, though its weights are: check image_mean "
+        "and image_std, or use other weights"
+    )
+
+
+def _other_size(size: Size, own: list[Size], works: Callable[[Size], bool]) -> Size | None:
+    """A size that works: one of `own`, or the smallest one above `size` that is found; None if there is none."""
+
+    def tried(other: Size) -> bool:
+        with _quiet(), contextlib.suppress(UserError):
+            return works(other)
+        return False
+
+    for other in own:
+        if other != size and tried(other):
+            return other
+    largest = max(size)
+    steps = sorted({base * n for base in _BASES for n in range(1, _LARGEST // base + 1) if base * n > largest})
+    rounded = [tuple(-(-side // base) * base for side in size) for base in (2, 4, 7, 8, 14, 16, 28, 32)]
+    candidates: list[Any] = [] if size[0] == size[1] else sorted(set(rounded) - {size}, key=lambda s: s[0] * s[1])
+    found = next((other for other in [*candidates, *((step, step) for step in steps)] if tried(other)), None)
+    if found is None or found in candidates:
+        return found
+    side = found[0]
+    for step in (16, 8, 4, 2, 1):
+        while side - step > largest and tried((side - step, side - step)):
+            side -= step
+    return side, side
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No messages but errors: models that are only tried are not the user's concern."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,260 @@
+"""Weights go into a model whole: each of its tensors comes from the file, or is named."""
+
+import json
+import logging
+import pickle
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from ftkit.compat.transformers import forget_renaming
+from ftkit.config import local_model
+from ftkit.config.arguments.model import WEIGHTS_SUFFIXES
+from ftkit.errors import UserError
+
+logger = logging.getLogger(__name__)
+UnpicklingError = pickle.UnpicklingError
+# What damaged files, and files that contradict their config, raise in the libraries that read them.
+DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
+           AssertionError, MemoryError, OverflowError, ImportError, struct.error, UnpicklingError,
+           StrictDataclassError)  # fmt: skip
+_NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # in transformers' order
+_LONGEST = 300  # characters of a library's message
+_SAMPLE = 1000  # values of a tensor
+FULL_PRECISION = "take the model that it was made from, or save model.dequantize() with transformers"
+_SHOWN = 5  # tensors in a message
+_DEPTH = 6  # the most names that wrappers put before a tensor's own
+# Ends of names that older versions of models, and tools that count operations, write beside the weights.
+_NOT_WEIGHTS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids",
+                "total_ops", "total_params")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with weights from a file.
+
+    Attributes:
+        model: the model, in float32. What the file lacks is random.
+        lacking: tensors of the model that the file lacks or has in another shape: name -> that shape, or None.
+        unused: tensors of the file without a place in the model, named as the model would name them.
+    """
+
+    model: PreTrainedModel
+    lacking: dict[str, Any]
+    unused: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the file has most of the model's tensors."""
+        return len(self.lacking) < len(self.model.state_dict()) / 2
+
+
+def load_from(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> Loaded:
+    """A model with the weights from a folder or the Hub, in float32: small updates would vanish in 16 bits.
+
+    Args:
+        place: the folder or the name on the Hub.
+        config: the config of the model.
+        source: `revision` and `trust_remote_code`.
+
+    Raises:
+        UserError: the folder holds no weights.
+        OSError, ValueError, …: see `DAMAGED`.
+    """
+    if (folder := local_model(place)) is not None:
+        _find_weights(folder, config)
+
+    def from_pretrained(**options: Any) -> Any:
+        return AutoModelForImageClassification.from_pretrained(place, config=config, **source, **options)
+
+    return load(from_pretrained, place)
+
+
+def load(from_pretrained: Callable[..., Any], source: str) -> Loaded:
+    """Load weights in float32, under their own names or below those that wrappers put before them.
+
+    torch.compile adds `_orig_mod.`, DistributedDataParallel `module.`, Lightning the name of an attribute, such as
+    `model.`, and averages `ema_model.`; several can stand before one name.
+
+    Args:
+        from_pretrained: a `from_pretrained` of transformers that lacks only these options: `dtype`, `key_mapping`,
+            `ignore_mismatched_sizes`, `output_loading_info`.
+        source: where the weights come from, for messages.
+    """
+    loaded = _attempt(from_pretrained)
+    for prefix in [] if loaded.fits else _prefixes(loaded):
+        unwrapped = _attempt(partial(from_pretrained, key_mapping={f"^{re.escape(prefix)}": ""}))
+        if unwrapped.fits:
+            forget_renaming(unwrapped.model)
+            logger.warning("weights: the names in %s start with %s, from a wrapper: stripped", source, prefix)
+            return unwrapped
+    return loaded
+
+
+def check_whole(
+    loaded: Loaded, source: str, new: Iterable[str] = (), shapes: Mapping[str, Any] | None = None, fix: str = ""
+) -> None:
+    """Check that a model got all of its weights, and that nothing of its layers is left over; name what else is.
+
+    Args:
+        loaded: the model, and what its file lacked.
+        source: where the weights come from, for messages.
+        new: the tensors that may be random, since a run is about to train them.
+        shapes: the shapes of the file's tensors, by name, as far as they are known.
+        fix: how to get weights that fit, as the end of a message.
+
+    Raises:
+        UserError: a tensor is missing, has another shape, belongs to a layer that the model does not have, or holds
+            NaN; the message names the first ones and counts all.
+    """
+    model, shapes = loaded.model, shapes or {}
+    own, allowed = model.state_dict(), set(new)
+    lacking = sorted(loaded.lacking.keys() - allowed)
+    known = [name for name in shapes if name in set(loaded.unused)]  # in the file's order
+    left = [f"{name} {tuple(shapes[name])}" for name in known]
+    left += [name for name in loaded.unused if name not in shapes]
+    fix = fix or "take the config.json and the weights that were saved together"
+    if lacking:
+        there = {name: f" instead of {tuple(shape)}" for name, shape in loaded.lacking.items() if shape is not None}
+        names = [f"{name} {tuple(own[name].shape)}{there.get(name, '')}" for name in lacking]
+        keys = f"; {len(left)} key{'s'[: len(left) > 1]} of the file fit nowhere: {few(left)}" if left else ""
+        raise UserError(
+            f"model: {source} does not fit {type(model).__name__}: {len(lacking)} of its {len(own)} tensors get no "
+            f"weights, such as {few(names)}{keys}: {fix}"
+        )
+    replaced = {name.rpartition(".")[0] for name in allowed}
+    alien = [name for name in loaded.unused if name.rpartition(".")[0] not in replaced and _is_of_layers(name, model)]
+    if alien:
+        raise UserError(
+            f"model: {source} holds weights of layers that {type(model).__name__} does not have: {few(alien)}; without"
+            f" them it does not answer as it was trained to: {fix}"
+        )
+    check_numbers(own, source, buffers={name for name, _ in model.named_buffers()})
+    if left:
+        logger.info("weights: %s: not used, since the model has no place for them: %s", source, few(left))
+
+
+def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Iterable[str] = ()) -> None:
+    """Check that weights are finite, and not the whole numbers of a quantised model without their scales.
+
+    Raises:
+        UserError: they are not; the message names their tensors.
+    """
+    weights = {name: tensors[name] for name in sorted(tensors.keys() - set(buffers))}
+    first = {name: value.flatten()[:_SAMPLE] for name, value in weights.items() if value.ndim > 1 and value.numel()}
+    if whole := [name for name, some in first.items() if some.abs().max() > 1 and bool((some == some.round()).all())]:
+        raise UserError(
+            f"model: {source} holds whole numbers as weights, as quantised models do: {few(whole)}: {FULL_PRECISION}"
+        )
+    broken = [name for name, value in tensors.items() if bool(value.isnan().any())]
+    broken += [name for name, value in weights.items() if name not in broken and bool(value.isinf().any())]
+    if broken:
+        raise UserError(
+            f"model: {source} holds values that are not numbers (NaN or infinite) in {len(broken)} of {len(tensors)} "
+            f"tensors: {few(broken)}: take a checkpoint from before training diverged"
+        )
+
+
+def stored_weights(folder: Path) -> list[str]:
+    """The files from which transformers would load a full model, the first that it takes first."""
+    return [name for name in _NAMES if (folder / name).is_file()]
+
+
+def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """Check that a folder holds weights for transformers, and name those that are not used.
+
+    Raises:
+        UserError: there are none.
+    """
+    named = getattr(config, "transformers_weights", None)
+    found = [named] if named else stored_weights(folder)
+    files = sorted(path.name for path in folder.iterdir() if path.suffix in (*WEIGHTS_SUFFIXES, ".h5", ".msgpack"))
+    if not found:
+        other = next((name for name in files if name.endswith(WEIGHTS_SUFFIXES)), None)
+        hint = f"; for the weights in {other}, give --model {folder / other} and --architecture" if other else ""
+        raise UserError(
+            f"model: {folder} holds a config.json and no weights: expected {_NAMES[0]} or {_NAMES[2]}{hint}; "
+            "method: scratch starts from random ones",
+            fix={"method": "scratch"},
+        )
+    used = {found[0], *(_shards(folder / found[0]) if found[0].endswith(".json") else ())}
+    if missing := sorted(name for name in used if not (folder / name).is_file()):
+        raise UserError(f"model: {folder} lacks {few(missing)} of its weights: copy or download it again")
+    others = [*found[1:], *(name for name in files if re.match(r".*model.*\.", name) and name not in found)]
+    if left := [name for name in others if name not in used]:
+        logger.info("weights: from %s; not used: %s", found[0], few(left))
+
+
+def _shards(index: Path) -> set[str]:
+    """The files among which an index distributes the weights."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"model: {index} is no index of weights ({error}): copy or download it again") from None
+
+
+def reason(error: BaseException) -> str:
+    """Why something cannot be loaded, in one line, with the fix if it is a file's fault."""
+    if isinstance(error, UnpicklingError):
+        return "reading its weights would run code from them, or they are damaged: save them as .safetensors"
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    damaged = isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError)) or "PytorchStreamReader" in text
+    unread = damaged or getattr(error, "errno", None) is not None
+    return f"a file of it is damaged or incomplete ({text}): copy or download it again" if unread else text
+
+
+def _attempt(from_pretrained: Callable[..., Any]) -> Loaded:
+    options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, report = from_pretrained(**options)
+    lacking = dict.fromkeys(report["missing_keys"]) | {name: there for name, there, _ in report["mismatched_keys"]}
+    computed = {name for name, _ in model.named_buffers()}  # also those that newer versions do not store
+    unused = [name for name in report["unexpected_keys"] if name not in computed and not name.endswith(_NOT_WEIGHTS)]
+    lacking = {name: shape for name, shape in lacking.items() if not name.endswith("num_batches_tracked")}
+    return Loaded(model, lacking, sorted(unused))
+
+
+def _prefixes(loaded: Loaded) -> list[str]:
+    """What stands before the names of enough unused tensors for a model, an average's first, then the shortest."""
+    place, counts = f"{loaded.model.base_model_prefix}.", dict[str, int]()
+    for name in loaded.unused:
+        parts = name.removeprefix(place).split(".")
+        for depth in range(1, min(len(parts), _DEPTH + 1)):
+            prefix = ".".join(parts[:depth]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    found = [prefix for prefix, count in counts.items() if count > len(loaded.model.state_dict()) / 2]
+    return sorted(found, key=lambda prefix: (not re.search(r"(^|[._])(ema|teacher)[._]", prefix), len(prefix)))
+
+
+def _is_of_layers(name: str, model: nn.Module) -> bool:
+    """Whether a tensor that the model lacks belongs to one of its layers, or to a block like one of its blocks.
+
+    What stands beside the layers, such as a pooler, a decoder or a mask token, belongs to none.
+    """
+    modules = {_unnumbered(place): module for place, module in model.named_modules()}
+    parts = _unnumbered(name).split(".")
+    above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    in_block = any(place in modules for place in above if "*" in place)
+    return in_block or (bool(above) and above[-1] in modules and not any(modules[above[-1]].children()))
+
+
+def _unnumbered(name: str) -> str:
+    """A tensor's name with `*` for the numbers of blocks and layers."""
+    return re.sub(r"\d+(?=\.|$)", "*", name)
+
+
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

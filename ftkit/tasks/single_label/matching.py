@@ -1,0 +1,125 @@
+"""Class names that differ in spelling: joined in the data, and matched with those of a model."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+
+from ftkit.config import DataArguments
+from ftkit.errors import UserError
+from ftkit.files import natural_sorted
+from ftkit.tasks.single_label.similar import alike, look, spelling, told_apart
+from ftkit.tasks.single_label.targets import keep_classes, relabel
+
+logger = logging.getLogger(__name__)
+_SHOWN = 10  # classes in a message
+
+
+def join_similar(splits: dict[str, Dataset], label: str, join: bool | None) -> dict[str, Dataset]:
+    """The splits with names that look alike in the column `label` joined, under the most frequent spelling.
+
+    Args:
+        join: `merge_similar_labels`; None warns of such names, and False says nothing.
+    """
+    counts: Counter[str] = Counter()
+    for dataset in splits.values():
+        counts.update(_counts(dataset, label))
+    groups = alike(counts)
+    if not groups or join is False:
+        return splits
+    if join is None:
+        logger.warning(
+            "  class names that look alike: %s. merge_similar_labels: true joins them, false says that they are "
+            "different classes",
+            told_apart(groups, counts),
+        )
+        return splits
+    logger.info("  %-12s class names that look alike: %s", "joined", told_apart(groups, counts))
+    return {split: _respelled(dataset, label, spelling(counts)) for split, dataset in splits.items()}
+
+
+def _counts(dataset: Dataset, label: str) -> Counter[str]:
+    """How often each name occurs in the column; empty if it holds neither text nor class labels."""
+    feature = dataset.features[label]
+    if not isinstance(feature, ClassLabel) and "string" not in getattr(feature, "dtype", ""):
+        return Counter()
+    found = pc.value_counts(dataset.select_columns(label).with_format("arrow")[:][label]).to_pylist()
+    counts = {row["values"]: row["counts"] for row in found}
+    if isinstance(feature, ClassLabel):
+        return Counter({name: counts.get(number, 0) for number, name in enumerate(feature.names)})
+    return Counter({name: n for name, n in counts.items() if name is not None})
+
+
+def _respelled(dataset: Dataset, label: str, spellings: dict[str, str]) -> Dataset:
+    """`dataset` with each name in the column `label` replaced by its spelling."""
+    feature, values = dataset.features[label], dataset[label][:]
+    if not isinstance(feature, ClassLabel):
+        joined = [spellings.get(value, value) for value in values]
+        return dataset.remove_columns(label).add_column(label, joined, feature=feature)
+    names = [spellings.get(name, name) for name in feature.names]
+    kept = list(dict.fromkeys(names))
+    numbers = [kept.index(name) for name in names]
+    joined = [value if value is None or value < 0 else numbers[value] for value in values]
+    return dataset.remove_columns(label).add_column(label, joined, feature=ClassLabel(names=kept))
+
+
+def as_known(dataset: Dataset, names: list[str], args: DataArguments, what: str) -> Dataset:
+    """`dataset` for a model of the classes `names`: its labels are renumbered by name.
+
+    `classes` leaves rows out, and with `merge_similar_labels` a name that looks like one of the model's is that class.
+
+    Raises:
+        UserError: a row's class is not in `names`; the message calls the dataset `what`, and says how to go on.
+    """
+    counts = +_counts(dataset, "label")
+    looks = Counter(map(look, names))
+    known = {look(name): name for name in names if looks[look(name)] == 1}
+    similar = {name: known[look(name)] for name in counts if name not in names and look(name) in known}
+    if args.merge_similar_labels and similar:
+        logger.info("  %-12s class names that look like the model's: %s", "joined", _pairs(similar, counts))
+        dataset, similar = _respelled(dataset, "label", similar), {}
+    if args.classes is not None:
+        dataset = keep_classes(dataset, args.classes, what, names)
+    counts = +_counts(dataset, "label")
+    if counts.keys() - set(names):
+        raise _unknown(counts, names, similar, what)
+    return relabel(dataset, names, what)
+
+
+def _unknown(counts: Counter[str], names: list[str], similar: dict[str, str], what: str) -> UserError:
+    """The error for classes that a model does not know.
+
+    Args:
+        counts: the number of images of each class.
+        similar: for classes that look like one of the model's, that class.
+    """
+    unknown = natural_sorted(counts.keys() - set(names))
+    joined = {name: similar[name] for name in unknown if name in similar}
+    usable = natural_sorted({joined.get(name, name) for name in counts} & set(names))
+    fix: dict[str, Any] = {}
+    how = []
+    if joined:
+        fix["merge_similar_labels"] = True
+        how.append(f"merge_similar_labels: true joins those that look like the model's ({_pairs(joined, counts)})")
+    if len(joined) < len(unknown) and usable:
+        fix["classes"] = usable
+        n = sum(count for name, count in counts.items() if joined.get(name, name) in names)
+        shown = " ".join(map(repr, usable[:_SHOWN])) + (" …" if len(usable) > _SHOWN else "")
+        how.append(f"classes: {shown} leaves the others out and evaluates {n:,} of {counts.total():,} images")
+    listed = ", ".join(f"{name!r} ({counts[name]:,} images)" for name in unknown[:_SHOWN])
+    return UserError(
+        f"{what} has classes that the model does not know: {listed}{_more(unknown)}; it knows "
+        f"{', '.join(map(repr, names[:_SHOWN]))}{_more(names)}: "
+        f"{', and '.join(how) or 'labels go by name, so name them as the model does'}",
+        fix=fix,
+    )
+
+
+def _pairs(similar: dict[str, str], counts: Counter[str]) -> str:
+    return told_apart(alike([*similar, *similar.values()]), counts)
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

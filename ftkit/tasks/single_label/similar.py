@@ -1,0 +1,77 @@
+"""Class names that look alike: the same to a reader, and other classes to a program."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from ftkit.files import natural_sorted
+
+_SHOWN = 5  # groups in a message
+
+
+def _without_invisible(name: str) -> str:
+    return "".join(c for c in name if unicodedata.category(c) != "Cf")
+
+
+# What makes names look alike, in the order in which it is removed.
+_DIFFERENCES: dict[str, Callable[[str], str]] = {
+    "invisible characters": _without_invisible,
+    "Unicode form": lambda name: unicodedata.normalize("NFKC", name),
+    "capitals": str.casefold,
+    "underscores for spaces": lambda name: name.replace("_", " "),
+    "the number of spaces": lambda name: re.sub(r"\s+", " ", name),
+    "spaces at the ends": str.strip,
+}
+_HIDDEN = {"invisible characters", "Unicode form"}  # differences that quotes alone do not show
+
+
+def look(name: str, but: str = "") -> str:
+    """A name without all that makes no difference to a reader, except the difference `but`."""
+    for difference, remove in _DIFFERENCES.items():
+        if difference != but:
+            name = remove(name)
+    return name
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """The groups of two and more names that look alike, each in natural order."""
+    groups: dict[str, list[str]] = {}
+    for name in natural_sorted(set(names)):
+        groups.setdefault(look(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def told_apart(groups: list[list[str]], counts: Mapping[str, int]) -> str:
+    """The groups, quoted, with what differs and with `counts` of images, for a message."""
+    listed = []
+    for group in groups[:_SHOWN]:
+        differences = _differences(group)
+        quote = ascii if _HIDDEN & set(differences) else repr
+        names = ", ".join(f"{quote(name)} ({counts[name]:,})" if name in counts else quote(name) for name in group)
+        listed.append(f"{names} differ in {' and '.join(differences)}")
+    more = [f"{len(groups) - _SHOWN:,} more"] if len(groups) > _SHOWN else []
+    return "; ".join([*listed, *more])
+
+
+def _differences(group: list[str]) -> list[str]:
+    """What differs: all that must be removed, or the first that does if several do."""
+    needed = [difference for difference in _DIFFERENCES if len({look(name, but=difference) for name in group}) > 1]
+    return needed or [next(d for d, remove in _DIFFERENCES.items() if len(set(map(remove, group))) < len(group))]
+
+
+def spelling(counts: Counter[str]) -> dict[str, str]:
+    """For each name that looks like others, the most frequent of their spellings; the first of equals."""
+    found: dict[str, str] = {}
+    for group in alike(counts):
+        best = max(group, key=lambda name: counts[name])
+        found |= dict.fromkeys(group, best)
+    return found
+
+
+def look_like(names: list[str], known: list[str]) -> str:
+    """`names` beside the `known` ones that each looks like, for a message; empty if one looks like none."""
+    looks = set(map(look, known))
+    if not names or not all(look(name) in looks for name in names):
+        return ""
+    return told_apart([group for group in alike([*known, *names]) if set(group) & set(names)], {})

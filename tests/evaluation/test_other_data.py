@@ -1,0 +1,211 @@
+"""Evaluating a model on other data than its run's: whole, of any number of classes, with labels by name."""
+
+import csv
+import json
+import logging
+import re
+import shutil
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+from support import finetune, load_recipe_script
+
+from ftkit.data.sources.evaluation import load_evaluation
+from ftkit.data.sources.ledger import Ledger
+from ftkit.owners import parse_evaluation
+from ftkit.tasks import SingleLabel
+
+NAMES = ["ant", "bee", "fly"]
+TASK = SingleLabel(NAMES)
+
+
+def picture(label: str, seed: int) -> PILImage.Image:
+    """A noisy grey image, whose brightness tells the classes of the model apart."""
+    level = 40 + 80 * NAMES.index(label) if label in NAMES else 0
+    pixels = np.random.default_rng(seed).normal(level, 10, (8, 8))
+    return PILImage.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def write(root, counts: dict[str, int], start: int = 0):
+    """Images by folder, `{"test/bee": 3, …}`: the last part is the class."""
+    seed = start
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for _ in range(count):
+            picture(name.rpartition("/")[2], seed).save(root / name / f"{seed}.png")
+            seed += 1
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run on class folders without splits. Read-only."""
+    folder = tmp_path_factory.mktemp("run")
+    write(folder / "data", dict.fromkeys(NAMES, 20))
+    return finetune(
+        folder / "run", "--data_dir", folder / "data", "--model", "mlp", "--model_args", '{"hidden_sizes": [8]}',
+        "--num_train_epochs", 30, "--learning_rate", 0.01, "--report_to", "none",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def read(run):
+    """`load_evaluation` of a folder or file with more options: the split's name, the labels' names, and the rest."""
+
+    def read(path, *options, model=run):
+        config = parse_evaluation(["--model", str(model), "--data_dir", str(path), *map(str, options)])
+        found = load_evaluation(config, TASK, Ledger())
+        assert found.rows.features["label"].names == NAMES
+        return found.split, [NAMES[label] for label in found.rows["label"]], found.drawn_from
+
+    return read
+
+
+def count(labels: list[str]) -> dict[str, int]:
+    return {name: labels.count(name) for name in NAMES if name in labels}
+
+
+@pytest.mark.parametrize(
+    "counts, split, expected",
+    [
+        ({"ant": 5, "bee": 5, "fly": 5}, "all", {"ant": 5, "bee": 5, "fly": 5}),
+        ({"bee": 3}, "all", {"bee": 3}),
+        ({"bee": 1}, "all", {"bee": 1}),
+        ({"fly": 2, "bee": 1}, "all", {"bee": 1, "fly": 2}),
+        ({"test/ant": 2, "test/fly": 3}, "test", {"ant": 2, "fly": 3}),
+        ({"test/fly": 3}, "test", {"fly": 3}),
+        ({"train/ant": 4, "train/bee": 4, "test/bee": 2}, "test", {"bee": 2}),
+        ({"train/ant": 4, "train/bee": 4, "val/ant": 1, "test/bee": 2}, "test", {"bee": 2}),
+        ({"val/ant": 2}, "validation", {"ant": 2}),
+        ({"train/ant": 2, "train/bee": 1}, "all", {"ant": 2, "bee": 1}),
+    ],
+)
+def test_folders_are_evaluated_whole(tmp_path, read, counts, split, expected):
+    found, labels, drawn_from = read(write(tmp_path / "new", counts))
+    assert (found, count(labels), drawn_from) == (split, expected, {})
+
+
+def test_only_what_is_not_used_is_accounted_for(tmp_path, run):
+    root = write(tmp_path / "new", {"train/ant": 4, "train/bee": 4, "test/bee": 2})
+    (root / "test" / "bee" / "photo.HEIF?").write_bytes(b"")
+    ledger = Ledger()
+    load_evaluation(parse_evaluation(["--model", str(run), "--data_dir", str(root)]), TASK, ledger)
+    assert [(row["where"], row["n"]) for row in ledger.not_used] == [("train", 8), ("test/bee", 1)]
+
+
+def test_a_folder_of_images_is_the_class_that_it_is_called_by(tmp_path, read, refused):
+    root = write(tmp_path, {"bee": 4, "wasps": 2})
+    assert read(root / "bee")[:2] == ("all", ["bee"] * 4)
+    with refused("does not know: 'wasps' (2 images)", "labels go by name", "'ant', 'bee', 'fly'"):
+        read(root / "wasps")
+
+
+def test_a_table_is_evaluated_whole(tmp_path, read):
+    root = write(tmp_path / "images", {"bee": 2, "fly": 1})
+    with (tmp_path / "images" / "labels.csv").open("w", newline="") as file:
+        rows = [(str(path.relative_to(root)), path.parent.name) for path in sorted(root.rglob("*.png"))]
+        csv.writer(file).writerows([("file_name", "label"), *rows])
+    for place in (root, root / "labels.csv"):
+        assert read(place)[:2] == ("all", ["bee", "bee", "fly"])
+
+
+def rows_of(labels: list[str], names: list[str] | None = None) -> Dataset:
+    features = Features(image=Image(), label=ClassLabel(names=names or sorted(set(labels))))
+    return Dataset.from_dict({"image": [picture(name, i) for i, name in enumerate(labels)], "label": labels}, features)
+
+
+def test_splits_of_a_dataset(tmp_path, read, refused):
+    train, other = rows_of(["ant", "bee"] * 3), rows_of(["fly"], ["fly", "bee"])
+    DatasetDict(train=train, test=other).save_to_disk(tmp_path / "both")
+    assert read(tmp_path / "both")[:2] == ("test", ["fly"])
+    assert read(tmp_path / "both", "--split", "train")[1] == ["ant", "bee"] * 3
+    assert read(tmp_path / "both", "--test_split", "train")[:2] == ("train", ["ant", "bee"] * 3)
+    DatasetDict(test=other).save_to_disk(tmp_path / "test")
+    assert read(tmp_path / "test")[:2] == ("test", ["fly"])
+    other.save_to_disk(tmp_path / "alone")
+    assert read(tmp_path / "alone")[:2] == ("all", ["fly"])
+    DatasetDict(train=train, validation=other).save_to_disk(tmp_path / "no test")
+    with refused("has no test split, but train and validation", "--split validation"):
+        read(tmp_path / "no test")
+    for split in ("test", "validation"):
+        with refused(f"has no {split} split", "leave split out to evaluate all its 1 images"):
+            read(tmp_path / "alone", "--split", split)
+
+
+def test_a_lone_test_shard(tmp_path, read):
+    rows_of(["bee", "ant", "bee"]).to_parquet(tmp_path / "flowers-test-00000-of-00001.parquet")
+    assert read(tmp_path)[1] == ["bee", "ant", "bee"]
+
+
+def test_fewer_images(tmp_path, read):
+    root = write(tmp_path / "new", {"ant": 10, "bee": 10})
+    split, labels, drawn_from = read(root, "--max_test_samples", 6)
+    assert (split, len(labels), drawn_from) == ("all", 6, {"all": 20})
+    assert read(root, "--max_test_samples", 6)[1] == labels
+    assert read(root, "--max_test_samples", 6, "--split_seed", 3)[1] != labels
+    assert read(root, "--max_test_samples", 20)[2] == {}
+
+
+def test_classes_that_the_model_does_not_know(tmp_path, read, refused):
+    root = write(tmp_path / "new", {"ant": 3, "bee": 2, "wasp": 4, "hornet": 1})
+    with refused("new", "'hornet' (1 images), 'wasp' (4 images)", "classes: 'ant' 'bee'", "5 of 10 images") as caught:
+        read(root)
+    assert caught.value.fix == {"classes": ["ant", "bee"]}
+    for given in (["ant", "bee"], ["ant,bee"], ["ant, bee, fly"]):
+        assert count(read(root, "--classes", *given)[1]) == {"ant": 3, "bee": 2}
+    assert count(read(root, "--classes", "bee")[1]) == {"bee": 2}
+    with refused("classes", "'wsp'", "did you mean 'wasp'"):
+        read(root, "--classes", "bee", "wsp")
+
+
+def test_names_that_look_like_the_models(tmp_path, read, refused, caplog):
+    root = write(tmp_path / "new", {"Ant": 3, "bee ": 2, "fly": 1})
+    with refused("'Ant' (3 images), 'bee ' (2 images)", "capitals", "spaces at the ends") as caught:
+        read(root)
+    assert caught.value.fix == {"merge_similar_labels": True}
+    with caplog.at_level(logging.INFO, logger="ftkit"):
+        assert count(read(root, "--merge_similar_labels", "true")[1]) == {"ant": 3, "bee": 2, "fly": 1}
+    assert "'Ant' (3), 'ant' differ in capitals" in caplog.text
+    write(root, {"wasp": 2})
+    with refused("merge_similar_labels: true", "6 of 8 images") as caught:
+        read(root)
+    assert caught.value.fix == {"merge_similar_labels": True, "classes": NAMES}
+    options = ["--merge_similar_labels", "true", "--classes", *NAMES]
+    assert count(read(root, *options)[1]) == {"ant": 3, "bee": 2, "fly": 1}
+
+
+def test_the_runs_own_data_keep_their_split(run, read, tmp_path):
+    """Named or not, by another path or not."""
+    data = run.parent / "data"
+    (tmp_path / "link").symlink_to(data)
+    own = [read(place) for place in (data, data / ".." / "data", tmp_path / "link")]
+    assert [(split, len(labels)) for split, labels, _ in own] == [("test", 12)] * 3
+    assert len(read(data, "--split", "train")[1]) == 43
+    assert read(shutil.copytree(data, tmp_path / "copy"))[0] == "all"
+
+
+def evaluate(run, folder, *options):
+    load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(folder), *map(str, options)])
+    return json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
+
+
+def test_a_report_on_one_class(run, tmp_path, capsys):
+    root = write(tmp_path / "new", {"bee": 3}, start=900)
+    metrics, page = evaluate(run, tmp_path / "found", "--data_dir", root)
+    assert metrics["n"] == 3 and metrics["accuracy"] == 1
+    assert [metrics["per_class"][name]["accuracy"] for name in NAMES] == [None, 1, None]
+    assert "Evaluated on\nall 3 images, 3 classes" in page and "No images of 2 of the 3 classes were evaluated" in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    assert "images       all 3 images\n" in capsys.readouterr().out
+    assert "| all 3 images |" in (tmp_path / "found" / "report.md").read_text()
+
+
+def test_images_of_training_are_counted(run, tmp_path, capsys):
+    copy = shutil.copytree(run.parent / "data", tmp_path / "copy")
+    _, page = evaluate(run, tmp_path / "found", "--data_dir", copy, "--max_test_samples", 50)
+    assert "50 of the 60 images, drawn at random" in page
+    seen = int(re.search(r"(\d+) of the evaluated images are among those that the model was trained on", page)[1])
+    assert 30 <= seen <= 43
+    assert f"{seen} of them are among the images that the model was trained on" in capsys.readouterr().out
