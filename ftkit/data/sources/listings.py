@@ -15,7 +15,7 @@ from ftkit.console import fact
 from ftkit.errors import UserError
 
 from .folders import by_name
-from .ledger import UNUSED_SPLIT, Ledger
+from .ledger import UNUSED_SPLIT, Folder, Ledger
 from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
 from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
@@ -56,12 +56,13 @@ class Listing:
         """Whether its rows, or at least half of a sample, name images that exist."""
         return self.files.names_images(sample(self.table)[self.image], split_of(self.split))
 
-    def check_against_folders(self, root: Path) -> None:
-        """Check that the table says of its images, which lie in class folders below `root`, what the folders say.
+    def check_against_folders(self, folder: Folder) -> None:
+        """Check that the table says of its images, which lie in class folders, what the folders say.
 
         Raises:
-            UserError: it has other labels or splits.
+            UserError: it has splits of its own, or other labels for at least half of the images.
         """
+        root = folder.path
         found = [self.files.find(text, None) if isinstance(text, str) else [] for text in self.table[self.image]]
         rows = [row for row, files in enumerate(found) if len(files) == 1 and files[0].is_relative_to(root)]
         folders = [found[row][0].relative_to(root).parent.parts for row in rows]
@@ -70,7 +71,7 @@ class Listing:
             split_of(name) not in (None, split_of("/".join(parts))) for name, parts in zip(names, folders, strict=True)
         ):
             what = "splits of its own"
-        elif not any(
+        elif 2 * len(rows) >= sum(len(inner.images) for inner in folder.below()) and not any(
             all(value in parts for value, parts in zip(self.table[column].iloc[rows], folders, strict=True))
             for column in self.table.columns
         ):
