@@ -203,6 +203,7 @@ class Classifier:
         channels = self.channels_of(info)
         images = load_images(splits, self.processor, channels, args, seed)
         if channels < self.channels and in_colour(images.values()):  # which the sample of headers did not show
+            logger.info("  some images are in colour, so all are decoded to RGB")
             images = load_images(splits, self.processor, self.channels, args, seed)
         return images
 
