@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -316,9 +317,9 @@ def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dic
 def in_a_child(kind: str, library: str, out: Path) -> dict[str, Any]:
     """The row of a model that is tried in a forked process, whose output goes to a log."""
     place = out / kind.replace("/", "-")
-    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
     row_file = place / "row.json"
-    row_file.unlink(missing_ok=True)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
