@@ -49,9 +49,8 @@ def reshaped(
             # What depends on the seed does not come from the weights.
             plain, again = (_tensors(config, given, seed, **weights) for seed in (0, 1))
             random = [name for name in plain if not torch.equal(plain[name], again[name])]
-            if (
-                not _is_square(given, origin) and given.get("img_size") != origin["img_size"]
-            ):  # as many, in another grid
+            if given.get("img_size") != origin["img_size"] and not _is_square(given, origin):
+                # As many positions, in another grid.
                 random += [name for name in plain if "pos_embed" in name and torch.equal(plain[name], old[name])]
     found = {name: _resampled(old[name], plain[name].shape) for name in random if "pos_embed" in name and name in old}
     positions = {name: tensor for name, tensor in found.items() if tensor is not None}
