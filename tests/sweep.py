@@ -5,14 +5,13 @@
 
 The kinds are the smallest architecture of each of timm's modules, and every class of transformers'
 `AutoModelForImageClassification`, shrunk as far as it still runs. Each is tried in a process of its own, so that a
-crash is a row too. `--out` keeps a JSON file for each model, and a finished one is skipped in the next call. When all
-are finished, recipes/results/sweep.json is written; `python recipes/results.py --write` puts it into the texts.
+crash is a row too. `--out` keeps a JSON file for each model, and a finished one is skipped in the next call. `--write`
+writes what is finished to recipes/results/sweep.json; `python recipes/results.py --write` puts it into the texts.
 """
 
 import argparse
 import copy
 import datetime
-import itertools
 import json
 import os
 import resource
@@ -20,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from ftkit.errors import UserError
 from ftkit.models.anatomy import find_head, layer_groups
 from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
+from ftkit.training.provenance import environment
 
 NAMES, OTHERS = ["ant", "bee", "fly"], ["x", "y", "z", "u"]
 SIZES = (64, 32, 96, 128, 192, 224, 240, 256, 288, 384)
@@ -62,6 +63,9 @@ LARGE = {
     "m",
     "xlarge",
 }
+# Where the defaults make no model that runs, or none that can be made smaller step by step.
+BEGIN = {"perceiver": {"num_cross_attention_heads": 1, "num_self_attention_heads": 2, "num_self_attends_per_block": 2,
+                       "d_latents": 64, "num_latents": 16}}  # fmt: skip
 MEMORY = 12 << 30  # bytes of address space
 TIMEOUT = 480  # seconds
 STEPS = {
@@ -129,10 +133,10 @@ def build_transformers(kind: Any) -> Classifier:
 def smallest(kind: Any) -> tuple[PreTrainedConfig, int]:
     """A config of a small model, and the side of its images: each number is lowered while the model runs."""
     config = kind.config_class(**LABELS)
-    heads = {key: 1 for key in vars(config) if "heads" in key and isinstance(getattr(config, key), int)}
+    begin = BEGIN.get(config.model_type, {})
     own = config.image_size if isinstance(vars(config).get("image_size"), int) else None
-    for side, changes in itertools.product((64, 32, 96, 128, 224, own), ({}, heads)):
-        config = kind.config_class(**LABELS, **changes, **({} if own is None else {"image_size": side}))
+    for side in (64, 32, 96, 128, 224, own):
+        config = kind.config_class(**LABELS, **begin, **({} if own is None else {"image_size": side}))
         if side is not None and (parameters := _parameters(kind, config, side)) is not None:
             break
     else:
@@ -360,15 +364,14 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def record(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def record(rows: dict[str, dict[str, Any]], every: dict[str, str]) -> dict[str, Any]:
     """The result, as in recipes/results/."""
-    from ftkit.training.provenance import environment
-
     return {
         "kind": "sweep",
         "command": "python tests/sweep.py --out runs/sweep",
         "what": "every kind of image classifier of timm and transformers, through all kinds of methods",
         "numbers": rows,
+        "kinds": Counter(every.values()),
         "environment": environment(),
         "date": datetime.date.today().isoformat(),
     }
@@ -378,6 +381,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="sweep.py", description="Try every kind of image classifier.")
     parser.add_argument("--out", type=Path, required=True, help="the folder of the rows, logs and trained models")
     parser.add_argument("--only", nargs="+", help="names of kinds, or parts of them")
+    parser.add_argument("--write", action="store_true", help="write the finished rows to recipes/results/sweep.json")
     parser.add_argument("--again", action="store_true", help="try finished ones again")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -394,9 +398,9 @@ def main(arguments: list[str]) -> None:
             print(f"{kind}: {row.get('name')}, {row.get('seconds')} s: {bad or 'passed'}", flush=True)
         if kept.is_file():
             rows[kind] = json.loads(kept.read_text())
-    if len(rows) == len(every):
+    if args.write:
         path = REPO / "recipes" / "results" / "sweep.json"
-        path.write_text(json.dumps(record(rows), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(record(rows, every), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,6 +112,7 @@ NAMES = [
         )
     ),
     *_of("timm", "timm.data.transforms_factory", "transforms_imagenet_train"),
+    *_of("timm", "timm.layers", "resample_abs_pos_embed", "resample_abs_pos_embed_nhwc"),
     *_of(
         "transformers",
         "transformers.integrations",

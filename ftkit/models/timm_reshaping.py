@@ -2,12 +2,14 @@
 
 import contextlib
 import copy
+import math
 from typing import Any
 
 import timm
 import torch
 from timm.models import get_model_input_config
 
+from ftkit.compat.timm import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
 from ftkit.errors import UserError
 
 from . import timm_models
@@ -47,6 +49,14 @@ def reshaped(
             # What depends on the seed does not come from the weights.
             plain, again = (_tensors(config, given, seed, **weights) for seed in (0, 1))
             random = [name for name in plain if not torch.equal(plain[name], again[name])]
+            if (
+                not _is_square(given, origin) and given.get("img_size") != origin["img_size"]
+            ):  # as many, in another grid
+                random += [name for name in plain if "pos_embed" in name and torch.equal(plain[name], old[name])]
+    found = {name: _resampled(old[name], plain[name].shape) for name in random if "pos_embed" in name and name in old}
+    positions = {name: tensor for name, tensor in found.items() if tensor is not None}
+    if random and positions.keys() == set(random) and _is_square(given, origin):
+        plain, random = {**old, **positions}, []
     if random:
         return model, [f"{timm_models.PLACE}.{name}" for name in random], given
     config.model_args, config.name_or_path = given, ""  # no place holds these weights
@@ -54,6 +64,32 @@ def reshaped(
         anew = type(model)(config).eval()
     anew.timm_model.load_state_dict(plain)
     return anew, [], given
+
+
+def _is_square(*model_args: dict[str, Any]) -> bool:
+    return all(args["img_size"][0] == args["img_size"][-1] for args in model_args if "img_size" in args)
+
+
+def _resampled(positions: torch.Tensor, shape: torch.Size) -> torch.Tensor | None:
+    """Position embeddings of square images, which not all of timm's architectures resample when they load weights.
+
+    Args:
+        positions: (1, P + S * S, D), with P prefix tokens, or (1, D, S, S).
+        shape: the shape wanted, for another S.
+
+    Returns:
+        None if the shapes are others.
+    """
+    if positions.ndim == len(shape) == 4 and positions.shape[:2] == shape[:2]:
+        squares = positions.shape[2] == positions.shape[3] and shape[2] == shape[3]
+        nhwc = resample_abs_pos_embed_nhwc(positions.permute(0, 2, 3, 1), list(shape[2:])) if squares else None
+        return None if nhwc is None else nhwc.permute(0, 3, 1, 2).contiguous()
+    if positions.ndim == len(shape) == 3 and positions.shape[::2] == shape[::2]:
+        for prefix in range(min(3, positions.shape[1], shape[1])):
+            before, after = (math.isqrt(count - prefix) for count in (positions.shape[1], shape[1]))
+            if before**2 + prefix == positions.shape[1] and after**2 + prefix == shape[1]:
+                return resample_abs_pos_embed(positions, [after, after], num_prefix_tokens=prefix)
+    return None
 
 
 class _NotLoaded(Exception):

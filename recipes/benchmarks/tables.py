@@ -221,14 +221,14 @@ def sweep_table(results: Results, folder: str) -> str:
     for library in ("timm", "transformers"):
         own = {kind: row for kind, row in record["numbers"].items() if row["library"] == library}
         passed = [sum(row["steps"].get(step, "").startswith("passed") for row in own.values()) for step in SWEEP]
-        rows.append([library, str(len(own)), *map(str, passed)])
+        rows.append([library, str(record["kinds"][library]), str(len(own)), *map(str, passed)])
     for kind, row in record["numbers"].items():
         for outcome in row["steps"].values():
             if outcome != "passed":
                 of_step = outcomes.setdefault(outcome.replace("|", "/").replace("\n", " "), [])
                 name = kind.removesuffix("ForImageClassification")
                 of_step += [] if name in of_step else [name]
-    counts = captioned(table(["library", "kinds", *SWEEP.values()], rows, "lrrrrrrr"), [record])
+    counts = captioned(table(["library", "kinds", "tried", *SWEEP.values()], rows, "lrrrrrrrr"), [record])
     others = [[outcome, ", ".join(kinds)] for outcome, kinds in sorted(outcomes.items())]
     return f"{counts}\n\n{table(['otherwise', 'kinds'], others, 'll')}"
 

@@ -85,5 +85,12 @@ def _broken_class(folder):
     return [*_folders("a", "b")(folder), "--on_bad_image", "skip"]
 
 
+def _list_of_missing_images(folder):
+    arguments = _folders("a", "b")(folder)
+    (folder / "data" / "test.txt").write_text("a/0.png\nb/0.png\nb/77.png\n")
+    return arguments
+
+
+CASES["data.sources.split_lists:read_lists"] = _list_of_missing_images
 CASES["data.feeding.engine:_check_classes"] = _broken_class
 CASES["data.sources.splits:canonical#2"] = _without_labels

@@ -249,15 +249,13 @@ def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused
     assert sum(map(len, load(root, **refusal.value.fix).values())) == 40
 
 
-def test_lists_of_splits_beside_class_folders(picture_folder, load, refused, values_of, labels_of):
+def test_lists_of_splits_beside_class_folders(picture_folder, load, values_of, labels_of):
     """Labels are the folders' names where lists have none."""
     root = picture_folder({"a": 20, "b": 20})
     paths = [f"{name}/{i}" for name in "ab" for i in range(20)]
     (root / "train.txt").write_text("\n".join(paths[::2]))
     (root / "test.txt").write_text("\n".join(paths[1::2]))
-    with refused("splits of its own", "--image_column") as refusal:
-        load(root)
-    test = load(root, **refusal.value.fix)["test"]
+    test = load(root)["test"]
     assert (sorted(values_of(test)), set(labels_of(test))) == (list(range(1, 40, 2)), {"a", "b"})
 
 
@@ -296,6 +294,19 @@ def test_tiny_imagenet(picture_folder, load, labels_of):
     )
     (root / "words.txt").write_text("n01\tcat\nn02\tdog\n")
     assert sorted(labels_of(load(root)["validation"])) == ["n01"] * 3 + ["n02"] * 3
+
+
+def test_class_folders_of_train_and_a_table_of_test(picture_folder, load, refused, write, labels_of):
+    """The German traffic signs: a table of each split, and one of the classes' signs."""
+    root = picture_folder({"Train/0": 20, "Train/1": 20, "Test": 6, "Meta": 2})
+    paths = [f"Train/{label}/{i}.png" for label in (0, 1) for i in range(20)]
+    write("Train.csv", ClassId=[path[6] for path in paths], Path=paths)
+    write("Test.csv", ClassId=[0, 1] * 3, Path=[f"Test/{i}.png" for i in range(6)])
+    write("Meta.csv", ClassId=[0, 1], Path=["Meta/0.png", "Meta/1.png"])
+    with refused("Meta", "--train_split") as refusal:
+        load(root)
+    data = load(root, **refusal.value.fix)
+    assert (labels_of(data["test"]), len(data["train"])) == (["0", "1"] * 3, 36)
 
 
 def test_classes_in_the_names_of_images(picture_folder, load, refused):

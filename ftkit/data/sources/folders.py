@@ -25,10 +25,10 @@ from .split_folders import (
     suffixes_below,
     unread,
 )
+from .split_lists import Rows, read_lists
 from .split_names import choose_splits, is_none, split_of
 
 logger = logging.getLogger(__name__)
-Rows = list[tuple[Path, str]]  # images with their classes
 
 
 def by_name(source: Path, files: dict[str, Rows], columns: tuple[str, str] = ("image", "label")) -> DatasetDict:
@@ -66,19 +66,25 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
             fix={"split_column": None},
         )
     ledger.elsewhere = "images outside of class folders"
-    root = inner_folder(root)
+    whole, root = root, inner_folder(root)
     if args.train_split != HERE and classes_hold_splits(root):
         return by_name(root.path, choose_splits(_splits_in_classes(root, args), args, root.path, need_train))
     splits = split_folders(root, args)
     if not splits:
-        if args.train_split != HERE:
-            check_overlooked(root, {}, args)
-        return by_name(root.path, {"train": _rows(root, args)})
+        rows = _rows(root, args)
+        if args.train_split == HERE:
+            return by_name(root.path, {"train": rows})
+        found, lists = read_lists(whole, rows)
+        ledger.read(lists)
+        listed_splits = choose_splits(found, args, whole.path, need_train) if found else {"train": rows}
+        ledger.elsewhere = "images in no list of a split that is used" if found else ledger.elsewhere
+        check_overlooked(whole, root, listed_splits, args)
+        return by_name(root.path, listed_splits)
     chosen = choose_splits(splits, args, root.path, need_train)
     for folder in splits.values():
         if folder not in chosen.values():
             ledger.leave(folder.path, UNUSED_SPLIT)
-    check_overlooked(root, chosen, args)
+    check_overlooked(whole, root, chosen, args)
     held = {split: class_folders(split, folder) for split, folder in chosen.items()}
     check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
     return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})

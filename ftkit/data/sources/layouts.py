@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -153,10 +154,10 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         if unclear and _are_numbered(root):
             raise unclear[0]
         of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
-        tables = [table for table in tables if table not in of_splits]
+        tables = [table for table in tables if table not in of_splits and not table.lists_a_split]
         for table in tables:
             if table.names_images:
-                table.check_against_folders(path)
+                table.check_against_folders(root)
         if shards:
             raise _several(path, "class folders", shards[0])
         _leave(ledger, path, others | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
@@ -199,12 +200,15 @@ def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments
     if not tables:
         return read_class_folders(root, args, ledger)
     ledger.read(table.path for table in tables)
-    listed = {table.path.relative_to(root.path).parts[0] for table in tables}
-    folders = {name: folder for name, folder in root.folders.items() if name not in listed}
-    read = read_class_folders(replace(root, folders=folders), args, ledger)
-    tabled = read_listings(tables, root.path, args, ledger, need_train=False)
+    keys = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    named: dict[str, Any] = {f"{split}_split": None for split, name in keys.items() if name in root.folders}
+    tabled = read_listings(tables, root.path, replace(args, **named), ledger, need_train=False)
+    folders = {name: folder for name, folder in root.folders.items() if split_of(name) not in tabled}
+    unnamed: dict[str, Any] = {f"{split}_split": None for split in tabled}
+    read = read_class_folders(replace(root, folders=folders), replace(args, **unnamed), ledger, "train" not in tabled)
     columns = {tables[0].image: "image", tables[0].label: "label"}
-    return DatasetDict({**read, **{split: dataset.rename_columns(columns) for split, dataset in tabled.items()}})
+    renamed = {old: new for old, new in columns.items() if old != new}
+    return DatasetDict({**read, **{split: dataset.rename_columns(renamed) for split, dataset in tabled.items()}})
 
 
 def _classes_in_names(root: Folder) -> list[str]:

@@ -15,7 +15,7 @@ from ftkit.console import fact
 from ftkit.errors import UserError
 
 from .folders import by_name
-from .ledger import Ledger
+from .ledger import UNUSED_SPLIT, Folder, Ledger
 from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
 from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
@@ -46,17 +46,23 @@ class Listing:
     split: str
     splits: tuple[str, dict[Any, str]] | None
 
+    @property
+    def lists_a_split(self) -> bool:
+        """Whether it lists images without labels, under the name of a split."""
+        return self.label == _FOLDER and split_of(self.path.stem) is not None
+
     @cached_property
     def names_images(self) -> bool:
         """Whether its rows, or at least half of a sample, name images that exist."""
         return self.files.names_images(sample(self.table)[self.image], split_of(self.split))
 
-    def check_against_folders(self, root: Path) -> None:
-        """Check that the table says of its images, which lie in class folders below `root`, what the folders say.
+    def check_against_folders(self, folder: Folder) -> None:
+        """Check that the table says of its images, which lie in class folders, what the folders say.
 
         Raises:
-            UserError: it has other labels or splits.
+            UserError: it has splits of its own, or other labels for at least half of the images.
         """
+        root = folder.path
         found = [self.files.find(text, None) if isinstance(text, str) else [] for text in self.table[self.image]]
         rows = [row for row, files in enumerate(found) if len(files) == 1 and files[0].is_relative_to(root)]
         folders = [found[row][0].relative_to(root).parent.parts for row in rows]
@@ -65,7 +71,7 @@ class Listing:
             split_of(name) not in (None, split_of("/".join(parts))) for name, parts in zip(names, folders, strict=True)
         ):
             what = "splits of its own"
-        elif not any(
+        elif 2 * len(rows) >= sum(len(inner.images) for inner in folder.below()) and not any(
             all(value in parts for value, parts in zip(self.table[column].iloc[rows], folders, strict=True))
             for column in self.table.columns
         ):
@@ -112,9 +118,9 @@ class Listing:
                 "set --split_column none to split the rows anew",
                 fix={"split_column": "none"},
             )
-        for split, given in (("test", args.test_split), ("validation", args.validation_split)):
-            if is_none(given):
-                rows = rows[rows["split"].map(lambda name, split=split: split_of(name) != split)]
+        given = {args.train_split, args.validation_split, args.test_split}
+        without = {"test": is_none(args.test_split), "validation": is_none(args.validation_split)}
+        rows = rows[[name in given or not without.get(split_of(name) or "") for name in rows["split"]]]
         self._check_values(rows)
         return rows.assign(file=self._located(rows, args))
 
@@ -225,7 +231,12 @@ def read_listings(
         places = _splits_of_folders(rows["file"], listings[0].files.root)
         rows["split"] = places if all(places) else source.stem
     found = {str(name): [*zip(group["file"], group["label"], strict=True)] for name, group in rows.groupby("split")}
-    return by_name(source, choose_splits(found, args, source, need_train), (listings[0].image, listings[0].label))
+    chosen = choose_splits(found, args, source, need_train)
+    for name, of_split in found.items():
+        if not any(of_split is used for used in chosen.values()):
+            ledger.leave_rows(name, len(of_split), UNUSED_SPLIT)
+            ledger.read(path for path, _ in of_split)
+    return by_name(source, chosen, (listings[0].image, listings[0].label))
 
 
 def _whole_numbers(labels: pd.Series) -> pd.Series:

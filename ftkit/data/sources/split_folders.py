@@ -21,22 +21,28 @@ _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ip
 _NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
 
 
-def check_overlooked(root: Folder, chosen: Mapping[str, Folder], args: DataArguments) -> None:
+def check_overlooked(whole: Folder, root: Folder, chosen: Mapping[str, object], args: DataArguments) -> None:
     """Refuse to carve a split out of train beside a folder or archive of that name whose images cannot be read.
+
+    Args:
+        whole: the content of `data_dir`.
+        root: the folder in it that holds the folders of splits or classes.
+        chosen: the splits that are read, from folders or lists.
 
     Raises:
         UserError: there is one.
     """
     given = {"validation": args.validation_split, "test": args.test_split}
     missing = [split for split, name in given.items() if split not in chosen and not is_none(name)]
-    places = [name for name in root.files if is_packed(name)]
-    if chosen:  # without splits, each folder is a class
-        places += [name for name, folder in root.folders.items() if not folder.holds_images | is_documents(folder)]
-    if found := {split: name for name in places if (split := split_of(name)) in missing}:
+    beside = [folder for folder in whole.below() if folder is whole or folder is root or not folder.holds_images]
+    places = [folder.path / name for folder in beside for name in folder.files if is_packed(name)]
+    if any(isinstance(folder, Folder) for folder in chosen.values()):  # otherwise each folder is a class
+        places += [folder.path for folder in root.folders.values() if not folder.holds_images | is_documents(folder)]
+    if found := {split: str(place) for place in places if (split := split_of(place.name)) in missing}:
         fix = {f"{split}_split": NO_SPLIT for split in found}
-        places, splits = [str(root.path / name) for name in found.values()], " and ".join(found)
+        names, splits = list(found.values()), " and ".join(found)
         raise UserError(
-            f"data_dir: {listed(places)} {_verb(places, 'look')} like {splits}, and holds no image that can be read: "
+            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and holds no image that can be read: "
             f"unpack or convert it to class folders, or set {settings_text(fix)} to carve {splits} out of train",
             fix=fix,
         )

@@ -11,6 +11,7 @@ from .listings import Listing, read_listing
 from .locate import ImageFiles, is_image_name
 from .pictures import holds_pictures
 from .split_names import is_none, is_split_like, split_of
+from .table_columns import sample
 from .tables import TEXT_SUFFIXES, NoListing
 
 _LINE = 1000  # characters
@@ -85,6 +86,10 @@ def choose_tables(
 
 
 def is_of_split(table: Listing, root: Folder) -> bool:
-    """Whether a table in a split's folder stands for the class folders that the folder lacks, as in Tiny ImageNet."""
-    folder = root.folders.get(table.path.relative_to(root.path).parts[0])
+    """Whether a table stands for the class folders that its images, in a split's folder, lack, as in Tiny ImageNet."""
+    found = [table.files.find(str(text), split_of(table.split)) for text in sample(table.table)[table.image]]
+    places = {
+        files[0].relative_to(root.path).parts[0] for files in found if files and files[0].is_relative_to(root.path)
+    }
+    folder = root.folders.get(places.pop()) if len(places) == 1 else None
     return folder is not None and is_split_like(folder.path.name) and len(folder.with_images) < 2
