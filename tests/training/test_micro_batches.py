@@ -14,6 +14,12 @@ SMALL = ["--max_train_samples", 160, "--num_train_epochs", 2, "--per_device_trai
 SMALL_MLP = [*MLP, *SMALL]
 
 
+@pytest.fixture(autouse=True)
+def no_first_pass(monkeypatch):
+    """The first pass of a run takes memory too, and refuses what cannot be computed; here it is training that does."""
+    monkeypatch.setattr("ftkit.run.first_images", lambda *_: None)
+
+
 @pytest.fixture
 def memory(monkeypatch):
     """`memory(n)` lets no more than n images fit into an MLP in training; returns the sizes that were tried."""
