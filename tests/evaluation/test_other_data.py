@@ -40,7 +40,7 @@ def write(root, counts: dict[str, int], start: int = 0):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """A finished run on class folders without splits. Read-only."""
     folder = tmp_path_factory.mktemp("run")
     write(folder / "data", dict.fromkeys(NAMES, 20))
@@ -51,16 +51,16 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def read(run):
+def read_to_evaluate(finished_run):
     """`load_evaluation` of a folder or file with more options: the split's name, the labels' names, and the rest."""
 
-    def read(path, *options, model=run):
+    def read_to_evaluate(path, *options, model=finished_run):
         config = parse_evaluation(["--model", str(model), "--data_dir", str(path), *map(str, options)])
         found = load_evaluation(config, TASK, Ledger())
         assert found.rows.features["label"].names == NAMES
         return found.split, [NAMES[label] for label in found.rows["label"]], found.drawn_from
 
-    return read
+    return read_to_evaluate
 
 
 def count(labels: list[str]) -> dict[str, int]:
@@ -82,33 +82,33 @@ def count(labels: list[str]) -> dict[str, int]:
         ({"train/ant": 2, "train/bee": 1}, "all", {"ant": 2, "bee": 1}),
     ],
 )
-def test_folders_are_evaluated_whole(tmp_path, read, counts, split, expected):
-    found, labels, drawn_from = read(write(tmp_path / "new", counts))
+def test_folders_are_evaluated_whole(tmp_path, read_to_evaluate, counts, split, expected):
+    found, labels, drawn_from = read_to_evaluate(write(tmp_path / "new", counts))
     assert (found, count(labels), drawn_from) == (split, expected, {})
 
 
-def test_only_what_is_not_used_is_accounted_for(tmp_path, run):
+def test_only_what_is_not_used_is_accounted_for(tmp_path, finished_run):
     root = write(tmp_path / "new", {"train/ant": 4, "train/bee": 4, "test/bee": 2})
     (root / "test" / "bee" / "photo.HEIF?").write_bytes(b"")
     ledger = Ledger()
-    load_evaluation(parse_evaluation(["--model", str(run), "--data_dir", str(root)]), TASK, ledger)
+    load_evaluation(parse_evaluation(["--model", str(finished_run), "--data_dir", str(root)]), TASK, ledger)
     assert [(row["where"], row["n"]) for row in ledger.not_used] == [("train", 8), ("test/bee", 1)]
 
 
-def test_a_folder_of_images_is_the_class_that_it_is_called_by(tmp_path, read, refused):
+def test_a_folder_of_images_is_the_class_that_it_is_called_by(tmp_path, read_to_evaluate, refused):
     root = write(tmp_path, {"bee": 4, "wasps": 2})
-    assert read(root / "bee")[:2] == ("all", ["bee"] * 4)
+    assert read_to_evaluate(root / "bee")[:2] == ("all", ["bee"] * 4)
     with refused("does not know: 'wasps' (2 images)", "labels go by name", "'ant', 'bee', 'fly'"):
-        read(root / "wasps")
+        read_to_evaluate(root / "wasps")
 
 
-def test_a_table_is_evaluated_whole(tmp_path, read):
+def test_a_table_is_evaluated_whole(tmp_path, read_to_evaluate):
     root = write(tmp_path / "images", {"bee": 2, "fly": 1})
     with (tmp_path / "images" / "labels.csv").open("w", newline="") as file:
         rows = [(str(path.relative_to(root)), path.parent.name) for path in sorted(root.rglob("*.png"))]
         csv.writer(file).writerows([("file_name", "label"), *rows])
     for place in (root, root / "labels.csv"):
-        assert read(place)[:2] == ("all", ["bee", "bee", "fly"])
+        assert read_to_evaluate(place)[:2] == ("all", ["bee", "bee", "fly"])
 
 
 def rows_of(labels: list[str], names: list[str] | None = None) -> Dataset:
@@ -116,84 +116,84 @@ def rows_of(labels: list[str], names: list[str] | None = None) -> Dataset:
     return Dataset.from_dict({"image": [picture(name, i) for i, name in enumerate(labels)], "label": labels}, features)
 
 
-def test_splits_of_a_dataset(tmp_path, read, refused):
+def test_splits_of_a_dataset(tmp_path, read_to_evaluate, refused):
     train, other = rows_of(["ant", "bee"] * 3), rows_of(["fly"], ["fly", "bee"])
     DatasetDict(train=train, test=other).save_to_disk(tmp_path / "both")
-    assert read(tmp_path / "both")[:2] == ("test", ["fly"])
-    assert read(tmp_path / "both", "--split", "train")[1] == ["ant", "bee"] * 3
-    assert read(tmp_path / "both", "--test_split", "train")[:2] == ("train", ["ant", "bee"] * 3)
+    assert read_to_evaluate(tmp_path / "both")[:2] == ("test", ["fly"])
+    assert read_to_evaluate(tmp_path / "both", "--split", "train")[1] == ["ant", "bee"] * 3
+    assert read_to_evaluate(tmp_path / "both", "--test_split", "train")[:2] == ("train", ["ant", "bee"] * 3)
     DatasetDict(test=other).save_to_disk(tmp_path / "test")
-    assert read(tmp_path / "test")[:2] == ("test", ["fly"])
+    assert read_to_evaluate(tmp_path / "test")[:2] == ("test", ["fly"])
     other.save_to_disk(tmp_path / "alone")
-    assert read(tmp_path / "alone")[:2] == ("all", ["fly"])
+    assert read_to_evaluate(tmp_path / "alone")[:2] == ("all", ["fly"])
     DatasetDict(train=train, validation=other).save_to_disk(tmp_path / "no test")
     with refused("has no test split, but train and validation", "--split validation"):
-        read(tmp_path / "no test")
+        read_to_evaluate(tmp_path / "no test")
     for split in ("test", "validation"):
         with refused(f"has no {split} split", "leave split out to evaluate all its 1 images"):
-            read(tmp_path / "alone", "--split", split)
+            read_to_evaluate(tmp_path / "alone", "--split", split)
 
 
-def test_a_lone_test_shard(tmp_path, read):
+def test_a_lone_test_shard(tmp_path, read_to_evaluate):
     rows_of(["bee", "ant", "bee"]).to_parquet(tmp_path / "flowers-test-00000-of-00001.parquet")
-    assert read(tmp_path)[1] == ["bee", "ant", "bee"]
+    assert read_to_evaluate(tmp_path)[1] == ["bee", "ant", "bee"]
 
 
-def test_fewer_images(tmp_path, read):
+def test_fewer_images(tmp_path, read_to_evaluate):
     root = write(tmp_path / "new", {"ant": 10, "bee": 10})
-    split, labels, drawn_from = read(root, "--max_test_samples", 6)
+    split, labels, drawn_from = read_to_evaluate(root, "--max_test_samples", 6)
     assert (split, len(labels), drawn_from) == ("all", 6, {"all": 20})
-    assert read(root, "--max_test_samples", 6)[1] == labels
-    assert read(root, "--max_test_samples", 6, "--split_seed", 3)[1] != labels
-    assert read(root, "--max_test_samples", 20)[2] == {}
+    assert read_to_evaluate(root, "--max_test_samples", 6)[1] == labels
+    assert read_to_evaluate(root, "--max_test_samples", 6, "--split_seed", 3)[1] != labels
+    assert read_to_evaluate(root, "--max_test_samples", 20)[2] == {}
 
 
-def test_classes_that_the_model_does_not_know(tmp_path, read, refused):
+def test_classes_that_the_model_does_not_know(tmp_path, read_to_evaluate, refused):
     root = write(tmp_path / "new", {"ant": 3, "bee": 2, "wasp": 4, "hornet": 1})
     with refused("new", "'hornet' (1 images), 'wasp' (4 images)", "classes: 'ant' 'bee'", "5 of 10 images") as caught:
-        read(root)
+        read_to_evaluate(root)
     assert caught.value.fix == {"classes": ["ant", "bee"]}
     for given in (["ant", "bee"], ["ant,bee"], ["ant, bee, fly"]):
-        assert count(read(root, "--classes", *given)[1]) == {"ant": 3, "bee": 2}
-    assert count(read(root, "--classes", "bee")[1]) == {"bee": 2}
+        assert count(read_to_evaluate(root, "--classes", *given)[1]) == {"ant": 3, "bee": 2}
+    assert count(read_to_evaluate(root, "--classes", "bee")[1]) == {"bee": 2}
     with refused("classes", "'wsp'", "did you mean 'wasp'"):
-        read(root, "--classes", "bee", "wsp")
+        read_to_evaluate(root, "--classes", "bee", "wsp")
 
 
-def test_names_that_look_like_the_models(tmp_path, read, refused, caplog):
+def test_names_that_look_like_the_models(tmp_path, read_to_evaluate, refused, caplog):
     root = write(tmp_path / "new", {"Ant": 3, "bee ": 2, "fly": 1})
     with refused("'Ant' (3 images), 'bee ' (2 images)", "capitals", "spaces at the ends") as caught:
-        read(root)
+        read_to_evaluate(root)
     assert caught.value.fix == {"merge_similar_labels": True}
     with caplog.at_level(logging.INFO, logger="ftkit"):
-        assert count(read(root, "--merge_similar_labels", "true")[1]) == {"ant": 3, "bee": 2, "fly": 1}
+        assert count(read_to_evaluate(root, "--merge_similar_labels", "true")[1]) == {"ant": 3, "bee": 2, "fly": 1}
     assert "'Ant' (3), 'ant' differ in capitals" in caplog.text
     write(root, {"wasp": 2})
     with refused("merge_similar_labels: true", "6 of 8 images") as caught:
-        read(root)
+        read_to_evaluate(root)
     assert caught.value.fix == {"merge_similar_labels": True, "classes": NAMES}
     options = ["--merge_similar_labels", "true", "--classes", *NAMES]
-    assert count(read(root, *options)[1]) == {"ant": 3, "bee": 2, "fly": 1}
+    assert count(read_to_evaluate(root, *options)[1]) == {"ant": 3, "bee": 2, "fly": 1}
 
 
-def test_the_runs_own_data_keep_their_split(run, read, tmp_path):
+def test_the_runs_own_data_keep_their_split(finished_run, read_to_evaluate, tmp_path):
     """Named or not, by another path or not."""
-    data = run.parent / "data"
+    data = finished_run.parent / "data"
     (tmp_path / "link").symlink_to(data)
-    own = [read(place) for place in (data, data / ".." / "data", tmp_path / "link")]
+    own = [read_to_evaluate(place) for place in (data, data / ".." / "data", tmp_path / "link")]
     assert [(split, len(labels)) for split, labels, _ in own] == [("test", 12)] * 3
-    assert len(read(data, "--split", "train")[1]) == 43
-    assert read(shutil.copytree(data, tmp_path / "copy"))[0] == "all"
+    assert len(read_to_evaluate(data, "--split", "train")[1]) == 43
+    assert read_to_evaluate(shutil.copytree(data, tmp_path / "copy"))[0] == "all"
 
 
-def evaluate(run, folder, *options):
-    load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(folder), *map(str, options)])
+def evaluate(finished_run, folder, *options):
+    load_recipe_script("eval").main(["--model", str(finished_run), "--output_dir", str(folder), *map(str, options)])
     return json.loads((folder / "metrics.json").read_text()), (folder / "report.html").read_text()
 
 
-def test_a_report_on_one_class(run, tmp_path, capsys):
+def test_a_report_on_one_class(finished_run, tmp_path, capsys):
     root = write(tmp_path / "new", {"bee": 3}, start=900)
-    metrics, page = evaluate(run, tmp_path / "found", "--data_dir", root)
+    metrics, page = evaluate(finished_run, tmp_path / "found", "--data_dir", root)
     assert metrics["n"] == 3 and metrics["accuracy"] == 1
     assert [metrics["per_class"][name]["accuracy"] for name in NAMES] == [None, 1, None]
     assert "Evaluated on\nall 3 images, 3 classes" in page and "No images of 2 of the 3 classes were evaluated" in page
@@ -202,9 +202,9 @@ def test_a_report_on_one_class(run, tmp_path, capsys):
     assert "| all 3 images |" in (tmp_path / "found" / "report.md").read_text()
 
 
-def test_images_of_training_are_counted(run, tmp_path, capsys):
-    copy = shutil.copytree(run.parent / "data", tmp_path / "copy")
-    _, page = evaluate(run, tmp_path / "found", "--data_dir", copy, "--max_test_samples", 50)
+def test_images_of_training_are_counted(finished_run, tmp_path, capsys):
+    copy = shutil.copytree(finished_run.parent / "data", tmp_path / "copy")
+    _, page = evaluate(finished_run, tmp_path / "found", "--data_dir", copy, "--max_test_samples", 50)
     assert "50 of the 60 images, drawn at random" in page
     seen = int(re.search(r"(\d+) of the evaluated images are among those that the model was trained on", page)[1])
     assert 30 <= seen <= 43

@@ -4,11 +4,9 @@ import json
 import shutil
 import socket
 
-import huggingface_hub.constants as constants
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import finetune, load_recipe_script
@@ -19,16 +17,6 @@ from ftkit.hub import push as pushing
 from ftkit.hub.privacy import check_private
 
 MARK = "SECRET_USER"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", server.token)
-        yield server
 
 
 @pytest.fixture

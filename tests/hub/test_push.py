@@ -20,18 +20,6 @@ SMALL = ["--max_train_samples", 150, "--num_train_epochs", 1]
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """A Hub for this process, without waits between attempts."""
-    with HubServer() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", server.token)
-        monkeypatch.setattr("time.sleep", lambda seconds: None)
-        yield server
-
-
-@pytest.fixture
 def unchecked(monkeypatch):
     """Skip the gate, which has its own tests."""
     monkeypatch.setattr(pushing, "check_parity", lambda *args, **kwargs: 0.0)

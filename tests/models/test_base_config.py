@@ -64,7 +64,7 @@ def test_every_field_of_a_config_is_taken_set_deleted_or_refused():
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved_vit(tmp_path_factory):
     """A small saved ViT for the classes a, b and c. Read-only."""
     torch.manual_seed(0)
     labels = SingleLabel(NAMES).config_options()
@@ -84,10 +84,10 @@ def saved_timm(tmp_path_factory):
 
 
 @pytest.fixture
-def changed(saved, tmp_path):
-    """`changed(key=value)`: a copy of the saved model with these values in its config.json; None deletes a key."""
+def with_config(saved_vit, tmp_path):
+    """`with_config(key=value)`: a copy of the saved model with these values in its config; None deletes a key."""
 
-    def change(source=saved, **values):
+    def change(source=saved_vit, **values):
         folder = shutil.copytree(source, tmp_path / "changed", dirs_exist_ok=True)
         config = json.loads((source / "config.json").read_text()) | values
         (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
@@ -122,11 +122,11 @@ POISON = {
 }
 
 
-def test_a_run_sets_what_a_base_brings_along(saved, changed, tmp_path):
+def test_a_run_sets_what_a_base_brings_along(saved_vit, with_config, tmp_path):
     assert {*SET, *DELETED} <= POISON.keys()
     expected, found = tmp_path / "expected", tmp_path / "found"
-    build(saved, ["x", "y"]).save(expected)
-    trained = build(changed(**POISON), ["x", "y"])
+    build(saved_vit, ["x", "y"]).save(expected)
+    trained = build(with_config(**POISON), ["x", "y"])
     assert not trained.model.is_activation_checkpointing
     trained.save(found)
     assert config_of(found) == config_of(expected)
@@ -155,9 +155,9 @@ def test_the_parts_of_a_base_are_set_too(tmp_path, refused):
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
-def test_a_pipeline_gives_the_probabilities_of_a_run_on_any_base(changed, tmp_path, problem, capsys):
+def test_a_pipeline_gives_the_probabilities_of_a_run_on_any_base(with_config, tmp_path, problem, capsys):
     """A pipeline would take the sigmoid of each class, whose sum is not 1, or the logits as they are."""
-    folder = changed(problem_type=problem)
+    folder = with_config(problem_type=problem)
     job = train(tmp_path / "run", "--model", folder, "--method", "linear_probe", "--max_steps", 2,
                 "--max_train_samples", 40, "--eval_strategy", "no", "--load_best_model_at_end", "false")  # fmt: skip
     Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
@@ -180,36 +180,36 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_wrong_classes_are_an_obstacle_only_where_the_head_is_used(changed, refused, name):
+def test_wrong_classes_are_an_obstacle_only_where_the_head_is_used(with_config, refused, name):
     values, words = LABELS[name]
-    folder = changed(**values)
+    folder = with_config(**values)
     assert build(folder, ["x", "y"]).task.names == ["x", "y"]
     with refused("changed", *words):
         Classifier.load(str(folder))
 
 
 @pytest.mark.parametrize("labels", [["a", "b", "c"], {"a": 0, "b": 1, "c": 2}])
-def test_classes_need_numbers(changed, refused, labels):
-    folder = changed(id2label=labels)
+def test_classes_need_numbers(with_config, refused, labels):
+    folder = with_config(id2label=labels)
     for load in (lambda: build(folder), lambda: Classifier.load(str(folder))):
         with refused("id2label", "by their numbers"):
             load()
 
 
 @pytest.mark.parametrize("names", [["crane", "bee"], ["crane", "bee", "fly", "ant"]], ids=len)
-def test_timms_own_list_of_classes_must_fit_too(saved_timm, changed, refused, names):
-    folder = changed(saved_timm, label_names=names)
+def test_timms_own_list_of_classes_must_fit_too(saved_timm, with_config, refused, names):
+    folder = with_config(saved_timm, label_names=names)
     with refused("label_names" if len(names) < 3 else "names"):
         Classifier.load(str(folder))
     assert build(folder, ["x", "y"]).task.names == ["x", "y"]
 
 
 @pytest.mark.parametrize("kind", ["transformers", "timm"])
-def test_classes_of_one_name_are_told_apart_where_they_are_used(saved_timm, changed, caplog, kind):
+def test_classes_of_one_name_are_told_apart_where_they_are_used(saved_timm, with_config, caplog, kind):
     names, told = ["crane", "bee", "crane"], ["crane", "bee", "crane (2)"]
-    folder = changed(id2label=dict(enumerate(names)), label2id={"crane": 2, "bee": 1})
+    folder = with_config(id2label=dict(enumerate(names)), label2id={"crane": 2, "bee": 1})
     if kind == "timm":
-        folder = changed(saved_timm, label_names=names)
+        folder = with_config(saved_timm, label_names=names)
     loaded = Classifier.load(str(folder))
     assert loaded.task.names == told
     assert "has several of one name, told apart here as crane, crane (2)" in caplog.text
@@ -217,8 +217,8 @@ def test_classes_of_one_name_are_told_apart_where_they_are_used(saved_timm, chan
     assert build(folder, ["bee", "crane", "fly"]).task.names == ["bee", "crane", "fly"]  # the head is new
 
 
-def test_label_names_that_are_numbers_become_text(changed):
-    assert Classifier.load(str(changed(id2label={"0": 7, "1": 8, "2": 9}))).task.names == ["7", "8", "9"]
+def test_label_names_that_are_numbers_become_text(with_config):
+    assert Classifier.load(str(with_config(id2label={"0": 7, "1": 8, "2": 9}))).task.names == ["7", "8", "9"]
 
 
 @pytest.mark.parametrize(
@@ -238,15 +238,15 @@ def test_label_names_that_are_numbers_become_text(changed):
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_used_is_one_sentence(changed, refused, values, words):
-    folder = changed(**values)
+def test_a_config_that_cannot_be_used_is_one_sentence(with_config, refused, values, words):
+    folder = with_config(**values)
     for load in (lambda: build(folder), lambda: Classifier.load(str(folder))):
         with refused("model: ", *words):
             load()
 
 
-def test_the_models_own_dropout_is_said(changed, caplog):
+def test_the_models_own_dropout_is_said(with_config, caplog):
     caplog.set_level("INFO", "ftkit")
-    build(changed(hidden_dropout_prob=0.25))
+    build(with_config(hidden_dropout_prob=0.25))
     assert "dropout: hidden_dropout_prob 0.25, in the model's config" in caplog.messages
-    assert build(changed(hidden_dropout_prob=0.25), dropout=0.5).model.config.hidden_dropout_prob == 0.5
+    assert build(with_config(hidden_dropout_prob=0.25), dropout=0.5).model.config.hidden_dropout_prob == 0.5

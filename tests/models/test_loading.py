@@ -34,7 +34,7 @@ PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved_models(tmp_path_factory):
     """Small models for the classes a, b and c, each in a folder of its name: vit, swin, timm, convnet. Read-only."""
     root = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
@@ -48,11 +48,11 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def changed(saved, tmp_path):
-    """`changed("vit", function)`: a copy of the folder whose tensors the function has replaced by others."""
+def with_tensors(saved_models, tmp_path):
+    """`with_tensors("vit", function)`: a copy of the folder whose tensors the function has replaced by others."""
 
     def change(name, function):
-        folder = shutil.copytree(saved / name, tmp_path / "changed")
+        folder = shutil.copytree(saved_models / name, tmp_path / "changed")
         tensors = function(load_file(folder / "model.safetensors"))
         save_file({key: value.clone() for key, value in tensors.items()}, folder / "model.safetensors",
                   metadata={"format": "pt"})  # fmt: skip
@@ -83,13 +83,13 @@ def bare(tensors):
     ("name", "prefix"),
     [("vit", "_orig_mod."), ("vit", "module._orig_mod."), ("timm", "module."), ("convnet", "model.")],
 )
-def test_prefixes_of_wrappers_are_stripped_and_said(saved, changed, caplog, tmp_path, name, prefix):
-    folder = changed(name, prefixed(prefix))
+def test_prefixes_of_wrappers_are_stripped_and_said(saved_models, with_tensors, caplog, tmp_path, name, prefix):
+    folder = with_tensors(name, prefixed(prefix))
     for model in (Classifier.load(str(folder)).model, build(folder)):
-        assert_same_weights(model, saved / name)
+        assert_same_weights(model, saved_models / name)
         assert f"start with {prefix}, from a wrapper: stripped" in caplog.text
     model.save_pretrained(tmp_path / "again")
-    stored = [set(load_file(place / "model.safetensors")) for place in (tmp_path / "again", saved / name)]
+    stored = [set(load_file(place / "model.safetensors")) for place in (tmp_path / "again", saved_models / name)]
     assert stored[0] == stored[1]
 
 
@@ -115,18 +115,18 @@ WRAPPED = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_what_a_wrapper_holds_beside_the_model_is_named(saved, changed, caplog, name):
+def test_what_a_wrapper_holds_beside_the_model_is_named(saved_models, with_tensors, caplog, name):
     caplog.set_level("INFO", "ftkit")
     function, prefix, beside = WRAPPED[name]
-    assert_same_weights(Classifier.load(str(changed("timm", function))).model, saved / "timm")
+    assert_same_weights(Classifier.load(str(with_tensors("timm", function))).model, saved_models / "timm")
     assert f"start with {prefix}, from a wrapper: stripped" in caplog.text
     assert beside in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "shards", "bin", "shards of bin"])
-def test_wrapped_weights_in_every_kind_of_file(saved, tmp_path, kind):
-    wrapped = prefixed("module.")(load_file(saved / "vit" / "model.safetensors"))
-    folder = shutil.copytree(saved / "vit", tmp_path / "model")
+def test_wrapped_weights_in_every_kind_of_file(saved_models, tmp_path, kind):
+    wrapped = prefixed("module.")(load_file(saved_models / "vit" / "model.safetensors"))
+    folder = shutil.copytree(saved_models / "vit", tmp_path / "model")
     (folder / "model.safetensors").unlink()
     suffix = "bin" if "bin" in kind else "safetensors"
     whole = "pytorch_model" if suffix == "bin" else "model"
@@ -139,7 +139,7 @@ def test_wrapped_weights_in_every_kind_of_file(saved, tmp_path, kind):
         (folder / f"{whole}.{suffix}.index.json").write_text(json.dumps(index))
     for file, part in parts.items():
         write(part, folder / file)
-    assert_same_weights(Classifier.load(str(folder)).model, saved / "vit")
+    assert_same_weights(Classifier.load(str(folder)).model, saved_models / "vit")
 
 
 def without(*parts):
@@ -194,9 +194,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_model_is_refused_wherever_it_is_loaded(changed, refused, name):
+def test_a_broken_model_is_refused_wherever_it_is_loaded(with_tensors, refused, name):
     base, function, words = BROKEN[name]
-    folder = changed(base, function)
+    folder = with_tensors(base, function)
     for load in (lambda: Classifier.load(str(folder)), lambda: build(folder, ["x", "y"])):
         with refused(str(folder), *words):
             load()
@@ -210,9 +210,9 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("base", BESIDE)
-def test_what_lies_beside_a_model_is_named_in_one_line(saved, changed, caplog, base):
+def test_what_lies_beside_a_model_is_named_in_one_line(saved_models, with_tensors, caplog, base):
     caplog.set_level("INFO", "ftkit")
-    assert_same_weights(Classifier.load(str(changed(base, BESIDE[base]))).model, saved / base)
+    assert_same_weights(Classifier.load(str(with_tensors(base, BESIDE[base]))).model, saved_models / base)
     line = next(record.getMessage() for record in caplog.records if "no place for them" in record.getMessage())
     assert all(name in line for name in BESIDE[base]({}))
 
@@ -226,22 +226,22 @@ COMPUTED = {
 
 
 @pytest.mark.parametrize("name", COMPUTED)
-def test_what_a_model_computes_itself_may_be_missing_or_there(saved, changed, name):
+def test_what_a_model_computes_itself_may_be_missing_or_there(saved_models, with_tensors, name):
     base, function = COMPUTED[name]
-    model = Classifier.load(str(changed(base, function))).model
-    assert_same_weights(model, saved / base)
+    model = Classifier.load(str(with_tensors(base, function))).model
+    assert_same_weights(model, saved_models / base)
     assert all(value == 0 for name, value in model.named_buffers() if name.endswith("num_batches_tracked"))
 
 
 @pytest.mark.parametrize("how", ["no head", "another head's name", "half a head", "more classes"])
-def test_only_a_head_that_will_be_trained_may_be_missing(saved, changed, tmp_path, refused, caplog, how):
+def test_only_a_head_that_will_be_trained_may_be_missing(saved_models, with_tensors, tmp_path, refused, caplog, how):
     caplog.set_level("INFO", "ftkit")
     if how == "no head":
         folder = tmp_path / "headless"
-        ViTModel.from_pretrained(saved / "vit", add_pooling_layer=False).save_pretrained(folder)
+        ViTModel.from_pretrained(saved_models / "vit", add_pooling_layer=False).save_pretrained(folder)
         PROCESSOR.save_pretrained(folder)
     else:
-        folder = changed("vit", {
+        folder = with_tensors("vit", {
             "another head's name": lambda tensors: {n.replace("classifier", "fc"): v for n, v in tensors.items()},
             "half a head": without("classifier.bias"),
             "more classes": lambda tensors: tensors | {"classifier.weight": torch.ones(7, 16),
@@ -252,13 +252,13 @@ def test_only_a_head_that_will_be_trained_may_be_missing(saved, changed, tmp_pat
     for names in (NAMES, ["x", "y"]):
         caplog.clear()
         model = build(folder, names)
-        assert_same_weights(model, saved / "vit", but="classifier")
+        assert_same_weights(model, saved_models / "vit", but="classifier")
         assert "head: new" in caplog.text and "head: kept" not in caplog.text
         assert model.classifier.weight.shape == (len(names), 16) and 0 < model.classifier.weight.std() < 0.5
 
 
-def test_scripts_refuse_a_model_that_is_not_whole(changed, refused, tmp_path):
-    folder = str(changed("vit", without(".layer.1.")))
+def test_scripts_refuse_a_model_that_is_not_whole(with_tensors, refused, tmp_path):
+    folder = str(with_tensors("vit", without(".layer.1.")))
     Image.new("RGB", (16, 16)).save(tmp_path / "image.png")
     jobs = {
         "predict": ["--model", folder, str(tmp_path / "image.png")],
@@ -275,8 +275,8 @@ def test_scripts_refuse_a_model_that_is_not_whole(changed, refused, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weights_of_any_precision_are_trained_and_saved_in_float32(changed, tmp_path, dtype):
-    folder = changed("timm", lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
+def test_weights_of_any_precision_are_trained_and_saved_in_float32(with_tensors, tmp_path, dtype):
+    folder = with_tensors("timm", lambda tensors: {name: value.to(dtype) for name, value in tensors.items()})
     job = train(tmp_path / "run", "--model", folder, "--method", "full", "--learning_rate", 1e-5, "--max_steps", 2,
                 "--max_train_samples", 40, "--eval_strategy", "no", "--load_best_model_at_end", "false")  # fmt: skip
     before, after = (load_file(place / "model.safetensors") for place in (folder, job.folder / "model"))
@@ -287,7 +287,7 @@ def test_weights_of_any_precision_are_trained_and_saved_in_float32(changed, tmp_
     assert len(moved) == sum("blocks" in name for name in after)
 
 
-def test_damaged_files_are_one_sentence(saved, tmp_path, refused):
+def test_damaged_files_are_one_sentence(saved_models, tmp_path, refused):
     def empty(folder):
         (folder / "model.safetensors").unlink()
 
@@ -329,29 +329,29 @@ def test_damaged_files_are_one_sentence(saved, tmp_path, refused):
         elsewhere: ["no weights", "give --model", "best.safetensors and --architecture"],
     }
     for damage, words in cases.items():
-        folder = shutil.copytree(saved / "timm", tmp_path / damage.__name__)
+        folder = shutil.copytree(saved_models / "timm", tmp_path / damage.__name__)
         damage(folder)
         for load in (lambda folder=folder: Classifier.load(str(folder)), lambda folder=folder: build(folder)):
             with refused(damage.__name__, *words):
                 load()
 
 
-def test_files_of_weights_that_are_not_used_are_named(saved, tmp_path, caplog):
+def test_files_of_weights_that_are_not_used_are_named(saved_models, tmp_path, caplog):
     caplog.set_level("INFO", "ftkit")
-    folder = shutil.copytree(saved / "vit", tmp_path / "model")
+    folder = shutil.copytree(saved_models / "vit", tmp_path / "model")
     torch.save({"a": torch.ones(1)}, folder / "pytorch_model.bin")
     (folder / "tf_model.h5").touch()
     (folder / "optimizer.pt").touch()  # of a checkpoint: no weights of the model
-    assert_same_weights(Classifier.load(str(folder)).model, saved / "vit")
+    assert_same_weights(Classifier.load(str(folder)).model, saved_models / "vit")
     assert "weights: from model.safetensors; not used: pytorch_model.bin, tf_model.h5" in caplog.messages
 
 
 @pytest.fixture
-def adapters(saved, tmp_path):
-    """A folder with adapters, and their head, of the saved vit."""
-    model = AutoModelForImageClassification.from_pretrained(saved / "vit")
+def adapters(saved_models, tmp_path):
+    """A folder with adapters, and their head, of the saved_models vit."""
+    model = AutoModelForImageClassification.from_pretrained(saved_models / "vit")
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"]))
-    model.active_peft_config.base_model_name_or_path = str(saved / "vit")
+    model.active_peft_config.base_model_name_or_path = str(saved_models / "vit")
     folder = tmp_path / "adapters"
     Classifier(model, PROCESSOR).save(folder)
     return folder
@@ -378,9 +378,9 @@ def test_adapters_that_are_not_whole_are_refused(adapters, refused, name):
         Classifier.load(str(adapters))
 
 
-def test_adapters_need_a_whole_base_and_their_file(saved, adapters, changed, refused):
+def test_adapters_need_a_whole_base_and_their_file(saved_models, adapters, with_tensors, refused):
     config = json.loads((adapters / "adapter_config.json").read_text())
-    short = config | {"base_model_name_or_path": str(changed("vit", without(".layer.1.")))}
+    short = config | {"base_model_name_or_path": str(with_tensors("vit", without(".layer.1.")))}
     (adapters / "adapter_config.json").write_text(json.dumps(short))
     with refused("changed does not fit", "16 of its 40 tensors"):
         Classifier.load(str(adapters))
@@ -388,6 +388,6 @@ def test_adapters_need_a_whole_base_and_their_file(saved, adapters, changed, ref
     (adapters / "adapter_model.safetensors").unlink()
     with refused("no adapters", "adapter_model.safetensors"):
         Classifier.load(str(adapters))
-    shutil.copy(saved / "vit" / "model.safetensors", adapters)
+    shutil.copy(saved_models / "vit" / "model.safetensors", adapters)
     with refused("adapters (adapter_config.json) and a full model (model.safetensors)", "delete"):
         Classifier.load(str(adapters))
