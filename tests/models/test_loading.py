@@ -348,7 +348,7 @@ def test_files_of_weights_that_are_not_used_are_named(saved_models, tmp_path, ca
 
 @pytest.fixture
 def adapters(saved_models, tmp_path):
-    """A folder with adapters, and their head, of the saved_models vit."""
+    """A folder with adapters, and their head, of the saved ViT."""
     model = AutoModelForImageClassification.from_pretrained(saved_models / "vit")
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"]))
     model.active_peft_config.base_model_name_or_path = str(saved_models / "vit")
