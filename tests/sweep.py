@@ -347,8 +347,8 @@ def in_a_child(kind: str, library: str, out: Path) -> dict[str, Any]:
     if status:
         late = time.monotonic() > deadline
         step = next((step for step in ("build", *STEPS, "other_classes") if step not in row["steps"]), "the end")
-        how = f"not finished after {TIMEOUT} s" if late else f"signal {status & 127}" if status & 127 else "see its log"
-        row["steps"][step] = f"crashed: {how}"
+        ended = f"signal {status & 127}" if status & 127 else "see its log"
+        row["steps"][step] = f"crashed: {f'not finished after {TIMEOUT} s' if late else ended}"
     return row
 
 
