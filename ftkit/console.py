@@ -1,16 +1,21 @@
-"""Console output: banners, facts, and progress bars only on a terminal."""
+"""Console output: banners, facts, and how far a long step is."""
 
 import logging
 import sys
+import time
 import warnings
+from typing import Self
 
 import datasets
 import transformers
+from tqdm.auto import tqdm
 
 from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import printable
 
 logger = logging.getLogger("ftkit")
+_PATIENCE = 3.0  # seconds until a step says how far it is
+_LONGEST_SILENCE = 300.0  # seconds between two lines
 
 
 class _Printable(logging.Formatter):
@@ -60,3 +65,52 @@ def banner(title: str) -> None:
 def fact(name: str, value: object) -> None:
     """Log one line of a step: a name and its value."""
     logger.info("  %-12s %s", name, value)
+
+
+class ProgressLine:
+    """How far a step is, with the time left: a bar on a terminal, else a line now and then; nothing if it is quick.
+
+    The lines become rarer with time: after 3 s, 6 s, 12 s, … and at least every 5 minutes. They are logged.
+
+    Args:
+        what: what is done, such as `decoding images`.
+        total: number of images.
+    """
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.done = what, total, 0
+        self.started = time.monotonic()
+        self._next = _PATIENCE
+        bar = sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
+        self._bar = tqdm(total=total, desc=what, unit="image", delay=_PATIENCE, leave=False) if bar else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def add(self, count: int) -> None:
+        """Note that `count` more images are done."""
+        count = min(count, self.total - self.done)
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+            return
+        seconds = time.monotonic() - self.started
+        if seconds >= self._next and 0 < self.done < self.total:
+            self._next = seconds + min(seconds, _LONGEST_SILENCE)
+            left = _duration(seconds * (self.total - self.done) / self.done)
+            logger.info("  %s: %s of %s, about %s left", self.what, f"{self.done:,}", f"{self.total:,}", left)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    """A time for readers, such as `50 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -20,7 +20,20 @@ from ftkit.compat.python import run_exit_functions
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _WAIT_FOR_FIRST = 10.0  # seconds
+# What libraries write if memory is too small; only Python's own error has a type of its own. A process that loads data
+# passes its error on as text.
+_SHORT = re.compile(
+    r"out of memory|can't allocate memory|not enough memory: you tried|CUBLAS_STATUS_ALLOC_FAILED|MemoryError"
+    r"|(unable|failed) to allocate|worker .*is killed by signal: (Killed|Bus error)|shared memory \(shm\)",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?:tried to allocate|Unable to allocate) (\d[\d.]*) ?([kKMGTPE]?i?[Bb]\w*)", re.IGNORECASE)
+_LESS = (
+    "lower per_device_train_batch_size (a larger gradient_accumulation_steps makes up for it), "
+    "per_device_eval_batch_size, batch_size or image_size, or take a smaller model"
+)
 
 
 class Advice(str):
@@ -79,18 +92,21 @@ class ConfigError(UserError):
 def user_errors() -> Iterator[None]:
     """Print errors of the user as one message on standard error, and exit.
 
-    A `UserError`, a full disk and a denied permission exit with code 2, `Interrupted` with 128 + its signal, as in
-    shells. `FTKIT_DEBUG=1` in the environment prints the traceback too.
+    A `UserError`, a full disk, a denied permission and a lack of memory exit with code 2, `Interrupted` with 128 + its
+    signal, as in shells. `FTKIT_DEBUG=1` in the environment prints the traceback too.
     """
     try:
         yield
         _end(0)
-    except (UserError, OSError, SafetensorError) as error:
+    except (UserError, OSError, SafetensorError, MemoryError, RuntimeError) as error:
         message = str(error)
         if not isinstance(error, UserError):
-            if (reason := _disk_trouble(error)) is None:
+            if (short := short_of_memory(error)) is not None:
+                message = f"{short}: {_LESS}"
+            elif (reason := _disk_trouble(error)) is not None:
+                message = f"{_place(error) or 'a file'}: {reason}"
+            else:
                 raise
-            message = f"{_place(error) or 'a file'}: {reason}"
         if os.environ.get("FTKIT_DEBUG"):
             traceback.print_exc()
         if not _is_first():  # all ranks share most errors: rank 0 prints it and exits, and the launcher ends this one
@@ -179,11 +195,36 @@ def _disk_trouble(error: BaseException) -> str | None:
     return f"{os.strerror(number)}: allow access" if number in _REFUSED else None
 
 
+def short_of_memory(error: BaseException) -> str | None:
+    """What could not be allocated, if an error of Python, numpy, torch or the system says that memory is too small."""
+    text = str(error)
+    known = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    if not known and not (isinstance(error, RuntimeError) and _SHORT.search(text)):
+        return None
+    if "is killed by signal" in text:
+        return "not enough memory: the system ended a process that loads images"
+    found = _ASKED.search(text)
+    if found is None:
+        return "not enough memory"
+    number, unit = found.groups()
+    asked = f"{int(number) / 1e9:.1f} GB" if unit == "bytes" else f"{number} {unit}"
+    return f"not enough memory: {asked} could not be allocated"
+
+
 def printable(text: str, but: str = "") -> str:
-    """The text with unprintable characters escaped, except those in `but`: a terminal obeys control characters."""
+    """The text with unprintable characters escaped, except those in `but`: a terminal obeys control characters.
+
+    Tokens of the Hub are left out, since logs are shared.
+    """
+    text = without_tokens(text)
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_tokens(text: str) -> str:
+    """The text without tokens of the Hub."""
+    return _TOKEN.sub("hf_…", text)
 
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:

@@ -30,6 +30,7 @@ from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
 from ftkit.evaluation.report import write_report
 from ftkit.hub.card import write_card
+from ftkit.memory import enough_memory
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.classifier import Classifier
 from ftkit.models.flops import flops_per_image
@@ -39,9 +40,16 @@ from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
 from ftkit.training.checkpointing.output_folder import begin_run, check_run_folder, check_shared, claimed
 from ftkit.training.loop.trainer import ImageTrainer
+from ftkit.training.stages.memory import check_first_images, check_memory
 from ftkit.training.stages.planning import Plan, prepare_plan
 from ftkit.training.stages.resumption import prepare_resumption
 from ftkit.training.stages.running import run_plan
+
+_LESS_TO_TRAIN = (
+    "set auto_find_batch_size: true, which computes a batch in parts that fit, and --overwrite true to replace the "
+    "run that has begun; or set a smaller image_size, or take a smaller model"
+)
+_LESS_TO_PREDICT = "lower per_device_eval_batch_size"
 
 
 @dataclass(repr=False)
@@ -137,26 +145,32 @@ def build_classifier(job: Job) -> None:
     """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
     config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
-    job.classifier = Classifier.build(config.model, job.task, info, pretrained)
+    with enough_memory("building the model", "set a smaller image_size, or take a smaller model"):
+        job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
-    if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
-        job.classifier.check(config.model, job.task, info, pretrained, two)
-    job.images = job.classifier.images_of(job.dataset, config.data, seed)
-    if not pretrained and info.channels == 1 and in_colour(job.images.values()):
-        set_seed(seed)
-        job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
+    with enough_memory("a first step with two images", "set a smaller image_size, or take a smaller model"):
+        if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+            shape = max(two.shape[1], job.classifier.channels), *two.shape[2:]
+            check_first_images(job.classifier.model, shape, config.training)
+            job.classifier.check(config.model, job.task, info, pretrained, two)
+    with enough_memory("decoding images", "set a smaller image_size, or data_engine: stream"):
         job.images = job.classifier.images_of(job.dataset, config.data, seed)
-    say_kinds(job.images)
-    set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
-    job.classifier.fit(job.images["train"])
+        if not pretrained and info.channels == 1 and in_colour(job.images.values()):
+            set_seed(seed)
+            job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
+            job.images = job.classifier.images_of(job.dataset, config.data, seed)
+        say_kinds(job.images)
+        set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
+        job.classifier.fit(job.images["train"])
 
 
 def make_plan(job: Job) -> None:
-    """Make the method's stages for this model and check their arguments; adds adapters to the model."""
+    """Make the method's stages for this model, check their arguments and their memory; adds adapters to the model."""
     config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
     job.fingerprint = take_fingerprint(config, job.images, job.classifier.model if pretrained else None)
     job.plan = prepare_plan(config, job.classifier, job.images)
+    check_memory(job.plan)
 
 
 @contextmanager
@@ -176,15 +190,17 @@ def train(job: Job) -> None:
             job.fingerprint.save_table(job.folder)
             save_pairs(job.classifier.in_order, job.folder)
     check_shared(config)
-    job.stages = run_plan(job.plan, resumption)
+    with enough_memory("training", _LESS_TO_TRAIN, {"auto_find_batch_size": True, "overwrite": True}):
+        job.stages = run_plan(job.plan, resumption)
 
 
 def evaluate(job: Job) -> None:
     """Predict test and validation with the model that training chose."""
     classifier, test = job.classifier, job.images["test"]
     trainer = ImageTrainer(classifier.model, job.config.training, classifier.normalize, eval_dataset=test)
-    job.predicted = predict_split(trainer, test, job.config.data.test_time_augmentation)
-    job.predicted["validation"] = predict_split(trainer, job.images["validation"])["plain"]
+    with enough_memory("evaluation", _LESS_TO_PREDICT):
+        job.predicted = predict_split(trainer, test, job.config.data.test_time_augmentation)
+        job.predicted["validation"] = predict_split(trainer, job.images["validation"])["plain"]
 
 
 def write_results(job: Job) -> None:

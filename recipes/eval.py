@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
     )
     from ftkit.evaluation.report import write_report
     from ftkit.models.classifier import Classifier
+    from ftkit.places import shown
     from ftkit.training.loop.trainer import ImageTrainer
     from ftkit.training.provenance import environment
 
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
 
         banner("data")
         split, rows, drawn_from = load_evaluation(config, task, ledger := Ledger())
-        record: dict[str, Any] = {"command": describe_command(), "model": evaluation.model}
+        record: dict[str, Any] = {"command": describe_command(), "model": shown(evaluation.model)}
         record |= {"evaluated_split": split, "drawn_from": drawn_from}
         data.image_transform = None  # applies only to training
         splits = classifier.images_of(DatasetDict({split: rows}), data, seed=0)
@@ -64,7 +65,8 @@ def main(arguments: list[str]) -> None:
         set_up_loading(args, splits, workers=None)
         images = splits[split]
         record["not_used"] = ledger.record(splits)
-        fact("images", f"{evaluated_images(record, len(images))} of {data.data_dir or data.dataset}")
+        fact("source", data.data_dir or data.dataset)
+        fact("images", evaluated_images(record, len(images)))
         if (seen := seen_in_training(evaluation.model, images)) and split != "train":
             record["seen_in_training"] = seen
             fact("", f"{seen:,} of them are among the images that the model was trained on")

@@ -4,9 +4,11 @@
     accelerate launch recipes/finetune.py --config recipes/mnist/mlp.yaml --data_dir path/to/mnist
     accelerate launch recipes/finetune.py --data_dir path/to/photos --model timm/resnet18 --image_size 64
 
-Without `--config` it runs recipes/digits/convnet.yaml, whose data ship with scikit-learn, without a network. Every key
-of a recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR` names a folder in which `mnist`,
-`cifar10`, … are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
+Without `--config` it runs recipes/digits/convnet.yaml, whose data ship with scikit-learn, without a network. The
+hyperparameters of that recipe are for its data and its model: with `--dataset`, `--data_dir` or `--model`, ftkit's
+defaults hold instead. Every key of a recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR`
+names a folder in which `mnist`, `cifar10`, … are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an
+error.
 """
 
 import gc
@@ -52,6 +54,8 @@ def main(arguments: list[str]) -> None:
     fact("input", " × ".join(map(str, job.images["train"].shape)) + " (channels × height × width)")
     run.make_plan(job)
     fact("precision", precision_of(config.training))
+    if config.defaults():
+        fact("defaults", config.defaults())
     fact("plan", f"{config.method.method}: {' → '.join(prepared.stage.name for prepared in job.plan.stages)}")
 
     with run.own_folder(job):

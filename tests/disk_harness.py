@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import datasets
 from fault_harness import OPTIONS, attempt, outcome
+from support import LEARNS
 
 from ftkit.config import DataArguments
 from ftkit.data.sources.load import load_data
@@ -29,6 +30,7 @@ from ftkit.data.sources.load import load_data
 PAGE = 4096  # bytes, the least a file takes
 PLENTY = 1 << 26  # bytes
 ONE_STAGE = [
+    *LEARNS,
     "--model", "mlp", "--model_args", '{"hidden_sizes": [64]}', "--max_train_samples", "160", "--disable_tqdm", "true",
     "--stages", json.dumps([{"train": "head", "num_train_epochs": 2}]),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
-from support import load_recipe_script, weights
+from support import LEARNS, load_recipe_script, weights
 
 from ftkit.errors import user_errors
 from ftkit.signals import signals
@@ -32,6 +32,7 @@ STAGES = [
     {"train": "all", "num_train_epochs": 2},
 ]
 OPTIONS = [
+    *LEARNS,
     "--model", "mlp", "--model_args", '{"hidden_sizes": [16, 16]}', "--max_train_samples", "160", "--dropout", "0.2",
     "--stages", json.dumps(STAGES), "--ema_decay", "0.9", "--mixup", "0.2", "--augment", "translate",
     "--early_stopping_patience", "5", "--logging_steps", "3", "--save_total_limit", "2", "--disable_tqdm", "true",

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,12 @@ DIGITS = [str(digit) for digit in range(10)]  # the classes of the embedded imag
 # Options of small runs on the embedded digits. Where one is given twice, the last counts.
 TINY = ["--max_train_samples", 100, "--num_train_epochs", 2]
 MLP = ["--model", "mlp", "--model_args", '{"hidden_sizes": [16]}']
+# Hyperparameters with which small runs learn, as in the default recipe; a test's own options override them.
+LEARNS = [
+    "--num_train_epochs=15", "--per_device_train_batch_size=32", "--learning_rate=0.003", "--weight_decay=0.01",
+    "--lr_scheduler_type=cosine", "--warmup_steps=0.1", "--label_smoothing_factor=0.1",
+    "--metric_for_best_model=loss",
+]  # fmt: skip
 KEEP_ALL = ["--save_total_limit", 99]
 KEEP_LAST = ["--load_best_model_at_end", "false"]
 FOUR_EPOCHS = [*MLP, *KEEP_ALL, "--max_train_samples", 160, "--num_train_epochs", 4, "--metric_for_best_model", "loss"]
@@ -47,7 +54,7 @@ def load_recipe_script(name: str) -> ModuleType:
 
 def finetune(output_dir: Path, *options: object) -> Path:
     """Run recipes/finetune.py in this process, with its report; returns the run's folder."""
-    load_recipe_script("finetune").main([*map(str, options), "--output_dir", str(output_dir)])
+    load_recipe_script("finetune").main(_with_settings(options, output_dir))
     return output_dir
 
 
@@ -57,7 +64,7 @@ def train(output_dir: Path, *options: object) -> steps.Job:
     Predictions and report, three quarters of the time of so small a run, are left out; no `run.json` is written.
     """
     recipe = load_recipe_script("finetune").DEFAULT_RECIPE
-    job = steps.start(steps.parse_config([*map(str, options), "--output_dir", str(output_dir)], recipe))
+    job = steps.start(steps.parse_config(_with_settings(options, output_dir), recipe))
     steps.read_data(job)
     steps.build_classifier(job)
     steps.make_plan(job)
@@ -65,6 +72,12 @@ def train(output_dir: Path, *options: object) -> steps.Job:
         steps.train(job)
     job.classifier.save(job.folder / "model")
     return job
+
+
+def _with_settings(options: Sequence[object], output_dir: Path) -> list[str]:
+    """The command line of a run: without a recipe, with `LEARNS`."""
+    words = [*map(str, options), "--output_dir", str(output_dir)]
+    return words if any(word.startswith("--config") for word in words) else [*LEARNS, *words]
 
 
 def weights(run: Path, name: str = "model") -> bytes:

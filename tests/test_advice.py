@@ -4,13 +4,15 @@ A message that recommends settings carries them as data: `UserError(…, fix={�
 `Advice(…, {…})`. A case in `tests/advice/` is the place of one such call, `<module>:<function>` (and `#2` for the
 second in the same function), with a function that prepares the situation in a folder and returns the command line of
 recipes/finetune.py, or a pair of another script's name and its command line, a list. The test runs it, expects the
-message from that place, applies the fix as the user would, and runs again. A case may set environment variables.
+message from that place, applies the fix as the user would, and runs again. A case may set environment variables; a
+function of two arguments also gets `monkeypatch`, for a machine with less of something.
 
 What the configuration refuses is only read again by the quick tests, and run by the slow ones.
 """
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -106,8 +108,10 @@ def _followed(arguments: list[str], fix: dict) -> list[str]:
 
 def _follow(place, folder, visited, run) -> None:
     """Prepare the case of a place, and follow its advice; `run` is called with a script's name and command line."""
-    with mock.patch.dict(os.environ):
-        script, arguments = "finetune", CASES[place](folder)
+    case = CASES[place]
+    with mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as machine:
+        own = [machine] if len(inspect.signature(case).parameters) == 2 else []
+        script, arguments = "finetune", case(folder, *own)
         if arguments and isinstance(arguments[-1], list):
             script, arguments = arguments
         elif "--output_dir" not in arguments:

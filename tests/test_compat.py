@@ -52,6 +52,7 @@ _DOCUMENTED_MODULES = {
     "torch.nn",
     "torch.optim.lr_scheduler",
     "torch.optim.swa_utils",
+    "torch.overrides",
     "torch.utils.data",
     "torch.utils.flop_counter",
     "transformers.activations",
@@ -111,6 +112,7 @@ NAMES = [
         )
     ),
     *_of("timm", "timm.data.transforms_factory", "transforms_imagenet_train"),
+    *_of("timm", "timm.layers", "resample_abs_pos_embed", "resample_abs_pos_embed_nhwc"),
     *_of(
         "transformers",
         "transformers.integrations",
@@ -119,8 +121,9 @@ NAMES = [
         "get_reporting_integration_callbacks",
         "unset_hf_deepspeed_config",
     ),
-    *_of("transformers", "transformers.initialization", "meta_device_safe_creation_ops", "no_init_weights"),
     Name("transformers", "_weight_conversions", lambda: _loaded_model()._weight_conversions),
+    Name("torch", "_cdata", lambda: torch.empty(1).untyped_storage()._cdata),
+    *_of("transformers", "transformers.initialization", "meta_device_safe_creation_ops", "no_init_weights"),
     Name("torch", "_iterator", lambda: DataLoader([0]).__dict__["_iterator"] is None),
     Name("torch", "_parameters", lambda: torch.nn.BatchNorm2d(1)._parameters["weight"]),
     Name("torch", "_buffers", lambda: torch.nn.BatchNorm2d(1)._buffers["running_mean"]),

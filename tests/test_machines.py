@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from support import REPO, interrupt, weights
+from support import LEARNS, REPO, interrupt, weights
 
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
@@ -29,7 +29,17 @@ def command(tmp_path, config, options=(), script=REPO / "recipes" / "finetune.py
     written.pop("gpu_ids", None)
     path = tmp_path / f"{config}.yaml"
     path.write_text(yaml.safe_dump(written))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, *options, script, *OPTIONS]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        path,
+        *options,
+        script,
+        *LEARNS,
+        *OPTIONS,
+    ]
     return [*map(str, launch)]
 
 

@@ -36,7 +36,11 @@ def transparent(pixels, i):
 
 
 @pytest.mark.parametrize(
-    "save, kind", [(sixteen_bit, "are 16-bit: ftkit scales them"), (transparent, "have transparent parts: ftkit lays")]
+    "save, kind",
+    [
+        (sixteen_bit, "are 16-bit: ftkit scales them"),
+        pytest.param(transparent, "have transparent parts: ftkit lays", marks=pytest.mark.slow),
+    ],
 )
 def test_a_pipeline_would_see_other_pixels(tmp_path, capsys, refused, save, kind):
     run = finetune(tmp_path / "run", "--data_dir", write(tmp_path / "data", save), *QUICK)

@@ -18,6 +18,8 @@ ROAD = [
     "compat",
     "errors",
     "files",
+    "places",
+    "memory",
     "signals",
     "precision",
     "statistics",

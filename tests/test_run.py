@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support import TINY, finetune, load_recipe_script
+from support import LEARNS, TINY, finetune, load_recipe_script
 from transformers import AutoModelForImageClassification
 
 from ftkit import run
@@ -14,7 +14,7 @@ QUICK = ["--dataset", "digits", "--model", "mlp", *map(str, TINY)]
 
 def test_run_does_the_same_as_the_script(tmp_path):
     recipe = load_recipe_script("finetune").DEFAULT_RECIPE
-    job = run.run([*QUICK, "--output_dir", str(tmp_path / "notebook")], recipe)
+    job = run.run([*LEARNS, *QUICK, "--output_dir", str(tmp_path / "notebook")], recipe)
     script = finetune(tmp_path / "script", *QUICK)
     weights = [path / "model" / "model.safetensors" for path in (job.folder, script)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -9,9 +9,10 @@ from support import REPO
 
 # The private names that tests patch. Faults are injected; for the rest there is no public way.
 PATCHED = {
-    "_in_place": "a disk that fills up",
+    "_PATIENCE": "a step that takes long",
+    "_GROUPS": "the control groups of another machine",
     "_record": "a Hub, of the tests themselves, that goes away",
-    "_backward": "an operation without a deterministic version",
+    "_backward": "an operation without a deterministic version, or without memory",
     "_WITHOUT_FLOAT64": "a device that this machine does not have",
     "_LOGITS": "more logits than fit into the memory of a test",
     "_maybe_log_save_evaluate": "watched: what a step of training waits for",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from disk_harness import PAGE, Disk, can_mount
 from safetensors.numpy import load_file
-from support import KEEP_ALL, MLP, REPO, finetune, weights
+from support import KEEP_ALL, LEARNS, MLP, REPO, finetune, weights
 
 from ftkit.evaluation.predictions import read_predictions
 
@@ -34,7 +34,7 @@ def launch_two(tmp_path_factory):
     path.write_text(yaml.safe_dump(config))
 
     def start(folder, *options, before=None, of=OPTIONS, script=(REPO / "recipes" / "finetune.py",)):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, script[0], *of,
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path, script[0], *LEARNS, *of,
                    "--per_device_train_batch_size", 32, "--use_cpu", "true", *options, "--output_dir", folder,
                    *script[1:]]  # fmt: skip
         return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -14,6 +14,11 @@ def end_workers(loader: DataLoader) -> None:
     loader._iterator = None
 
 
+def storage_of(tensor: torch.Tensor) -> int:
+    """The identity of a tensor's storage, which views share; tensors without content have no address."""
+    return tensor.untyped_storage()._cdata
+
+
 def compute_in_float32(norm: nn.Module) -> None:
     """Let a BatchNorm with 16-bit weights compute in float32, and keep its buffers in their type.
 

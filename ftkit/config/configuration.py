@@ -47,6 +47,20 @@ class Config:
         """The value of a training argument if it was given, else None."""
         return getattr(self.training, key) if key in self.given else None
 
+    def defaults(self) -> str:
+        """The main hyperparameters that nobody has set, for the log; empty if all are set."""
+        args = self.training
+        texts = {
+            "learning_rate": f"learning_rate {args.learning_rate:g} (the method's)",
+            "num_train_epochs": f"{args.num_train_epochs:g} epochs",
+            "per_device_train_batch_size": f"batches of {args.per_device_train_batch_size}",
+        }
+        if args.max_steps > 0:
+            del texts["num_train_epochs"]
+        if args.load_best_model_at_end:
+            texts["metric_for_best_model"] = f"the checkpoint with the best {args.metric_for_best_model}"
+        return ", ".join(text for key, text in texts.items() if key not in self.given)
+
     def of_stage(self, arguments: dict[str, Any], folder: Path) -> TrainingArguments:
         """The training arguments of a stage that writes to `folder`: the run's, overridden by its own `arguments`."""
         own = in_stage(values_of(self.training), self.given, arguments)

@@ -34,6 +34,8 @@ from ftkit.errors import Advice, ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
 GROUPS: Any = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments, TrainingArguments)
+# The keys that say which images are read. What is done to them in training belongs to the hyperparameters.
+_WHICH_IMAGES = {f.name for f in dataclasses.fields(DataArguments)} - {"augment", "image_transform"}
 # Keys that take one text or several, though `HfArgumentParser` lets them take one.
 _LISTS = frozenset(name for name, hint in get_type_hints(TrainingArguments).items() if "list[str]" in str(hint))
 # Keys whose null means None; a null of other keys means the default. `report_to: null` would name a tracker.
@@ -68,8 +70,9 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     Args:
         arguments: the command line without the program's name.
         owners: checks and defaults of the names.
-        default_recipe: the recipe to read without `--config`. If the command line names other data (`--dataset` or
-            `--data_dir`), the recipe's data are left out.
+        default_recipe: the recipe to read without `--config`. Its hyperparameters belong to its data and its model: if
+            the command line names data (`--dataset` or `--data_dir`), the recipe is left out, and if it names a
+            `--model`, all but the recipe's data.
 
     Raises:
         UserError: the recipe cannot be read.
@@ -162,8 +165,11 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
         raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
     path = Path(chosen[0].shown) if chosen else default_recipe
     recipe = read_recipe(path, errors) if path else []
-    if not chosen and {"dataset", "data_dir"} & {entry.key for entry in overrides}:
-        recipe = [entry for entry in recipe if entry.key not in ("dataset", "data_dir")]
+    named = set() if chosen else {entry.key for entry in overrides}
+    if {"dataset", "data_dir"} & named:
+        recipe = []
+    elif "model" in named:
+        recipe = [entry for entry in recipe if entry.key in _WHICH_IMAGES]
     return recipe + overrides
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from ftkit.config import local_model
 from ftkit.demo.page import fit_drawing, tell_apart
 from ftkit.models.classifier import Classifier
+from ftkit.places import shown
 
 _DRAWN = ("mnist", "digits", "fashion_mnist")  # data sets of small grey images, light on black
 _SMALL = 64  # pixels: images of one channel up to this side can be drawn
@@ -52,10 +53,7 @@ class Demo:
 def title(model: str) -> str:
     """The title of the page: the name of the model's run, of its folder, or on the Hub."""
     folder = local_model(model)
-    if folder is None:
-        return model
-    folder = folder.resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
+    return model if folder is None else shown(str(folder.resolve()))
 
 
 def trained_on(model: str) -> str | None:

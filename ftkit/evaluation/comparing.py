@@ -15,6 +15,8 @@ from ftkit.evaluation import plots
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import evaluation_folder, read_record
+from ftkit.files import natural_sorted
+from ftkit.places import all_shown
 from ftkit.statistics.significance import ALPHA, holm
 from ftkit.tasks import Task
 from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
@@ -22,6 +24,7 @@ from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 # The keys in which runs of one method may differ.
 _SAME_METHOD = CHANGES_NOTHING | {"seed", "data_seed", "run_name"}
 _LONGEST_NAME = 60
+_EXAMPLES = 20  # images that two groups disagree on
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Run:
         task: the model's task.
         images: (hash, target) of each test image, in the order of `scores`.
         scores: (N,), the score of each image; see `Task.score`.
+        sources: the source of each image.
     """
 
     folder: Path
@@ -43,6 +47,7 @@ class Run:
     task: Task
     images: list[tuple[int, str]]
     scores: np.ndarray
+    sources: list[str]
 
 
 @dataclass
@@ -67,7 +72,9 @@ def read_run(folder: Path) -> Run:
     targets, scores = predictions.by_name(), predictions.scores()
     rows = sorted(zip(predictions.hashes.tolist(), targets, range(len(targets)), strict=True))
     images = [(hashed, target) for hashed, target, _ in rows]
-    return Run(folder, record, config, predictions.task, images, scores[[row for *_, row in rows]])
+    order = [row for *_, row in rows]
+    sources = [predictions.sources[row] for row in order]
+    return Run(folder, record, config, predictions.task, images, scores[order], sources)
 
 
 def check_each_once(folders: list[Path]) -> None:
@@ -136,9 +143,9 @@ def group_runs(runs: list[Run]) -> list[Group]:
 def _name(run: Run, apart: list[str]) -> str:
     if not run.config:
         return str(run.folder)
-    shown = {key: run.config[key] for key in apart if key in run.config}
-    parts = [str(shown.pop(key)) for key in ("method", "model") if key in shown]
-    return ", ".join(parts + [f"{key} {value}" for key, value in shown.items()]) or run.record["method"]
+    own = {key: all_shown(run.config[key]) for key in apart if key in run.config}
+    parts = [str(own.pop(key)) for key in ("method", "model") if key in own]
+    return ", ".join(parts + [f"{key} {value}" for key, value in own.items()]) or run.record["method"]
 
 
 def write_comparison(folder: Path, groups: list[Group]) -> dict[str, Any]:
@@ -214,13 +221,26 @@ def _pairs(groups: list[Group], rows: list[dict[str, Any]]) -> list[dict[str, An
     """A test for each pair of groups, the better one first, with p values corrected over all pairs (Holm)."""
     scores = [np.array([run.scores for run in group.runs]) for group in groups]
     pairs, compare = [], groups[0].runs[0].task.compare
+    sources = groups[0].runs[0].sources
     for i, j in combinations(range(len(groups)), 2):
-        pairs.append({"first": rows[i]["letter"], "second": rows[j]["letter"], **compare(scores[j], scores[i])})
+        apart = {"only_first": _always_better(scores[i], scores[j], sources),
+                 "only_second": _always_better(scores[j], scores[i], sources)}  # fmt: skip
+        letters = {"first": rows[i]["letter"], "second": rows[j]["letter"]}
+        pairs.append({**letters, **compare(scores[j], scores[i]), **apart})
     for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
         pair["p_corrected"] = p
         # With equal scores, the first is not better than the second.
         pair["verdict"] = "better" if p < ALPHA and pair["difference"] > 0 else "not distinguishable"
     return pairs
+
+
+def _always_better(scores: np.ndarray, others: np.ndarray, sources: list[str]) -> dict[str, Any]:
+    """The images, `n` of them, on which each of these runs, (R, N), scores better than each of the others.
+
+    `examples` has the sources of the first ones.
+    """
+    images = np.flatnonzero(scores.min(0) > others.max(0))
+    return {"n": len(images), "examples": natural_sorted(sources[image] for image in images)[:_EXAMPLES]}
 
 
 def pareto_front(rows: list[dict[str, Any]], cost: str, score: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Pages from templates: HTML escapes every value, Markdown escapes with the filter `md`."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ftkit.tasks import Section
 
 _FOLDERS = [Path(__file__).parent / "templates", *Path(ftkit.tasks.__file__).parent.glob("*/templates")]
 _ESCAPED = str.maketrans({c: f"\\{c}" for c in "\\`*_[]|<>#$~"} | {"&": "&amp;", "\n": " ", "\r": " "})
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def markdown(text: Any) -> str:
@@ -41,6 +44,19 @@ def _size(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _visible(text: str) -> str:
+    """`text` with control characters escaped, also those that turn the direction of writing around."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _path(text: str, length: int | None = None) -> Markup:
+    """A path that breaks between folders, without its middle if it is longer than `length`: its end says most."""
+    text = _visible(text)
+    if length is not None and len(text) > length:
+        text = f"{text[: length // 3]}…{text[length // 3 + 1 - length :]}"
+    return Markup("/<wbr>").join(text.split("/"))
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDERS),
@@ -51,6 +67,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {"md": markdown, "number": _number, "interval": _interval, "count": _count, "size": _size}
+    environment.filters |= {"path": _path, "visible": _visible}
     return environment
 
 

@@ -36,8 +36,9 @@ def predict_split(trainer: ImageTrainer, images: Images, test_time: str = "none"
     if test_time == "flip_and_shift":
         shifted = [averaged(trainer.predict(Viewed(images, False, by)).predictions, by) for by in (-1, 1)]
         predicted["flip_and_shift"] = (predicted["flip"] + sum(shifted) / 2) / 2
-    index, labels = images.index.cpu().numpy(), images.labels.cpu().numpy()
-    return {name: images.task.predictions(index, images.hashes, labels, logits) for name, logits in predicted.items()}
+    rows = images.index.cpu().numpy(), images.hashes, images.labels.cpu().numpy()
+    about = images.about()
+    return {name: images.task.predictions(*rows, logits, about) for name, logits in predicted.items()}
 
 
 def write_evaluation(folder: Path, predicted: dict[str, Predictions], images: Images) -> dict:

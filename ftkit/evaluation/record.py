@@ -1,4 +1,7 @@
-"""`run.json`, the record of a finished run, and the summary that a run prints at its end."""
+"""`run.json`, the record of a finished run, and the summary that a run prints at its end.
+
+Report, card and commit messages are made of the record, so it names no folder of this machine.
+"""
 
 import json
 import shlex
@@ -20,6 +23,7 @@ from ftkit.data.sources.load import HUB_NAMES
 from ftkit.files import atomic_write
 from ftkit.methods.plan import starts_from_trained_weights
 from ftkit.models.pretrained import hub_name
+from ftkit.places import command_shown, is_path, shown
 from ftkit.precision import precision_of
 from ftkit.tasks import Task
 from ftkit.training.checkpointing.continuity import TABLE
@@ -29,14 +33,22 @@ from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
     """The part of `run.json` about the data: splits, classes, skipped images and duplicates between splits."""
     return {
-        "dataset": data.dataset or Path(data.data_dir or "").name,
+        "dataset": shown(data.dataset or data.data_dir or ""),
         "data_engine": next(iter(images.values())).engine,
         "splits": {split: len(rows) for split, rows in images.items()},
         "image_kinds": {split: dict(rows.kinds) for split, rows in images.items() if rows.kinds},
         "class_counts": {split: rows.task.counts(rows.labels) for split, rows in images.items()},
         "duplicates": duplicates(images),
-        "skipped_images": {split: rows.skipped for split, rows in images.items() if rows.skipped},
+        "skipped_images": {split: [*map(_skipped, rows.skipped)] for split, rows in images.items() if rows.skipped},
         "dataset_fingerprints": {split: rows.fingerprint for split, rows in images.items()},
+    }
+
+
+def _skipped(bad: dict[str, Any]) -> dict[str, Any]:
+    """A skipped image for others: by its source, without the path on this machine."""
+    source = bad["source"]
+    return {"index": bad["index"], "file": source, "xxh3_64": bad["xxh3_64"]} | {
+        "reason": bad["reason"].replace(bad["file"], source)
     }
 
 
@@ -46,7 +58,8 @@ def evaluated_images(record: dict[str, Any], n: int) -> str:
     if split in drawn_from:
         whole = f"{drawn_from[split]:,} images" + (f" of the {split} split" if split != ALL else "")
         return f"{n:,} of the {whole}, drawn at random"
-    return f"all {n:,} images" if split == ALL else f"{n:,} images of the {split} split"
+    images = f"{n:,} image{'s' if n != 1 else ''}"
+    return (f"all {images}" if n > 1 else images) if split == ALL else f"{images} of the {split} split"
 
 
 def data_notes(record: dict[str, Any]) -> list[str]:
@@ -72,12 +85,15 @@ def seen_in_training(model: str, images: Images) -> int:
 def _hub_dataset(data: DataArguments) -> str | None:
     """The dataset's name on the Hub, or None for other data."""
     name = HUB_NAMES.get(data.dataset or "", data.dataset or "")
-    return name if "/" in name else None
+    return name if "/" in name and not is_path(name) else None
 
 
 def describe_command() -> str:
-    """The command line of this process, without the launcher's own options, which it does not see."""
-    return shlex.join(["python", *sys.argv])
+    """The command line of this process for others: files and folders by their names, without the launcher's options.
+
+    `config.yaml` repeats the run on this machine.
+    """
+    return shlex.join(["python", *command_shown(sys.argv)])
 
 
 def describe_run(
@@ -102,7 +118,7 @@ def describe_run(
         "evaluated_split": "test",
         "hub_dataset": _hub_dataset(config.data),
         "image_shape": list(images["test"].shape),
-        "model": config.model.model,
+        "model": shown(config.model.model),
         "base_model": hub_name(config.model.model) if starts_from_trained_weights(config.method.method) else None,
         "method": config.method.method,
         "seed": config.training.seed,

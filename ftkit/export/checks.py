@@ -42,5 +42,6 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise UserError(f"output_dir: {folder} exists and holds no export: set --output_dir to a new folder")
     if folder.exists() and not overwrite:
         raise UserError(
-            f"output_dir: {folder} holds an export: set another --output_dir, or --overwrite true to replace it"
+            f"output_dir: {folder} holds an export: set another --output_dir, or --overwrite true to replace it",
+            fix={"overwrite": True},
         )

@@ -26,6 +26,7 @@ from ftkit.export.checks import RECORD, needed_packages
 from ftkit.export.measuring import Reference, megabytes, take
 from ftkit.export.preprocessing import write_preprocessing
 from ftkit.models.classifier import Classifier
+from ftkit.places import shown
 from ftkit.tasks import Task
 from ftkit.training.provenance import environment
 
@@ -95,8 +96,8 @@ class Export:
         """Write `preprocessing.json` and `export.json`, the measurements and how they were made."""
         record = {
             "command": describe_command(),
-            "model": config.evaluation.model,
-            "data": config.data.data_dir or config.data.dataset,
+            "model": shown(config.evaluation.model),
+            "data": shown(config.data.data_dir or config.data.dataset or ""),
             "split": split,
             "n": len(self.images["measured"]),
             "calibration_images": len(self.images.get("calibration", ())),

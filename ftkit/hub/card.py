@@ -16,6 +16,7 @@ from ftkit.evaluation.predictions import compute_metrics, read_predictions
 from ftkit.evaluation.record import data_notes
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.files import atomic_write
+from ftkit.places import all_shown
 from ftkit.tasks import Metric, Task
 from ftkit.training.checkpointing.output_folder import CHANGES_NOTHING
 
@@ -54,9 +55,9 @@ def write_card(run: Path, repo_id: str | None = None, record: dict[str, Any] | N
         "headline": task.headline(metrics),
         "task": task,
         "figure": task.card_figure(metrics),
-        "hyperparameters": {key: value for key, value in chosen(config).items() if key not in _NO_HYPERPARAMETERS}
+        "hyperparameters": {key: all_shown(v) for key, v in chosen(config).items() if key not in _NO_HYPERPARAMETERS}
         | {"seed": record["seed"]},
-        "repo_id": repo_id or str(run / "model"),
+        "repo_id": repo_id or "path/to/this/folder",
         "is_adapter": adapters,
         "own_code": any((run / "model").glob("modeling_*.py")),
     }

@@ -16,6 +16,7 @@ from ftkit.evaluation.predictions import read_predictions, write_metrics
 from ftkit.evaluation.report import evaluation_folder, read_record
 from ftkit.hub.card import read_config, write_card
 from ftkit.hub.parity import check_parity
+from ftkit.hub.privacy import check_private
 from ftkit.tasks import Drawing
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
         The address of the commit.
 
     Raises:
-        UserError: the model differs from the evaluated one, or the Hub refuses or is out of reach.
+        UserError: the model differs from the evaluated one, a file names a folder or a secret of this machine, or the
+            Hub refuses or is out of reach.
     """
     model, evaluation, record, config = run / "model", evaluation_folder(run), read_record(run), read_config(run)
     if not (model / "config.json").is_file():
@@ -70,12 +72,14 @@ def push(run: Path, repo_id: str, private: bool | None = None, revision: str | N
     difference = check_parity(model, evaluation, record)
     logger.info("  %-12s without ftkit the logits are the same to %.1g", "checked", difference)
     task, metrics = read_predictions(evaluation).task, write_metrics(evaluation)
+    write_card(run, repo_id)
+    files = _files(run, evaluation, task.card_figure(metrics))
+    check_private(files, run, config, [*repo_id.split("/"), record["model"], record["dataset"], *task.names])
     api = HfApi()
     url = _persistently(lambda: api.create_repo(repo_id, private=private, exist_ok=True), f"creating {repo_id}")
-    write_card(run, url.repo_id)
+    write_card(run, url.repo_id)  # with the user's name before that of the repository
     if revision is not None:
         _persistently(lambda: api.create_branch(url.repo_id, branch=revision, exist_ok=True), f"branch {revision}")
-    files = _files(run, evaluation, task.card_figure(metrics))
 
     def commit() -> str:
         there = api.list_repo_files(url.repo_id, revision=revision)

@@ -1,6 +1,6 @@
 """Checks of the method in a configuration: its name, the options of adapters, the stages."""
 
-from ftkit.config import MethodArguments, weights_file
+from ftkit.config import MethodArguments, local_model, weights_file
 from ftkit.config.arguments.training import sharding_of
 from ftkit.config.configuration import Config
 from ftkit.errors import Advice, nearest
@@ -79,5 +79,11 @@ def _check_weights(config: Config) -> list[str]:
         return [Advice(message, {"method": "full"})]
     if file is not None and is_adapter(name) and not config.method.merge_adapters:
         message = f"merge_adapters: an adapter cannot name a file, {model}, as its base model: set it to true"
+        return [Advice(message, {"merge_adapters": True})]
+    if config.pushes and is_adapter(name) and local_model(model) is not None and not config.method.merge_adapters:
+        message = (
+            f"push_to_hub: others would load these adapters on top of {model}, which is not on the Hub: push that "
+            "model first and train from its name there, or set merge_adapters to true"
+        )
         return [Advice(message, {"merge_adapters": True})]
     return []

@@ -46,14 +46,19 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
             f"model: {place} is of the type {config.model_type}, of which transformers has no image classifier: take "
             "another model"
         )
-    for key in REFUSED:
-        if how := getattr(config, key, None):
-            method = how.get("quant_method", key) if isinstance(how, dict) else key
+    inner: list[Any] = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
+    for part in (config, *inner):
+        own = part.__dict__
+        if how := next((own[key] for key in REFUSED if own.get(key)), None):
+            method = how.get("quant_method") if isinstance(how, dict) else None
             raise UserError(
-                f"model: {place} is quantised ({method}), and ftkit needs weights in full precision: {FULL_PRECISION}"
+                f"model: {place} is quantised ({method or how}), and ftkit needs weights in full precision: "
+                f"{FULL_PRECISION}"
             )
-    for key in DELETED:
-        vars(config).pop(key, None)
+        for key in DELETED:
+            own.pop(key, None)
+    for part in inner:
+        part.output_attentions, part.output_hidden_states, part.return_dict = False, False, True
     return config
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +21,12 @@ from ftkit.data.pixels.images import ImageInfo, describe_images
 from ftkit.data.pixels.kinds import in_colour
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
 from ftkit.errors import UserError
+from ftkit.places import clean_json
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
 from .anatomy import check_takes_images, name_head, whole_state
-from .first_pass import check_channels, check_first_pass, check_size
+from .first_pass import check_channels, check_first_pass, check_size, say_grey
 from .fitting import fit_processor, geometry_of, say_fit, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import check_keys, load_for_classes, load_saved
@@ -33,7 +35,8 @@ from .weights import load_weights
 
 logger = logging.getLogger(__name__)
 _PROBE = 64  # pixels: the side of the image that `size` is measured with
-_SMALL = 224  # pixels: larger images, all alike, are resized for a network that takes any size
+_FITTED = 5000 * 32 * 32  # pixels that a first layer is fitted to, which takes a few hundred bytes for each
+_PHOTOGRAPH = 224  # pixels: images of one size keep it up to here
 
 
 @dataclass(eq=False)
@@ -82,19 +85,22 @@ class Classifier:
         classifier = cls(model, processor, needs_first_layer=not pretrained, in_order=in_order)
         if args.image_mean is not None and args.image_std is not None:
             classifier._set_normalization(args.image_mean, args.image_std)
+        elif file is not None and args.architecture in own.CONFIGS:
+            classifier.needs_statistics = True
+            logger.info(
+                "normalisation: by mean and standard deviation of the training images, since %s gives none; "
+                "image_mean and image_std set those that its weights were trained with", file
+            )  # fmt: skip
         else:
             # timm pads with the mean, so that the images depend on it.
-            padded = timm_models.pads_with_mean(processor)
-            classifier.needs_statistics = (not pretrained or file is not None) and not padded
+            classifier.needs_statistics = not pretrained and not timm_models.pads_with_mean(processor)
+            if file is not None:
+                _say_normalisation(args.architecture or "", normalizer(processor, 3))
         check_channels(args.model, classifier.channels)
         if (geometry := geometry_of(processor)) is not None:
             say_fit(geometry, images.size)
         if classifier.channels == 1 and args.model not in own.CONFIGS:
-            logger.warning(
-                "%s takes grey images alone, so a plain pipeline, which feeds RGB, cannot run it (without in_chans or "
-                "num_channels: 1, grey images are repeated in three channels)",
-                args.model,
-            )
+            say_grey(args.model)
         return classifier
 
     @classmethod
@@ -135,7 +141,7 @@ class Classifier:
         """Fit what the recipe and the weights leave open to the training images.
 
         These are the normalisation, unless recipe or weights give it, and the first layer of a new `convnet`, which is
-        fitted to up to 5,000 images.
+        fitted to up to 5,000 images, fewer if these are larger than 32 x 32 pixels.
         """
         if self.needs_statistics:
             self._set_normalization(*channel_statistics(train.histogram()))
@@ -143,7 +149,8 @@ class Classifier:
         if self.needs_first_layer:
             self.needs_first_layer = False
             if isinstance(self.model, ConvNetForImageClassification):
-                self.model.fit_first_layer(self.normalize(train.sample(5000)))
+                most = max(min(5000, _FITTED // math.prod(train.shape[1:])), 1)
+                self.model.fit_first_layer(self.normalize(train.sample(most)))
 
     @functools.cached_property
     def normalize(self) -> Normalize8Bit:
@@ -217,6 +224,9 @@ class Classifier:
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in
         self.save_processor(folder)
+        for name in ("config.json", "preprocessor_config.json"):  # a base's may name its author's folders
+            if (folder / name).is_file():
+                clean_json(folder / name)
 
     def save_processor(self, folder: Path) -> None:
         """Save the file that `AutoImageProcessor` loads."""
@@ -229,15 +239,31 @@ class Classifier:
         self.processor = set_normalization(self.model.config, self.processor, mean, std)
 
 
+def _say_normalisation(architecture: str, normalize: Normalize8Bit) -> None:
+    """Log by which numbers the pixels for the weights of a file are normalised, and whose they are."""
+    std = 1 / (255 * normalize.scale.flatten())
+    numbers = [
+        " ".join(f"{number:.3g}" for number in values.tolist()) for values in (-normalize.offset.flatten() * std, std)
+    ]
+    logger.info(
+        "normalisation: mean %s and standard deviation %s, of %s; image_mean and image_std set others",
+        *numbers, timm_models.which_weights(architecture),
+    )  # fmt: skip
+
+
 def _model_and_processor(
-    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool
+    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool, for_weights: bool = False
 ) -> tuple[PreTrainedModel, Any]:
+    """The model and its image processor; `for_weights` if trained weights from a file go into it."""
     if local_model(args.model) is None and args.model in own.CONFIGS:
         return _own_model(args, labels, images)
     if local_model(args.model) is None and args.model.startswith(timm_models.PREFIX) and not pretrained:
-        side = _side(args, images, otherwise=timm_models.usual_side(args.model))
         model_args = timm_models.with_dropout(args.model_args, args.dropout)
-        model, processor = timm_models.build(args.model, side, model_args, labels)
+        if for_weights:
+            model, processor = timm_models.build_for_weights(args.model, args.size, model_args, labels)
+        else:
+            side = _side(args, images, otherwise=timm_models.usual_side(args.model))
+            model, processor = timm_models.build(args.model, side, model_args, labels)
         return model, fit_processor(model.config, processor, None, args.image_fit)
     return load_for_classes(args, labels, pretrained)
 
@@ -245,24 +271,23 @@ def _model_and_processor(
 def _with_weights(
     args: ModelArguments, file: Path, labels: dict[str, Any], images: ImageInfo
 ) -> tuple[PreTrainedModel, Any, dict[str, str]]:
-    """The architecture with the weights of a file, for the wanted size, for which they may have to be resampled."""
+    """The architecture with the weights of a file, which are resampled if they are made for another size."""
     named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
-    model, processor = _model_and_processor(named, labels, images, pretrained=False)
+    model, processor = _model_and_processor(named, labels, images, pretrained=False, for_weights=True)
     name_head(model, args.head)
     size = size_of(model)
     try:
         return model, processor, load_weights(model, file)
     except UserError:
-        if size is None:
+        if size is None or args.size is None:
             raise
-        of_timm = named.model.startswith(timm_models.PREFIX)
-        usual = dataclasses.replace(named, image_size=[timm_models.usual_side(named.model)] if of_timm else None)
-        model, processor = _model_and_processor(usual, labels, images, pretrained=False)
+        usual = dataclasses.replace(named, image_size=None)
+        model, processor = _model_and_processor(usual, labels, images, pretrained=False, for_weights=True)
         if size_of(model) == size:
             raise
     name_head(model, args.head)
     in_order = load_weights(model, file)
-    model = reshaped(model, dataclasses.replace(args, image_size=list(size)), {})
+    model = reshaped(model, args, {})
     return model, fit_processor(model.config, processor, size, args.image_fit), in_order
 
 
@@ -287,11 +312,16 @@ def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) 
 
 
 def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
-    """Height and width: `image_size`, or the size of the data unless it is a photo's, or `otherwise`."""
+    """Height and width: `image_size`, or the size of the data if it is small, or `otherwise`, which is logged."""
     if args.size is not None:
         return args.size
-    if images.size is not None and max(images.size) <= max(_SMALL, otherwise):
+    if images.size is not None and max(images.size) <= max(_PHOTOGRAPH, otherwise):
         return images.size
-    what = "differ in size" if images.size is None else "are of {} x {} pixels".format(*images.size)
-    logger.info("the images %s and are resized to %d x %d; image_size sets another", what, otherwise, otherwise)
+    what = "images differ in size" if images.size is None else f"images of {_by(images.size)} pixels are large"
+    usual = _by((otherwise, otherwise))
+    logger.info("the %s and are resized to %s, usual for %s; image_size sets another", what, usual, args.model)
     return otherwise, otherwise
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]:,} x {size[1]:,}"

@@ -69,6 +69,15 @@ def check_channels(name: str, channels: int) -> None:
         )
 
 
+def say_grey(name: str) -> None:
+    """Warn that a model of another library than ftkit takes grey images alone."""
+    logger.warning(
+        "%s takes grey images alone, so a plain pipeline, which feeds RGB, cannot run it (without in_chans or "
+        "num_channels: 1, grey images are repeated in three channels)",
+        name,
+    )
+
+
 def check_size(name: str, model: Any, channels: int, size: Size) -> None:
     """Check that a saved model takes the images that its image processor makes.
 

@@ -146,25 +146,23 @@ def check_whole(
 
 
 def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Iterable[str] = ()) -> None:
-    """Check that weights are numbers, and not the whole numbers of a quantised model without their scales.
+    """Check that weights are finite, and not the whole numbers of a quantised model without their scales.
 
     Raises:
         UserError: they are not; the message names their tensors.
     """
-    matrices = {name: value for name, value in tensors.items() if value.ndim > 1 and value.numel()}
-    first = {name: matrices[name].flatten()[:_SAMPLE] for name in matrices.keys() - set(buffers)}
-    whole = [
-        name for name, value in sorted(first.items()) if value.abs().max() > 1 and bool((value == value.round()).all())
-    ]
-    if whole:
+    weights = {name: tensors[name] for name in sorted(tensors.keys() - set(buffers))}
+    first = {name: value.flatten()[:_SAMPLE] for name, value in weights.items() if value.ndim > 1 and value.numel()}
+    if whole := [name for name, some in first.items() if some.abs().max() > 1 and bool((some == some.round()).all())]:
         raise UserError(
             f"model: {source} holds whole numbers as weights, as quantised models do: {few(whole)}: {FULL_PRECISION}"
         )
-    undefined = [name for name, value in tensors.items() if value.is_floating_point() and bool(value.isnan().any())]
-    if undefined:
+    broken = [name for name, value in tensors.items() if bool(value.isnan().any())]
+    broken += [name for name, value in weights.items() if name not in broken and bool(value.isinf().any())]
+    if broken:
         raise UserError(
-            f"model: {source} holds values that are not a number (NaN) in {len(undefined)} of {len(tensors)} tensors, "
-            f"such as {few(undefined)}: take a checkpoint from before training diverged"
+            f"model: {source} holds values that are not numbers (NaN or infinite) in {len(broken)} of {len(tensors)} "
+            f"tensors: {few(broken)}: take a checkpoint from before training diverged"
         )
 
 
@@ -236,7 +234,7 @@ def _prefixes(loaded: Loaded) -> list[str]:
             prefix = ".".join(parts[:depth]) + "."
             counts[prefix] = counts.get(prefix, 0) + 1
     found = [prefix for prefix, count in counts.items() if count > len(loaded.model.state_dict()) / 2]
-    return sorted(found, key=lambda prefix: (not re.search(r"(^|[._])ema[._]", prefix), len(prefix)))
+    return sorted(found, key=lambda prefix: (not re.search(r"(^|[._])(ema|teacher)[._]", prefix), len(prefix)))
 
 
 def _is_of_layers(name: str, model: nn.Module) -> bool:

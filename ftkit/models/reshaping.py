@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ftkit.config import ModelArguments
 from ftkit.errors import UserError
 
-from . import timm_models
+from . import timm_models, timm_reshaping
 from .first_pass import FAILURES, Size, forward, reason
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def sized(config: PreTrainedConfig, changes: dict[str, Any], size: Size | None) 
         return changes
     if timm_models.is_config(config):
         given = changes.get("model_args") or vars(config).get("model_args") or {}
-        return {**changes, "model_args": timm_models.sized(config, given, size)}
+        return {**changes, "model_args": timm_reshaping.sized(config, given, size)}
     if _INPUT in config.sub_configs:  # as in CLIP and SigLIP
         given = {**getattr(config, _INPUT).to_dict(), **changes.get(_INPUT, {})}
         return {**changes, _INPUT: {**given, "image_size": _as_in(getattr(config, _INPUT), size)}}
@@ -50,7 +50,7 @@ def _as_in(config: Any, size: Size) -> int | list[int]:
 
 def size_of(model: Any) -> Size | None:
     """Height and width of the images that a model is made for, from its config; None if that names none."""
-    found = timm_models.fixed_size(model) or getattr(input_config(model.config), "image_size", None)
+    found = timm_reshaping.fixed_size(model) or getattr(input_config(model.config), "image_size", None)
     if found is None or isinstance(found, int):
         return None if found is None else (found, found)
     return (found[0], found[-1])
@@ -74,7 +74,7 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
     old, size = model.state_dict(), args.size
     given = [key for key in ("model_args", "image_size") if getattr(args, key)]
     if timm_models.is_config(model.config):
-        anew, random, asked = timm_models.reshaped(model, model_args, size)
+        anew, random, asked = timm_reshaping.reshaped(model, model_args, size)
     else:
         anew, random, asked = _reshaped(model, model_args, size, given)
     if random:

@@ -4,13 +4,10 @@ Classes, channels, size, normalisation and even the image processor are part of 
 any model; each says what it returns for other models than timm's.
 """
 
-import contextlib
-import copy
 from typing import Any
 
 import timm
-import torch
-from timm.models import PretrainedCfg, get_model_input_config, group_parameters, split_model_name_tag
+from timm.models import PretrainedCfg, group_parameters, split_model_name_tag
 from torch import nn
 from transformers import (
     PreTrainedConfig,
@@ -27,14 +24,31 @@ _CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what ti
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
-def _preset(name: str) -> PretrainedCfg:
-    """timm's settings for an architecture, such as input size and normalisation."""
-    return timm.get_pretrained_cfg(split_model_name_tag(name.removeprefix(PREFIX))[0]) or PretrainedCfg()
+def preset_of(name: str) -> PretrainedCfg:
+    """timm's settings for an architecture and a tag, or its default tag, such as input size and normalisation.
+
+    Raises:
+        UserError: timm does not know the tag.
+    """
+    name = name.removeprefix(PREFIX)
+    try:
+        return timm.get_pretrained_cfg(name) or PretrainedCfg()
+    except RuntimeError:
+        architecture, tag = split_model_name_tag(name)
+        tags = ", ".join(_tags(architecture))
+        raise UserError(
+            f"timm knows no weights {tag!r} of {architecture}: name one of its tags ({tags or 'it has none'}) or none"
+        ) from None
+
+
+def _tags(architecture: str) -> list[str]:
+    """The tags of timm's weights for an architecture."""
+    return [split_model_name_tag(name)[1] for name in timm.list_pretrained(f"{architecture}.*")]
 
 
 def usual_side(name: str) -> int:
     """The usual side of the input of `timm/<architecture>`, in pixels."""
-    return _preset(name).input_size[-1]
+    return preset_of(name).input_size[-1]
 
 
 def hub_name(name: str) -> str:
@@ -53,30 +67,68 @@ def hub_name(name: str) -> str:
     return f"{name}.{default.tag}"
 
 
+def which_weights(name: str) -> str:
+    """The name, and for `timm/<architecture>` without a tag the tag that timm means, and others that differ."""
+    architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
+    if tag or not name.startswith(PREFIX):
+        return name
+    preset, tags = preset_of(name), _tags(architecture)
+    others = [
+        tag
+        for tag in tags
+        if (other := preset_of(f"{architecture}.{tag}")).mean != preset.mean or other.std != preset.std
+    ]
+    text = f"{name}.{preset.tag}, timm's default" if preset.tag else name
+    return text + (f" (name the tag of your weights if it is {' or '.join(others)})" if others else "")
+
+
 def build(
     name: str, side: tuple[int, int], model_args: dict[str, Any] | None, labels: dict[str, Any]
 ) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     """`timm/<architecture>` with random weights, for the three channels that a `pipeline` feeds.
 
     Args:
-        side: height and width of the input.
+        side: height and width of the input, to which whole images are resized.
         model_args: options of `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
 
     Raises:
         UserError: timm does not accept the arguments.
     """
-    architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], _preset(name)
+    return _build(name, {"input_size": [3, *side], "crop_pct": 1.0, "crop_mode": "center"}, model_args, labels)
+
+
+def build_for_weights(
+    name: str, side: tuple[int, int] | None, model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
+    """`timm/<architecture>` for weights from a file: with the preprocessing of timm's own weights, as their tag says.
+
+    Args:
+        side: height and width of the input, if not that of timm's weights.
+        model_args: see `build`.
+        labels: see `build`.
+
+    Raises:
+        UserError: timm does not accept the arguments, or does not know the tag.
+    """
+    preset = preset_of(name)
+    size = list(preset.input_size if side is None else (3, *side))
+    geometry = {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}
+    return _build(name, geometry, model_args, labels)
+
+
+def _build(
+    name: str, geometry: dict[str, Any], model_args: dict[str, Any] | None, labels: dict[str, Any]
+) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
+    architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], preset_of(name)
     model_args = dict(model_args or {})
     if preset.fixed_input_size:
-        model_args.setdefault("img_size", list(side))
+        model_args.setdefault("img_size", geometry["input_size"][1:])
     preprocessing = {
-        "input_size": [3, *side],
+        **geometry,
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
     }
     options: dict[str, Any] = {
         "architecture": architecture,
@@ -87,14 +139,15 @@ def build(
     try:
         model = TimmWrapperForImageClassification(config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(_cannot_build(architecture, model_args, error)) from error
+        raise UserError(cannot_build(architecture, model_args, error)) from error
     # The initial weights are transformers', N(0, 0.02): resnet18 learned faster with them than with timm's (53% and
     # 43% with SGD, 54% and 49% with AdamW, on validation after 4 epochs of 5,000 CIFAR-10 images, one seed each).
     name_classes(model.config)
     return model, TimmWrapperImageProcessor(preprocessing, architecture=architecture)
 
 
-def _cannot_build(architecture: str, model_args: dict[str, Any], error: Exception) -> str:
+def cannot_build(architecture: str, model_args: dict[str, Any], error: Exception) -> str:
+    """The message for an error of timm while it builds a network."""
     return f"model: timm cannot build {architecture} with {model_args}: {' '.join(str(error).split())}"
 
 
@@ -125,86 +178,6 @@ def is_config(config: PreTrainedConfig) -> bool:
 def channels(config: PreTrainedConfig) -> int | None:
     """The number of input channels of a timm model; None for another model."""
     return (config.model_args or {}).get("in_chans", 3) if isinstance(config, TimmWrapperConfig) else None
-
-
-def reshaped(
-    model: Any, model_args: dict[str, Any], size: tuple[int, int] | None
-) -> tuple[Any, list[str], dict[str, Any]]:
-    """A timm model with its weights, built anew with other arguments; timm resamples tensors of another shape.
-
-    Args:
-        model: a model with all its weights.
-        model_args: further arguments of `timm.create_model`, beside those of the model's config.
-        size: height and width of the input in pixels, for networks that are built for one; None keeps it.
-
-    Returns:
-        The model, the names of tensors that the weights lack or that timm does not resample, and all its arguments.
-
-    Raises:
-        UserError: timm does not accept the arguments.
-    """
-    config, before, traits = copy.deepcopy(model.config), model.config.model_args or {}, _traits(model)
-    given = {**before, **model_args}
-    fixed = traits["fixed_input_size"] and not given.get("dynamic_img_size") and given.get("strict_img_size", True)
-    if size is not None and (fixed or "img_size" in given):
-        given["img_size"] = list(size)
-    if given == before or (given.keys() - before.keys() == {"img_size"} and size == traits["input_size"][1:]):
-        return model, [], given
-    old, origin = model.timm_model.state_dict(), {"img_size": list(traits["input_size"][1:]), **before}
-    source = {"label_offset": 0, "num_classes": config.num_labels, "input_size": traits["input_size"]}
-    weights = {"pretrained": True, "pretrained_cfg_overlay": {**source, "state_dict": old}}
-    weights["pretrained_model_args"] = origin
-    plain = _tensors(config, given, 0)
-    random = sorted(plain.keys() ^ old.keys()) or [name for name in plain if plain[name].shape != old[name].shape]
-    if plain.keys() == old.keys():
-        with contextlib.suppress(_NotLoaded):  # tensors of another shape are left
-            # What depends on the seed does not come from the weights.
-            plain, again = (_tensors(config, given, seed, **weights) for seed in (0, 1))
-            random = [name for name in plain if not torch.equal(plain[name], again[name])]
-    if random:
-        return model, [f"{PLACE}.{name}" for name in random], given
-    config.model_args, config.name_or_path = given, ""  # no place holds these weights
-    with torch.random.fork_rng(devices=[]):
-        anew = TimmWrapperForImageClassification(config).eval()
-    anew.timm_model.load_state_dict(plain)
-    return anew, [], given
-
-
-class _NotLoaded(Exception):
-    """timm could not load weights into a model of other shapes."""
-
-
-def _tensors(config: Any, model_args: dict[str, Any], seed: int, **weights: Any) -> dict[str, torch.Tensor]:
-    """The tensors of timm's network of a config with these arguments."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            network = timm.create_model(config.architecture, num_classes=config.num_labels, **weights, **model_args)
-        except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
-            if weights:
-                raise _NotLoaded from error
-            raise UserError(_cannot_build(config.architecture, model_args, error)) from error
-    return network.state_dict()
-
-
-def _traits(model: Any) -> dict[str, Any]:
-    """What timm knows of the input of its model: `input_size` (C, H, W) and whether it has a `fixed_input_size`."""
-    return get_model_input_config(model.timm_model)
-
-
-def fixed_size(model: Any) -> tuple[int, int] | None:
-    """Height and width of the images that a timm model is built for; None if for none, or it is not timm's."""
-    if not is_config(model.config):
-        return None
-    traits = _traits(model)
-    built_for_one = traits["fixed_input_size"] or "img_size" in (model.config.model_args or {})
-    return tuple(traits["input_size"][1:]) if built_for_one else None
-
-
-def sized(config: Any, model_args: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """`model_args` for images of this size, for the architectures that are built for one."""
-    fixed = _preset(config.architecture).fixed_input_size
-    return {**model_args, "img_size": list(size)} if fixed or "img_size" in model_args else model_args
 
 
 def lives_in_config(processor: Any) -> bool:

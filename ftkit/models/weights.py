@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ftkit.errors import UserError
 
 from .anatomy import head_tensors
-from .loading import DAMAGED, Loaded, UnpicklingError, check_whole, load
+from .loading import DAMAGED, Loaded, UnpicklingError, check_whole, load, reason
 
 logger = logging.getLogger(__name__)
 PAIRS = "weights_in_order.txt"  # in a run's folder
@@ -68,7 +68,12 @@ def save_pairs(in_order: dict[str, str], folder: Path) -> None:
 
 
 def _load(model: PreTrainedModel, given: dict[str, torch.Tensor], path: Path) -> Loaded:
-    return load(partial(type(model).from_pretrained, None, config=model.config, state_dict=given), str(path))
+    """Another model like `model`, with the tensors `given`; what it draws at random leaves no trace."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return load(partial(type(model).from_pretrained, None, config=model.config, state_dict=given), str(path))
+    except DAMAGED as error:
+        raise UserError(f"model: the weights of {path} cannot be loaded: {reason(error)}") from error
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ A new task is a package here and a row of `TASKS`: a class with these members, w
 - models: `config_options`;
 - answers: `decide`, `agreement`, `probabilities`, `likeliest`;
 - stored predictions: `predictions`, `from_table`;
-- report and card: `section`, `data_template`, `gallery`, `caption`, `card_figure`.
+- report and card: `section`, `data_template`, `gallery`, `caption`, `errors`, `card_figure`.
 """
 
 from datasets import Features

@@ -24,7 +24,7 @@ def find_column(
     Raises:
         UserError: the given column is missing, or none or several have the type.
     """
-    columns = dataset.column_names
+    columns = own_columns(dataset)
     if given is not None:
         if given not in columns:
             raise UserError(
@@ -35,7 +35,7 @@ def find_column(
     if len(found) == 1:
         return found[0]
     state = f"{len(found)} columns are {kind}s" if found else f"no column is a {kind}"
-    described = {name: f"{name} ({type_name(feature)})" for name, feature in dataset.features.items()}
+    described = {name: f"{name} ({type_name(dataset.features[name])})" for name in columns}
     if not (fitting := found or fitting):
         raise UserError(f"{key}: {state}: the data have the columns {', '.join(described.values())}")
     others = ", ".join(text for name, text in described.items() if name not in fitting)
@@ -44,6 +44,11 @@ def find_column(
         f"{f'; the other columns are {others}' if others else ''}",
         fix={key: fitting[0]},
     )
+
+
+def own_columns(dataset: Dataset) -> list[str]:
+    """The columns of the data, without those that their reader added."""
+    return [name for name in dataset.column_names if not name.startswith("__")]
 
 
 def type_name(feature: Any) -> str:

@@ -11,7 +11,7 @@ def _picture(value: int) -> PILImage.Image:
     return PILImage.fromarray(np.full((4, 4), value % 256, np.uint8))
 
 
-def _folders(*names: str, files: tuple[str, ...] = ()):
+def _folders(*names: str, files: tuple[str, ...] = (), options: tuple[object, ...] = ()):
     """A case whose data are ten images in each of these folders, and more files."""
 
     def case(folder):
@@ -22,7 +22,7 @@ def _folders(*names: str, files: tuple[str, ...] = ()):
         for file in files:
             (folder / "data" / file).parent.mkdir(exist_ok=True)
             (folder / "data" / file).write_bytes(b"x")
-        return [*_RUN, "--data_dir", folder / "data"]
+        return [*_RUN, "--data_dir", folder / "data", *options]
 
     return case
 
@@ -58,9 +58,10 @@ CASES = {
     "data.sources.splits:canonical": _saved({"train": _AB, "test": []}),
     "data.sources.splits:canonical#3": _saved({"train": _AB, "val": [-1], "test": [-1, -1]}),
     "data.sources.splits:check_classes": _folders("train/a", "train/b", "test/a", "test/eel"),
-    "data.sources.folders:_check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
-    "data.sources.folders:_check_bare": _folders("train/a", "train/b", "test"),
-    "data.sources.folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
+    "data.sources.folders:read_class_folders": _folders("a", "b", options=("--split_column", "part")),
+    "data.sources.split_folders:check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
+    "data.sources.split_folders:check_bare": _folders("train/a", "train/b", "test"),
+    "data.sources.split_folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
     "data.sources.folders:_splits_in_classes": _folders(
         *(f"{i}/{s}/{c}" for i in "pq" for s in ("train", "test") for c in "ab")
     ),
@@ -77,4 +78,19 @@ def _without_labels(folder):
     return [*arguments[:-1], folder / "new"]
 
 
+def _broken_class(folder):
+    (folder / "data" / "c").mkdir(parents=True)
+    for i in range(10):
+        (folder / "data" / "c" / f"{i}.png").write_bytes(b"no image")
+    return [*_folders("a", "b")(folder), "--on_bad_image", "skip"]
+
+
+def _list_of_missing_images(folder):
+    arguments = _folders("a", "b")(folder)
+    (folder / "data" / "test.txt").write_text("a/0.png\nb/0.png\nb/77.png\n")
+    return arguments
+
+
+CASES["data.sources.split_lists:read_lists"] = _list_of_missing_images
+CASES["data.feeding.engine:_check_classes"] = _broken_class
 CASES["data.sources.splits:canonical#2"] = _without_labels

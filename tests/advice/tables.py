@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from support import MLP
+from support import MLP, REPO
 
 RUN = [*MLP, "--num_train_epochs", 1]
 NAMES = [f"{i}.png" for i in range(40)]
@@ -100,6 +100,7 @@ CASES = {
     "data.sources.table_files:choose_tables": _two_tables,
     "data.sources.table_files:choose_tables#2": _test_without_labels,
     "data.sources.layouts:_only_set": _two_sets_of_idx,
+    "data.sources.layouts:read_folder": lambda f: [*_beside_class_folders(f, note=["x"]), "--image_dir", REPO],
     "data.sources.pictures:_with_pictures": lambda f: _parquet(
         f, image=[_png(i) for i in range(40)], thumbnail=[_png(i) for i in range(40)], label=LABELS
     ),

@@ -82,22 +82,60 @@ def test_flags_need_no_value(recipe):
 
 
 @pytest.mark.parametrize(
-    "arguments, source",
+    "arguments, source, model, rate",
     [
-        ([], ("digits", None)),
-        (["--data_dir", "photos"], (None, "photos")),
-        (["--data-dir=photos"], (None, "photos")),
-        (["--dataset", "mnist"], ("mnist", None)),
-        (["--dataset", "mnist", "--data_dir", "photos"], ("mnist", "photos")),
+        ([], ("digits", None), "mlp", 0.125),
+        (["--weight_decay", "0.5"], ("digits", None), "mlp", 0.125),
+        (["--test_size", "0.3"], ("digits", None), "mlp", 0.125),
+        (["--model", "mlp"], ("digits", None), "mlp", 1e-3),
+        (["--model=timm/test_vit", "--method=full"], ("digits", None), "timm/test_vit", 1e-4),
+        (["--data_dir", "photos"], (None, "photos"), "convnet", 1e-3),
+        (["--data-dir=photos"], (None, "photos"), "convnet", 1e-3),
+        (["--dataset", "digits"], ("digits", None), "convnet", 1e-3),
+        (["--dataset", "mnist", "--data_dir", "photos"], ("mnist", "photos"), "convnet", 1e-3),
+        (["--data_dir", "photos", "--model", "rnn"], (None, "photos"), "rnn", 1e-3),
+        (["--data_dir", "photos", "--learning_rate", "0.5"], (None, "photos"), "convnet", 0.5),
     ],
 )
-def test_other_data_replace_those_of_the_default_recipe(tmp_path, arguments, source):
+def test_hyperparameters_of_the_default_recipe_are_for_its_own_data_and_model(
+    tmp_path, arguments, source, model, rate
+):
     default = tmp_path / "default.yaml"
-    default.write_text("dataset: digits\nlearning_rate: 0.125\n")
-    config = parse_config(arguments, default)
+    default.write_text(
+        "dataset: digits\nvalidation_size: 0.25\nmodel: mlp\nmodel_args: {hidden_sizes: [7]}\nlearning_rate: 0.125\n"
+        "label_smoothing_factor: 0.1\naugment: [flip]\n"
+    )
+    config, own = parse_config(arguments, default), rate == 0.125
     data_dir = config.data.data_dir and Path(config.data.data_dir)
     assert (config.data.dataset, data_dir) == (source[0], source[1] and tmp_path / source[1])
-    assert config.training.learning_rate == 0.125
+    assert (config.model.model, config.training.learning_rate) == (model, rate)
+    assert config.training.label_smoothing_factor == (0.1 if own else 0)
+    assert (config.model.model_args, config.data.augment) == (
+        ({"hidden_sizes": [7]}, ["flip"]) if own else (None,) * 2
+    )
+    kept = own or arguments[0].startswith("--model")
+    assert config.data.validation_size == (0.25 if kept else 0.1)
+
+
+def test_a_recipe_that_is_named_holds_for_other_data_and_models(recipe):
+    config = recipe("dataset: digits\nmodel: mlp\nlearning_rate: 0.125", "--model", "rnn", "--dataset", "mnist")
+    assert (config.data.dataset, config.model.model, config.training.learning_rate) == ("mnist", "rnn", 0.125)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "learning_rate 0.001 (the method's), 3 epochs, batches of 8, the checkpoint with the best accuracy"),
+        (["--learning_rate", "0.5", "--max_steps", "7"], "batches of 8, the checkpoint with the best accuracy"),
+        (["--eval_strategy", "no"], "learning_rate 0.001 (the method's), 3 epochs, batches of 8"),
+        (
+            ["--learning_rate=0.5", "--num_train_epochs=1", "--per_device_train_batch_size=4", "--eval_strategy=no"],
+            "",
+        ),
+    ],
+)
+def test_the_defaults_in_use_are_named(arguments, said):
+    assert parse_config(["--dataset", "digits", *arguments]).defaults() == said
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.y*ml")), ids=lambda path: str(path.relative_to(RECIPES)))

@@ -60,6 +60,23 @@ def test_the_engine_is_chosen_by_size_and_the_reason_is_logged(photo_splits, by,
     assert reason in caplog.text
 
 
+def test_a_full_disk_means_a_stream_unless_the_tensor_is_cached(
+    photo_splits, by, caplog, monkeypatch, refused, tmp_path
+):
+    monkeypatch.setattr("ftkit.data.feeding.engine.free_bytes", lambda folder: 100)
+    monkeypatch.setattr("ftkit.data.feeding.tensors.free_bytes", lambda folder: 100)
+    with caplog.at_level(logging.INFO, logger="ftkit"):
+        assert isinstance(by(photo_splits)["train"], StreamedImages)
+    assert f"stream: 0.0 MB decoded is more than the 0.00 GB that are free in cache_dir, {tmp_path}" in caplog.text
+    with refused("data_engine", "0.0 GB are free", "data_engine: stream", "cache_dir") as refusal:
+        by(photo_splits, data_engine="tensor")
+    assert refusal.value.fix == {"data_engine": "stream"}
+    monkeypatch.undo()
+    by(photo_splits)
+    monkeypatch.setattr("ftkit.data.feeding.engine.free_bytes", lambda folder: 100)
+    assert isinstance(by(photo_splits)["train"], ImageTensors)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_both_engines_give_the_same_batches(photo_splits, by, channels):
     rows = torch.tensor([5, 0, 11, 3])

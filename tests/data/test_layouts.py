@@ -115,6 +115,15 @@ def test_a_split_that_cannot_be_read_is_not_carved_instead(picture_folder, refus
         assert read(root, **refusal.value.fix)[0] == {"train": 14, "validation": 2, "test": 4}
 
 
+@pytest.mark.parametrize("file", ["test.zip", "lists/test_list.mat"])
+def test_an_archive_beside_the_folder_of_class_folders(picture_folder, refused, file):
+    root = picture_folder(both("Images") | {"lists": 0})
+    (root / file).write_bytes(b"x")
+    with refused(root / file, "looks like test") as refusal:
+        read(root)
+    assert refusal.value.fix == {"test_split": "none"}
+
+
 def test_archives_beside_the_splits_that_they_hold(picture_folder):
     root = picture_folder(both("train", "test"))
     for name in ("train.zip", "test.zip"):
@@ -141,6 +150,40 @@ def test_none_carves_though_there_is_a_split(picture_folder):
     sizes, _, unused = read(picture_folder(both("train", "val", "test")), test_split="none", validation_split="none")
     assert sizes == {"train": 14, "validation": 2, "test": 4}
     assert [line.partition(":")[0] for line in unused] == ["test", "val"]
+
+
+def write_lists(root, suffix: str, **lists: list[int]) -> None:
+    for name, numbers in lists.items():
+        text = "".join(f"{kind}/{number}{suffix}\n" for kind in ("cat", "dog") for number in numbers)
+        (root / f"{name}.txt").write_text(text)
+
+
+def test_lists_of_images_are_splits(picture_folder):
+    root = picture_folder(both("images", count=12) | {"meta": 0})
+    write_lists(root / "meta", "", train=[*range(8)], test=[8, 9])
+    (root / "meta" / "train_notes.txt").write_text("no list\n")
+    sizes, names, unused = read(root, validation_size=0.25)
+    assert (sizes, names) == ({"train": 12, "validation": 4, "test": 4}, ["cat", "dog"])
+    assert unused == [
+        "images/cat: 2 files (.png): images in no list of a split that is used",
+        "images/dog: 2 files (.png): images in no list of a split that is used",
+        "meta: 1 file (.txt): no images that ftkit reads",
+    ]
+
+
+def test_images_in_no_list_are_train_if_none_lists_it(picture_folder):
+    root = picture_folder(both("."))
+    write_lists(root, ".png", testing_list=[0, 1], validation_list=[2])
+    assert read(root)[0] == {"train": 14, "validation": 2, "test": 4}
+    assert read(root, train_split=".")[0] == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_a_list_of_missing_images(picture_folder, refused):
+    root = picture_folder(both("."))
+    write_lists(root, ".png", test=[0, 1, 77])
+    with refused(root / "test.txt", "cat/77.png") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[0] == {"train": 14, "validation": 2, "test": 4}
 
 
 def test_a_folder_that_holds_the_classes_once_more(picture_folder, refused):

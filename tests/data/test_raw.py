@@ -21,7 +21,8 @@ LABELS = {split: np.arange(len(images), dtype=np.uint8) % 2 for split, images in
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    kind, values = (8, array) if array.dtype == np.uint8 else (12, array.astype(">i4"))
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, kind, array.ndim, *array.shape) + values.tobytes()
 
 
 @pytest.fixture(params=["plain", "gz"])
@@ -58,6 +59,42 @@ def test_fashion_mnist_has_its_names(tmp_path, load):
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
     assert load(tmp_path, dataset="fashion_mnist")["train"].features["label"].names[9] == "Ankle boot"
     assert load(tmp_path)["train"].features["label"].names == [str(i) for i in range(10)]
+
+
+def write_set(folder: Path, name: str, labels: np.ndarray, kind: str = "labels-idx1-ubyte") -> None:
+    """Train and test of another data set, each with the images of train."""
+    for split in ("train", "test"):
+        (folder / f"{name}-{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(IMAGES["train"])))
+        (folder / f"{name}-{split}-{kind}.gz").write_bytes(gzip.compress(idx_bytes(labels)))
+
+
+def test_emnist_is_turned_upright_and_has_its_characters(tmp_path, load, labels_of, refused):
+    write_set(tmp_path, "emnist-letters", LABELS["train"] + 1)
+    write_set(tmp_path, "emnist-digits", LABELS["train"])
+    (tmp_path / "emnist-letters-mapping.txt").write_text("1 65 97\n2 66 98\n")
+    with refused("emnist-digits", "emnist-letters", "--data_dir"):
+        load(tmp_path)
+    test = load(tmp_path / "emnist-letters-train-labels-idx1-ubyte.gz")["test"]
+    assert np.array_equal(np.stack([np.asarray(image) for image in test["image"]]), IMAGES["train"].transpose(0, 2, 1))
+    assert labels_of(test) == ["A", "B"] * 20
+    (tmp_path / "emnist-letters-mapping.txt").unlink()
+    data = load(tmp_path / "emnist-letters-test-images-idx3-ubyte.gz")
+    assert data["train"].features["label"].names == ["1", "2"]
+
+
+def test_qmnist_keeps_more_than_the_class_of_each_image(tmp_path, load, labels_of):
+    labels = np.stack([LABELS["train"], *[np.full(40, 300)] * 7], axis=1)
+    write_set(tmp_path, "qmnist", labels, "labels-idx2-int")
+    assert labels_of(load(tmp_path)["test"]) == ["0", "1"] * 20
+
+
+def test_folders_with_the_names_of_files(idx_folder, load):
+    """As some programs unpack the files; a file of the other spelling may lie beside them."""
+    for path in [path for path in idx_folder.iterdir() if path.is_file()]:
+        aside = path.rename(idx_folder / "aside")
+        path.mkdir()
+        aside.rename(path / path.name)
+    assert [len(rows) for rows in load(idx_folder).values()] == [36, 4, 8]
 
 
 VALID = idx_bytes(IMAGES["train"])

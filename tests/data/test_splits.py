@@ -31,7 +31,7 @@ def test_columns_are_found_by_their_types(labelled, read, labels_of, values_of, 
     train = labelled([0, 1, 1], image=image, label=label, number=([7, 8, 9], Value("int64")))
     data = read(train)
     for rows in data.values():
-        assert sorted(rows.column_names) == ["image", "index", "label"]
+        assert sorted(rows.column_names) == ["image", "index", "label", "source"]
         assert (values_of(rows), labels_of(rows), rows["index"][:]) == ([0, 1, 2], ["a", "b", "b"], [0, 1, 2])
 
 
@@ -342,6 +342,7 @@ def test_unknown_classes(labelled, read, refused):
 
 
 def test_the_features_are_the_same_in_every_split(load):
-    expected = Features(image=Image(), label=ClassLabel(names=[str(i) for i in range(10)]), index=Value("int64"))
+    label = ClassLabel(names=[str(i) for i in range(10)])
+    expected = Features(image=Image(), label=label, index=Value("int64"), source=Value("string"))
     for rows in load(dataset="digits", samples_per_class=1).values():
         assert dict(rows.features) == dict(expected)

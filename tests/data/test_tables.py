@@ -13,7 +13,7 @@ FRACTIONS = [i / 7 for i in range(30)]
 
 
 @pytest.fixture
-def images(picture_folder):
+def thirty(picture_folder):
     """A folder with images whose grey value is their number, and whose label follows from it."""
     return picture_folder({".": 30})
 
@@ -80,9 +80,9 @@ DIALECTS = {
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_tables_of_all_kinds(images, load, assert_read, name):
-    (images / name).write_bytes(DIALECTS[name])
-    assert_read(load(images / name))
+def test_tables_of_all_kinds(thirty, load, assert_read, name):
+    (thirty / name).write_bytes(DIALECTS[name])
+    assert_read(load(thirty / name))
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_tables_of_all_kinds(images, load, assert_read, name):
         {"train": by_label(ROWS[:20]), "test": by_label(ROWS[20:])},
     ],
 )
-def test_json_by_split(images, load, assert_read, content):
-    (images / "all.json").write_text(json.dumps(content))
-    data = load(images / "all.json")
+def test_json_by_split(thirty, load, assert_read, content):
+    (thirty / "all.json").write_text(json.dumps(content))
+    data = load(thirty / "all.json")
     assert_read(data)
     assert len(data["test"]) == 10
 
@@ -110,10 +110,10 @@ def test_json_by_split(images, load, assert_read, content):
         ("pixels.csv", b"label,pixel0,pixel1\n0,77,99\n1,255,99\n0,99,88\n1,66,77\n", ["pixels in a text file"]),
     ],
 )
-def test_tables_that_say_what_to_do(images, load, refused, name, content, words):
-    (images / name).write_bytes(content)
-    with refused(images / name, *words):
-        load(images / name)
+def test_tables_that_say_what_to_do(thirty, load, refused, name, content, words):
+    (thirty / name).write_bytes(content)
+    with refused(thirty / name, *words):
+        load(thirty / name)
 
 
 # --- images
@@ -153,28 +153,30 @@ def test_an_image_that_may_be_one_of_two_is_refused(picture_folder, load, refuse
         load(write(path=[f"other/{name}" for name in NAMES], label=LABELS))
 
 
-def test_the_folder_of_the_images_can_be_named(images, load, refused, assert_read, tmp_path):
+def test_the_folder_of_the_images_can_be_named(thirty, load, refused, assert_read, tmp_path):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "list.csv").write_bytes(csv())
     with refused("30 of its images", "--image_dir"):
         load(tmp_path / "lists")
     for place in (tmp_path / "lists", tmp_path / "lists/list.csv"):
-        assert_read(load(place, image_dir=str(images)))
+        assert_read(load(place, image_dir=str(thirty)))
+    with refused("image_dir", thirty / "none", "not a folder"):
+        load(thirty, image_dir=str(thirty / "none"))
 
 
-def test_missing_images_are_skipped_and_counted_if_asked_for(images, load, refused, assert_read, write, caplog):
+def test_missing_images_are_skipped_and_counted_if_asked_for(thirty, load, refused, assert_read, write, caplog):
     path = write(path=[*NAMES, "gone.png"], label=[*LABELS, "cat"])
     with refused("1 of its images", "gone.png", "--on_bad_image skip") as refusal:
         load(path)
     caplog.set_level("INFO", "ftkit")
     assert_read(load(path, **refusal.value.fix))
-    assert "1 rows name images that do not exist" in caplog.text
+    assert "1 row: their images do not exist" in caplog.text
 
 
-def test_an_image_listed_twice(images, load, refused, assert_read, write, caplog):
+def test_an_image_listed_twice(thirty, load, refused, assert_read, write, caplog):
     caplog.set_level("INFO", "ftkit")
     assert_read(load(write(path=[*NAMES, "3.png", "3.png"], label=[*LABELS, "cat", "cat"])))
-    assert "2 rows repeat" in caplog.text
+    assert "2 rows: they repeat" in caplog.text
     with refused("3.png", "'cat'", "'dog'", "1 such"):
         load(write(path=[*NAMES, "3.png"], label=[*LABELS, "dog"]))
 
@@ -192,7 +194,7 @@ def test_an_image_listed_twice(images, load, refused, assert_read, write, caplog
         ({"image": NAMES, "target": [i % 3 == 1 for i in range(30)]}, ("False", "True", "False")),
     ],
 )
-def test_columns_are_told_by_name_and_content(images, load, assert_read, write, columns, expected):
+def test_columns_are_told_by_name_and_content(thirty, load, assert_read, write, columns, expected):
     assert_read(load(write(**columns)), names=expected)
 
 
@@ -207,7 +209,7 @@ def test_columns_are_told_by_name_and_content(images, load, assert_read, write, 
         ({"image": NAMES, "note": [str(i) for i in range(30)]}, ["no column holds classes"], {}),
     ],
 )  # fmt: skip
-def test_columns_that_are_not_clear(images, load, refused, write, columns, words, fix):
+def test_columns_that_are_not_clear(thirty, load, refused, write, columns, words, fix):
     with refused(*words) as refusal:
         load(write(**columns))
     assert fix.items() <= refusal.value.fix.items() and bool(fix) == bool(refusal.value.fix)
@@ -247,15 +249,13 @@ def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused
     assert sum(map(len, load(root, **refusal.value.fix).values())) == 40
 
 
-def test_lists_of_splits_beside_class_folders(picture_folder, load, refused, values_of, labels_of):
+def test_lists_of_splits_beside_class_folders(picture_folder, load, values_of, labels_of):
     """Labels are the folders' names where lists have none."""
     root = picture_folder({"a": 20, "b": 20})
     paths = [f"{name}/{i}" for name in "ab" for i in range(20)]
     (root / "train.txt").write_text("\n".join(paths[::2]))
     (root / "test.txt").write_text("\n".join(paths[1::2]))
-    with refused("splits of its own", "--image_column") as refusal:
-        load(root)
-    test = load(root, **refusal.value.fix)["test"]
+    test = load(root)["test"]
     assert (sorted(values_of(test)), set(labels_of(test))) == (list(range(1, 40, 2)), {"a", "b"})
 
 
@@ -296,6 +296,19 @@ def test_tiny_imagenet(picture_folder, load, labels_of):
     assert sorted(labels_of(load(root)["validation"])) == ["n01"] * 3 + ["n02"] * 3
 
 
+def test_class_folders_of_train_and_a_table_of_test(picture_folder, load, refused, write, labels_of):
+    """The German traffic signs: a table of each split, and one of the classes' signs."""
+    root = picture_folder({"Train/0": 20, "Train/1": 20, "Test": 6, "Meta": 2})
+    paths = [f"Train/{label}/{i}.png" for label in (0, 1) for i in range(20)]
+    write("Train.csv", ClassId=[path[6] for path in paths], Path=paths)
+    write("Test.csv", ClassId=[0, 1] * 3, Path=[f"Test/{i}.png" for i in range(6)])
+    write("Meta.csv", ClassId=[0, 1], Path=["Meta/0.png", "Meta/1.png"])
+    with refused("Meta", "--train_split") as refusal:
+        load(root)
+    data = load(root, **refusal.value.fix)
+    assert (labels_of(data["test"]), len(data["train"])) == (["0", "1"] * 3, 36)
+
+
 def test_classes_in_the_names_of_images(picture_folder, load, refused):
     root = picture_folder({"train": 6})
     for i in range(6):
@@ -304,8 +317,23 @@ def test_classes_in_the_names_of_images(picture_folder, load, refused):
         load(root)
 
 
-def test_rows_without_a_split(images, load, refused):
+def test_rows_without_a_split(thirty, load, refused):
     rows = [{**row, "split": ["train", "test", None][i % 3]} for i, row in enumerate(ROWS)]
-    (images / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (thirty / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with refused("row 3", "'split'", "10 such rows", "--split_column none"):
-        load(images / "all.jsonl")
+        load(thirty / "all.jsonl")
+
+
+def test_a_folder_around_the_data_is_looked_through(picture_folder, load, assert_read, tmp_path):
+    picture_folder({"data/pictures": 30})
+    (tmp_path / "pictures" / "data" / "labels.csv").write_bytes(csv())
+    (tmp_path / "pictures" / "data.zip").write_bytes(b"x")
+    assert_read(load(tmp_path / "pictures"))
+
+
+def test_a_spreadsheet_is_named(picture_folder, load, caplog):
+    root = picture_folder({"a": 20, "b": 20})
+    (root / "labels.xlsx").write_bytes(b"x")
+    caplog.set_level("INFO", "ftkit")
+    load(root)
+    assert "labels.xlsx" in caplog.text and "save it as CSV" in caplog.text

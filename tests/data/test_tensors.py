@@ -356,10 +356,10 @@ def test_a_cache_being_built_is_waited_for(tmp_path, caplog):
 
 
 def test_a_full_disk_is_one_message_and_leaves_no_files(tmp_path, grays, tensors, monkeypatch, refused):
-    def full(decoded, count, shape):
+    def full(array):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ftkit.data.feeding.tensors, "_in_place", full)
+    monkeypatch.setattr("ftkit.data.feeding.tensors.np.ascontiguousarray", full)
     with refused(
         "cache_dir", tmp_path / "cache", "No space left on device", "make room there", "or give another cache_dir"
     ):

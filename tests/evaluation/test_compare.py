@@ -78,6 +78,22 @@ def test_labels_are_aligned_by_name_and_images_by_their_bytes(tmp_path):
     assert pair["difference"] == 0 and pair["p"] == 1
 
 
+def test_images_that_runs_disagree_on_are_named(tmp_path):
+    """By the name of their file, those on which each run of one group beats each of the other."""
+    about = {"source": [f"photos/<b>{i}</b>.png" for i in range(400)]}
+    found = [replace(random_predictions(NAMES, 400, seed=seed, skill=1), about=about) for seed in range(4)]
+    runs = [run(tmp_path / f"{i}", "full" if i < 2 else "lora", i, found[i]) for i in range(4)]
+    result = compared(tmp_path / "c", *runs)
+    (pair,), best = result["pairs"], result["rows"][0]["name"]
+    hits = np.array([predictions.hits for predictions in (found if best == "full" else found[2:] + found[:2])])
+    for key, (ours, others) in {"only_first": (hits[:2], hits[2:]), "only_second": (hits[2:], hits[:2])}.items():
+        expected = [about["source"][i] for i in np.flatnonzero(ours.all(0) & ~others.any(0))]
+        assert pair[key] == {"n": len(expected), "examples": expected[:20]} and len(expected) > 10
+    page, text = ((tmp_path / "c" / f"comparison.{kind}").read_text() for kind in ("html", "md"))
+    assert pair["only_first"]["examples"][0].replace("<", "&lt;").replace(">", "&gt;").replace("/", "/<wbr>") in page
+    assert f" on {pair['only_first']['n']} images: photos/\\<b\\>" in text
+
+
 def refuse_other_images(first):
     return replace(first, hashes=first.hashes + np.uint64(3))
 

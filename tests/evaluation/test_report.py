@@ -5,11 +5,14 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from support import finetune, load_recipe_script, random_predictions, store
 
+from ftkit.evaluation.predictions import read_predictions
 from ftkit.evaluation.report import write_report
 
 HOSTILE = [
@@ -24,15 +27,27 @@ HOSTILE = [
     "-->]]></svg></style>",
     "ordinary",
 ]
+PATHS = [
+    "<script>alert(3)</script>.png",
+    "שלום/עולם/תמונה 3.png",
+    "photos/" + "a very long folder name/" * 6 + "IMG_20240102_123456.jpg",
+    "unbroken" * 20 + ".png",
+    "犬/写真🐕‍🦺.jpg",
+    "evil\u202egpj.exe",
+    "new\nline\x1b[2J.png",
+    "'\"><img src=x onerror=alert(4)>.png",
+    "a|b`c*_d.png",
+]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """The report of a run with malicious class names."""
+    """The report of a run with malicious names of classes and files."""
     folder = tmp_path_factory.mktemp("hostile") / "evaluation"
     test, validation = random_predictions(HOSTILE, 500), random_predictions(HOSTILE, 200, seed=1)
+    test = replace(test, about={"source": [f"{i}/{PATHS[i % len(PATHS)]}" for i in range(500)]})
     skipped = {
         "test": [
             {"file": "<b>x</b>.png", "xxh3_64": "0badcafe0badcafe", "reason": "<i>torn</i>", "index": 3, "row": 3}
@@ -48,7 +63,8 @@ def browse(page, folder, width=1280):
     done = subprocess.run(
         [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
          "--disable-component-update", f"--user-data-dir={folder / 'chromium'}", "--enable-logging=stderr",
-         f"--log-net-log={log}", f"--window-size={width},2000", "--dump-dom", page.as_uri()],
+         f"--log-net-log={log}", f"--window-size={width},2000", "--virtual-time-budget=3000", "--dump-dom",
+         page.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -95,6 +111,35 @@ def test_names_are_shown_literally(hostile):
     assert all(len(re.findall(r"(?<!\\)\|", row)) in (4, 5, 6) for row in rows)
 
 
+def test_each_image_is_named_and_opens_larger(hostile):
+    page, predictions = html.unescape(hostile.read_text(encoding="utf-8")), read_predictions(hostile.parent)
+    shown = [at for kind in predictions.task.gallery(predictions).values() for at in kind]
+    assert len(shown) == 48
+    for at in shown:
+        entry = page.partition(f'<li id="image-{at}"')[2].partition("</li>")[0]
+        assert f'href="#image-{at}"' in entry and f'href="#by-{at}"' in entry and f'id="by-{at}"' in entry
+        path = predictions.sources[at].translate({10: "\\n", 27: "\\x1b", 0x202E: "\\u202e"})
+        assert f'<b><bdi dir="ltr">{path.replace("/", "/<wbr>")}</bdi></b>' in entry
+        for name, probability in predictions.likeliest(at, 5):
+            row = rf"{re.escape(name)}</span>((?!</tr>).)*{100 * probability:.1f}%</td></tr>"
+            assert re.search(row, entry, re.DOTALL), (name, entry)
+        assert entry.count("the true class</small>") == 1
+    text = hostile.with_name("report.md").read_text(encoding="utf-8")
+    assert "\\<script\\>alert(3)" in text and "\x1b" not in text and "\u202e" not in text + page
+
+
+def test_the_errors_are_a_table(hostile):
+    predictions = read_predictions(hostile.parent)
+    table = pd.read_csv(hostile.with_name("errors.csv"), keep_default_na=False)
+    assert list(table.columns) == ["path", "truth", "prediction", "confidence"]
+    wrong = {predictions.sources[at]: at for at in np.flatnonzero(~predictions.hits)}
+    assert sorted(table["path"]) == sorted(wrong) and table["confidence"].is_monotonic_decreasing
+    for row in table.itertuples():
+        at = wrong[row.path]
+        assert row.truth == HOSTILE[predictions.labels[at]] and row.prediction == HOSTILE[predictions.predicted[at]]
+        assert row.confidence == pytest.approx(predictions.confidences[at], rel=1e-5)
+
+
 @needs_browser
 def test_a_page_that_uses_the_network_is_noticed(tmp_path):
     page = tmp_path / "page.html"
@@ -130,6 +175,32 @@ def test_the_report_fits_its_window(hostile, tmp_path, width):
     assert needed <= given <= width
 
 
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_larger_picture_fills_the_window(hostile, tmp_path, width):
+    page = tmp_path / "frame.html"
+    inner = hostile.read_text(encoding="utf-8")
+    first, other = re.findall(r'<li id="(image-\d+)"', inner)[:2]
+    page.write_text(
+        f'<meta charset="utf-8"><iframe width="{width}" height="900" style="border:0"'
+        f' srcdoc="{html.escape(inner)}"></iframe>'
+        "<script>addEventListener('load', () => {"
+        "const frame = document.querySelector('iframe'), inner = frame.contentDocument;"
+        f"frame.contentWindow.location.hash = '{first}';"
+        "setTimeout(() => {"
+        "const [open, other] = ['" + first + "', '" + other + "'].map(id => inner.getElementById(id));"
+        "const shown = e => e.querySelector('.closer').getBoundingClientRect().height > 0;"
+        "const all = open.getBoundingClientRect();"
+        "document.title = [all.width, all.height, shown(open), shown(other), open.scrollWidth].join(' ') }, 200)})"
+        "</script>",
+        encoding="utf-8",
+    )
+    dom, *_ = browse(page, tmp_path, width + 100)
+    across, down, opened, others, needed = re.search(r"<title>(.*)</title>", dom)[1].split()
+    assert width - 20 <= int(across) <= width and down == "900"  # beside the scroll bar
+    assert (opened, others) == ("true", "false") and int(needed) <= width
+
+
 @pytest.mark.parametrize("skill", [-40.0, 40.0])
 def test_a_model_that_is_always_wrong_or_always_right_has_a_report(tmp_path, skill):
     names = ["a", "b"]
@@ -153,7 +224,6 @@ def test_the_gallery_shows_the_right_pictures(tmp_path):
     from ftkit.config import DataArguments
     from ftkit.data.sources.load import load_data
     from ftkit.evaluation.gallery import thumbnail
-    from ftkit.evaluation.predictions import read_predictions
 
     predictions = read_predictions(run / "evaluation")
     errors, hits = predictions.task.gallery(predictions).values()
@@ -168,6 +238,24 @@ def test_the_gallery_shows_the_right_pictures(tmp_path):
     for position in [*errors, *hits]:
         with Image.open(thumbnail(run / "evaluation", predictions, position)) as picture:
             assert np.array_equal(picture, rows[predictions.index[position]])
+
+
+def test_what_is_not_used_is_shown(tmp_path):
+    rows = [
+        {
+            "where": "<b>bee</b>",
+            "n": 1200,
+            "what": "file",
+            "suffixes": ".HEIC",
+            "reason": "no images that ftkit reads",
+        },
+        {"where": "test", "n": 1, "what": "image", "reason": "not decoded"},
+    ]
+    place = write_report(store(tmp_path / "run", random_predictions(["a", "b"], 20), not_used=rows)).parent
+    page = (place / "report.html").read_text()
+    for words in ("<td>&lt;b&gt;bee&lt;/b&gt;</td><td>1,200</td><td>files (.HEIC)</td>", "<td>image</td>"):
+        assert words in page
+    assert "1,200 files (.HEIC): no images that ftkit reads." in (place / "report.md").read_text()
 
 
 @pytest.mark.parametrize("what", ["nothing", "no record", "not a run"])
@@ -206,8 +294,6 @@ def test_twins_in_train_and_test_are_found(tmp_path):
 def test_both_engines_hash_the_same_files(tmp_path):
     options = ["--max_train_samples", 60, "--num_train_epochs", 1]
     runs = [finetune(tmp_path / engine, *options, "--data_engine", engine) for engine in ("tensor", "stream")]
-    from ftkit.evaluation.predictions import read_predictions
-
     first, second = (read_predictions(run / "evaluation") for run in runs)
     assert np.array_equal(first.hashes, second.hashes) and len(set(first.hashes.tolist())) > 350
     assert first.task == second.task

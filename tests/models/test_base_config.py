@@ -10,7 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from support import load_recipe_script, train
-from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
+from transformers import (
+    CLIPConfig,
+    CLIPForImageClassification,
+    PreTrainedConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    pipeline,
+)
 
 from ftkit.config import ModelArguments
 from ftkit.data.pixels.images import ImageInfo
@@ -125,6 +133,25 @@ def test_a_run_sets_what_a_base_brings_along(saved, changed, tmp_path):
     assert config_of(found)["problem_type"] == "single_label_classification"
     outputs = trained.model(torch.zeros(1, 3, 16, 16))
     assert outputs.hidden_states is None and outputs.attentions is None
+
+
+def test_the_parts_of_a_base_are_set_too(tmp_path, refused):
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vision = small | {"image_size": 16, "patch_size": 8}
+    config = CLIPConfig(vision_config=vision, text_config=small | {"vocab_size": 9}, projection_dim=16, num_labels=3)
+    Classifier(CLIPForImageClassification(config), ViTImageProcessor(size={"height": 16, "width": 16})).save(tmp_path)
+    written = config_of(tmp_path)
+    for poison in ({"output_hidden_states": True, "return_dict": False, "gradient_checkpointing": True},
+                   {"quantization_config": {"quant_method": "gptq", "bits": 4}}):  # fmt: skip
+        changed = written | {"vision_config": written["vision_config"] | poison}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        if "quantization_config" in poison:
+            with refused("quantised (gptq)"):
+                build(tmp_path, ["x", "y"])
+        else:
+            model = build(tmp_path, ["x", "y"]).model
+            assert not model.is_activation_checkpointing
+            assert model(torch.zeros(1, 3, 16, 16)).hidden_states is None
 
 
 @pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])

@@ -103,4 +103,4 @@ def test_a_network_without_a_size_takes_that_of_small_images(size, model, taken,
     caplog.set_level("INFO")
     classifier = Classifier.build(ModelArguments(model=model), ABC, ImageInfo(size, 3), pretrained=False)
     assert classifier.size == taken
-    assert ("3000 x 4000 pixels and are resized" in caplog.text) is (max(size) == 4000)
+    assert ("3,000 x 4,000 pixels are large and are resized" in caplog.text) is (max(size) == 4000)

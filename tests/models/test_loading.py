@@ -179,7 +179,16 @@ BROKEN = {
     "a scale more": ("timm", with_more(blocks__0__ls1__gamma=ONE), ["layers that", "blocks.0.ls1.gamma"]),
     "a bias more": ("swin", with_more(swin__encoder__layers__0__downsample__reduction__bias=ONE), ["reduction.bias"]),
     "adapters": ("timm", with_adapters_inside, ["qkv.weight", "base_layer"]),
-    "NaN": ("vit", with_more(vit__layernorm__weight=NAN), ["(NaN) in 1 of 40 tensors", "vit.layernorm.weight"]),
+    "NaN": (
+        "vit",
+        with_more(vit__layernorm__weight=NAN),
+        ["NaN or infinite", "1 of 40 tensors: vit.layernorm.weight"],
+    ),
+    "infinity": (
+        "vit",
+        with_more(vit__layernorm__bias=torch.full((16,), torch.inf)),
+        ["infinite", "vit.layernorm.bias"],
+    ),
     "8 bits": ("vit", in_8_bits, ["whole numbers", "quantised", "dequantize()"]),
 }
 

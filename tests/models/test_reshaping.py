@@ -175,6 +175,19 @@ def test_arguments_that_change_trained_tensors_are_followed_or_refused(tmp_path,
             built(folder, model_args=model_args)
 
 
+def test_positions_that_timm_does_not_resample_on_loading(tmp_path, refused):
+    small = {"embed_dim": 16, "depth": 1, "depth_token_only": 1, "num_heads": 2}
+    folder = saved_timm(tmp_path, "cait_xxs24_224", image_size=[64], model_args=small)
+    before = Classifier.load(str(folder)).model.state_dict()["timm_model.pos_embed"]
+    classifier = built(folder, image_size=[96])
+    found = classifier.model.state_dict()["timm_model.pos_embed"]
+    assert torch.equal(found, resample_abs_pos_embed(before, [6, 6], num_prefix_tokens=0))
+    assert_saved_for_pipelines(classifier, tmp_path / "again")
+    for size in ([32, 128], [32, 64]):  # the first has as many patches, in another grid
+        with refused("timm_model.pos_embed (1, 16, 16)", "leave out image_size"):
+            built(folder, image_size=size)
+
+
 @pytest.mark.parametrize("name", ["levit_128s", "mixer_s32_224"])
 def test_an_architecture_with_one_size_is_refused(tmp_path, refused, name):
     folder = saved_timm(tmp_path, name, image_size=[64])

@@ -1,8 +1,10 @@
 """Weights from elsewhere: a `state_dict` of a tutorial, of timm or of a wrapper; and refused files."""
 
 import json
+import logging
 import pickle
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -119,6 +121,71 @@ def test_timm_weights_fit_by_name_without_the_prefixes_of_wrappers(tmp_path):
     save_file(state, tmp_path / "net.safetensors")
     again = train(tmp_path / "again", "--config", run / "config.yaml", "--model", tmp_path / "net.safetensors")
     assert weights(again.folder) == weights(run)
+
+
+@pytest.fixture
+def built(tmp_path, caplog):
+    """The classifier that a file of weights becomes, with more `ModelArguments`, and what is logged."""
+
+    def built(architecture, state, channels=3, **options):
+        torch.save(state, tmp_path / "net.pth")
+        args = ModelArguments(model=str(tmp_path / "net.pth"), architecture=architecture, **options)
+        with caplog.at_level(logging.INFO, logger="ftkit"):
+            return Classifier.build(
+                args, SingleLabel(["a", "b"]), ImageInfo((8, 8), channels), pretrained=True
+            ), caplog.text
+
+    return built
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mean"),
+    [("timm/test_resnet.r160_in1k", 0.5), ("timm/test_resnet", 0.5), ("timm/resnet18.a1_in1k", 0.485)],
+)
+def test_timm_weights_are_normalised_as_timm_does(built, architecture, mean):
+    state = timm.create_model(architecture.removeprefix("timm/")).state_dict()
+    classifier, said = built(architecture, state)
+    preset = timm.get_pretrained_cfg(architecture.removeprefix("timm/"))
+    saved = classifier.model.config.pretrained_cfg
+    assert not classifier.needs_statistics and saved["mean"][0] == mean
+    for key in ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation"):
+        assert list(np.ravel(saved[key])) == list(np.ravel(getattr(preset, key))), key
+    assert "normalisation: mean" in said and architecture in said
+    assert ("timm's default" in said) == ("." not in architecture)
+
+
+def test_the_tag_decides_between_weights_of_one_architecture(built):
+    """timm has weights of EfficientNet-B0 that were trained with another mean."""
+    state = timm.create_model("tf_efficientnet_b0").state_dict()
+    for tag, mean in (("in1k", 0.485), ("ap_in1k", 0.5)):
+        classifier, _ = built(f"timm/tf_efficientnet_b0.{tag}", state, image_size=[32])
+        saved = classifier.model.config.pretrained_cfg
+        assert (saved["mean"][0], saved["input_size"]) == (mean, [3, 32, 32])
+    _, said = built("timm/tf_efficientnet_b0", state)
+    assert "name the tag of your weights if it is ap_in1k" in said
+
+
+def test_a_tag_that_timm_does_not_know_is_refused_with_its_tags(built, refused):
+    with refused("no weights 'nope' of test_resnet", "r160_in1k"):
+        built("timm/test_resnet.nope", timm.create_model("test_resnet").state_dict())
+
+
+def test_own_statistics_win_and_own_architectures_take_those_of_the_data(built, tutorial):
+    state = timm.create_model("test_resnet").state_dict()
+    classifier, _ = built("timm/test_resnet", state, image_mean=[0.1], image_std=[0.2])
+    assert classifier.model.config.pretrained_cfg["mean"] == [0.1] * 3 and not classifier.needs_statistics
+    classifier, said = built("mlp", tutorial.state_dict(), channels=1, model_args={"hidden_sizes": [32, 16]})
+    assert classifier.needs_statistics and "of the training images, since" in said
+
+
+def test_a_saved_model_as_architecture_gives_its_statistics(built, mlp):
+    saved = Classifier.load(str(mlp))
+    saved.processor.image_mean, saved.processor.image_std = [0.3] * 3, [0.6] * 3
+    saved.save_processor(mlp.parent / "statistics")
+    saved.model.config.save_pretrained(mlp.parent / "statistics")
+    classifier, said = built(str(mlp.parent / "statistics"), saved.model.state_dict())
+    assert (list(classifier.processor.image_mean), classifier.needs_statistics) == ([0.3] * 3, False)
+    assert "normalisation: mean 0.3 0.3 0.3" in said
 
 
 class Net(nn.Module):

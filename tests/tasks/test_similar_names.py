@@ -2,12 +2,13 @@
 
 import logging
 import unicodedata
+from collections import Counter
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from ftkit.tasks.single_label.matching import join_similar
-from ftkit.tasks.single_label.similar import alike, told_apart
+from ftkit.tasks.single_label.similar import alike, spelling, told_apart
 
 NFC, NFD = "Kröte", unicodedata.normalize("NFD", "Kröte")
 
@@ -41,6 +42,21 @@ def test_names_are_quoted_so_that_the_difference_is_visible():
     assert told_apart([[NFD, NFC]], {}).startswith(r"'Kro\u0308te', 'Kr\xf6te' differ")
     many = told_apart([[str(i), f"{i} "] for i in range(9)], {})
     assert many.endswith("; 4 more")
+
+
+@pytest.mark.parametrize(
+    "counts, best",
+    [
+        ({" cat": 20, "cat": 20, "cat ": 20}, "cat"),
+        ({" cat": 21, "cat": 20}, " cat"),
+        ({NFD: 5, NFC: 5}, NFC),
+        ({"\ufeffcat": 5, "cat": 5}, "cat"),
+        ({"hot  dog": 5, "hot dog": 5}, "hot dog"),
+        ({"dog": 5, "Dog": 5}, "Dog"),
+    ],
+)
+def test_the_most_frequent_spelling_and_of_equals_the_cleanest(counts, best):
+    assert spelling(Counter(counts)) == dict.fromkeys(counts, best)
 
 
 def split_of(labels: list, feature) -> Dataset:

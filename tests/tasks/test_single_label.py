@@ -3,8 +3,11 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
@@ -35,7 +38,7 @@ def test_the_columns_determine_the_task():
 
 
 def test_stored_predictions_have_fixed_columns_and_are_read_back(tmp_path):
-    stored = random_predictions(NAMES, 50)
+    stored = replace(random_predictions(NAMES, 50), about={"source": [f"a/{i}.png" for i in range(50)]})
     write_predictions(tmp_path, stored)
     features = Features.from_arrow_schema(stored.to_table().schema)
     assert {name: str(feature) for name, feature in features.items()} == {
@@ -43,12 +46,23 @@ def test_stored_predictions_have_fixed_columns_and_are_read_back(tmp_path):
         "hash": "Value('uint64')",
         "label": "ClassLabel(names=['cat', 'dog', 'owl'])",
         "predicted": "ClassLabel(names=['cat', 'dog', 'owl'])",
+        "label_name": "Value('string')",
+        "predicted_name": "Value('string')",
         "logits": "List(Value('float32'), length=3)",
+        "source": "Value('string')",
     }
     again = read_predictions(tmp_path)
     assert again.task == TASK and again.logits.dtype == np.float32
-    for name in ("index", "hashes", "labels", "logits", "predicted"):
+    for name in ("index", "hashes", "labels", "logits", "predicted", "sources", "about"):
         assert np.array_equal(getattr(again, name), getattr(stored, name))
+    plain = pd.read_parquet(tmp_path / "predictions.parquet")  # by other tools
+    assert plain["label_name"].tolist() == stored.by_name() and plain["source"][7] == "a/7.png"
+
+
+def test_predictions_of_an_older_version_have_numbers_for_names(tmp_path):
+    stored = random_predictions(NAMES, 5)
+    pq.write_table(stored.to_table().drop_columns(["label_name", "predicted_name"]), tmp_path / "predictions.parquet")
+    assert read_predictions(tmp_path).sources == [f"image {i}" for i in range(5)]
 
 
 def test_validation_and_report_compute_the_same_numbers():

@@ -119,7 +119,7 @@ class DataArguments:
         default="auto",
         metadata={
             "help": "tensor: decode all images once, into a memory map; stream: decode batch by batch, in workers; "
-            "auto: tensor if the decoded images fit into tensor_cache_gb."
+            "auto: tensor if the decoded images fit into tensor_cache_gb and on the disk."
         },
     )
     tensor_cache_gb: float = field(

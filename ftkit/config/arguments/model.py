@@ -21,7 +21,7 @@ class ModelArguments:
     """Which model to build or load."""
 
     model: str = field(
-        default="mlp",
+        default="convnet",
         metadata={
             "help": "One of ftkit's own, timm/<architecture>, a model of the Hub, a local folder, or a file of "
             "weights (.pth, .pt, .bin, .safetensors; see architecture)."
@@ -29,7 +29,9 @@ class ModelArguments:
     )
     architecture: str | None = field(
         default=None,
-        metadata={"help": "The model that a file of weights belongs to, such as timm/resnet18 (see model_args)."},
+        metadata={
+            "help": "The model that a file of weights belongs to, such as timm/resnet18.a1_in1k (see model_args)."
+        },
     )
     model_args: Options | None = field(
         default=None,
@@ -46,7 +48,8 @@ class ModelArguments:
         default=None, metadata={"help": "Dropout before the head (timm: drop_rate) and in ftkit's own hidden layers."}
     )
     image_size: list[int] | None = field(
-        default=None, metadata={"help": "Side, or height and width, in pixels. Default: the model's, else the data's."}
+        default=None,
+        metadata={"help": "Side, or height and width, in pixels. Default: the model's, else the data's up to 224."},
     )
     image_fit: Literal["squash", "crop", "pad"] | None = field(
         default=None,

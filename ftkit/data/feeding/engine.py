@@ -1,20 +1,23 @@
 """The choice between the two data engines: one tensor, or a stream."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import TrainingArguments
 
 from ftkit.config import DataArguments
 from ftkit.data.feeding.stream import StreamedImages
-from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors
+from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors, tensor_key
+from ftkit.data.pixels.cache import cache_root, free_bytes
 from ftkit.data.pixels.decoding import Decoder, cores
+from ftkit.errors import UserError
+from ftkit.tasks import task_of
 
 logger = logging.getLogger(__name__)
-_PROBE = 64  # images to try; one must decode for the size to be known
 
 
 def load_images(
@@ -31,18 +34,36 @@ def load_images(
     Raises:
         UserError: images that do not decode, or a full disk.
     """
-    some = next(iter(splits.values()))
-    shape = Decoder(some, processor, channels)(range(min(_PROBE, len(some))))
-    size = shape.pixels[0].nbytes * sum(map(len, splits.values())) / 1e9 if shape.pixels is not None else 0.0
-    engine, reason = _choose(args, size)
+    engine, reason = _choose(args, splits, processor, channels)
     logger.info("  %-12s %s: %s", "data engine", engine, reason)
     load: Callable[..., Images] = image_tensors if engine == "tensor" else StreamedImages
     images = {
         split: load(rows, processor, channels, args.on_bad_image, args.cache_dir) for split, rows in splits.items()
     }
+    if "train" in images and images["train"].skipped:
+        _check_classes(splits["train"], images["train"])
     if args.image_transform is not None and isinstance(train := images["train"], StreamedImages):
         train.transform_with(args.image_transform, seed)
     return images
+
+
+def _check_classes(dataset: Dataset, train: Images) -> None:
+    """Refuse a class of train none of whose images decodes.
+
+    Raises:
+        UserError: there is one.
+    """
+    task = task_of(dataset.features)
+    left = task.counts(train.labels)
+    lost = [name for name, count in task.counts(task.tensor(dataset)).items() if count and not left[name]]
+    if lost:
+        others = [name for name, count in left.items() if count]
+        raise UserError(
+            f"none of train's images of {', '.join(map(repr, lost[:5]))} decodes, such as {train.skipped[0]['file']}: "
+            f"replace them, or leave {'these classes' if len(lost) > 1 else 'this class'} out with --classes "
+            f"{' '.join(others[:5])}{' …' * (len(others) > 5)}",
+            fix={"classes": others} if len(others) > 1 else None,
+        )
 
 
 def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: int | None) -> None:
@@ -66,13 +87,22 @@ def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: 
             logger.info("  %-12s %.2f GB of pixels on %s", "data", size / 1e9, args.device)
 
 
-def _choose(args: DataArguments, size: float) -> tuple[str, str]:
-    """The engine, and the reason for it; `size` is the size of all decoded images in GB."""
-    decoded = f"{size:.2f} GB decoded" if size >= 0.1 else f"{1000 * size:.1f} MB decoded"
+def _choose(args: DataArguments, splits: DatasetDict, processor: Any, channels: int) -> tuple[str, str]:
+    """The engine, and the reason for it."""
+    of_one = Decoder(next(iter(splits.values())), processor, channels).bytes_of_one
+    size = of_one * sum(map(len, splits.values()))
+    decoded = f"{size / 1e9:.2f} GB decoded" if size >= 1e8 else f"{size / 1e6:.1f} MB decoded"
     if args.data_engine != "auto":
         return args.data_engine, f"as configured ({decoded})"
     if args.image_transform is not None:
         return "stream", "image_transform changes single images"
-    if size > args.tensor_cache_gb:
+    if size > args.tensor_cache_gb * 1e9:
         return "stream", f"{decoded} is more than tensor_cache_gb, {args.tensor_cache_gb:g}"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # one process fills the disk while the others look at it
+        return "tensor", f"{decoded} is within tensor_cache_gb, {args.tensor_cache_gb:g}"
+    root = cache_root(args.cache_dir)
+    made = [tensor_key(rows, processor, channels) for rows in splits.values()]
+    new = sum(len(rows) for rows, key in zip(splits.values(), made, strict=True) if not (root / key).is_dir())
+    if new * of_one > (free := free_bytes(root)):
+        return "stream", f"{decoded} is more than the {free / 1e9:.2f} GB that are free in cache_dir, {root}"
     return "tensor", f"{decoded} is within tensor_cache_gb, {args.tensor_cache_gb:g}"

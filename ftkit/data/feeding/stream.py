@@ -17,7 +17,7 @@ from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.augment import random_bits
 from ftkit.data.feeding.tensors import Images, decodable, gone
 from ftkit.data.pixels.cache import cached
-from ftkit.data.pixels.decoding import Decoder, over_all_rows
+from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, open_image, to_mode
 from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
@@ -60,7 +60,7 @@ class StreamedImages(Images):
             bad: list[dict[str, Any]] = []
             kinds: Counter[str] = Counter()
             counts, shape, hashes = 0, None, np.zeros(len(dataset), np.uint64)
-            looked = over_all_rows(_FirstLook(decoder), len(dataset), "checking images")
+            looked = decoder.over_all_rows(_FirstLook(decoder), "checking images")
             for rows, look in looked:
                 counts, bad, kinds = counts + look.histogram, bad + look.bad, kinds + look.kinds
                 shape, hashes[rows.start : rows.stop] = shape or look.shape, look.hashes

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.pixel_ops import shift
-from ftkit.data.pixels.cache import cached
-from ftkit.data.pixels.decoding import Decoded, Decoder, over_all_rows
+from ftkit.data.pixels.cache import cached, free_bytes
+from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import encoded, file_bytes
 from ftkit.data.pixels.keys import DECODING, cache_key
 from ftkit.data.pixels.normalize import geometry_key, histogram
@@ -28,7 +28,8 @@ from ftkit.tasks import task_of
 from ftkit.tasks.columns import column
 
 logger = logging.getLogger(__name__)
-_VERSION = 5  # the cache's version: raise it when decoding changes
+_VERSION = 6  # the cache's version: raise it when decoding changes
+_DESCRIBING = ("source",)  # columns that the stored predictions keep
 
 
 class Batch(NamedTuple):
@@ -59,7 +60,7 @@ class Images(TorchDataset, ABC):
         fingerprint: the dataset's fingerprint.
         hashes: uint64 (N,), hashes of the files' bytes: equal for images that are the same file.
         key: identifier of the pixels, from dataset, processor and mode.
-        skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`.
+        skipped: images that do not decode, as in `ftkit.data.pixels.decoding.Decoded`, with their `source`.
         kinds: the number of images of each kind of `ftkit.data.pixels.kinds.KINDS`.
         shape: (C, H, W), the shape of an image.
         seed: the seed; random numbers in `pixels`, if any, depend only on the seed, the epoch and the image's row.
@@ -76,7 +77,7 @@ class Images(TorchDataset, ABC):
         self.labels = self.task.tensor(dataset)
         self.index = torch.tensor(column(dataset, "index"))
         self.fingerprint, self.hashes = fingerprint(dataset), hashes
-        self._files = encoded(dataset)
+        self._files, self._rows = encoded(dataset), dataset
         self.key, self.skipped, self.shape = key, skipped, shape
 
     def __len__(self) -> int:
@@ -126,6 +127,10 @@ class Images(TorchDataset, ABC):
             return file_bytes(file)
         except OSError as error:
             raise gone(file["path"], error) from error
+
+    def about(self) -> dict[str, list]:
+        """The columns of `_DESCRIBING` that the data has, by name."""
+        return {name: self._rows[name][:] for name in _DESCRIBING if name in self._rows.column_names}
 
     @abstractmethod
     def histogram(self) -> np.ndarray:
@@ -207,25 +212,22 @@ def image_tensors(
     Raises:
         UserError: images that do not decode (up to ten are listed), or a full disk.
     """
-    parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
-    key = cache_key(*parts, computed_by=DECODING)
+    key = tensor_key(dataset, processor, channels)
 
     def write(folder: Path) -> None:
-        shape, missing, bad, hashes = None, 0, [], np.zeros(len(dataset), np.uint64)
+        bad, hashes = [], np.zeros(len(dataset), np.uint64)
+        decoder = Decoder(dataset, processor, channels)
+        _check_room(folder, len(dataset) * decoder.bytes_of_one)
+        shape: tuple[int, ...] | None = None
         kinds: Counter[str] = Counter()
         with (folder / "images").open("wb") as file:
-            decoder = Decoder(dataset, processor, channels)
-            for rows, decoded in over_all_rows(decoder, len(dataset), "decoding images"):
+            for rows, decoded in decoder.over_all_rows(decoder, "decoding images"):
                 bad += decoded.bad
                 kinds += decoded.kinds
                 hashes[rows.start + np.array(decoded.positions, int)] = decoded.hashes
-                if decoded.pixels is None and shape is None:
-                    missing += len(rows)
-                    continue
-                if shape is None:
+                if decoded.pixels is not None:
                     shape = decoded.pixels.shape[1:]
-                    file.write(bytes(missing * math.prod(shape)))
-                file.write(_in_place(decoded, len(rows), shape).data)
+                    file.write(np.ascontiguousarray(decoded.pixels).data)
             file.flush()
             os.fsync(file.fileno())  # before the folder is renamed
         np.save(folder / "hashes.npy", hashes)
@@ -233,34 +235,39 @@ def image_tensors(
 
     def complete(folder: Path) -> bool:
         about = json.loads((folder / "about.json").read_text())
-        size = (folder / "images").stat().st_size
+        size, count = (folder / "images").stat().st_size, len(dataset) - len(about["skipped"])
         hashed = len(np.load(folder / "hashes.npy")) == len(dataset)
-        return hashed and size == len(dataset) * math.prod(about["shape"] or [0])
+        return hashed and size == count * math.prod(about["shape"] or [0])
 
     folder = cached(key, write, cache_dir, complete)
     about = json.loads((folder / "about.json").read_text())
-    good = decodable(dataset, about["skipped"], on_bad_image)
-    array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
-    images, hashes = torch.from_numpy(array), np.load(folder / "hashes.npy")
+    good, hashes = decodable(dataset, about["skipped"], on_bad_image), np.load(folder / "hashes.npy")
     if good is not None:
-        images, dataset, hashes = images[torch.from_numpy(good)], dataset.select(good), hashes[good]
-    tensors = ImageTensors(images, dataset, hashes, key, about["skipped"])
+        dataset, hashes = dataset.select(good), hashes[good]
+    array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
+    tensors = ImageTensors(torch.from_numpy(array), dataset, hashes, key, about["skipped"])
     tensors.kinds = about["kinds"]
     return tensors
 
 
-def _in_place(decoded: Decoded, count: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The pixels of `count` rows; an image that does not decode is black."""
-    if len(decoded.positions) == count:
-        return np.ascontiguousarray(decoded.pixels)
-    pixels = np.zeros((count, *shape), np.uint8)
-    if decoded.pixels is not None:
-        pixels[decoded.positions] = decoded.pixels
-    return pixels
+def tensor_key(dataset: Dataset, processor: Any, channels: int) -> str:
+    """The key of a split's memory map in the cache; see `image_tensors`."""
+    return cache_key(_VERSION, fingerprint(dataset), geometry_key(processor), channels, computed_by=DECODING)
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Refuse to decode more than the disk of the cache can hold."""
+    free = free_bytes(folder)
+    if size > free:
+        raise UserError(
+            f"data_engine: the decoded images need {size / 1e9:.1f} GB in cache_dir, {folder.parent}, and "
+            f"{free / 1e9:.1f} GB are free on its disk: set data_engine: stream, or another cache_dir",
+            fix={"data_engine": "stream"},
+        )
 
 
 def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.ndarray | None:
-    """The rows that decode, or None if all do.
+    """The rows that decode, or None if all do; adds the `source` of those that do not to `skipped`.
 
     Raises:
         UserError: some images do not decode and must not be skipped, or no image decodes.
@@ -275,6 +282,9 @@ def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.nd
         raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")
     if not skipped:
         return None
+    if "source" in dataset.column_names:
+        for bad in skipped:
+            bad["source"] = dataset["source"][bad["row"]]
     first = skipped[0]["file"]
     logger.warning("%d of %d images do not decode and are skipped; the first: %s", len(skipped), len(dataset), first)
     return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])

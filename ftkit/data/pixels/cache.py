@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets.config
 from filelock import FileLock, Timeout
 
-from ftkit.errors import UserError, writing
+from ftkit.errors import UserError, short_of_memory, writing
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,16 @@ logger = logging.getLogger(__name__)
 def default_cache_dir() -> Path:
     """`ftkit/` next to the caches of the other Hugging Face libraries (`HF_HOME`)."""
     return Path(datasets.config.HF_CACHE_HOME).expanduser() / "ftkit"
+
+
+def cache_root(cache_dir: str | None) -> Path:
+    """The folder of the cache: `cache_dir`, or else `default_cache_dir`."""
+    return Path(cache_dir) if cache_dir else default_cache_dir()
+
+
+def free_bytes(folder: Path) -> int:
+    """The bytes that are free on the disk of a folder, which need not exist yet."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
 
 
 def cached(
@@ -41,7 +51,7 @@ def cached(
     Raises:
         UserError: the disk is full or not writable.
     """
-    root = Path(cache_dir) if cache_dir else default_cache_dir()
+    root = cache_root(cache_dir)
     folder = root / key
     if folder.is_dir() and _is_complete(folder, complete):
         return folder
@@ -56,6 +66,8 @@ def cached(
                     shutil.rmtree(folder)
                 _make(folder, write)
     except OSError as error:
+        if short_of_memory(error) is not None:
+            raise
         raise UserError(f"cache_dir: {root} cannot be written: {error}: set another cache_dir") from error
     return folder
 

@@ -1,5 +1,6 @@
 """Decoding: rows of a dataset -> uint8 pixels, in one process per core."""
 
+import functools
 import gc
 import os
 from collections import Counter
@@ -14,16 +15,20 @@ from datasets import Dataset
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
 
+from ftkit.console import ProgressLine
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, encoded, file_bytes, to_mode
 from ftkit.data.pixels.kinds import kinds_of
 from ftkit.data.pixels.normalize import PixelGeometry
+from ftkit.errors import short_of_memory
+from ftkit.memory import available_memory
 from ftkit.tasks.columns import column
 
-_CHUNK = 128  # images per unit of work
+_CHUNK = 128  # the most images per unit of work
 _WORTH_PROCESSES = 2000  # images
-_FIRST = 64  # images to try for the first two
+_TOGETHER = 1 << 25  # bytes: files that are read together, or their pixels; one photograph of a phone has as many
+_PROCESS = 1 << 29  # bytes that a process may take while it decodes photographs
+_TRIED = 64  # images, of which one must decode for the size to be known
 
 
 class Decoded(NamedTuple):
@@ -57,12 +62,16 @@ class Decoder:
     def __init__(self, dataset: Dataset, processor: Any, channels: int):
         self.files, self.index = encoded(dataset), column(dataset, "index")
         self.geometry, self.channels = PixelGeometry(processor), channels
+        table = self.files.data
+        self._read_together = max(_TOGETHER * max(table.num_rows, 1) // max(table.nbytes, 1), 1)
 
     def __call__(self, rows: Sequence[int]) -> Decoded:
-        """Decode these rows."""
+        """Decode these rows; of large images, only a few are in memory before they are resized."""
         positions, images, hashes, bad = [], [], [], []
+        resized: list[np.ndarray] = []
         kinds: Counter[str] = Counter()
-        for position, file in enumerate(self.files[rows]["image"]):
+        held = 0  # bytes of the images that are not resized yet
+        for position, file in self._read(rows):
             found = None
             try:
                 content = file_bytes(file)
@@ -73,7 +82,10 @@ class Decoder:
                 images.append(shown)
                 hashes.append(found)
                 positions.append(position)
+                held += images[-1].width * images[-1].height * self.channels
             except BAD_IMAGE_ERRORS as error:
+                if short_of_memory(error) is not None:
+                    raise
                 row = int(rows[position])
                 name = (file and file["path"]) or f"row {self.index[row]}"
                 reason = str(error) or type(error).__name__
@@ -81,8 +93,29 @@ class Decoder:
                     reason = "not an image of a known format"  # PIL's message contains a memory address
                 about = {"file": name, "xxh3_64": None if found is None else f"{found:016x}", "reason": reason}
                 bad.append({"row": row, "index": int(self.index[row]), **about})
-        pixels = self.geometry(images) if images else None
+            if held >= _TOGETHER:
+                resized.append(self.geometry(images))
+                images, held = [], 0
+        if images:
+            resized.append(self.geometry(images))
+        pixels = np.concatenate(resized) if len(resized) > 1 else next(iter(resized), None)
         return Decoded(positions, pixels, np.array(hashes, np.uint64), bad, kinds)
+
+    def _read(self, rows: Sequence[int]) -> Iterator[tuple[int, dict | None]]:
+        """The position of each row and its file, which may be embedded in the table."""
+        for start in range(0, len(rows), self._read_together):
+            yield from enumerate(self.files[rows[start : start + self._read_together]]["image"], start)
+
+    @functools.cached_property
+    def bytes_of_one(self) -> int:
+        """The size of an image's decoded pixels, tried on the first that decodes; 0 if none of the first does."""
+        tried = (self([row]).pixels for row in range(min(_TRIED, len(self.files))))
+        return next((pixels.nbytes for pixels in tried if pixels is not None), 0)
+
+    def over_all_rows(self, work: Callable[[range], Any], what: str) -> Iterator[tuple[range, Any]]:
+        """`over_all_rows` of this split, in chunks whose decoded pixels are at most 64 MB, or one image."""
+        chunk = max(min(_CHUNK, 2 * _TOGETHER // max(self.bytes_of_one, 1)), 1)
+        return over_all_rows(work, len(self.files), what, chunk)
 
 
 def first_images(dataset: Dataset, processor: Any, channels: int) -> torch.Tensor | None:
@@ -95,7 +128,7 @@ def first_images(dataset: Dataset, processor: Any, channels: int) -> torch.Tenso
         None if none of the first 64 decodes.
     """
     decode, found = Decoder(dataset, processor, channels), None
-    for row in range(min(_FIRST, len(dataset))):
+    for row in range(min(_TRIED, len(dataset))):
         if (pixels := decode([row]).pixels) is not None:
             if found is not None:
                 return torch.from_numpy(np.concatenate([found, pixels]))
@@ -111,9 +144,10 @@ def cores() -> int:
 def over_all_rows(
     work: Callable[[range], Any], count: int, what: str, chunk: int = _CHUNK, worth_processes: int = _WORTH_PROCESSES
 ) -> Iterator[tuple[range, Any]]:
-    """Call `work` on the rows 0 … count - 1, chunk by chunk, in processes if it pays; a progress bar shows `what`.
+    """Call `work` on the rows 0 … count - 1, chunk by chunk, in processes if it pays; says how far it is.
 
     Args:
+        what: what is done, for the progress line.
         chunk: rows per call.
         worth_processes: the least number of rows to start processes for.
 
@@ -121,7 +155,7 @@ def over_all_rows(
         The rows of each chunk, in order, and the result of `work`.
     """
     chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    workers = min(cores(), len(chunks)) if count >= worth_processes else 0
+    workers = min(cores(), len(chunks), available_memory() // _PROCESS) if count >= worth_processes else 0
     # Its own generator: later random numbers must not depend on whether the cache existed.
     own = torch.Generator()
     results = DataLoader(
@@ -129,9 +163,9 @@ def over_all_rows(
     )
     gc.freeze()  # so that garbage collection in the workers skips all objects of the libraries
     try:
-        with tqdm(total=count, desc=what, unit="image", disable=None if workers else True, leave=False) as progress:
+        with ProgressLine(what, count) as progress:
             for rows, result in zip(chunks, results, strict=True):
-                progress.update(len(rows))
+                progress.add(len(rows))
                 yield rows, result
     finally:
         gc.unfreeze()

@@ -21,6 +21,7 @@ from transformers import TimmWrapperImageProcessor
 from ftkit.errors import UserError
 
 _PROBE = 64  # side of the images that a processor is probed with, in pixels
+_COUNTED = 1 << 26  # bytes of pixels that are counted together
 
 
 class Normalize8Bit:
@@ -140,8 +141,11 @@ def _as_arrays(images: list[Image.Image]) -> np.ndarray:
 
 def histogram(images: torch.Tensor | np.ndarray) -> np.ndarray:
     """Counts of each value in each channel of uint8 (N, C, H, W): int64 (C, 256)."""
-    channels = torch.as_tensor(images).transpose(0, 1).flatten(1)
-    return np.stack([torch.bincount(values, minlength=256).cpu().numpy() for values in channels])
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for some in torch.as_tensor(images).split(max(_COUNTED // max(images[:1].nbytes, 1), 1)):
+        channels = some.transpose(0, 1).flatten(1)  # a copy
+        counts += np.stack([torch.bincount(values, minlength=256).cpu().numpy() for values in channels])
+    return counts
 
 
 def channel_statistics(counts: np.ndarray) -> tuple[list[float], list[float]]:

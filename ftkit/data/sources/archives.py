@@ -1,5 +1,6 @@
 """Class folders inside of tar and zip archives, read without unpacking them."""
 
+import os.path
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from ftkit.data.pixels.keys import file_state
 from ftkit.errors import UserError, unwritable
 
 from .locate import is_image_name
+from .origins import PLACE
 from .split_names import is_split_like, split_of
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -61,7 +63,7 @@ def _read(files: list[Path], prefixes: list[str]) -> Dataset:
     try:
         return Dataset.from_generator(
             _rows,
-            features=Features(image=Image(), label=Value("string")),
+            features=Features({"image": Image(), "label": Value("string"), PLACE: Value("string")}),
             gen_kwargs={"files": files, "prefixes": prefixes, "states": state},
         )
     except DatasetGenerationError as error:
@@ -108,7 +110,8 @@ def _rows(files: list[Path], prefixes: list[str], states: list[Any]) -> Iterator
         for name, read in _members(file):
             if is_image_name(name) and name.startswith(prefix):
                 label = name[len(prefix) :].partition("/")[0]
-                yield {"image": {"bytes": read(), "path": name}, "label": label}
+                place = os.path.dirname(os.path.join(os.path.abspath(file), name))
+                yield {"image": {"bytes": read(), "path": name}, "label": label, PLACE: place}
 
 
 def _members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Image, Value, load_from_disk
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
@@ -22,6 +23,7 @@ from .folders import read_class_folders
 from .ledger import Folder, Ledger
 from .listings import Listing, read_listing, read_listings
 from .locate import ImageFiles
+from .paths import is_below, named_files
 from .pictures import first_rows, holds_pictures, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
 from .shards import SHARDS, find_shards, read_shards, used
@@ -46,10 +48,32 @@ def read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Le
         close = difflib.get_close_matches(path.name, siblings)
         hint = f" (did you mean {' or '.join(close)}?)" if close else ""
         raise UserError(f"data_dir: {path} does not exist{hint}")
-    if root is None:
-        return _read_file(path, args, ledger)
+    if args.image_dir is not None and not Path(args.image_dir).is_dir():
+        raise UserError(f"image_dir: {args.image_dir} is not a folder")
+    found = _read_file(path, args, ledger) if root is None else _read_folder(path, root, args, ledger)
+    if args.image_dir is not None and not _names_images_in(found, args.image_dir):
+        raise UserError(
+            f"image_dir: {path} holds no table that names images in {args.image_dir}: leave image_dir out",
+            fix={"image_dir": None},
+        )
+    return found
+
+
+def _names_images_in(splits: DatasetDict, folder: str) -> bool:
+    return any(
+        is_below(file, [folder])
+        for dataset in splits.values()
+        for column, feature in dataset.features.items()
+        if isinstance(feature, Image)
+        for file in named_files(dataset, column)
+    )
+
+
+def _read_folder(path: Path, root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
     if not (root.files or root.folders):
         raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
+    root = _unwrapped(root)
+    path = root.path
     if "dataset_dict.json" in root.files or "dataset_info.json" in root.files:
         ledger.read(folder.path / name for folder in root.below() for name in folder.files)
         return choose_datasets(_read_saved(path), args, ledger, path)
@@ -61,6 +85,16 @@ def read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Le
     return _read_tree(root, args, ledger)
 
 
+def _unwrapped(root: Folder) -> Folder:
+    """The folder that holds the data: the only one, as an archive beside it may have made it."""
+    while len(root.folders) == 1 and all(is_archive(root.path / name) for name in root.files):
+        inner = next(iter(root.folders.values()))
+        if inner.images or is_split_like(inner.path.name) or not (inner.files or inner.folders):
+            break
+        root = inner
+    return root
+
+
 def _read_file(path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
     suffix = path.suffix.lower()
     for name, files in idx_sets(path.parent).items():
@@ -68,7 +102,9 @@ def _read_file(path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
             return _read_idx((name, files), path.parent, args, ledger)
     if suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(path)):
         images = ImageFiles(Path(args.image_dir) if args.image_dir else path.parent)
-        return read_listings([read_listing(path, path.parent, images, args)], path, args)
+        found = read_listings([read_listing(path, path.parent, images, args)], path, args, ledger)
+        ledger.log()
+        return found
     if is_archive(path) and (suffix not in SHARDS.values() or holds_class_folders(path)):
         return choose_datasets(read_archives([path]), args, ledger, path)
     for kind, shard in SHARDS.items():
@@ -118,10 +154,10 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         if unclear and _are_numbered(root):
             raise unclear[0]
         of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
-        tables = [table for table in tables if table not in of_splits]
+        tables = [table for table in tables if table not in of_splits and not table.lists_a_split]
         for table in tables:
             if table.names_images:
-                table.check_against_folders(path)
+                table.check_against_folders(root)
         if shards:
             raise _several(path, "class folders", shards[0])
         _leave(ledger, path, others | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
@@ -133,7 +169,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         left = [table for table in tables if table not in chosen]
         _leave(ledger, path, others | {table.path: "names no split, and other tables do" for table in left})
         ledger.read(table.path for table in chosen)
-        return read_listings(chosen, path, args)
+        return read_listings(chosen, path, args, ledger)
     if shards:
         _leave(ledger, path, others)
         return _read_shards("parquet", shards, path, args, ledger)
@@ -164,12 +200,15 @@ def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments
     if not tables:
         return read_class_folders(root, args, ledger)
     ledger.read(table.path for table in tables)
-    listed = {table.path.relative_to(root.path).parts[0] for table in tables}
-    folders = {name: folder for name, folder in root.folders.items() if name not in listed}
-    read = read_class_folders(replace(root, folders=folders), args, ledger)
-    tabled = read_listings(tables, root.path, args, need_train=False)
+    keys = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    named: dict[str, Any] = {f"{split}_split": None for split, name in keys.items() if name in root.folders}
+    tabled = read_listings(tables, root.path, replace(args, **named), ledger, need_train=False)
+    folders = {name: folder for name, folder in root.folders.items() if split_of(name) not in tabled}
+    unnamed: dict[str, Any] = {f"{split}_split": None for split in tabled}
+    read = read_class_folders(replace(root, folders=folders), replace(args, **unnamed), ledger, "train" not in tabled)
     columns = {tables[0].image: "image", tables[0].label: "label"}
-    return DatasetDict({**read, **{split: dataset.rename_columns(columns) for split, dataset in tabled.items()}})
+    renamed = {old: new for old, new in columns.items() if old != new}
+    return DatasetDict({**read, **{split: dataset.rename_columns(renamed) for split, dataset in tabled.items()}})
 
 
 def _classes_in_names(root: Folder) -> list[str]:
@@ -230,5 +269,5 @@ def _leave(ledger: Ledger, path: Path, files: Mapping[Path, object]) -> None:
     """Note files that are not used, and why."""
     ledger.read(files)
     for file, why in files.items():
-        reason = str(why).removeprefix(f"{file}: ")
-        ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "files", "reason": reason})
+        reason = str(why).removeprefix(f"{file}: ").replace(f"{path}/", "")  # it is in the report
+        ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "file", "reason": reason})

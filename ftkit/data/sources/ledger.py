@@ -136,8 +136,9 @@ class Ledger:
                     counts.setdefault((where, why), Counter())[suffix] += 1
         for (where, reason), suffixes in counts.items():
             listed = ", ".join(suffix or "without a suffix" for suffix, _ in suffixes.most_common(4))
-            listed = "" if reason == _CIRCLE else listed
-            about = {"n": suffixes.total(), "what": "link" if reason == _CIRCLE else "file", "suffixes": listed}
+            about: dict[str, Any] = {"n": suffixes.total(), "what": "file", "suffixes": listed}
+            if reason == _CIRCLE:
+                about = {"n": 1, "what": "link"}
             self.not_used.append({"where": where, **about, "reason": reason})
         if hidden:
             self.not_used.append({"where": ".", "n": hidden, "what": "file", "reason": HIDDEN})
@@ -186,5 +187,5 @@ class Ledger:
 
 def describe(row: dict[str, Any]) -> str:
     """One line about a row of `Ledger.not_used`."""
-    suffixes = f" ({row['suffixes']})" if row.get("suffixes") else ""
+    suffixes = f" ({row['suffixes']})" if "suffixes" in row else ""
     return f"{row['where']}: {row['n']:,} {row['what']}{'s' * (row['n'] != 1)}{suffixes}: {row['reason']}"

@@ -1,6 +1,5 @@
 """Tables of paths and labels as splits of images: the file, the class and the split of each row."""
 
-import logging
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -16,12 +15,12 @@ from ftkit.console import fact
 from ftkit.errors import UserError
 
 from .folders import by_name
+from .ledger import UNUSED_SPLIT, Folder, Ledger
 from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
 from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
 from .tables import CSV_SUFFIXES, NoListing, read_table
 
-logger = logging.getLogger(__name__)
 _SHOWN, _LONG = 60, 200  # characters of a value and of a path in a message
 _FOLDER = "its folder"  # a column that is added to a table without labels
 
@@ -47,17 +46,23 @@ class Listing:
     split: str
     splits: tuple[str, dict[Any, str]] | None
 
+    @property
+    def lists_a_split(self) -> bool:
+        """Whether it lists images without labels, under the name of a split."""
+        return self.label == _FOLDER and split_of(self.path.stem) is not None
+
     @cached_property
     def names_images(self) -> bool:
         """Whether its rows, or at least half of a sample, name images that exist."""
         return self.files.names_images(sample(self.table)[self.image], split_of(self.split))
 
-    def check_against_folders(self, root: Path) -> None:
-        """Check that the table says of its images, which lie in class folders below `root`, what the folders say.
+    def check_against_folders(self, folder: Folder) -> None:
+        """Check that the table says of its images, which lie in class folders, what the folders say.
 
         Raises:
-            UserError: it has other labels or splits.
+            UserError: it has splits of its own, or other labels for at least half of the images.
         """
+        root = folder.path
         found = [self.files.find(text, None) if isinstance(text, str) else [] for text in self.table[self.image]]
         rows = [row for row, files in enumerate(found) if len(files) == 1 and files[0].is_relative_to(root)]
         folders = [found[row][0].relative_to(root).parent.parts for row in rows]
@@ -66,7 +71,7 @@ class Listing:
             split_of(name) not in (None, split_of("/".join(parts))) for name, parts in zip(names, folders, strict=True)
         ):
             what = "splits of its own"
-        elif not any(
+        elif 2 * len(rows) >= sum(len(inner.images) for inner in folder.below()) and not any(
             all(value in parts for value, parts in zip(self.table[column].iloc[rows], folders, strict=True))
             for column in self.table.columns
         ):
@@ -99,6 +104,8 @@ class Listing:
     def rows(self, args: DataArguments) -> pd.DataFrame:
         """The rows of the splits that are wanted: `file` (path), `label` (text) and `split` (its own name, or "").
 
+        The file is None for a missing image, if `on_bad_image: skip` leaves those out.
+
         Raises:
             UserError: a row has no image, label or split, or its image is missing or not clear.
         """
@@ -111,12 +118,11 @@ class Listing:
                 "set --split_column none to split the rows anew",
                 fix={"split_column": "none"},
             )
-        for split, given in (("test", args.test_split), ("validation", args.validation_split)):
-            if is_none(given):
-                rows = rows[rows["split"].map(lambda name, split=split: split_of(name) != split)]
+        given = {args.train_split, args.validation_split, args.test_split}
+        without = {"test": is_none(args.test_split), "validation": is_none(args.validation_split)}
+        rows = rows[[name in given or not without.get(split_of(name) or "") for name in rows["split"]]]
         self._check_values(rows)
-        rows["file"] = self._located(rows, args)
-        return rows[rows["file"].notna()]
+        return rows.assign(file=self._located(rows, args))
 
     def _check_values(self, rows: pd.DataFrame) -> None:
         for name in ("file", "label"):
@@ -124,7 +130,7 @@ class Listing:
                 row, value = next((i, v) for i, v in rows[name].items() if is_nested(pd.Series([v])))
                 shown = repr(value)[:_SHOWN] + ("…" if len(repr(value)) > _SHOWN else "")
                 raise UserError(f"{self.path}: row {row + 1} holds {shown}: expected a path or a label")
-        bad = (rows["file"].isna() | rows["label"].isna() | (rows["label"] == "")).to_numpy()
+        bad = (rows["file"].isna() | rows["label"].isna() | (rows["label"].fillna("").str.strip() == "")).to_numpy()
         if bad.any():
             text = f"{self.path}: row {rows.index[bad][0] + 1} has no {self.image!r} or no {self.label!r}"
             raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad], rows["split"][~bad])
@@ -158,8 +164,6 @@ class Listing:
                 f"{', or --on_bad_image skip to leave these rows out' if few else ''}",
                 fix={"on_bad_image": "skip"} if few else None,
             )
-        if missing:
-            logger.warning("%s: %d rows name images that do not exist, and are left out", self.path, len(missing))
         return [files[0] if files else None for files in found]
 
 
@@ -203,7 +207,9 @@ def own_split(parts: Iterable[str]) -> str:
     return next((part for part in reversed([*parts]) if is_split_like(part)), "")
 
 
-def read_listings(listings: list[Listing], source: Path, args: DataArguments, need_train: bool = True) -> DatasetDict:
+def read_listings(
+    listings: list[Listing], source: Path, args: DataArguments, ledger: Ledger, need_train: bool = True
+) -> DatasetDict:
     """The images and labels of tables, by the names that they give their splits.
 
     A row's split is named by the table's column of splits, else by the table's path, else by the image's folder.
@@ -214,13 +220,23 @@ def read_listings(listings: list[Listing], source: Path, args: DataArguments, ne
     for listing in listings:
         listing.describe()
     rows = pd.concat([listing.rows(args) for listing in listings], ignore_index=True)
+    missing = rows["file"].isna()
+    repeated = _repeats(rows[~missing], source).reindex(rows.index, fill_value=False)
+    for which, reason in ((missing, "their images do not exist"), (repeated, "they repeat an image and its label")):
+        if which.any():
+            ledger.leave_rows(source.name, int(which.sum()), reason)
+    rows = rows[~(missing | repeated)]
     rows["label"] = _whole_numbers(rows["label"])
-    rows = _without_repeats(rows, source)
     if (rows["split"] == "").all():
         places = _splits_of_folders(rows["file"], listings[0].files.root)
         rows["split"] = places if all(places) else source.stem
     found = {str(name): [*zip(group["file"], group["label"], strict=True)] for name, group in rows.groupby("split")}
-    return by_name(source, choose_splits(found, args, source, need_train), (listings[0].image, listings[0].label))
+    chosen = choose_splits(found, args, source, need_train)
+    for name, of_split in found.items():
+        if not any(of_split is used for used in chosen.values()):
+            ledger.leave_rows(name, len(of_split), UNUSED_SPLIT)
+            ledger.read(path for path, _ in of_split)
+    return by_name(source, chosen, (listings[0].image, listings[0].label))
 
 
 def _whole_numbers(labels: pd.Series) -> pd.Series:
@@ -231,8 +247,8 @@ def _whole_numbers(labels: pd.Series) -> pd.Series:
     return labels
 
 
-def _without_repeats(rows: pd.DataFrame, source: Path) -> pd.DataFrame:
-    """Each image once in a split."""
+def _repeats(rows: pd.DataFrame, source: Path) -> pd.Series:
+    """Whether a row repeats the image of another of its split; an error if their labels differ."""
     several = rows.groupby("file")["label"].transform("nunique") > 1
     if several.any():
         first = rows[rows["file"] == rows["file"][several].iloc[0]]
@@ -241,10 +257,7 @@ def _without_repeats(rows: pd.DataFrame, source: Path) -> pd.DataFrame:
             f"{source}: {first['file'].iloc[0]} is listed as {labels} ({rows['file'][several].nunique()} such "
             "images): ftkit learns one class for each image: keep one row of each"
         )
-    repeated = rows.duplicated(["file", "split"])
-    if repeated.any():
-        logger.warning("%s: %d rows repeat the image and label of another, and are left out", source, repeated.sum())
-    return rows[~repeated]
+    return rows.duplicated(["file", "split"])
 
 
 def _splits_of_folders(files: pd.Series, root: Path) -> list[str]:

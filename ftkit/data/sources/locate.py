@@ -31,9 +31,10 @@ class ImageFiles:
         """The parts of the files' paths below the root, by name with and without the suffix, folded."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for folder in scan(self.root).below() if self.root.is_dir() else []:
+            above = folder.path.relative_to(self.root).parts
             for path in folder.images:
-                for name in (path.name, path.stem):
-                    found.setdefault(_folded(name), []).append(path.relative_to(self.root).parts)
+                for name in (path.name, os.path.splitext(path.name)[0]):
+                    found.setdefault(_folded(name), []).append((*above, path.name))
         return found
 
     def find(self, text: str, split: str | None) -> list[Path]:

@@ -13,6 +13,7 @@ from ftkit.config import DataArguments
 from ftkit.data.pixels.keys import file_state
 from ftkit.errors import UserError, unwritable
 
+from .origins import with_places
 from .split_names import choose_splits, split_of
 
 SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
@@ -58,4 +59,4 @@ def read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
         refused = isinstance(cause, PermissionError)  # when reading a file
         full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
         raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}") from error
-    return DatasetDict(zip(files, read.values(), strict=True))
+    return with_places(DatasetDict(zip(files, read.values(), strict=True)), files)

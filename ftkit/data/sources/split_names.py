@@ -114,7 +114,7 @@ def choose_splits(
         fix |= _without_train(left, chosen)
         chosen["train"] = fix["train_split"]
         problems.append(
-            f"none of {_listed(found)} is called train" if left else f"{chosen['train']} is the only split"
+            f"none of {_listed(found)} is called train" if left else f"there is no train beside {chosen['train']}"
         )
     missing = [split for split in ("test", "validation") if split not in chosen and given[split] is None]
     unclear = [name for name in found if name not in chosen.values() and _words(name) & _EITHER]
@@ -123,7 +123,7 @@ def choose_splits(
         fix[f"{split}_split"] = name
     if problems:
         settings = " ".join(f"--{key} {name}" for key, name in fix.items())
-        raise UserError(f"{source}: {'; '.join(problems)}: say which is which, such as {settings}", fix=fix)
+        raise UserError(f"{source}: {'; '.join(problems)}: name the splits, such as {settings}", fix=fix)
     if left and "train" in chosen:
         logger.info("  %-12s of the splits of %s: %s", "not used", source, _listed(left))
     return {split: found[chosen[split]] for split in SPLITS if split in chosen}

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.data.sources.ledger import UNUSED_SPLIT, Ledger
+from ftkit.data.sources.origins import PLACE, with_rows, with_sources
 from ftkit.data.sources.split_names import (
     choose_splits,
     is_none,
@@ -21,7 +22,7 @@ from ftkit.data.sources.split_names import (
 )
 from ftkit.errors import UserError
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
-from ftkit.tasks.columns import find_column, type_name
+from ftkit.tasks.columns import find_column, own_columns, type_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def choose_datasets(
         UserError: see `choose_splits` and `split_column`; or the names of files and a column contradict each other.
     """
     found: dict[str, list[Dataset]] = {}
+    raw = with_rows(raw)
     for name, dataset in raw.items():
         own, parts = split_of(name), _divided(name, dataset, args, f"{source}, {name}", raw)
         if len(parts) == 1 and own == split_of(next(iter(parts))):
@@ -78,7 +80,7 @@ def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[
     """The distinct values of each column that may hold splits: short texts, classes, numbers, yes and no."""
     found = {}
     for name, feature in dataset.features.items():
-        if name in (args.image_column, args.label_column, *DEFAULT_TASK.usual_columns) or not len(dataset):
+        if name in (PLACE, args.image_column, args.label_column, *DEFAULT_TASK.usual_columns) or not len(dataset):
             continue
         kind = feature.dtype if isinstance(feature, Value) else ""
         first = str(_readable(dataset.select([0]), name)[0]) if kind or isinstance(feature, ClassLabel) else ""
@@ -113,7 +115,7 @@ class Splits(DatasetDict):
 def canonical(
     raw: Mapping[str, Dataset], args: DataArguments, label_column: str | None, for_training: bool = True
 ) -> DatasetDict:
-    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`.
+    """The splits of the run as `train`, `validation` and `test`, with the columns `image`, `label`, `index`, `source`.
 
     A label column of text or integers becomes a `ClassLabel` over the values of all splits, in natural order.
 
@@ -132,7 +134,7 @@ def canonical(
             raise UserError(f"{split} holds no images: remove it, or name another with --{split}_split{carve}", fix)
         for name in (image, label):
             if name not in dataset.column_names:
-                listed = ", ".join(dataset.column_names)
+                listed = ", ".join(own_columns(dataset))
                 raise UserError(f"column {name!r} of train is missing from {split}: {listed}{carve}", fix)
     others = [split for split in splits if split != "train" and for_training]
     if hidden := [split for split in others if DEFAULT_TASK.lacks_targets(splits, label, split)]:
@@ -145,7 +147,8 @@ def canonical(
     if for_training:
         splits = DEFAULT_TASK.join_similar(splits, label, args.merge_similar_labels)
     task = DEFAULT_TASK.read(splits, label)
-    return DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+    found = DatasetDict({split: _rename(dataset, split, image, label, task) for split, dataset in splits.items()})
+    return with_sources(found, splits, args.data_dir)
 
 
 def check_classes(splits: DatasetDict, source: object) -> None:

@@ -11,9 +11,11 @@ from .listings import Listing, read_listing
 from .locate import ImageFiles, is_image_name
 from .pictures import holds_pictures
 from .split_names import is_none, is_split_like, split_of
+from .table_columns import sample
 from .tables import TEXT_SUFFIXES, NoListing
 
 _LINE = 1000  # characters
+_SHEETS = (".xls", ".xlsx", ".ods", ".numbers")
 
 
 def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path, UserError]]:
@@ -29,7 +31,11 @@ def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[
     listings: list[Listing] = []
     others: dict[Path, UserError] = {}
     below: dict[Path, ImageFiles] = {}
-    for file in filter(_is_table, dict.fromkeys(files)):
+    for file in dict.fromkeys(files):
+        if file.suffix.lower() in _SHEETS:
+            others[file] = NoListing(f"{file}: a spreadsheet is not read: save it as CSV")
+        if not _is_table(file):
+            continue
         place = Path(args.image_dir) if args.image_dir else file.parent
         try:
             if "submission" in file.stem.lower():
@@ -80,6 +86,10 @@ def choose_tables(
 
 
 def is_of_split(table: Listing, root: Folder) -> bool:
-    """Whether a table in a split's folder stands for the class folders that the folder lacks, as in Tiny ImageNet."""
-    folder = root.folders.get(table.path.relative_to(root.path).parts[0])
+    """Whether a table stands for the class folders that its images, in a split's folder, lack, as in Tiny ImageNet."""
+    found = [table.files.find(str(text), split_of(table.split)) for text in sample(table.table)[table.image]]
+    places = {
+        files[0].relative_to(root.path).parts[0] for files in found if files and files[0].is_relative_to(root.path)
+    }
+    folder = root.folders.get(places.pop()) if len(places) == 1 else None
     return folder is not None and is_split_like(folder.path.name) and len(folder.with_images) < 2

@@ -166,10 +166,15 @@ class SingleLabel:
     # Evaluation
 
     def predictions(
-        self, index: np.ndarray, hashes: np.ndarray, labels: np.ndarray, logits: np.ndarray
+        self,
+        index: np.ndarray,
+        hashes: np.ndarray,
+        labels: np.ndarray,
+        logits: np.ndarray,
+        about: dict[str, list] | None = None,
     ) -> Predictions:
         """The predictions that an evaluation stores; see `Predictions`."""
-        return Predictions(index, hashes, labels, logits.astype(np.float32), self)
+        return Predictions(index, hashes, labels, logits.astype(np.float32), self, about or {})
 
     def from_table(self, table: pa.Table) -> Predictions:
         """The predictions stored in `table`; see `Predictions.to_table`."""
@@ -179,6 +184,7 @@ class SingleLabel:
     headline = staticmethod(headline)
     gallery = staticmethod(presentation.gallery)
     caption = staticmethod(presentation.caption)
+    errors = staticmethod(presentation.errors)
     compare = staticmethod(compare)
 
     @property
@@ -191,9 +197,9 @@ class SingleLabel:
         """The number of classes, for texts: "10 classes"."""
         return f"{len(self.names)} classes"
 
-    def section(self, computed: dict[str, Any]) -> Section:
-        """The task's section of the report, from `metrics.json`."""
-        return presentation.section(computed, self.names)
+    def section(self, computed: dict[str, Any], predictions: Predictions) -> Section:
+        """The task's section of the report, from `metrics.json` and the predictions that it was computed from."""
+        return presentation.section(computed, predictions)
 
     def card_figure(self, computed: dict[str, Any]) -> Drawing:
         """The figure of the model card, from `metrics.json`."""

@@ -1,6 +1,6 @@
 """Predictions, stored as columns; losses, probabilities and hits are computed from the logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ftkit.tasks.single_label import SingleLabel
 
 _LOGITS = 1 << 24  # the most that become float64 at a time
+_OWN = ("index", "hash", "label", "predicted", "label_name", "predicted_name", "logits")  # columns of a stored table
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Predictions:
         labels: int64 (N,), indices into the names of the task.
         logits: float32 (N, C); all numbers are computed from them in float64.
         task: the model's task.
+        about: further columns that describe the images, by name, such as `source`.
     """
 
     index: np.ndarray
@@ -32,6 +34,7 @@ class Predictions:
     labels: np.ndarray
     logits: np.ndarray
     task: "SingleLabel"
+    about: dict[str, list] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,6 +89,16 @@ class Predictions:
 
         return confusion_matrix(self.labels, self.predicted, len(self.task.names))
 
+    @cached_property
+    def sources(self) -> list[str]:
+        """Where each image came from; `image <index>` if the data or an older version of ftkit did not record it."""
+        return self.about.get("source") or [f"image {row}" for row in self.index]
+
+    def likeliest(self, position: int, count: int) -> list[tuple[str, float]]:
+        """The `count` likeliest classes of an image, likeliest first, with their probabilities; ties as in `ranks`."""
+        order = np.argsort(-self.logits[position], kind="stable")[:count]
+        return [(self.task.names[c], float(self.probabilities[position, c])) for c in order]
+
     def by_name(self) -> list[str]:
         """The name of each image's true class, which does not depend on how a model numbers its classes."""
         return [self.task.names[label] for label in self.labels]
@@ -95,18 +108,24 @@ class Predictions:
         return self.hits
 
     def to_table(self) -> pa.Table:
-        """Columns `index`, `hash`, `label`, `predicted` and `logits`, as `datasets` reads them."""
-        classes, label = len(self.task.names), ClassLabel(names=self.task.names)
+        """The columns of `_OWN`, as `datasets` reads them, and those of `about`."""
+        classes, label, names = len(self.task.names), ClassLabel(names=self.task.names), pa.array(self.task.names)
         features = Features(
             index=Value("int64"),
             hash=Value("uint64"),
             label=label,
             predicted=label,
+            label_name=Value("string"),
+            predicted_name=Value("string"),
             logits=List(Value("float32"), length=classes),
         )
         logits = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(self.logits).ravel()), classes)
-        columns = [self.index, self.hashes, self.labels, self.predicted, logits]
-        return pa.table(columns, schema=features.arrow_schema)
+        named = [names.take(pa.array(classes)) for classes in (self.labels, self.predicted)]
+        columns = [self.index, self.hashes, self.labels, self.predicted, *named, logits]
+        table = pa.table(columns, schema=features.arrow_schema)
+        for name, values in self.about.items():
+            table = table.append_column(name, pa.array(values))
+        return table
 
 
 def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
@@ -117,4 +136,5 @@ def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
     """
     logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(task.names))
     index, hashes, labels = (table[name].to_numpy() for name in ("index", "hash", "label"))
-    return Predictions(index, hashes, labels, logits, task)
+    about = {name: table[name].to_pylist() for name in table.column_names if name not in _OWN}
+    return Predictions(index, hashes, labels, logits, task, about)

@@ -61,12 +61,17 @@ def _differences(group: list[str]) -> list[str]:
 
 
 def spelling(counts: Counter[str]) -> dict[str, str]:
-    """For each name that looks like others, the most frequent of their spellings; the first of equals."""
+    """For each name that looks like others, the most frequent of their spellings; of equals, the cleanest."""
     found: dict[str, str] = {}
     for group in alike(counts):
-        best = max(group, key=lambda name: counts[name])
+        best = max(group, key=lambda name: (counts[name], _is_clean(name)))
         found |= dict.fromkeys(group, best)
     return found
+
+
+def _is_clean(name: str) -> bool:
+    """Whether a name is composed (NFC), without invisible characters and needless spaces."""
+    return name == " ".join(unicodedata.normalize("NFC", _without_invisible(name)).split())
 
 
 def look_like(names: list[str], known: list[str]) -> str:

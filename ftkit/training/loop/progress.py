@@ -12,6 +12,8 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
+from ftkit.console import ProgressLine
+
 
 class MeanLoss:
     """The mean training loss over images: since the last log, since the last evaluation, and over the stage.
@@ -81,6 +83,7 @@ class EvaluationLines(ProgressCallback):
     def __init__(self, losses: MeanLoss, shown: Sequence[str]):
         super().__init__()
         self.losses, self.shown = losses, shown
+        self.evaluation: ProgressLine | None = None  # of the evaluation that is going on
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.started, self.current_step = time.monotonic(), state.global_step
@@ -92,8 +95,19 @@ class EvaluationLines(ProgressCallback):
     def on_prediction_step(
         self, args: Any, state: TrainerState, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
-        if not args.disable_tqdm:
-            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if not state.is_world_process_zero:
+            return
+        if self.evaluation is None:
+            self.evaluation = ProgressLine("evaluating", len(eval_dataloader.dataset))
+        self.evaluation.add(args.eval_batch_size * args.world_size)
+
+    def on_predict(self, *args: Any, **kwargs: Any) -> None:
+        self._end_evaluation()
+
+    def _end_evaluation(self) -> None:
+        if self.evaluation is not None:
+            self.evaluation.close()
+        self.evaluation = None
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         control.should_log = True  # an epoch may be shorter than logging_steps
@@ -102,7 +116,7 @@ class EvaluationLines(ProgressCallback):
         """Show nothing before the evaluation."""
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        super().on_evaluate(args, state, control, **kwargs)
+        self._end_evaluation()
         mean = self.losses.show()
         if not state.is_world_process_zero or self.training_bar is None:
             return

@@ -11,10 +11,10 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from ftkit.console import ProgressLine
 from ftkit.data.feeding.tensors import Batch, Images, collate
 from ftkit.data.pixels.cache import cached
 from ftkit.data.pixels.keys import cache_key
@@ -112,9 +112,11 @@ class FeatureExtractor:
             size, workers = self.args.per_device_eval_batch_size, self.args.dataloader_num_workers
             batches = DataLoader(tensors, size, collate_fn=collate, num_workers=workers, generator=torch.Generator())
             # Not through a memory map: a full disk would kill the process.
-            with (folder / "features.npy").open("wb") as file:
-                for batch in tqdm(batches, desc="computing features", unit="batch", disable=self.args.disable_tqdm):
+            progress = ProgressLine("computing features", len(tensors))
+            with progress, (folder / "features.npy").open("wb") as file:
+                for batch in batches:
                     features = self._features(batch)
+                    progress.add(len(features))
                     if file.tell() == 0:
                         shape = (len(tensors), features.shape[1])
                         about = {"descr": "<f4", "fortran_order": False, "shape": shape}

@@ -1,0 +1,164 @@
+"""Which of the folders in a folder are splits, and which are classes."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ftkit.config import DataArguments
+from ftkit.config.arguments.data import NO_SPLIT
+from ftkit.errors import UserError
+
+from .ledger import Folder, is_packed
+from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of
+from .suffixes import plugin_of
+
+HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
+# A folder of nothing but these is no class.
+_DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
+              ".md", ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
+              ".yml"}  # fmt: skip
+# Not the name of a class where it is alone in a split's folder.
+_NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
+
+
+def check_overlooked(whole: Folder, root: Folder, chosen: Mapping[str, object], args: DataArguments) -> None:
+    """Refuse to carve a split out of train beside a folder or archive of that name whose images cannot be read.
+
+    Args:
+        whole: the content of `data_dir`.
+        root: the folder in it that holds the folders of splits or classes.
+        chosen: the splits that are read, from folders or lists.
+
+    Raises:
+        UserError: there is one.
+    """
+    given = {"validation": args.validation_split, "test": args.test_split}
+    missing = [split for split, name in given.items() if split not in chosen and not is_none(name)]
+    beside = [folder for folder in whole.below() if folder is whole or folder is root or not folder.holds_images]
+    places = [folder.path / name for folder in beside for name in folder.files if is_packed(name)]
+    if any(isinstance(folder, Folder) for folder in chosen.values()):  # otherwise each folder is a class
+        places += [folder.path for folder in root.folders.values() if not folder.holds_images | is_documents(folder)]
+    if found := {split: str(place) for place in places if (split := split_of(place.name)) in missing}:
+        fix = {f"{split}_split": NO_SPLIT for split in found}
+        names, splits = list(found.values()), " and ".join(found)
+        raise UserError(
+            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and holds no image that can be read: "
+            f"unpack or convert it to class folders, or set {settings_text(fix)} to carve {splits} out of train",
+            fix=fix,
+        )
+
+
+def check_bare(bare: dict[str, Folder]) -> None:
+    """Refuse validation and test of images without class folders, all at once; `_rows` refuses such a train."""
+    if bare and "train" not in bare:
+        fix = {f"{split}_split": NO_SPLIT for split in bare}
+        raise UserError(
+            f"data_dir: {listed(str(folder.path) for folder in bare.values())}: images outside of class folders: "
+            f"move them to <class>/, or set {settings_text(fix)} to carve {' and '.join(bare)} out of train",
+            fix=fix,
+        )
+
+
+def inner_folder(folder: Folder) -> Folder:
+    """The folder, or the only one in it with images, if that is neither a class nor a split."""
+    while len(within := folder.with_images) == 1:
+        inner = next(iter(within.values()))
+        if (inner.images or is_split_like(inner.path.name)) and not _all_splits(inner):
+            break
+        folder = inner
+    return folder
+
+
+def _all_splits(folder: Folder) -> bool:
+    """Whether the folders in it that hold images are all called like splits, and there are some."""
+    return bool(folder.with_images) and all(map(is_split_like, folder.with_images))
+
+
+def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
+    """The folders of `root`, by name, if some are splits; empty if all are classes.
+
+    A split's folder holds class folders, a class's folder holds images: CIFAR-100 has a class `train`.
+
+    Raises:
+        UserError: some look like splits, others do not.
+    """
+    folders = root.with_images
+    named = [name for name in folders if is_split_like(name)]
+    splits = {split_of(name) for name in named} - {None}
+    keys = {args.train_split, args.validation_split, args.test_split} - {None}
+    if args.train_split == HERE or not (named or keys):
+        return {}
+    alone, leaves = len(named) == len(folders), all(folders[name].images for name in named)
+    if any(not is_none(name) and (name in folders or name not in SPLITS) for name in keys) or (alone and not leaves):
+        return folders
+    if leaves and (not splits or (len(splits) == 1 and not alone)):
+        return {}
+    if leaves and alone and (len(named) == 1 or len(splits) > 1):
+        return folders  # of images without classes, as is said when they are read
+    shared = Counter(name for split in named for name in folders[split].with_images)
+    whole = [n for n in named if n.casefold() in SPLIT_NAMES.get(split_of(n) or "", ()) and not folders[n].images]
+    fix = {"train_split": HERE}
+    if whole or max(shared.values(), default=0) > 1:  # called so and nothing else, or two that hold the same class
+        fix = {f"{split}_split": next(n for n in named if split_of(n) == split) for split in SPLITS if split in splits}
+    others = [name for name in folders if name not in named]
+    either = f"or set --train_split {HERE} if all of them are classes"
+    if fix == {"train_split": HERE}:
+        either = f"if all of them are classes, or name the splits, such as --train_split {named[0]}"
+    others_are = f"{listed(others)} {_verb(others, 'do')} not" if others else "hold images, no class folders"
+    raise UserError(
+        f"data_dir: {root.path}: {listed(named)} {_verb(named, 'look')} like a split, and {others_are}: set "
+        f"{settings_text(fix)} {either}",
+        fix=fix,
+    )
+
+
+def class_folders(split: str, folder: Folder) -> Folder:
+    """The folder that holds the class folders of a split: itself, or one in it, as in `seg_train/seg_train`."""
+    while len(folder.with_images) == 1:
+        only = next(iter(folder.with_images.values()))
+        if split_of(only.path.name) != split and only.path.name.casefold() not in _NO_CLASS:
+            break
+        folder = only
+    return folder
+
+
+def classes_hold_splits(root: Folder) -> bool:
+    """Whether folders of `root` hold several splits: `<class>/train/<image>` beside `<class>/test/<image>`."""
+    if any(is_split_like(name) for name in root.folders):
+        return False
+    return any(len({split_of(name) for name in f.with_images} - {None}) > 1 for f in root.with_images.values())
+
+
+def is_documents(folder: Folder) -> bool:
+    """Whether a folder holds files, and only such as documents are."""
+    suffixes = {suffix.lower() for suffix in suffixes_below(folder)}
+    return bool(suffixes) and suffixes <= _DOCUMENTS
+
+
+def suffixes_below(folder: Folder) -> Counter[str]:
+    """The suffixes of the files in a folder and below it, with their numbers."""
+    return Counter(Path(name).suffix for inner in folder.below() for name in inner.files)
+
+
+def unread(folder: Folder) -> str:
+    """What a folder holds instead of images, and the package that reads it."""
+    suffixes = suffixes_below(folder)
+    listed = ", ".join(f"{n:,} {suffix or 'without a suffix'}" for suffix, n in suffixes.most_common(4))
+    packages = {package for suffix in suffixes if (package := plugin_of(suffix.lower()))}
+    return (f": it holds {listed}" if listed else "") + "".join(f": pip install {name}" for name in sorted(packages))
+
+
+def _verb(names: list[str], verb: str) -> str:
+    """The verb in the number of its subject: `look` or `looks`."""
+    return verb if len(names) > 1 else verb + ("es" if verb.endswith("o") else "s")
+
+
+def settings_text(fix: dict[str, str]) -> str:
+    """Settings as on the command line."""
+    return " ".join(f"--{key} {value}" for key, value in fix.items())
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and the number of the others."""
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

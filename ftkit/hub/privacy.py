@@ -1,0 +1,99 @@
+"""The check that nothing of this machine is pushed: no folder, no name of a user or of the machine, no secret."""
+
+import html
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from huggingface_hub import get_token
+
+from ftkit.errors import UserError
+from ftkit.places import is_path
+
+_SHOWN = 5  # findings in a message
+_SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # of variables
+_LEAST = 4  # characters: shorter names occur by chance, and no secret is as short
+_PATTERNS = {
+    "a home folder": re.compile(r"(?<![\w.:/\\-])(?:[a-z]:)?[\\/]+(?:home|users)[\\/]+[^\\/\s\"'<>|]+", re.IGNORECASE),
+    "a file's address": re.compile(r"(?<!\w)file:/+\w[^\s\"'<>]*", re.IGNORECASE),
+    "a token of the Hub": re.compile(r"(?<!\w)hf_[A-Za-z0-9]{24,}"),
+}
+_PICTURES = re.compile(rb"base64,[A-Za-z0-9+/=]+")
+
+
+def check_private(files: dict[str, Path | bytes], run: Path, config: dict[str, Any], public: list[str]) -> None:
+    """Check that no file names a folder of the run or its user, the machine, or a secret of this process.
+
+    Args:
+        files: the files to push, by their path in the repository.
+        run: the run's folder.
+        config: the run's configuration.
+        public: names that may occur even if the machine has the same one.
+
+    Raises:
+        UserError: a file does; the message says which, and what was found.
+    """
+    names = [(what, _pattern(name)) for what, name in _names(run, config) if name not in public]
+    searched = [*_PATTERNS.items(), *names]
+    found = []
+    for file, content in files.items():
+        for text in _texts(_content(content)):
+            found += [(file, what, match[0]) for what, pattern in searched if (match := pattern.search(text))]
+    if not found:
+        return
+    some = [f"{file} holds {what}{'' if 'secret' in what or 'token' in what else f', {text}'}" for file, what, text in
+            dict.fromkeys(found)]  # fmt: skip
+    more = [f"… and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
+    raise UserError(
+        f"{run} must not be pushed, because it would tell others about this machine:\n"
+        + "\n".join(f"  - {line}" for line in [*some[:_SHOWN], *more])
+        + f"\nremove it from the files in {run / 'model'}; `python recipes/report.py {run}` writes the files in "
+        "evaluation/ again"
+    )
+
+
+def _names(run: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What others must not see: a description, and the text to look for."""
+    places = {"the run's folder": str(run), "your home folder": str(Path.home()), "the working folder": os.getcwd()}
+    named = {key: config.get(key) for key in ("data_dir", "model", "output_dir", "cache_dir")}
+    places |= {key: text for key, text in named.items() if isinstance(text, str) and is_path(text)}
+    for what, text in places.items():
+        path = Path(os.path.abspath(os.path.expanduser(text)))
+        for form in {str(path), os.path.realpath(path)}:
+            if len(form) >= _LEAST:
+                yield what, form
+    host = socket.gethostname()
+    for name in {host, host.partition(".")[0]} - {"localhost"}:
+        if len(name) >= _LEAST:
+            yield "the name of this machine", name
+    secrets = {get_token()} | {value for name, value in os.environ.items() if _SECRET.search(name)}
+    for secret in secrets:
+        if secret and len(secret) >= 2 * _LEAST:
+            yield "a secret of this process", secret
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    """The name as a whole: neither inside of a word or another path, nor the start of a longer name."""
+    return re.compile(rf"(?<![\w.\-]){re.escape(name)}(?![\w\-])")
+
+
+def _content(content: Path | bytes) -> bytes:
+    """The bytes to look at: of weights only their header, which holds names and metadata."""
+    if isinstance(content, bytes):
+        return content
+    if content.suffix != ".safetensors":
+        return content.read_bytes()
+    with content.open("rb") as file:
+        return file.read(int.from_bytes(file.read(8), "little"))
+
+
+def _texts(content: bytes) -> Iterator[str]:
+    """The text as it is stored, and as it is shown: without the escapes of HTML, JSON, Markdown and addresses."""
+    text = _PICTURES.sub(b"", content).decode("utf-8", "replace")
+    yield text
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), unquote(html.unescape(text)))
+    yield re.sub(r"\\([\W_])", r"\1", text)

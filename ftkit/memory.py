@@ -1,0 +1,81 @@
+"""How much main memory a process may still take, and what happens if that is too little."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import UserError, short_of_memory
+
+_GROUPS = Path("/sys/fs/cgroup")
+_V2 = ("memory.max", "memory.current", "inactive_file")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def available_memory() -> int:
+    """The bytes that this process may still allocate.
+
+    It is the least of what the machine has left and what the limits of the process's control groups (containers,
+    SLURM) leave, shared evenly by the processes that a launcher started on this machine.
+    """
+    return max(min([_left_in_machine(), *_left_in_groups()]), 0) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _left_in_machine() -> int:
+    """What the machine has left, with the cached files that it would give back; outside Linux, all that it has."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _left_in_groups() -> Iterator[int]:
+    """What the limit of each control group of this process leaves; none outside Linux."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (_GROUPS / "memory", _V1) if controllers else (_GROUPS, _V2)
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            if (left := _left(folder, *names)) is not None:
+                yield left
+
+
+def _left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
+    """The limit less the usage, of which cached files are given back; None without a limit."""
+    try:
+        most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return None  # the root of all groups has no such files, and a container does not show the groups above it
+    cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache} ")), 0)
+    return None if most == "max" else int(most) - used + cached
+
+
+@contextmanager
+def enough_memory(doing: str, advice: str, fix: dict[str, Any] | None = None) -> Iterator[None]:
+    """Turn a failed allocation within the block into one `UserError`.
+
+    Args:
+        doing: what the block does, such as `decoding images`.
+        advice: what makes it take less memory.
+        fix: the settings that `advice` recommends, as in `UserError`.
+
+    Raises:
+        UserError: memory is too small.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if (short := short_of_memory(error)) is None:
+            raise
+        raise UserError(f"{doing}: {short}: {advice}", fix) from error
