@@ -307,7 +307,7 @@ def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dic
                 outcome = f"passed with {with_fix}" if outcome == "passed" else outcome
             row["steps"][step] = without_paths(outcome, folder)
             yield row
-        if row["steps"]["full"] == "passed":
+        if row["steps"]["full"].startswith("passed"):
             outcome, _ = tried(trial.other_classes)
             row["steps"]["other_classes"] = without_paths(outcome, folder)
     row["seconds"] = round(time.monotonic() - begun, 1)
