@@ -307,7 +307,7 @@ def try_model(kind: str, library: str, folder: Path, data: Path) -> Iterator[dic
                 outcome = f"passed with {with_fix}" if outcome == "passed" else outcome
             row["steps"][step] = without_paths(outcome, folder)
             yield row
-        if row["steps"]["full"] == "passed":
+        if row["steps"]["full"].startswith("passed"):
             outcome, _ = tried(trial.other_classes)
             row["steps"]["other_classes"] = without_paths(outcome, folder)
     row["seconds"] = round(time.monotonic() - begun, 1)
@@ -347,7 +347,8 @@ def in_a_child(kind: str, library: str, out: Path) -> dict[str, Any]:
     if status:
         late = time.monotonic() > deadline
         step = next((step for step in ("build", *STEPS, "other_classes") if step not in row["steps"]), "the end")
-        row["steps"][step] = "crashed: " + (f"not finished after {TIMEOUT} s" if late else f"signal {status & 127}")
+        ended = f"signal {status & 127}" if status & 127 else "see its log"
+        row["steps"][step] = f"crashed: {f'not finished after {TIMEOUT} s' if late else ended}"
     return row
 
 
