@@ -349,6 +349,8 @@ def in_a_child(kind: str, library: str, out: Path) -> dict[str, Any]:
         step = next((step for step in ("build", *STEPS, "other_classes") if step not in row["steps"]), "the end")
         ended = f"signal {status & 127}" if status & 127 else "see its log"
         row["steps"][step] = f"crashed: {f'not finished after {TIMEOUT} s' if late else ended}"
+    for run in (path for path in place.iterdir() if path.is_dir()):  # a few hundred megabytes for each kind
+        shutil.rmtree(run)
     return row
 
 
