@@ -1,4 +1,4 @@
-"""How much main memory a process may still take, and what happens if that is too little."""
+"""How much main memory a process can still allocate, and a clear error if an allocation fails."""
 
 import os
 from collections.abc import Iterator
@@ -14,16 +14,16 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available_memory() -> int:
-    """The bytes that this process may still allocate.
+    """The bytes that this process can still allocate.
 
-    It is the least of what the machine has left and what the limits of the process's control groups (containers,
-    SLURM) leave, shared evenly by the processes that a launcher started on this machine.
+    This is the minimum of the machine's available memory and what the limits of the process's control groups
+    (containers, SLURM) leave, divided by the number of processes that the launcher started on this machine.
     """
     return max(min([_left_in_machine(), *_left_in_groups()]), 0) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _left_in_machine() -> int:
-    """What the machine has left, with the cached files that it would give back; outside Linux, all that it has."""
+    """The machine's available memory, reclaimable page cache included; outside Linux, its total memory."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
@@ -32,7 +32,7 @@ def _left_in_machine() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """What the limit of each control group of this process leaves; none outside Linux."""
+    """The memory left below the limit of each control group of this process; none outside Linux."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -51,27 +51,27 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _left(folder: Path, limit: str, usage: str, cache: str) -> int | None:
-    """The limit less the usage, of which cached files are given back; None without a limit."""
+    """The limit minus the usage, not counting reclaimable page cache; None without a limit."""
     try:
         most, used = (folder / limit).read_text().strip(), int((folder / usage).read_text())
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
-        return None  # the root of all groups has no such files, and a container does not show the groups above it
+        return None  # the root group has no such files, and a container hides the groups above its own
     cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{cache} ")), 0)
     return None if most == "max" else int(most) - used + cached
 
 
 @contextmanager
 def enough_memory(doing: str, advice: str, fix: dict[str, Any] | None = None) -> Iterator[None]:
-    """Turn a failed allocation within the block into one `UserError`.
+    """Turn a failed allocation within the block into a `UserError`.
 
     Args:
         doing: what the block does, such as `decoding images`.
-        advice: what makes it take less memory.
+        advice: how to use less memory.
         fix: the settings that `advice` recommends, as in `UserError`.
 
     Raises:
-        UserError: memory is too small.
+        UserError: an allocation failed.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""How files and folders are called in what others read: by their own name, without the folders of this machine."""
+"""Keeps local paths out of what others read: a file or folder is shown by its own name, without those above it."""
 
 import json
 import os.path
@@ -9,7 +9,7 @@ from typing import Any
 
 from ftkit.errors import without_tokens
 
-# A path, and no name on the Hub: absolute or from here, of a home folder, a Windows drive or share, or as an address.
+# The start of a path, which no Hub name has: absolute, relative to `.`, `..` or `~`, a Windows drive or share, a URL.
 _PATH = re.compile(r"/|~|\.{1,2}(?:[\\/]|$)|[a-z]:(?:[\\/]|$)|\\\\|file:", re.IGNORECASE)
 _SURELY = re.compile(r"/[^/]+/.|~[\w.-]*/.|\.\.[\\/].|[a-z]:[\\/].|\\\\\w|file:/", re.IGNORECASE)
 _NO_NAME = re.compile(r"|\.|\.\.|~.*|[a-z]:|file:", re.IGNORECASE)  # parts of a path that name no file or folder
@@ -17,14 +17,14 @@ _RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def is_path(text: str) -> bool:
-    """Whether a text names a file or folder, of this or another machine, and not a model or dataset on the Hub."""
+    """Whether a text is a path, on this or another machine, rather than the name of a model or dataset on the Hub."""
     return _PATH.match(text) is not None or os.path.exists(text)
 
 
 def shown(place: str) -> str:
-    """The name of a place for others: the last part of a path; anything else, such as a name on the Hub, unchanged.
+    """The last part of a path; any other text, such as a name on the Hub, unchanged.
 
-    The folder `model` of a run is called by its run, and the files in ftkit's `recipes/` keep their folders.
+    The `model` folder of a run is shown as the run's folder, and files in ftkit's `recipes/` keep the path from there.
     """
     if not is_path(place):
         return place
@@ -40,7 +40,7 @@ def shown(place: str) -> str:
 
 
 def all_shown(value: Any) -> Any:
-    """A value as in JSON, in which every text that is surely a path is `shown`."""
+    """A JSON value with `shown` applied to every string that is certainly a path."""
     if isinstance(value, dict):
         return {key: all_shown(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -49,7 +49,7 @@ def all_shown(value: Any) -> Any:
 
 
 def command_shown(words: list[str], show: Callable[[str], Any] = shown) -> list[str]:
-    """The words of a command line for others: options, values by `show`, and values that are JSON."""
+    """A command line without tokens and local paths: `show` is applied to its values, `all_shown` to JSON."""
     return [without_tokens(_word_shown(word, show)) for word in words]
 
 
@@ -66,7 +66,7 @@ def _word_shown(word: str, show: Callable[[str], Any]) -> str:
 
 
 def clean_json(file: Path) -> None:
-    """Rewrite a JSON file with `all_shown`, if that changes it."""
+    """Apply `all_shown` to a JSON file; write it only if that changes it."""
     value = json.loads(file.read_text(encoding="utf-8"))
     if (clean := all_shown(value)) != value:
         file.write_text(json.dumps(clean, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -311,7 +311,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_a_batch_of_one_image_is_explained(tmp_path, refused):
     options = ["--max_train_samples", "65", "--per_device_train_batch_size", "32", "--num_train_epochs", "1"]
     with refused(
-        "the last of the 65 images makes a batch alone, and BatchNorm needs two", "dataloader_drop_last: true"
+        "the last of the 65 images is a batch of its own, but BatchNorm needs two", "dataloader_drop_last: true"
     ):
         finetune(tmp_path / "run", *options)
     run = finetune(tmp_path / "dropped", *options, "--dataloader_drop_last", "true")

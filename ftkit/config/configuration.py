@@ -29,8 +29,8 @@ class Config:
     Attributes:
         training: transformers' `TrainingArguments` with `push_to_hub` off, because its `Trainer` pushes at every
             checkpoint. During the checks it is a plain namespace of typed values.
-        given: the training arguments that the recipe or the command line sets to another value than the one that
-            follows from other keys.
+        given: the training arguments that the recipe or the command line sets, unless to the value that follows from
+            other keys anyway.
         pushes: whether the finished model is pushed to the Hub (`push_to_hub`), once.
     """
 
@@ -48,7 +48,7 @@ class Config:
         return getattr(self.training, key) if key in self.given else None
 
     def defaults(self) -> str:
-        """The main hyperparameters that nobody has set, for the log; empty if all are set."""
+        """The main hyperparameters that are left at their defaults, for the log; empty if all are set."""
         args = self.training
         texts = {
             "learning_rate": f"learning_rate {args.learning_rate:g} (the method's)",
@@ -105,7 +105,7 @@ class Evaluation(NamedTuple):
 
 
 def _plain(value: Any) -> Any:
-    """A value that YAML's safe dumper takes: enums by value, dataclasses by the fields not at their default."""
+    """A value for YAML's safe dumper: enums as their value, dataclasses as the fields that differ from the default."""
     if dataclasses.is_dataclass(value):
         values = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
         return {name: _plain(now) for name, (now, default) in values.items() if now != default}

@@ -1,4 +1,4 @@
-"""Keys of different groups that contradict each other."""
+"""Checks for keys of different groups that contradict each other."""
 
 import os
 
@@ -39,8 +39,8 @@ def _check_sharded(config: Config) -> list[str]:
         launcher = f"accelerate_configs/{'fsdp' if key == 'fsdp' else 'deepspeed_zero2'}.yaml"
         return [
             Advice(
-                f"{key}: {values[key]} shards the model over several processes, and there is one: leave it out, or "
-                f"launch several, with {launcher}",
+                f"{key}: {values[key]} shards the model over several processes, but there is only one: leave it out, "
+                f"or launch several with {launcher}",
                 {key: None},
             )
         ]

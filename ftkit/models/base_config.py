@@ -1,4 +1,4 @@
-"""What the config of a saved model brings along: what ftkit takes from it, sets itself, and refuses."""
+"""The config of a saved model: what ftkit keeps, overrides and refuses."""
 
 import logging
 from collections import Counter
@@ -12,16 +12,16 @@ from ftkit.tasks import task_of_config
 from .loading import FULL_PRECISION
 
 logger = logging.getLogger(__name__)
-# Set whatever the config says: these change what a model returns, or how and where it computes. A run sets the classes
-# and the problem type too (`Task.config_options`), and loading the dtype. All else is the architecture, and is taken.
+# Always overridden: these change what a model returns, or how and where it computes. `Task.config_options` sets the
+# classes and the problem type, and loading the dtype. Everything else describes the architecture and is kept.
 SET: dict[str, Any] = {
     "attn_implementation": None,  # transformers' choice for this machine
     "experts_implementation": None,
     "output_attentions": False,
-    "output_hidden_states": False,  # of every layer: a pipeline and an evaluation would keep them all
+    "output_hidden_states": False,  # of every layer, which a pipeline and an evaluation would keep in memory
     "return_dict": True,
 }
-# Deleted: a run says itself whether it trades time for memory; the others describe an earlier training.
+# Deleted: a run sets gradient_checkpointing itself; the others describe how the model was trained.
 DELETED = ("gradient_checkpointing", "fusion_config", "finetuning_task", "task_specific_params")
 REFUSED = ("quantization_config", "compression_config")
 
@@ -35,7 +35,8 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
         changes: values for keys of the config.
 
     Raises:
-        UserError: it is not an image classifier's, the weights are quantised, or the classes have no numbers.
+        UserError: it is not an image classifier's, the weights are quantised, or `id2label` has keys that are not
+            numbers.
         OSError, ValueError, …: transformers cannot read the config.
     """
     _numbers(place, source["revision"])
@@ -43,7 +44,7 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
     own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not own_code:
         raise UserError(
-            f"model: {place} is of the type {config.model_type}, of which transformers has no image classifier: take "
+            f"model: {place} is of the type {config.model_type}, for which transformers has no image classifier: use "
             "another model"
         )
     inner: list[Any] = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
@@ -52,7 +53,7 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
         if how := next((own[key] for key in REFUSED if own.get(key)), None):
             method = how.get("quant_method") if isinstance(how, dict) else None
             raise UserError(
-                f"model: {place} is quantised ({method or how}), and ftkit needs weights in full precision: "
+                f"model: {place} is quantised ({method or how}), but ftkit needs weights in full precision: "
                 f"{FULL_PRECISION}"
             )
         for key in DELETED:
@@ -63,7 +64,7 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
 
 
 def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> None:
-    """Let the config of a model that is used as it is name each of its classes once.
+    """Make the class names in a config unique, for a model that is used as it was saved.
 
     Args:
         config: the config, from `read_config`.
@@ -71,35 +72,35 @@ def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> N
         revision: the revision on the Hub.
 
     Raises:
-        UserError: the config does not name each class, or is that of another task than ftkit's.
+        UserError: the config does not name each class, or belongs to a task that ftkit does not have.
     """
     names, numbers = class_names(config), _numbers(place, revision)
     if names is None or (numbers is not None and len(numbers) != len(names)):
         listed = ", ".join(map(str, (numbers or [])[:10])) + (", …" if len(numbers or []) > 10 else "")
         raise UserError(
-            f"model: {place} has {config.num_labels} classes, and its config.json names those with the numbers "
-            f"{listed}: correct id2label in it (label_names in timm's), from 0 without gaps"
+            f"model: {place} has {config.num_labels} classes, but its config.json names those with the numbers "
+            f"{listed}: correct id2label in it (label_names for timm) to name all, from 0 without gaps"
         )
     given: dict[Any, Any] = dict(config.id2label or {})
     repeated = {name for name, count in Counter(given.values()).items() if count > 1}
     if told := [names[i] for i in range(len(names)) if given[i] in repeated]:
-        logger.warning("classes: %s has several of one name, told apart here as %s", place, ", ".join(told[:8]))
+        logger.warning("classes: %s has several with the same name, numbered here: %s", place, ", ".join(told[:8]))
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     try:
         task_of_config(config)
     except ValueError:
         raise UserError(
-            f"model: {place} was trained with problem_type: {config.problem_type}, and ftkit gives each image one of "
+            f"model: {place} was trained with problem_type: {config.problem_type}, but ftkit gives each image one of "
             "several classes: fine-tune it first, or correct problem_type in its config.json to "
             "single_label_classification if that is what it was trained for"
         ) from None
 
 
 def _numbers(place: str, revision: str | None) -> list[int] | None:
-    """The numbers of the classes that a config.json names; None if it names none.
+    """The class numbers that have a name in a config.json; None if it has no names.
 
     Raises:
-        UserError: the names have no numbers.
+        UserError: the keys of `id2label` are not numbers.
     """
     written, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
     named = written.get("id2label")
@@ -115,7 +116,7 @@ def _numbers(place: str, revision: str | None) -> list[int] | None:
 
 
 def class_names(config: PreTrainedConfig) -> list[str] | None:
-    """The names of a model's classes, repeated ones with a number; None if its config does not number them from 0."""
+    """A model's class names, duplicates with a number; None if its config does not number them from 0 without gaps."""
     given: dict[Any, Any] = dict(config.id2label or {})
     if sorted(given) != list(range(len(given))):
         return None
@@ -130,7 +131,7 @@ def class_names(config: PreTrainedConfig) -> list[str] | None:
 
 
 def say_dropout(config: PreTrainedConfig) -> None:
-    """Log the probabilities of dropping something that a run takes from the model's config."""
+    """Log the dropout rates in the model's config, which a run keeps."""
     values = config.to_dict()
     values |= values.get("model_args") or {}
     numbers = {key: value for key, value in values.items() if "drop" in key and isinstance(value, float) and value}

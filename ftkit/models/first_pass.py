@@ -1,6 +1,6 @@
-"""The first pass of a run: two images go through the model and back, before anything is decoded, trained or written.
+"""A trial forward and backward pass with two images, before anything is decoded, trained or written.
 
-All passes are made on copies, with random numbers of their own, so that they leave no trace.
+It runs on copies of the model with a forked random state, so that it has no side effects.
 """
 
 import contextlib
@@ -17,26 +17,26 @@ from ftkit.errors import UserError
 
 logger = logging.getLogger(__name__)
 Size = tuple[int, int]  # height and width in pixels
-# Raised by networks whose layers do not fit the pixels.
+# What models raise for images of a size or shape that their layers cannot take.
 FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
-_BASES, _LARGEST = (14, 32), 640  # pixels: patches and windows divide most multiples of one of these
+_BASES, _LARGEST = (14, 32), 640  # pixels: multiples of these are tried, which suit most patches and windows
 _SHOWN = 3  # tensors that a message names
 
 
 def check_first_pass(
     name: str, model: Any, pixel_values: torch.Tensor, own: list[Size] | None, again: Callable[[Size], nn.Module]
 ) -> None:
-    """Check that `model` can be trained on images like these, with all of their pixels.
+    """Check that `model` can be trained on images of this size, and uses all of their pixels.
 
     Args:
         name: the model's name, for messages.
         model: the model, on the CPU, in float32.
         pixel_values: float (2, C, H, W), two of the images, normalised.
-        own: sizes of the model itself, to recommend first; None if it has one and another was asked for.
-        again: makes the same model for another size; raises a `UserError` if that is impossible.
+        own: the model's own sizes, to recommend first; None if `image_size` overrides its own size.
+        again: builds the same model for another size; raises a `UserError` if that is impossible.
 
     Raises:
-        UserError: the size or the weights do not work; the message says which size does, found by trying.
+        UserError: the size or the weights do not work; the message recommends a size that was tried and works.
     """
     height, width = pixel_values.shape[2:]
     with torch.random.fork_rng(devices=[]):
@@ -52,10 +52,10 @@ def check_first_pass(
     if found is None and own is None:
         raise UserError(f"image_size: {name} {problem}: leave image_size out", fix={"image_size": None})
     if found is None:
-        raise UserError(f"model: {name} {problem}, and takes no other size that was tried: use another model")
+        raise UserError(f"model: {name} {problem}, and no other size that was tried works: use another model")
     raise UserError(
         f"image_size: {name} {problem}: set image_size to {' '.join(map(str, dict.fromkeys(found)))}, "
-        f"{'for which it was made' if found in (own or []) else 'the smallest above that it can take'}",
+        f"{'the size it was made for' if found in (own or []) else 'the next larger size that it takes'}",
         fix={"image_size": found[0] if found[0] == found[1] else list(found)},
     )
 
@@ -64,22 +64,22 @@ def check_channels(name: str, channels: int) -> None:
     """Raise a `UserError` unless a model takes grey or RGB images."""
     if channels not in (1, 3):
         raise UserError(
-            f"model: {name} takes images of {channels} channels, and ftkit reads grey images (1) and RGB (3): use "
+            f"model: {name} takes images of {channels} channels, but ftkit reads grey images (1) and RGB (3): use "
             "another model"
         )
 
 
 def say_grey(name: str) -> None:
-    """Warn that a model of another library than ftkit takes grey images alone."""
+    """Warn that a model that is not one of ftkit's own takes only grey images."""
     logger.warning(
-        "%s takes grey images alone, so a plain pipeline, which feeds RGB, cannot run it (without in_chans or "
-        "num_channels: 1, grey images are repeated in three channels)",
+        "%s takes only grey images, so a plain pipeline, which feeds RGB, cannot run it: leave out in_chans: 1 or "
+        "num_channels: 1 to repeat grey images in three channels instead",
         name,
     )
 
 
 def check_size(name: str, model: Any, channels: int, size: Size) -> None:
-    """Check that a saved model takes the images that its image processor makes.
+    """Check that a saved model takes the output of its image processor.
 
     Raises:
         UserError: it does not.
@@ -90,7 +90,7 @@ def check_size(name: str, model: Any, channels: int, size: Size) -> None:
             forward(copy.deepcopy(model).eval(), torch.zeros(1, channels, *size))
     except FAILURES as error:
         raise UserError(
-            f"model: {name} cannot take images of {size[0]} x {size[1]} pixels, which its image processor makes: "
+            f"model: {name} cannot take images of {size[0]} x {size[1]} pixels, the output of its image processor: "
             f"{reason(error)}: correct its preprocessor_config.json, or train it again"
         ) from error
 
@@ -117,7 +117,7 @@ def why_not(model: Any, pixel_values: torch.Tensor, name: str = "the model") -> 
     if logits.shape != (len(pixel_values), model.config.num_labels):
         return f"gives logits of shape {tuple(logits.shape)} for {len(pixel_values)} {images}"
     if rows or columns:
-        logger.info("  the model reads all but %d rows and %d columns of %s", rows, columns, images)
+        logger.info("  the model ignores %d rows and %d columns of %s", rows, columns, images)
     return None
 
 
@@ -127,17 +127,17 @@ def forward(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
 
 
 def reason(error: Exception) -> str:
-    """The message of a library's error in one line; an error for lack of memory is raised again."""
+    """The message of a library's error in one line; an out-of-memory error is raised again."""
     if should_reduce_batch_size(error):
         raise error
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _unread(model: Any, pixel_values: torch.Tensor) -> tuple[int, int, bool]:
-    """The rows and columns at the borders that do not reach the logits, and whether the first layer makes patches.
+    """The number of border rows and columns that do not affect the logits, and whether the first layer makes patches.
 
-    The gradient of the logits by these pixels is zero. Nothing else makes it zero for a whole row: the image is noise,
-    and parameters that are still all zero, as those of some heads and scales, are drawn at random.
+    The gradient of the logits with respect to these pixels is zero. To keep it from being zero elsewhere, the image is
+    noise, and parameters that are all zero, such as those of new heads, are set to random values.
     """
     first: list[bool] = []
     generator = torch.Generator().manual_seed(0)
@@ -192,7 +192,7 @@ def _not_finite(name: str, model: nn.Module) -> UserError:
         more = ", …" if len(broken) > _SHOWN else ""
         return UserError(
             f"model: {len(broken)} of the {len(tensors)} tensors of {name} hold NaN or infinity "
-            f"({', '.join(broken[:_SHOWN])}{more}), so its weights are broken: use others"
+            f"({', '.join(broken[:_SHOWN])}{more}), so its weights are broken: use other weights"
         )
     return UserError(
         f"model: the logits of {name} for the first images are not finite, though its weights are: check image_mean "
@@ -227,7 +227,7 @@ def _other_size(size: Size, own: list[Size], works: Callable[[Size], bool]) -> S
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No messages but errors: models that are only tried are not the user's concern."""
+    """Hide all messages but errors while candidate sizes are tried."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

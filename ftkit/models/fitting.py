@@ -1,4 +1,4 @@
-"""How an image processor brings images of any shape to one size: found by trying, and set."""
+"""How an image processor fits images of any shape to one size: detected with probe images, and changed."""
 
 import contextlib
 import logging
@@ -16,24 +16,24 @@ from . import timm_models
 from .first_pass import reason
 
 MEANINGS = {
-    "squash": "squashed, so that their sides get another ratio",
+    "squash": "squashed, which changes their aspect ratio",
     "crop": "cropped at the centre",
     "pad": "padded at their borders",
 }
 logger = logging.getLogger(__name__)
-_ASPECT = 4  # the probe is so much wider than the target that a crop leaves out both of its ends
-_JUDGED = 4  # pixels: at smaller targets, the ends of the probe are not told apart
+_ASPECT = 4  # the probe's aspect ratio over the target's, so that a crop leaves out both of its ends
+_JUDGED = 4  # pixels: on smaller targets, the ends of the probe cannot be distinguished
 
 
 class Geometry(NamedTuple):
-    """What a processor makes of images: their (height, width) in pixels, and how other shapes are fitted."""
+    """The (height, width) in pixels of a processor's output, and how it fits images of other shapes."""
 
     size: tuple[int, int]
     fit: str
 
 
 def geometry_of(processor: Any) -> Geometry | None:
-    """What `processor` makes of images; None if the size of its output depends on the image."""
+    """The geometry of `processor`; None if the size of its output depends on the image."""
     geometry = PixelGeometry(processor)
     shapes = {geometry([Image.new("RGB", size)]).shape[2:] for size in ((96, 96), (192, 48), (48, 192))}
     if len(shapes) > 1:
@@ -43,7 +43,7 @@ def geometry_of(processor: Any) -> Geometry | None:
 
 
 def _fit(geometry: PixelGeometry, height: int, width: int) -> str:
-    """Looks at what becomes of a wide image, green with a red left end and a blue right end."""
+    """Detect the fit with a wide image, green with a red left end and a blue right end."""
     tall = 64
     wide = max(round(tall * width / height * _ASPECT), 8)
     probe = np.zeros((tall, wide, 3), np.uint8)
@@ -57,13 +57,13 @@ def _fit(geometry: PixelGeometry, height: int, width: int) -> str:
 
 
 def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int] | None, fit: str | None) -> Any:
-    """A processor like `processor` for images of another size or fit; a timm model keeps it in `config`.
+    """`processor` with another output size or fit; those of a timm model are also set in its `config`.
 
     Args:
         config: the config of the model.
         processor: the model's image processor, whose normalisation stays.
         size: height and width in pixels; None keeps the size.
-        fit: `squash`, `crop` or `pad`; None keeps what it does with other shapes.
+        fit: `squash`, `crop` or `pad`; None keeps the current fit if the new size allows it.
 
     Raises:
         UserError: this kind of processor cannot do that, or the size of its output depends on the image.
@@ -79,31 +79,36 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     if now is None and (size is None or fit is None):
         size, fit = size or _of_square(processor), fit or "crop"
         raise UserError(
-            f"image_fit: {kind}, which is saved with the model, gives images of other shapes other sizes, and a batch "
-            f"needs one: set image_fit to {fit} and image_size to {size[0]} {size[1]}",
+            f"image_fit: {kind}, which is saved with the model, gives images of different sizes, but a batch needs "
+            f"one size: set image_fit to {fit} and image_size to {size[0]} {size[1]}",
             fix={"image_fit": fit, "image_size": list(size)},
         )
     wanted = Geometry(size or now.size, fit or now.fit) if now is not None else Geometry(size, fit)  # type: ignore[arg-type]
     if wanted == now:
         return processor
     if timm_models.lives_in_config(processor):
-        crop_pct = None if now is not None and now.fit == wanted.fit else 1.0  # other fits leave nothing out
+        crop_pct = None if now is not None and now.fit == wanted.fit else 1.0  # a new fit uses the whole image
         return timm_models.fitting(config, wanted.size, wanted.fit, crop_pct)
     others = [other for other in MEANINGS if other != wanted.fit]
-    # Without image_fit, a kind that cannot keep its fit at the new size, such as ConvNeXt's, takes its fit there.
+    # Without image_fit, a processor that cannot keep its fit at the new size, such as ConvNeXt's, may change it.
     for other in [wanted.fit] if fit else [wanted.fit, *others]:
         if (found := _with_settings(processor, now, Geometry(wanted.size, other))) is not None:
             return found
     can = [other for other in others if _with_settings(processor, now, Geometry(wanted.size, other)) is not None]
     raise UserError(
-        f"image_fit: {kind}, which is saved with the model, has no settings that {wanted.fit} images to "
+        f"image_fit: {kind}, which is saved with the model, cannot {wanted.fit} images to "
         f"{wanted.size[0]} x {wanted.size[1]} pixels: {f'set it to {can[0]}' if can else 'leave image_size out'}",
         fix={"image_fit": can[0]} if can else {"image_size": None},
     )
 
 
 def say_fit(geometry: Geometry, shape: tuple[int, int] | None) -> None:
-    """Log what becomes of images, of this height and width or of several (None), if they are of another shape."""
+    """Log how images are fitted, unless all have the target's aspect ratio.
+
+    Args:
+        geometry: the geometry of the image processor.
+        shape: height and width of all images; None if they differ.
+    """
     (height, width), fit = geometry
     if shape is None or shape[0] * width != shape[1] * height:
         others = ", ".join(other for other in MEANINGS if other != fit)
@@ -114,9 +119,9 @@ def say_fit(geometry: Geometry, shape: tuple[int, int] | None) -> None:
 
 
 def _with_settings(processor: Any, now: Geometry | None, wanted: Geometry) -> Any | None:
-    """The processor with the first settings that give what is wanted, which is found by trying."""
+    """The processor with the first of `_settings` that gives the wanted geometry; None if none does."""
     for settings in _settings(processor.to_dict(), now, wanted):
-        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # what the kind cannot do
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # settings that this kind refuses
             candidate = type(processor).from_dict({**processor.to_dict(), **settings})
             found = geometry_of(candidate)
             if found == wanted or (found is not None and found.size == wanted.size and min(found.size) < _JUDGED):
@@ -142,13 +147,13 @@ def _settings(saved: dict[str, Any], now: Geometry | None, wanted: Geometry) -> 
     elif wanted.fit == "crop":
         yield {**whole, "size": {"shortest_edge": max(wanted.size)}, "do_center_crop": True, "crop_size": target}
         yield {**whole, "size": {"shortest_edge": max(wanted.size)}, "do_center_crop": False}
-    else:  # a crop that is larger than the image pads it; padding proper would follow the normalisation
+    else:  # a crop larger than the image pads it; do_pad would pad after the normalisation
         largest = {"max_height": height, "max_width": width}
         yield {**whole, "size": largest, "do_center_crop": True, "crop_size": target}
 
 
 def _of_square(processor: Any) -> tuple[int, int]:
-    """Height and width of what a processor makes of a square image."""
+    """Height and width of a processor's output for a square image."""
     height, width = PixelGeometry(processor)([Image.new("RGB", (96, 96))]).shape[2:]
     return height, width
 
@@ -166,7 +171,7 @@ def set_normalization(config: PreTrainedConfig, processor: Any, mean: list[float
 
 
 def average_normalization(config: Any, processor: Any) -> Any:
-    """The processor with one mean and standard deviation, the averages, for a model whose channels became one."""
+    """The processor with mean and standard deviation averaged over channels, for a model changed to one channel."""
     found = config.pretrained_cfg if timm_models.lives_in_config(processor) else processor.to_dict()
     keys = ("mean", "std") if timm_models.lives_in_config(processor) else ("image_mean", "image_std")
     return set_normalization(config, processor, *([sum(found[key]) / len(found[key])] for key in keys))

@@ -1,4 +1,4 @@
-"""Weights go into a model whole: each of its tensors comes from the file, or is named."""
+"""Loads weights, and checks that they are complete: an error names each tensor that the file lacks."""
 
 import json
 import logging
@@ -31,11 +31,11 @@ DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupE
            StrictDataclassError)  # fmt: skip
 _NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)  # in transformers' order
 _LONGEST = 300  # characters of a library's message
-_SAMPLE = 1000  # values of a tensor
-FULL_PRECISION = "take the model that it was made from, or save model.dequantize() with transformers"
+_SAMPLE = 1000  # values of a tensor that are checked for integers
+FULL_PRECISION = "use the original model, or save model.dequantize() with transformers"
 _SHOWN = 5  # tensors in a message
-_DEPTH = 6  # the most names that wrappers put before a tensor's own
-# Ends of names that older versions of models, and tools that count operations, write beside the weights.
+_DEPTH = 6  # the most parts that wrappers put before a tensor's name
+# Suffixes of tensors that are not weights, from older versions of models and from FLOP counters.
 _NOT_WEIGHTS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids",
                 "total_ops", "total_params")  # fmt: skip
 
@@ -45,9 +45,9 @@ class Loaded:
     """A model with weights from a file.
 
     Attributes:
-        model: the model, in float32. What the file lacks is random.
-        lacking: tensors of the model that the file lacks or has in another shape: name -> that shape, or None.
-        unused: tensors of the file without a place in the model, named as the model would name them.
+        model: the model, in float32. Tensors that the file lacks are random.
+        lacking: the missing and mismatched tensors: name -> the shape in the file, or None if it is missing.
+        unused: tensors of the file that the model does not have, by the names they would have in it.
     """
 
     model: PreTrainedModel
@@ -82,14 +82,14 @@ def load_from(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> L
 
 
 def load(from_pretrained: Callable[..., Any], source: str) -> Loaded:
-    """Load weights in float32, under their own names or below those that wrappers put before them.
+    """Load weights in float32, stripping the prefixes that wrappers put before their names.
 
     torch.compile adds `_orig_mod.`, DistributedDataParallel `module.`, Lightning the name of an attribute, such as
-    `model.`, and averages `ema_model.`; several can stand before one name.
+    `model.`, and weight averages `ema_model.`; prefixes can be nested.
 
     Args:
-        from_pretrained: a `from_pretrained` of transformers that lacks only these options: `dtype`, `key_mapping`,
-            `ignore_mismatched_sizes`, `output_loading_info`.
+        from_pretrained: a `from_pretrained` of transformers with all arguments bound, except `dtype`, `key_mapping`,
+            `ignore_mismatched_sizes` and `output_loading_info`.
         source: where the weights come from, for messages.
     """
     loaded = _attempt(from_pretrained)
@@ -105,13 +105,13 @@ def load(from_pretrained: Callable[..., Any], source: str) -> Loaded:
 def check_whole(
     loaded: Loaded, source: str, new: Iterable[str] = (), shapes: Mapping[str, Any] | None = None, fix: str = ""
 ) -> None:
-    """Check that a model got all of its weights, and that nothing of its layers is left over; name what else is.
+    """Check that a model got all of its weights, and that the file has no others for its layers; log the rest.
 
     Args:
         loaded: the model, and what its file lacked.
         source: where the weights come from, for messages.
-        new: the tensors that may be random, since a run is about to train them.
-        shapes: the shapes of the file's tensors, by name, as far as they are known.
+        new: tensors that may be random, because the run trains them from scratch.
+        shapes: the shapes of the file's tensors by name, in the file's order, for messages.
         fix: how to get weights that fit, as the end of a message.
 
     Raises:
@@ -124,7 +124,7 @@ def check_whole(
     known = [name for name in shapes if name in set(loaded.unused)]  # in the file's order
     left = [f"{name} {tuple(shapes[name])}" for name in known]
     left += [name for name in loaded.unused if name not in shapes]
-    fix = fix or "take the config.json and the weights that were saved together"
+    fix = fix or "use the config.json and the weights that were saved together"
     if lacking:
         there = {name: f" instead of {tuple(shape)}" for name, shape in loaded.lacking.items() if shape is not None}
         names = [f"{name} {tuple(own[name].shape)}{there.get(name, '')}" for name in lacking]
@@ -138,15 +138,15 @@ def check_whole(
     if alien:
         raise UserError(
             f"model: {source} holds weights of layers that {type(model).__name__} does not have: {few(alien)}; without"
-            f" them it does not answer as it was trained to: {fix}"
+            f" them its predictions would be wrong: {fix}"
         )
     check_numbers(own, source, buffers={name for name, _ in model.named_buffers()})
     if left:
-        logger.info("weights: %s: not used, since the model has no place for them: %s", source, few(left))
+        logger.info("weights: %s: not used, since the model has no such tensors: %s", source, few(left))
 
 
 def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Iterable[str] = ()) -> None:
-    """Check that weights are finite, and not the whole numbers of a quantised model without their scales.
+    """Check that weights are finite, and not the integers of a quantised model.
 
     Raises:
         UserError: they are not; the message names their tensors.
@@ -155,24 +155,24 @@ def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Ite
     first = {name: value.flatten()[:_SAMPLE] for name, value in weights.items() if value.ndim > 1 and value.numel()}
     if whole := [name for name, some in first.items() if some.abs().max() > 1 and bool((some == some.round()).all())]:
         raise UserError(
-            f"model: {source} holds whole numbers as weights, as quantised models do: {few(whole)}: {FULL_PRECISION}"
+            f"model: {source} holds integers as weights, like a quantised model: {few(whole)}: {FULL_PRECISION}"
         )
     broken = [name for name, value in tensors.items() if bool(value.isnan().any())]
     broken += [name for name, value in weights.items() if name not in broken and bool(value.isinf().any())]
     if broken:
         raise UserError(
-            f"model: {source} holds values that are not numbers (NaN or infinite) in {len(broken)} of {len(tensors)} "
-            f"tensors: {few(broken)}: take a checkpoint from before training diverged"
+            f"model: {source} holds NaN or infinite values in {len(broken)} of {len(tensors)} "
+            f"tensors: {few(broken)}: use a checkpoint from before training diverged"
         )
 
 
 def stored_weights(folder: Path) -> list[str]:
-    """The files from which transformers would load a full model, the first that it takes first."""
+    """The files of full weights in a folder, in the order in which transformers prefers them."""
     return [name for name in _NAMES if (folder / name).is_file()]
 
 
 def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
-    """Check that a folder holds weights for transformers, and name those that are not used.
+    """Check that a folder holds weights for transformers, and log weights files that are not used.
 
     Raises:
         UserError: there are none.
@@ -182,51 +182,51 @@ def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
     files = sorted(path.name for path in folder.iterdir() if path.suffix in (*WEIGHTS_SUFFIXES, ".h5", ".msgpack"))
     if not found:
         other = next((name for name in files if name.endswith(WEIGHTS_SUFFIXES)), None)
-        hint = f"; for the weights in {other}, give --model {folder / other} and --architecture" if other else ""
+        hint = f"; to load {other}, set --model {folder / other} and --architecture" if other else ""
         raise UserError(
-            f"model: {folder} holds a config.json and no weights: expected {_NAMES[0]} or {_NAMES[2]}{hint}; "
-            "method: scratch starts from random ones",
+            f"model: {folder} holds a config.json but no weights: expected {_NAMES[0]} or {_NAMES[2]}{hint}; "
+            "to start from random weights, set method: scratch",
             fix={"method": "scratch"},
         )
     used = {found[0], *(_shards(folder / found[0]) if found[0].endswith(".json") else ())}
     if missing := sorted(name for name in used if not (folder / name).is_file()):
-        raise UserError(f"model: {folder} lacks {few(missing)} of its weights: copy or download it again")
+        raise UserError(f"model: {folder} lacks the weights files {few(missing)}: copy or download it again")
     others = [*found[1:], *(name for name in files if re.match(r".*model.*\.", name) and name not in found)]
     if left := [name for name in others if name not in used]:
         logger.info("weights: from %s; not used: %s", found[0], few(left))
 
 
 def _shards(index: Path) -> set[str]:
-    """The files among which an index distributes the weights."""
+    """The files of weights that an index lists."""
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"model: {index} is no index of weights ({error}): copy or download it again") from None
+        raise UserError(f"model: {index} is not a weights index ({error}): copy or download it again") from None
 
 
 def reason(error: BaseException) -> str:
-    """Why something cannot be loaded, in one line, with the fix if it is a file's fault."""
+    """Why something cannot be loaded, in one line, with the fix if a file is damaged."""
     if isinstance(error, UnpicklingError):
-        return "reading its weights would run code from them, or they are damaged: save them as .safetensors"
+        return "its weights are a pickle that would run code, or are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     damaged = isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError)) or "PytorchStreamReader" in text
     unread = damaged or getattr(error, "errno", None) is not None
-    return f"a file of it is damaged or incomplete ({text}): copy or download it again" if unread else text
+    return f"one of its files is damaged or incomplete ({text}): copy or download it again" if unread else text
 
 
 def _attempt(from_pretrained: Callable[..., Any]) -> Loaded:
     options = {"dtype": torch.float32, "ignore_mismatched_sizes": True, "output_loading_info": True}
     model, report = from_pretrained(**options)
     lacking = dict.fromkeys(report["missing_keys"]) | {name: there for name, there, _ in report["mismatched_keys"]}
-    computed = {name for name, _ in model.named_buffers()}  # also those that newer versions do not store
+    computed = {name for name, _ in model.named_buffers()}  # including those that newer versions no longer store
     unused = [name for name in report["unexpected_keys"] if name not in computed and not name.endswith(_NOT_WEIGHTS)]
     lacking = {name: shape for name, shape in lacking.items() if not name.endswith("num_batches_tracked")}
     return Loaded(model, lacking, sorted(unused))
 
 
 def _prefixes(loaded: Loaded) -> list[str]:
-    """What stands before the names of enough unused tensors for a model, an average's first, then the shortest."""
+    """The prefixes of enough unused tensors to be a model: those of a weight average first, then the shortest."""
     place, counts = f"{loaded.model.base_model_prefix}.", dict[str, int]()
     for name in loaded.unused:
         parts = name.removeprefix(place).split(".")
@@ -238,9 +238,10 @@ def _prefixes(loaded: Loaded) -> list[str]:
 
 
 def _is_of_layers(name: str, model: nn.Module) -> bool:
-    """Whether a tensor that the model lacks belongs to one of its layers, or to a block like one of its blocks.
+    """Whether an unused tensor belongs to a layer of the model, or to a block like one of its numbered blocks.
 
-    What stands beside the layers, such as a pooler, a decoder or a mask token, belongs to none.
+    Modules that the model does not have, such as a pooler or a decoder, and parameters outside of layers, such as a
+    mask token, do not count.
     """
     modules = {_unnumbered(place): module for place, module in model.named_modules()}
     parts = _unnumbered(name).split(".")

@@ -1,4 +1,4 @@
-"""Trained models for another size or other channels, with tensors resampled by their library's own means."""
+"""Adapts trained models to another image size or number of channels, resampling tensors as their library does."""
 
 import copy
 import logging
@@ -17,13 +17,13 @@ from . import timm_models, timm_reshaping
 from .first_pass import FAILURES, Size, forward, reason
 
 logger = logging.getLogger(__name__)
-SHAPING = ("image_size", "num_channels")  # keys of transformers' configs that `reshaped` follows
+SHAPING = ("image_size", "num_channels")  # keys of transformers' configs that `reshaped` applies
 _INPUT = "vision_config"  # the part of a config that holds them, if it has parts
 _SHOWN = 5  # tensors that a message names
 
 
 def divided(config: PreTrainedConfig, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Changes of a config, in those with which weights are loaded, and those that `reshaped` follows afterwards."""
+    """Split changes of a config into those that loading applies and those that `reshaped` applies afterwards."""
     if timm_models.is_config(config):
         return {}, changes.get("model_args", {})
     return ({key: value for key, value in changes.items() if key not in SHAPING},
@@ -31,7 +31,7 @@ def divided(config: PreTrainedConfig, changes: dict[str, Any]) -> tuple[dict[str
 
 
 def sized(config: PreTrainedConfig, changes: dict[str, Any], size: Size | None) -> dict[str, Any]:
-    """Changes of a config for a model with random weights that takes images of this size."""
+    """`changes` of a config, with this image size added, for a model with random weights."""
     if size is None:
         return changes
     if timm_models.is_config(config):
@@ -44,7 +44,7 @@ def sized(config: PreTrainedConfig, changes: dict[str, Any], size: Size | None) 
 
 
 def _as_in(config: Any, size: Size) -> int | list[int]:
-    """A size in the form in which `config` has it: a number for squares, unless it has a list."""
+    """A size in the form that `config` uses: an int for squares, unless it holds a list."""
     return size[0] if size[0] == size[1] and isinstance(config.image_size, int) else list(size)
 
 
@@ -57,16 +57,16 @@ def size_of(model: Any) -> Size | None:
 
 
 def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str, Any]) -> PreTrainedModel:
-    """A model with its trained weights for another input; the same model if nothing changes.
+    """A trained model for another image size or number of channels; the same model if nothing changes.
 
-    timm builds the network anew and resamples what it can. Of transformers' models, some take any size; of others, the
-    position embeddings become those that the model computes for the size with `interpolate_pos_encoding`. A first
-    convolution is summed or repeated for other channels, as timm does it.
+    timm rebuilds its models and resamples what it can. A model of transformers that does not take the size as it is
+    gets the position embeddings that its `interpolate_pos_encoding` computes. For other channels, the first
+    convolution is summed or repeated, as in timm.
 
     Args:
         model: a model with all its weights.
         args: names the `size`; without one, the model keeps its own.
-        model_args: of timm's models, all changes of their arguments; of others, those of `SHAPING`.
+        model_args: for timm's models, all arguments that change; for others, those in `SHAPING`.
 
     Raises:
         UserError: tensors of another shape cannot be resampled; the message names them.
@@ -80,7 +80,7 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
     if random:
         shown = [f"{name} {tuple(old[name].shape)}" if name in old else f"{name} (missing)" for name in random]
         raise UserError(
-            f"model: {len(random)} tensors of {args.model} do not fit with {asked}, and nothing resamples them: "
+            f"model: {len(random)} tensors of {args.model} do not fit {asked} and cannot be resampled: "
             f"{_first(shown)}: leave out {' and '.join(given)}",
             fix=dict.fromkeys(given),
         )
@@ -97,7 +97,7 @@ def channels_of(config: Any) -> int:
 
 
 def input_config(config: Any) -> Any:
-    """The part of a config that has the model's size and channels."""
+    """The part of a config that holds the image size and channels."""
     return getattr(config, _INPUT) if _INPUT in config.sub_configs else config
 
 
@@ -108,7 +108,7 @@ def _first(names: list[str]) -> str:
 def _reshaped(
     model: Any, model_args: dict[str, Any], size: Size | None, given: list[str]
 ) -> tuple[Any, list[str], dict[str, Any]]:
-    """Of another model than timm's: the new model, its tensors without weights, and what changed in its config."""
+    """Reshape a model of transformers: the new model, its tensors without weights, and the changes of its config."""
     config, old = copy.deepcopy(model.config), dict(model.state_dict())
     before, after = input_config(model.config), input_config(config)
     asked = {key: value for key, value in model_args.items() if key != "image_size" and value != vars(before)[key]}
@@ -119,7 +119,7 @@ def _reshaped(
     try:
         for key, value in asked.items():
             setattr(after, key, value)
-        config.name_or_path = ""  # no place holds these weights
+        config.name_or_path = ""  # these weights are stored nowhere
         with torch.random.fork_rng(devices=[]):
             anew = type(model)(config).eval()
     except FAILURES as error:
@@ -154,7 +154,7 @@ def _takes(model: Any, size: Size) -> bool:
 def _positions(anew: Any, old: dict[str, torch.Tensor], size: Size, before: Any) -> dict[str, torch.Tensor]:
     """The position embeddings for `size` that the model itself computes from the old ones.
 
-    Those that it does not compute are empty, so that they fit nowhere.
+    Those that it does not compute are empty, so that the caller reports them.
     """
     trial, empty = copy.deepcopy(anew), torch.empty(0)
     seen: dict[str, torch.Tensor] = {}
@@ -171,11 +171,11 @@ def _positions(anew: Any, old: dict[str, torch.Tensor], size: Size, before: Any)
         setattr(trial.get_submodule(owner), attribute, nn.Parameter(old[name]))
     for place, part in holders.items():
         setattr(part, method, _noted(getattr(part, method), seen, place))
-    if isinstance(before, int) or len(set(before)) == 1:  # transformers takes the old images for square ones
+    if isinstance(before, int) or len(set(before)) == 1:  # transformers assumes that the old size is square
         try:
             trial(pixel_values=torch.zeros(1, channels_of(anew.config), *size), **{method: True})
         except FAILURES as error:
-            reason(error)  # what was computed before it failed counts
+            reason(error)  # the embeddings computed before the failure are still used
     new = anew.state_dict()
     fits = {name: place in seen and seen[place].numel() == new[name].numel() for name, place in names.items()}
     return {name: seen[names[name]].reshape(new[name].shape) if fits[name] else empty for name in names}
@@ -184,7 +184,7 @@ def _positions(anew: Any, old: dict[str, torch.Tensor], size: Size, before: Any)
 def _noted(
     compute: Callable[..., torch.Tensor], seen: dict[str, torch.Tensor], place: str
 ) -> Callable[..., torch.Tensor]:
-    """`compute`, whose result is also put into `seen`."""
+    """`compute`, which also records its result in `seen`."""
 
     def noted(*args: Any, **options: Any) -> torch.Tensor:
         seen[place] = compute(*args, **options)

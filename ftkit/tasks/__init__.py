@@ -1,6 +1,6 @@
-"""What a right answer is. The rest of ftkit asks the task itself, and never compares its name.
+"""Tasks: targets, losses, metrics and how results are shown. The rest of ftkit never depends on which task it is.
 
-A new task is a package here and a row of `TASKS`: a class with these members, which `SingleLabel` documents.
+To add a task, add a package here, and to `TASKS` its class with these members, which `SingleLabel` documents.
 
 - about itself: `hub_task`, `logits_meaning`, `limit`, `size`, and `names`, one for each logit, which exports,
   comparisons, card and demo show;
@@ -38,7 +38,7 @@ __all__ = [
 ]
 Task = SingleLabel  # for annotations, like `Predictions`: a union once there are several tasks
 TASKS: tuple[type[Task], ...] = (SingleLabel,)  # the first that recognises columns or a config is taken
-DEFAULT_TASK = SingleLabel  # every recipe has this task: none can name another yet
+DEFAULT_TASK = SingleLabel  # the task of every recipe: there is no key to choose another yet
 
 
 def task_of(features: Features) -> Task:

@@ -18,7 +18,7 @@ def check(config: Config, task: type[Task]) -> list[str]:
             message = f"{key} has no effect with loss: {args.loss}: leave it out, or use loss: {loss}"
             errors.append(Advice(message, {key: None}))
     if (classes := config.data.classes) and len(classes) == 1 and "," not in classes[0]:
-        errors.append(f"classes: {classes[0]!r} is one class, and a classifier needs at least two: name another too")
+        errors.append(f"classes: {classes[0]!r} is one class, but a classifier needs at least two: add another")
     return errors + _check_best(vars(config.training), task.validation())
 
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(TrainerCallback):
-    """Forwards events to a tracker. After its first error, which is logged, it gets no more."""
+    """Forwards events to a tracker until its first error, which is logged."""
 
     def __init__(self, tracker: TrainerCallback):
         self.tracker: TrainerCallback | None = tracker
@@ -43,7 +43,7 @@ def shielded(callbacks: list[TrainerCallback], report_to: str | list[str] | None
 
 
 def check_trackers(report_to: str | list[str] | None) -> list[str]:
-    """The errors in the names of `report_to`, a sentence each."""
+    """Errors in the names of `report_to`, one sentence each."""
     names = [report_to] if isinstance(report_to, str) else report_to or []
     known, errors = list(INTEGRATION_TO_CALLBACK), list[str]()
     for name in names:

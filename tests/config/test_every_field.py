@@ -245,7 +245,7 @@ IN_A_RUN = {"output_dir", "resume_from_checkpoint", "push_to_hub", "hub_model_id
 # tests/test_machines.py.
 ELSEWHERE = {
     "greater_is_better": (False, "greater_is_better: false would choose the checkpoint with the worst accuracy"),
-    "fsdp": (True, "fsdp: True shards the model over several processes, and there is one"),
+    "fsdp": (True, "fsdp: True shards the model over several processes, but there is only one"),
     "deepspeed": ({"zero_optimization": {"stage": 2}}, "shards the model over several processes"),
 }
 # Without a GPU these have nothing to act on.

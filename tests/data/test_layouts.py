@@ -142,7 +142,7 @@ def test_data_sets_beside_each_other(picture_folder, refused):
 def test_a_further_split_is_named_and_counted(picture_folder, caplog):
     caplog.set_level("INFO")
     _, _, unused = read(picture_folder(both("train", "test", "extra")))
-    assert unused == ["extra: 20 files (.png): not in a split that is used"]
+    assert unused == ["extra: 20 files (.png): in a split that is not used"]
     assert "extra" in caplog.text
 
 
@@ -167,7 +167,7 @@ def test_lists_of_images_are_splits(picture_folder):
     assert unused == [
         "images/cat: 2 files (.png): images in no list of a split that is used",
         "images/dog: 2 files (.png): images in no list of a split that is used",
-        "meta: 1 file (.txt): no images that ftkit reads",
+        "meta: 1 file (.txt): not an image format that ftkit reads",
     ]
 
 
@@ -208,13 +208,13 @@ def test_every_file_is_used_or_counted(picture_folder):
     sizes, names, unused = read(root)
     assert (sum(sizes.values()), names) == (20, ["ant", "bee"])
     assert sorted(unused) == [
-        ".: 1 file (.zip): archives, which are not unpacked",
-        ".: 1 file (without a suffix): no images that ftkit reads",
-        ".: 2 files: hidden, or of the system",
+        ".: 1 file (.zip): archives are not unpacked",
+        ".: 1 file (without a suffix): not an image format that ftkit reads",
+        ".: 2 files: hidden or system files",
         ".: 3 files (.png): images outside of class folders",
-        "bee: 1 file (.cr2): no images that ftkit reads",
-        "bee: 2 files (.HEIC): no images that ftkit reads: pip install pillow-heif",
-        "labels: 1 file (.txt): no images that ftkit reads",
+        "bee: 1 file (.cr2): not an image format that ftkit reads",
+        "bee: 2 files (.HEIC): Pillow needs a plugin to read them: pip install pillow-heif",
+        "labels: 1 file (.txt): not an image format that ftkit reads",
     ]
 
 
@@ -225,7 +225,7 @@ def test_many_folders_are_one_line_of_the_log(picture_folder, caplog):
         (root / f"ant/{i}/about.json").write_text("{}")
     assert len(read(root)[2]) == 15
     assert [line for line in caplog.messages if "not used" in line] == [
-        "  not used     15 folders such as ant/0: 15 files (.json): no images that ftkit reads"
+        "  not used     15 places, such as ant/0: 15 files (.json): not an image format that ftkit reads"
     ]
 
 

@@ -98,7 +98,7 @@ def test_only_what_is_not_used_is_accounted_for(tmp_path, finished_run):
 def test_a_folder_of_images_is_the_class_that_it_is_called_by(tmp_path, read_to_evaluate, refused):
     root = write(tmp_path, {"bee": 4, "wasps": 2})
     assert read_to_evaluate(root / "bee")[:2] == ("all", ["bee"] * 4)
-    with refused("does not know: 'wasps' (2 images)", "labels go by name", "'ant', 'bee', 'fly'"):
+    with refused("does not know: 'wasps' (2 images)", "labels are matched by name", "'ant', 'bee', 'fly'"):
         read_to_evaluate(root / "wasps")
 
 

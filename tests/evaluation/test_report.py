@@ -247,7 +247,7 @@ def test_what_is_not_used_is_shown(tmp_path):
             "n": 1200,
             "what": "file",
             "suffixes": ".HEIC",
-            "reason": "no images that ftkit reads",
+            "reason": "not an image format that ftkit reads",
         },
         {"where": "test", "n": 1, "what": "image", "reason": "not decoded"},
     ]
@@ -255,7 +255,7 @@ def test_what_is_not_used_is_shown(tmp_path):
     page = (place / "report.html").read_text()
     for words in ("<td>&lt;b&gt;bee&lt;/b&gt;</td><td>1,200</td><td>files (.HEIC)</td>", "<td>image</td>"):
         assert words in page
-    assert "1,200 files (.HEIC): no images that ftkit reads." in (place / "report.md").read_text()
+    assert "1,200 files (.HEIC): not an image format that ftkit reads." in (place / "report.md").read_text()
 
 
 @pytest.mark.parametrize("what", ["nothing", "no record", "not a run"])

@@ -212,7 +212,7 @@ def test_classes_of_one_name_are_told_apart_where_they_are_used(saved_timm, with
         folder = with_config(saved_timm, label_names=names)
     loaded = Classifier.load(str(folder))
     assert loaded.task.names == told
-    assert "has several of one name, told apart here as crane, crane (2)" in caplog.text
+    assert "has several with the same name, numbered here: crane, crane (2)" in caplog.text
     assert loaded.model.config.label2id == {"crane": 0, "bee": 1, "crane (2)": 2}
     assert build(folder, ["bee", "crane", "fly"]).task.names == ["bee", "crane", "fly"]  # the head is new
 

@@ -159,7 +159,7 @@ def test_a_normalisation_from_recipe_or_weights_is_not_measured(tmp_path, digit_
     ("model", "options", "words"),
     [
         ("{folder}", {"model_args": {"hidden_sise": 3}}, "hidden_sise"),
-        ("{folder}", {"image_size": [99]}, "nothing resamples them: .*layers.0.0.weight .*leave out image_size"),
+        ("{folder}", {"image_size": [99]}, "cannot be resampled: .*layers.0.0.weight .*leave out image_size"),
         ("{broken}", {}, "cannot be loaded"),
         ("timm/resnet18", {"model_args": {"no_such_option": 1}}, "timm cannot build resnet18"),
     ],

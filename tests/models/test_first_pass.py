@@ -76,7 +76,7 @@ def test_pixels_that_do_not_reach_the_logits_are_counted(caplog):
     valid.timm_model.conv1[0].padding = (0, 0)  # of stride 2: the last row and column are left, as they always are
     with caplog.at_level("INFO"):
         assert why_not(valid, torch.randn(2, 3, 64, 64)) is None
-    assert "reads all but 1 rows and 1 columns of images of 64 x 64" in caplog.text
+    assert "ignores 1 rows and 1 columns of images of 64 x 64" in caplog.text
     vit = T.ViTForImageClassification(
         T.ViTConfig(image_size=30, patch_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
                     intermediate_size=8)
@@ -133,11 +133,11 @@ def mismatched(tmp_path_factory):
 def test_model_and_processor_agree_or_it_is_an_error(mismatched, tmp_path, refused):
     data = class_folders(tmp_path / "data", (20, 20))
     command = ["--data_dir", data, "--model", mismatched, "--method", "linear_probe", "--num_train_epochs", 1]
-    with refused("48 x 48", "set image_size to 32", "for which it was made") as refusal:
+    with refused("48 x 48", "set image_size to 32", "the size it was made for") as refusal:
         finetune(tmp_path / "run", *command)
     assert not (tmp_path / "run").exists()
     assert refusal.value.fix == {"image_size": 32}
-    with refused("cannot take images of 48 x 48 pixels, which its image processor makes"):
+    with refused("cannot take images of 48 x 48 pixels, the output of its image processor"):
         Classifier.load(str(mismatched))
 
 
@@ -155,6 +155,6 @@ def test_a_batch_of_one_image_that_batchnorm_cannot_take(tmp_path, refused):
     data = class_folders(tmp_path / "data", (8, 8), count=12)
     options = ["--data_dir", data, "--model", "timm/test_resnet", "--image_size", 8, "--num_train_epochs", 1,
                "--max_train_samples", 9, "--per_device_train_batch_size", 4]  # fmt: skip
-    with refused("the last of the 9 images makes a batch alone", "dataloader_drop_last: true"):
+    with refused("the last of the 9 images is a batch of its own", "dataloader_drop_last: true"):
         train(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,7 @@ def test_processors_of_transformers_are_set_by_trying(kind, fit, refused, tmp_pa
     build, options = KINDS[kind]
     processor = build(**options)
     if (kind, fit) in CANNOT:
-        with refused("image_fit", f"no settings that {fit} images to 64 x 64") as refusal:
+        with refused("image_fit", f"cannot {fit} images to 64 x 64") as refusal:
             fit_processor(None, processor, (64, 64), fit)
         assert geometry_of(fit_processor(None, processor, (64, 64), refusal.value.fix["image_fit"])) is not None
         return
@@ -58,7 +58,7 @@ def test_without_a_fit_the_size_alone_changes():
 
 def test_a_processor_whose_output_has_many_sizes_is_refused(refused):
     processor = T.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
-    with refused("gives images of other shapes other sizes", "set image_fit to crop and image_size to 32 32"):
+    with refused("gives images of different sizes", "set image_fit to crop and image_size to 32 32"):
         fit_processor(None, processor, None, None)
     assert geometry_of(fit_processor(None, processor, (32, 32), "squash")) == Geometry((32, 32), "squash")
 

@@ -189,7 +189,7 @@ BROKEN = {
         with_more(vit__layernorm__bias=torch.full((16,), torch.inf)),
         ["infinite", "vit.layernorm.bias"],
     ),
-    "8 bits": ("vit", in_8_bits, ["whole numbers", "quantised", "dequantize()"]),
+    "8 bits": ("vit", in_8_bits, ["integers", "quantised", "dequantize()"]),
 }
 
 
@@ -213,7 +213,7 @@ BESIDE = {
 def test_what_lies_beside_a_model_is_named_in_one_line(saved_models, with_tensors, caplog, base):
     caplog.set_level("INFO", "ftkit")
     assert_same_weights(Classifier.load(str(with_tensors(base, BESIDE[base]))).model, saved_models / base)
-    line = next(record.getMessage() for record in caplog.records if "no place for them" in record.getMessage())
+    line = next(record.getMessage() for record in caplog.records if "no such tensors" in record.getMessage())
     assert all(name in line for name in BESIDE[base]({}))
 
 
@@ -323,10 +323,10 @@ def test_damaged_files_are_one_sentence(saved_models, tmp_path, refused):
         truncated: ["damaged or incomplete", "copy or download it again"],
         pointer: ["damaged or incomplete"],
         truncated_bin: ["damaged or incomplete"],
-        shard_missing: ["lacks model-00001-of-00001.safetensors"],
-        no_index: ["model.safetensors.index.json is no index"],
+        shard_missing: ["lacks the weights files model-00001-of-00001.safetensors"],
+        no_index: ["model.safetensors.index.json is not a weights index"],
         code: ["would run code", "save them as .safetensors"],
-        elsewhere: ["no weights", "give --model", "best.safetensors and --architecture"],
+        elsewhere: ["no weights", "set --model", "best.safetensors and --architecture"],
     }
     for damage, words in cases.items():
         folder = shutil.copytree(saved_models / "timm", tmp_path / damage.__name__)

@@ -122,7 +122,7 @@ def test_only_square_positions_are_resampled_by_transformers(tmp_path, refused):
     T.ViTImageProcessor(size={"height": 16, "width": 64}).save_pretrained(tmp_path / "wide")
     assert built(tmp_path / "wide").size == (16, 64)
     for size in ([32], [64, 16], [48]):
-        with refused("position_embeddings (1, 17, 16)", "nothing resamples them"):
+        with refused("position_embeddings (1, 17, 16)", "cannot be resampled"):
             built(tmp_path / "wide", image_size=size)
 
 
@@ -171,7 +171,7 @@ def test_arguments_that_change_trained_tensors_are_followed_or_refused(tmp_path,
         assert classifier.model.config.model_args.items() >= model_args.items()
         assert_saved_for_pipelines(classifier, tmp_path / "again")
     else:
-        with refused(named, "nothing resamples them", "leave out model_args"):
+        with refused(named, "cannot be resampled", "leave out model_args"):
             built(folder, model_args=model_args)
 
 
@@ -191,7 +191,7 @@ def test_positions_that_timm_does_not_resample_on_loading(tmp_path, refused):
 @pytest.mark.parametrize("name", ["levit_128s", "mixer_s32_224"])
 def test_an_architecture_with_one_size_is_refused(tmp_path, refused, name):
     folder = saved_timm(tmp_path, name, image_size=[64])
-    with refused("nothing resamples them", "leave out image_size"):
+    with refused("cannot be resampled", "leave out image_size"):
         built(folder, image_size=[96])
 
 

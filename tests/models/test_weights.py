@@ -96,7 +96,7 @@ def test_the_weights_in_files_of_training_scripts_are_found(tmp_path, caplog, na
         ),
         (lambda state: state | {"layer9.0.conv1.weight": torch.ones(1)}, ["layers that", "layer9.0.conv1.weight"]),
         (lambda state: state | {"bn1.weight": torch.full((32,), float("nan"))}, ["NaN", "bn1.weight"]),
-        (lambda state: {n: (v * 99).to(torch.int8) for n, v in state.items()}, ["whole numbers"]),
+        (lambda state: {n: (v * 99).to(torch.int8) for n, v in state.items()}, ["integers"]),
     ],
     ids=["short", "long", "NaN", "8 bits"],
 )

@@ -95,7 +95,7 @@ class DataArguments:
     merge_similar_labels: bool | None = field(
         default=None,
         metadata={
-            "help": "true: join classes whose names differ only in capitals, spaces, underscores, invisible "
+            "help": "true: merge classes whose names differ only in capitals, spaces, underscores, invisible "
             "characters or Unicode form, under the most frequent spelling; false: they are different classes. "
             "Default: as false, with a warning."
         },

@@ -1,4 +1,4 @@
-"""What a folder or file of `data_dir` holds, and so which reader reads it."""
+"""Recognises the format of `data_dir` and reads it."""
 
 import difflib
 import logging
@@ -33,14 +33,14 @@ from .table_files import choose_tables, find_tables, is_of_split
 from .tables import TEXT_SUFFIXES, NoListing
 
 logger = logging.getLogger(__name__)
-_IN_FOLDERS = {True: "the folders say the same", False: "its images do not exist"}
+_IN_FOLDERS = {True: "repeats what the folders say", False: "its images do not exist"}
 
 
 def read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read `data_dir`, whose format is recognised by its files; `root` is its content if it is a folder.
+    """Read `data_dir`, recognising its format by its files; `root` is its content if it is a folder.
 
     Raises:
-        UserError: the folder or file is missing, damaged or of no known format, or may be read in several ways.
+        UserError: the folder or file is missing or damaged, or its format is unknown or ambiguous.
     """
     if not path.exists():
         parent = path.parent
@@ -86,7 +86,7 @@ def _read_folder(path: Path, root: Folder, args: DataArguments, ledger: Ledger) 
 
 
 def _unwrapped(root: Folder) -> Folder:
-    """The folder that holds the data: the only one, as an archive beside it may have made it."""
+    """The folder of the data, below any folders that hold only one folder, and maybe archives."""
     while len(root.folders) == 1 and all(is_archive(root.path / name) for name in root.files):
         inner = next(iter(root.folders.values()))
         if inner.images or is_split_like(inner.path.name) or not (inner.files or inner.folders):
@@ -140,9 +140,9 @@ def _read_saved(path: Path) -> DatasetDict:
 
 
 def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read a folder of class folders, tables, shards or archives, of which one is the data, and others are named.
+    """Read a folder of class folders, tables, shards or archives; log the files of the other kinds as not used.
 
-    Class folders are the data if there are any, unless a key names a column: they have none.
+    Class folders come first, unless a setting names a column, which class folders do not have.
     """
     path, files = root.path, [folder.path / name for folder in root.below() for name in folder.files]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
@@ -167,7 +167,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     if tables:
         chosen = choose_tables(tables, others, path, args)
         left = [table for table in tables if table not in chosen]
-        _leave(ledger, path, others | {table.path: "names no split, and other tables do" for table in left})
+        _leave(ledger, path, others | {table.path: "names no split, while other tables do" for table in left})
         ledger.read(table.path for table in chosen)
         return read_listings(chosen, path, args, ledger)
     if shards:
@@ -196,7 +196,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
 
 
 def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read class folders, and the tables that some splits have instead."""
+    """Read class folders, and the tables of splits that have a table instead."""
     if not tables:
         return read_class_folders(root, args, ledger)
     ledger.read(table.path for table in tables)
@@ -212,7 +212,7 @@ def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments
 
 
 def _classes_in_names(root: Folder) -> list[str]:
-    """A hint, if the images lie in one folder and the letters that their names begin with may be classes."""
+    """A hint if all images are in one folder and their names may begin with the class."""
     holders = [f for f in root.below() if f.images and split_of(f.path.name) not in ("validation", "test")]
     if len(holders) != 1:
         return []
@@ -222,19 +222,19 @@ def _classes_in_names(root: Folder) -> list[str]:
     listed = ", ".join([*begin][:5]) + (", …" if len(begin) > 5 else "")
     return [
         f"The names of the images in {holders[0].path} begin with {listed}: if these are classes, sort the images "
-        'into class folders, as with: for f in *; do c="${f%%[._0-9]*}"; mkdir -p "$c" && mv "$f" "$c/"; done'
+        'into class folders, for example with: for f in *; do c="${f%%[._0-9]*}"; mkdir -p "$c" && mv "$f" "$c/"; done'
     ]
 
 
 def _read_shards(kind: str, files: list[Path], path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read shards by split, without those of splits that are not used, which may have other columns."""
+    """Read the shards of the splits that are used; those of other splits may have other columns."""
     ledger.read(files)
     read = read_shards(kind, used(find_shards(files, path), args, path))
     return choose_datasets({split: _with_members(dataset) for split, dataset in read.items()}, args, ledger, path)
 
 
 def _with_members(dataset: Dataset) -> Dataset:
-    """`dataset` with the texts and numbers of a sample's JSON file as columns, such as `json.label`."""
+    """`dataset` with the scalar fields of a sample's JSON file as columns, such as `json.label`."""
     feature = dataset.features.get("json")
     for name, kind in feature.items() if isinstance(feature, dict) else ():
         if isinstance(kind, Value):
@@ -245,14 +245,14 @@ def _with_members(dataset: Dataset) -> Dataset:
 
 
 def _holds_class_folders(root: Folder) -> bool:
-    """Whether several folders with images lie in the folder itself, or in that of a split."""
+    """Whether the folder, or the folder of one of its splits, holds several folders with images."""
     splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
     classes = [name for name in root.with_images if not is_split_like(name)]
     return len(classes) > 1 or any(len(split.with_images) > 1 for split in splits)
 
 
 def _are_numbered(root: Folder) -> bool:
-    """Whether the folders with images are parts of one, such as `images_1` and `images_2`."""
+    """Whether the folders with images are numbered parts, such as `images_1` and `images_2`."""
     return len({re.sub(r"\d+", "", name) for name in root.with_images}) == 1
 
 
@@ -266,8 +266,8 @@ def _several(path: Path, what: str, shard: Path) -> UserError:
 
 
 def _leave(ledger: Ledger, path: Path, files: Mapping[Path, object]) -> None:
-    """Note files that are not used, and why."""
+    """Record files that are not used, and why."""
     ledger.read(files)
     for file, why in files.items():
-        reason = str(why).removeprefix(f"{file}: ").replace(f"{path}/", "")  # it is in the report
+        reason = str(why).removeprefix(f"{file}: ").replace(f"{path}/", "")  # reports show no local paths
         ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "file", "reason": reason})

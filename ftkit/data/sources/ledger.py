@@ -1,4 +1,4 @@
-"""What lies below `data_dir`, and which of its files no split uses."""
+"""The files below `data_dir`, and which of them no split uses, with the reason."""
 
 import logging
 import os
@@ -18,23 +18,23 @@ logger = logging.getLogger(__name__)
 _SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 _CONTAINERS = {".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".lmdb", ".rec"}
-UNUSED_SPLIT = "not in a split that is used"
+UNUSED_SPLIT = "in a split that is not used"
 _CIRCLE = "leads back to a folder above it"
-HIDDEN = "hidden, or of the system"
-_ALIKE = 3  # places in the log
-_LINES = 6  # of the log; run.json has all
+HIDDEN = "hidden or system files"
+_ALIKE = 3  # places with the same reason; more share a line of the log
+_LINES = 6  # in the log; run.json lists all
 
 
 @dataclass
 class Folder:
-    """A folder's content. Links to folders are followed, except circles: those to a folder that holds them.
+    """A folder's content. Symlinks to folders are followed, except loops: those to a folder above the link.
 
     Attributes:
-        path: its path, as below `data_dir`.
+        path: its path, which starts with `data_dir`.
         files: the names of its visible files.
         folders: its visible folders, by name.
         hidden: the number of hidden and system files and folders in it.
-        circles: the links in it that are circles.
+        circles: the symlinks in it that are loops.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Folder:
 
 
 def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
-    """The content of a folder; `above` are the devices and inodes of the folders that it lies in."""
+    """Read a folder and all folders below it; `above` holds the device and inode of each folder above."""
     stat, found = path.stat(), Folder(path)
     above |= {(stat.st_dev, stat.st_ino)}
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
@@ -85,16 +85,16 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
 
 
 def is_packed(name: str) -> bool:
-    """Whether a file, by its name, is an archive or another file that may hold many images."""
+    """Whether a file's name is that of an archive or another container of many images."""
     return os.path.splitext(name)[1].lower() in _ARCHIVES | _CONTAINERS
 
 
 @dataclass
 class Ledger:
-    """An account of the data: each file is used, or counted with a reason.
+    """Counts the files and rows that no split uses, with the reasons.
 
     Attributes:
-        elsewhere: why an image that no split uses is not used.
+        elsewhere: the reason for unused images in folders without a reason of their own.
         not_used: dictionaries of `where` (a folder or a split), `n`, `what` (file, image, row, link) and `reason`.
     """
 
@@ -104,19 +104,19 @@ class Ledger:
     _reasons: dict[str, str] = field(default_factory=dict)
 
     def read(self, files: Iterable[Path]) -> None:
-        """Note files that the data were read from: tables, shards, lists."""
+        """Mark files as used that are not images: tables, shards, lists."""
         self._read |= {os.path.abspath(file) for file in files}
 
     def leave(self, folder: Path, reason: str) -> None:
-        """Note why nothing in this folder is used."""
+        """Record why nothing in this folder is used."""
         self._reasons[os.path.abspath(folder)] = reason
 
     def leave_rows(self, where: str, n: int, reason: str) -> None:
-        """Note rows that are not used."""
+        """Record rows that are not used."""
         self.not_used.append({"where": where, "n": n, "what": "row", "reason": reason})
 
     def account(self, root: Folder, used: Iterable[str]) -> None:
-        """Count the files below `root` that are neither in `used`, image files, nor noted as read; log them."""
+        """Count and log the files below `root` that are neither among the images `used` nor marked by `read`."""
         known = self._read | {os.path.abspath(path) for path in used}
         counts: dict[tuple[str, str], Counter[str]] = {}
         hidden = 0
@@ -148,13 +148,13 @@ class Ledger:
         if suffix in image_suffixes():
             return self.elsewhere
         if (package := plugin_of(suffix)) is not None:
-            return f"no images that ftkit reads: pip install {package}"
-        return "archives, which are not unpacked" if suffix in _ARCHIVES else "no images that ftkit reads"
+            return f"Pillow needs a plugin to read them: pip install {package}"
+        return "archives are not unpacked" if suffix in _ARCHIVES else "not an image format that ftkit reads"
 
     def log(self) -> None:
         """Log what is not used: the first few lines, the largest first, and a count of the others.
 
-        Many places with one reason are one line; splits that are not used are logged where they are chosen.
+        More than three places with the same reason share a line. Unused splits are logged by `choose_splits`.
         """
         places: dict[str, list[dict[str, Any]]] = {}
         for row in self.not_used:
@@ -164,7 +164,7 @@ class Ledger:
         for alike in places.values():
             alike.sort(key=lambda row: -row["n"])
             if len(alike) > _ALIKE:
-                where = f"{len(alike):,} folders such as {alike[0]['where']}"
+                where = f"{len(alike):,} places, such as {alike[0]['where']}"
                 alike = [alike[0] | {"where": where, "n": sum(row["n"] for row in alike)}]
             rows += alike
         rows.sort(key=lambda row: -row["n"])
@@ -176,7 +176,7 @@ class Ledger:
             fact("not used", describe({"where": ".", "n": hidden, "what": "file", "reason": HIDDEN}))
 
     def record(self, images: dict[str, Images]) -> list[dict[str, Any]]:
-        """`not_used`, with the images that do not decode and were skipped."""
+        """`not_used`, and the images that were skipped because they cannot be decoded."""
         skipped = [
             {"where": split, "n": len(rows.skipped), "what": "image", "reason": "not decoded"}
             for split, rows in images.items()

@@ -1,4 +1,4 @@
-"""Image files found by what a table calls them."""
+"""Finds the image files that a table names."""
 
 import os.path
 import unicodedata
@@ -12,7 +12,7 @@ from .suffixes import image_suffixes
 
 
 def is_image_name(text: str) -> bool:
-    """Whether a text ends as an image file's name does."""
+    """Whether a text ends with the suffix of an image file."""
     return PurePosixPath(text.strip().replace("\\", "/")).suffix.lower() in image_suffixes()
 
 
@@ -28,7 +28,7 @@ class ImageFiles:
 
     @cached_property
     def _by_name(self) -> dict[str, list[tuple[str, ...]]]:
-        """The parts of the files' paths below the root, by name with and without the suffix, folded."""
+        """The parts of each file's path below the root, by its case-folded name with and without the suffix."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for folder in scan(self.root).below() if self.root.is_dir() else []:
             above = folder.path.relative_to(self.root).parts
@@ -40,9 +40,9 @@ class ImageFiles:
     def find(self, text: str, split: str | None) -> list[Path]:
         """The files that `text` may stand for: one if it is clear, none if it names no file.
 
-        `text` is a path, absolute or relative to the root, with `/` or `\\`. Otherwise it may lack the image's suffix,
-        the folders that hold the image here, or begin with folders of another machine; then a file in the folder of
-        another split than `split`, if that is given, does not count.
+        `text` is a path, absolute or relative to the root, with `/` or `\\`. If there is no such file, case is
+        ignored, and `text` may lack the suffix or leading folders, or begin with folders of another machine. Then
+        files in the folder of `split` come first, and those in the folder of another split are left out.
         """
         slashed = text.strip().replace("\\", "/")
         for written in (text, slashed):
@@ -60,7 +60,7 @@ class ImageFiles:
         return [self.root.joinpath(*file) for file in exact or found]
 
     def names_images(self, texts: Iterable[str | None], split: str | None) -> bool:
-        """Whether at least half of these texts stand for one image file each."""
+        """Whether at least half of these texts name exactly one image file."""
         found = [text is not None and len(self.find(text, split)) == 1 for text in texts]
         return bool(found) and 2 * sum(found) >= len(found)
 

@@ -1,4 +1,4 @@
-"""The column `source`: where each image came from, by a name that means something on other machines too."""
+"""The column `source`: where each image came from, in terms that hold on other machines too."""
 
 import os.path
 from pathlib import Path
@@ -10,11 +10,11 @@ from datasets import Dataset, DatasetDict, Value
 from ftkit.compat.datasets import fingerprint, set_fingerprint
 from ftkit.data.sources.paths import named_files
 
-PLACE = "__place__"  # a column of places of rows in files or splits, for `with_sources`
+PLACE = "__place__"  # a temporary column for `with_sources`: where each row was stored
 
 
 def with_places(splits: DatasetDict, shards: dict[str, list[Path]]) -> DatasetDict:
-    """Splits read from shards, with the place of each row in its shard.
+    """Add the column `PLACE` to splits read from shards: the position of each row in its shard.
 
     Args:
         splits: splits of parquet files, or of tar files with webdataset's columns `__url__` and `__key__`.
@@ -32,7 +32,7 @@ def with_places(splits: DatasetDict, shards: dict[str, list[Path]]) -> DatasetDi
 
 
 def with_rows(raw: dict[str, Dataset]) -> dict[str, Dataset]:
-    """The splits of a source, by its names, with the place of each row: in its split, unless it is known already."""
+    """Add the column `PLACE` to the splits that lack it: the position of each row in its split."""
     return {
         name: rows
         if PLACE in rows.column_names
@@ -42,11 +42,11 @@ def with_rows(raw: dict[str, Dataset]) -> dict[str, Dataset]:
 
 
 def with_sources(splits: DatasetDict, raw: dict[str, Dataset], data_dir: str | None) -> DatasetDict:
-    """Splits with a column `source`, text, that names no folder above the data's.
+    """Add a text column `source` to each split, without the folders above the data.
 
-    It is the path of the file that a row names, below the data's folder, or else below the folder that all other files
-    share. For bytes it is the row in a shard, `train-00001.parquet[17]`, or the member of an archive,
-    `train.tar/cat/1.png`, or else the row in the split, `train[17]`; a row's own file name follows: `train[17]/1.png`.
+    For a file, it is the path below the data folder, or, outside of that, below the common parent of such files. For
+    bytes, it is the row of a shard, `train-00001.parquet[17]`, the member of an archive, `train.tar/cat/1.png`, or the
+    row of the split, `train[17]`, followed by the file name that is stored with the bytes, if any: `train[17]/1.png`.
 
     Args:
         splits: splits with a column `image`.
@@ -77,7 +77,7 @@ def with_sources(splits: DatasetDict, raw: dict[str, Dataset], data_dir: str | N
 
 
 def _root(path: str, roots: list[str]) -> str:
-    """The first of the folders, each with a separator at its end, that a file is below; empty if there is none."""
+    """The first of the folders `roots`, which end with a separator, that holds the file; empty if none does."""
     return next((root for root in roots if path.startswith(root)), "")
 
 
@@ -85,13 +85,13 @@ def _stored_names(rows: Dataset, raw: Dataset, split: str) -> list[str]:
     """The place of each row, followed by the file name that is stored beside its bytes."""
     places = raw[PLACE][:] if PLACE in raw.column_names else [f"{split}[{row}]" for row in range(len(rows))]
     paths = pc.struct_field(rows.select_columns("image").with_format("arrow")[:]["image"], "path").to_pylist()
-    # These may be paths on the machine that made the data, Windows' too: their folders mean nothing here.
+    # These may be paths, also of Windows, on the machine that built the dataset: only the file name is kept.
     names = [path and path.replace("\\", "/").rpartition("/")[2] for path in paths]
     return [f"{place}/{name}" if name else place for place, name in zip(places, names, strict=True)]
 
 
 def _with_column(dataset: Dataset, name: str, values: list[str]) -> Dataset:
-    """`dataset` with a column of text, and its old fingerprint, since its images and labels are the same."""
+    """Add a text column and keep the fingerprint: images and labels are the same."""
     added = dataset.add_column(name, values, feature=Value("string"))
     set_fingerprint(added, fingerprint(dataset))
     return added

@@ -1,4 +1,4 @@
-"""Texts that list the images of a split beside class folders: `meta/train.txt`, `testing_list.txt`."""
+"""Text files beside class folders that list the images of a split: `meta/train.txt`, `testing_list.txt`."""
 
 import logging
 import re
@@ -14,10 +14,10 @@ Rows = list[tuple[Path, str]]  # images with their classes
 
 
 def read_lists(root: Folder, rows: Rows) -> tuple[dict[str, Rows], list[Path]]:
-    """The splits of `rows`, images with their classes, by the lists below `root`, and the files of the lists.
+    """Split `rows`, images with their classes, by the lists below `root`; also return the files of the lists.
 
-    A list is a text whose name is a split's, with `<class>/<image>` on each line; the image's suffix may be missing.
-    Where none lists train, the images that no list names are train. Empty without lists.
+    A list is a text file named after a split, with `<class>/<image>` on each line; the image's suffix may be missing.
+    Without a list for train, the images that no list names are train. Empty without lists.
 
     Raises:
         UserError: a list names images that do not exist.
@@ -36,7 +36,7 @@ def read_lists(root: Folder, rows: Rows) -> tuple[dict[str, Rows], list[Path]]:
             positions = [_place(line, places) for line in lines]
             missing = [line for line, position in zip(lines, positions, strict=True) if position is None]
             if not lines or 2 * len(missing) > len(lines):
-                continue  # a text about something else
+                continue  # not a list of images
             if missing:
                 raise UserError(
                     f"{path}: {len(missing)} of its {len(lines)} lines name no image in a class folder, such as "
@@ -46,7 +46,7 @@ def read_lists(root: Folder, rows: Rows) -> tuple[dict[str, Rows], list[Path]]:
             lists.append(path)
             found[path.relative_to(root.path).with_suffix("").as_posix()] = [p for p in positions if p is not None]
     if found:
-        logger.info("  %-12s by the lists %s", "splits", ", ".join(found))
+        logger.info("  %-12s from the lists %s", "splits", ", ".join(found))
     if found and all(split_of(name) != "train" for name in found):
         listed = {position for positions in found.values() for position in positions}
         found["train"] = [position for position in range(len(rows)) if position not in listed]

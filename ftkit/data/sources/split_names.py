@@ -19,7 +19,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "tst"),
 }
 _SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
-_EITHER = {"eval", "evaluation", "holdout", "heldout"}  # validation or test: the name does not tell
+_EITHER = {"eval", "evaluation", "holdout", "heldout"}  # ambiguous: validation or test
 _FURTHER = {
     "extra",
     "unlabeled",
@@ -28,12 +28,12 @@ _FURTHER = {
     "pred",
     "predict",
     "prediction",
-}  # never one of the three
+}  # never train, validation or test
 _ALL = {*_SPLIT_OF_WORD, *_EITHER, *_FURTHER}
-# Columns: those that are splits whatever they hold, and those that are if they hold the words of splits.
+# Column names that always mean splits, and those that do if the values are names of splits.
 _SPLIT_COLUMNS = {"split", "splits", "datasplit", "partition", "fold", "folds", "kfold"}
 _USUAL_COLUMNS = _SPLIT_COLUMNS | {"set", "subset", "dataset", "usage", "phase", "purpose"}
-_MOST = 8  # splits in a column of another name
+_MOST = 8  # distinct values that a split column of any other name may have
 _YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 
 
@@ -48,8 +48,8 @@ def split_of(name: str) -> str | None:
     """The split that a name stands for: `train`, `validation`, `test`, or None.
 
     A split's word counts anywhere between delimiters, digits or changes of case, in any case: `flowers_TEST-00`,
-    `train2017`, `valImages`. In a path, the last part with such a word decides. A name with the words of train and
-    validation is train (`train_val.txt`, what is not test); with other pairs it is no split (`train_test_split.csv`).
+    `train2017`, `valImages`. In a path, the last part with such a word decides. A name with words for train
+    and validation is train (`train_val.txt`); with any other pair it is no split (`train_test_split.csv`).
     """
     for part in reversed(re.split(r"[/\\]", name)):
         found = {_SPLIT_OF_WORD[word] for word in _words(part) if word in _SPLIT_OF_WORD}
@@ -61,24 +61,24 @@ def split_of(name: str) -> str | None:
 
 
 def is_split_like(name: str) -> bool:
-    """Whether a name looks like a split, even if it does not tell which: `evaluation`, `extra`, `train_test`."""
+    """Whether a name looks like a split, even an ambiguous one: `evaluation`, `extra`, `train_test`."""
     return not _ALL.isdisjoint(_words(name))
 
 
 def looks_like_splits(column: str) -> bool:
-    """Whether a column's name says that it holds splits: `subset`, `Data Set`, `is_valid`."""
+    """Whether a column may hold splits, judged by its name: `subset`, `Data Set`, `is_valid`."""
     return _plain(column) in _USUAL_COLUMNS or split_of(column) is not None
 
 
 def is_none(given: str | None) -> bool:
-    """Whether a key such as `test_split` says that there is none."""
+    """Whether a key such as `test_split` is set to `none`, in any case."""
     return given is not None and given.casefold() == NO_SPLIT
 
 
 def choose_splits(
     found: Mapping[str, T], args: DataArguments, source: object, need_train: bool = True
 ) -> dict[str, T]:
-    """Those of a source's splits that `args` name, or that are called so, by ftkit's names; the others are logged.
+    """Choose train, validation and test among a source's splits: those that `args` name, else by name. Log the others.
 
     Args:
         found: the source's splits by their own names, which may be paths.
@@ -86,17 +86,17 @@ def choose_splits(
         need_train: whether a source without train is an error; evaluation needs none.
 
     Returns:
-        a subset of `train`, `validation`, `test`. One split whose name says nothing is train.
+        a subset of `train`, `validation`, `test`. A single split with an unrelated name is train.
 
     Raises:
-        UserError: a named split is missing; several are called the same; one may be validation or test; or there is
-            no train.
+        UserError: a named split is missing; several names stand for one split, or one is ambiguous; or there is no
+            train.
     """
     given = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     chosen = {}
     for split, name in given.items():
         if name == split and not any(name == other or split_of(other) == split for other in found):
-            given[split] = None  # the split's own name says nothing more
+            given[split] = None  # `test_split: test` without such a split: the default
         elif name is not None and not is_none(name):
             chosen[split] = _named(split, name, found, source)
     problems, fix = [], {}
@@ -114,23 +114,23 @@ def choose_splits(
         fix |= _without_train(left, chosen)
         chosen["train"] = fix["train_split"]
         problems.append(
-            f"none of {_listed(found)} is called train" if left else f"there is no train beside {chosen['train']}"
+            f"none of {_listed(found)} is called train" if left else f"no train split beside {chosen['train']}"
         )
     missing = [split for split in ("test", "validation") if split not in chosen and given[split] is None]
     unclear = [name for name in found if name not in chosen.values() and _words(name) & _EITHER]
     for split, name in zip([split for split in missing if f"{split}_split" not in fix], unclear, strict=False):
-        problems.append(f"{name} is validation or test, and does not say which")
+        problems.append(f"{name} may be validation or test")
         fix[f"{split}_split"] = name
     if problems:
         settings = " ".join(f"--{key} {name}" for key, name in fix.items())
         raise UserError(f"{source}: {'; '.join(problems)}: name the splits, such as {settings}", fix=fix)
     if left and "train" in chosen:
-        logger.info("  %-12s of the splits of %s: %s", "not used", source, _listed(left))
+        logger.info("  %-12s splits of %s: %s", "not used", source, _listed(left))
     return {split: found[chosen[split]] for split in SPLITS if split in chosen}
 
 
 def _without_train(left: list[str], chosen: Mapping[str, str]) -> dict[str, str]:
-    """The settings that train on the first split of no other use, or else on the validation or test split."""
+    """The settings that use the first unused split as train, or else the validation or test split."""
     if left:
         return {"train_split": left[0]}
     split, name = next(iter(chosen.items()))
@@ -152,19 +152,19 @@ def _named(split: str, given: str, found: Iterable[str], source: object) -> str:
 def split_column(
     columns: Mapping[str, Collection[Any]], given: str | None, source: object
 ) -> tuple[str, dict[Any, str]] | None:
-    """The column that says which split a row belongs to, with the split's name for each of its values.
+    """Find the column that assigns rows to splits, and the split name that each of its values stands for.
 
     Args:
-        columns: the distinct values of each column that may hold splits: neither images nor labels.
+        columns: the distinct values of each column to consider: not images or labels.
         given: the value of `split_column`; `none` for no column.
         source: the file or dataset, for messages.
 
     Returns:
-        The column and `{value: name}`, for `choose_splits`; spellings that differ by case have one name. A column of
-        yes and no called `is_valid` says validation and train, `is_train` train and test. None without such a column.
+        The column and `{value: name}`, for `choose_splits`; spellings that differ by case share a name. A boolean
+        `is_valid` gives validation and train, a boolean `is_train` train and test. None without such a column.
 
     Raises:
-        UserError: a column looks like a split or holds splits' words, and cannot be used as it is.
+        UserError: `given` is not a column; it is unclear which column holds splits, or what its values mean.
     """
     if is_none(given):
         return None
@@ -182,7 +182,7 @@ def split_column(
         elif any(map(split_of, map(str, values))) and all(map(is_split_like, map(str, values))):
             if _plain(column) in _USUAL_COLUMNS:
                 usual[column] = _names(values)
-            elif len(values) <= _MOST and all(_words(str(value)) <= _ALL for value in values):  # no keys, no paths
+            elif len(values) <= _MOST and all(_words(str(value)) <= _ALL for value in values):  # not keys or paths
                 unusual[column] = _names(values)
     named = [
         column
@@ -194,7 +194,7 @@ def split_column(
         raise _not_words(named[0], columns[named[0]], source)
     found = list(usual) or [column for column, names in unusual.items() if len(set(names.values())) > 1]
     if len(found) > 1 or (found and not usual):
-        what = "all look like the column of splits" if len(found) > 1 else "holds the names of splits"
+        what = "all look like the split column" if len(found) > 1 else "holds names of splits"
         raise UserError(
             f"{source}: {_listed(found)} {what}: set --split_column to {found[0]!r} to use it, or to {NO_SPLIT}",
             fix={"split_column": found[0]},
@@ -207,13 +207,13 @@ def _plain(column: str) -> str:
 
 
 def _names(values: Collection[Any]) -> dict[Any, str]:
-    """A name for each value: the first of its spellings."""
+    """A name for each value: the first of the spellings that differ only in case."""
     first: dict[str, str] = {}
     return {value: first.setdefault(str(value).strip().casefold(), str(value).strip()) for value in values}
 
 
 def _flags(column: str, values: Collection[Any]) -> dict[Any, str] | None:
-    """The splits of a column of yes and no whose own name is a split's, such as `is_valid`; else None."""
+    """The splits of a boolean column named after a split, such as `is_valid`; None for any other column."""
     split = split_of(column)
     answers = {value: str(value).strip().casefold() for value in values}
     if split is None or len(answers) != 2 or not {*answers.values()} <= _YES | _NO:
@@ -232,13 +232,13 @@ def _not_words(column: str, values: Collection[Any], source: object) -> UserErro
     if {*meant.values()} != {*names} or "train" not in meant:
         return UserError(
             f"{source}: split {unknown[0]!r} in the column {column!r} is not one of {', '.join(SPLITS)}: correct it, "
-            f"or set --split_column {NO_SPLIT} to split the rows anew",
+            f"or set --split_column {NO_SPLIT} to ignore the column",
             fix={"split_column": NO_SPLIT},
         )
     settings = {f"{split}_split": name for split, name in meant.items()}
     return UserError(
         f"{source}: the column {column!r} looks like a split and holds {_listed(names)}, none of which is one of "
-        f"{', '.join(SPLITS)}: say which is which, such as --split_column {column!r} "
+        f"{', '.join(SPLITS)}: map them, such as --split_column {column!r} "
         f"{' '.join(f'--{key} {name}' for key, name in settings.items())}, or set --split_column {NO_SPLIT}",
         fix={"split_column": column, **settings},
     )

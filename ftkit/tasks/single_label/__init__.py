@@ -37,9 +37,9 @@ class SingleLabel:
         score: the key of the main metric, which chooses the checkpoint by default and compares runs. It must be a mean
             over images, and greater is better.
         summary: the keys of `metrics.json` that `run.json` repeats.
-        limit: the text for a model card on what the task cannot say, before the names of the classes.
-        logits_meaning: the text for users of an exported model, whose files hold `class_names`.
-        validation_loss: the name of the loss on validation, whatever loss is minimised.
+        limit: the task's limitation, a sentence of the model card that ends with the class names.
+        logits_meaning: how to read the logits, for users of an exported model, whose files hold `class_names`.
+        validation_loss: the name of the loss on validation, whichever loss is trained with.
         data_template: the template of the report's table of the splits.
     """
 
@@ -95,7 +95,7 @@ class SingleLabel:
             "num_labels": len(self.names),
             "id2label": dict(enumerate(self.names)),
             "label2id": numbers,
-            "problem_type": _PROBLEM,  # a pipeline's scores follow from it: a softmax
+            "problem_type": _PROBLEM,  # makes a pipeline compute scores by softmax
         }
 
     def encode(self, dataset: Dataset, split: str) -> Dataset:
@@ -115,7 +115,7 @@ class SingleLabel:
         return dict(zip(self.names, torch.bincount(labels, minlength=len(self.names)).tolist(), strict=True))
 
     def compact(self, labels: torch.Tensor) -> np.ndarray:
-        """The targets as a run stores them, so that a resume finds changed labels: int32 (N,)."""
+        """The targets as a run stores them, so that a resume detects changed labels: int32 (N,)."""
         return labels.cpu().numpy().astype(np.int32)
 
     # Training

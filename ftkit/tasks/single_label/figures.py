@@ -10,7 +10,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from ftkit.tasks.parts import shortened
 
-_NAMED_CLASSES, _COUNTED_CLASSES = 40, 12  # up to this many classes, the matrix shows names, and counts
+_NAMED_CLASSES, _COUNTED_CLASSES = 40, 12  # the most classes for which the matrix shows names, and counts
 
 
 def confusion_matrix(matrix: np.ndarray, names: list[str]) -> Figure:
@@ -47,7 +47,7 @@ def reliability_diagram(bins: list[dict[str, Any]], tempered: list[dict[str, Any
 
     Args:
         bins: the bins of `ftkit.statistics.calibration.reliability`.
-        tempered: the bins with the temperature, or None.
+        tempered: the bins after temperature scaling, or None.
     """
     figure = Figure(figsize=(matplotlib.rcParams["figure.figsize"][0], 4.4))
     axis, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

@@ -1,4 +1,4 @@
-"""Class names that differ in spelling: joined in the data, and matched with those of a model."""
+"""Merges class names that differ only in spelling, and matches the names in data with those of a model."""
 
 import logging
 from collections import Counter
@@ -18,10 +18,10 @@ _SHOWN = 10  # classes in a message
 
 
 def join_similar(splits: dict[str, Dataset], label: str, join: bool | None) -> dict[str, Dataset]:
-    """The splits with names that look alike in the column `label` joined, under the most frequent spelling.
+    """Merge names in the column `label` that look alike, under the most frequent spelling.
 
     Args:
-        join: `merge_similar_labels`; None warns of such names, and False says nothing.
+        join: `merge_similar_labels`; None only warns, and False leaves them as they are.
     """
     counts: Counter[str] = Counter()
     for dataset in splits.values():
@@ -31,12 +31,12 @@ def join_similar(splits: dict[str, Dataset], label: str, join: bool | None) -> d
         return splits
     if join is None:
         logger.warning(
-            "  class names that look alike: %s. merge_similar_labels: true joins them, false says that they are "
-            "different classes",
+            "  class names that look alike: %s. Set merge_similar_labels: true to merge them, or false to keep them "
+            "apart",
             told_apart(groups, counts),
         )
         return splits
-    logger.info("  %-12s class names that look alike: %s", "joined", told_apart(groups, counts))
+    logger.info("  %-12s class names that look alike: %s", "merged", told_apart(groups, counts))
     return {split: _respelled(dataset, label, spelling(counts)) for split, dataset in splits.items()}
 
 
@@ -66,19 +66,20 @@ def _respelled(dataset: Dataset, label: str, spellings: dict[str, str]) -> Datas
 
 
 def as_known(dataset: Dataset, names: list[str], args: DataArguments, what: str) -> Dataset:
-    """`dataset` for a model of the classes `names`: its labels are renumbered by name.
+    """Renumber the labels of `dataset` by name, for a model of the classes `names`.
 
-    `classes` leaves rows out, and with `merge_similar_labels` a name that looks like one of the model's is that class.
+    `args.classes` selects the classes to keep; with `args.merge_similar_labels`, a name that looks like one of the
+    model's counts as that class.
 
     Raises:
-        UserError: a row's class is not in `names`; the message calls the dataset `what`, and says how to go on.
+        UserError: a row's class is not in `names`; `what` names the dataset in the message.
     """
     counts = +_counts(dataset, "label")
     looks = Counter(map(look, names))
     known = {look(name): name for name in names if looks[look(name)] == 1}
     similar = {name: known[look(name)] for name in counts if name not in names and look(name) in known}
     if args.merge_similar_labels and similar:
-        logger.info("  %-12s class names that look like the model's: %s", "joined", _pairs(similar, counts))
+        logger.info("  %-12s class names that look like the model's: %s", "merged", _pairs(similar, counts))
         dataset, similar = _respelled(dataset, "label", similar), {}
     if args.classes is not None:
         dataset = keep_classes(dataset, args.classes, what, names)
@@ -102,17 +103,17 @@ def _unknown(counts: Counter[str], names: list[str], similar: dict[str, str], wh
     how = []
     if joined:
         fix["merge_similar_labels"] = True
-        how.append(f"merge_similar_labels: true joins those that look like the model's ({_pairs(joined, counts)})")
+        how.append(f"merge_similar_labels: true merges those that look like the model's ({_pairs(joined, counts)})")
     if len(joined) < len(unknown) and usable:
         fix["classes"] = usable
         n = sum(count for name, count in counts.items() if joined.get(name, name) in names)
         shown = " ".join(map(repr, usable[:_SHOWN])) + (" …" if len(usable) > _SHOWN else "")
-        how.append(f"classes: {shown} leaves the others out and evaluates {n:,} of {counts.total():,} images")
+        how.append(f"classes: {shown} drops the others and evaluates {n:,} of {counts.total():,} images")
     listed = ", ".join(f"{name!r} ({counts[name]:,} images)" for name in unknown[:_SHOWN])
     return UserError(
         f"{what} has classes that the model does not know: {listed}{_more(unknown)}; it knows "
         f"{', '.join(map(repr, names[:_SHOWN]))}{_more(names)}: "
-        f"{', and '.join(how) or 'labels go by name, so name them as the model does'}",
+        f"{', and '.join(how) or 'labels are matched by name: rename them to those of the model'}",
         fix=fix,
     )
 

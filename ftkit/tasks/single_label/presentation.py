@@ -1,4 +1,4 @@
-"""Class labels in the report, the model card and the gallery."""
+"""How predicted classes are shown in the report, the model card and the gallery."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ftkit.tasks.single_label.predictions import Predictions
 
 _CONFUSIONS = 10
 _PICTURES = 24  # images of each kind
-_LIKELIEST = 5  # classes that the larger picture lists
+_LIKELIEST = 5  # classes listed with an enlarged image
 
 
 def section(metrics: dict[str, Any], predictions: Predictions) -> Section:
@@ -87,7 +87,7 @@ def _first(chosen: np.ndarray, order: np.ndarray) -> np.ndarray:
 def caption(predictions: Predictions, position: int) -> dict[str, Any]:
     """The caption of an image in the gallery: `label`, `predicted`, its `probability`, and the `likeliest` classes.
 
-    Of the true class also the `rank`, from 0, and the probability, `of_label`.
+    For the true class, also its `rank`, from 0, and its probability, `of_label`.
     """
     names = predictions.task.names
     return {

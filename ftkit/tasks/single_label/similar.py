@@ -1,4 +1,4 @@
-"""Class names that look alike: the same to a reader, and other classes to a program."""
+"""Class names that look the same to a reader, but are different strings."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ def _without_invisible(name: str) -> str:
     return "".join(c for c in name if unicodedata.category(c) != "Cf")
 
 
-# What makes names look alike, in the order in which it is removed.
+# Differences that a reader overlooks, in the order in which they are removed.
 _DIFFERENCES: dict[str, Callable[[str], str]] = {
     "invisible characters": _without_invisible,
     "Unicode form": lambda name: unicodedata.normalize("NFKC", name),
@@ -23,11 +23,11 @@ _DIFFERENCES: dict[str, Callable[[str], str]] = {
     "the number of spaces": lambda name: re.sub(r"\s+", " ", name),
     "spaces at the ends": str.strip,
 }
-_HIDDEN = {"invisible characters", "Unicode form"}  # differences that quotes alone do not show
+_HIDDEN = {"invisible characters", "Unicode form"}  # differences that show only when escaped
 
 
 def look(name: str, but: str = "") -> str:
-    """A name without all that makes no difference to a reader, except the difference `but`."""
+    """A name without the differences that a reader overlooks, except the difference `but`."""
     for difference, remove in _DIFFERENCES.items():
         if difference != but:
             name = remove(name)
@@ -43,7 +43,7 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 
 
 def told_apart(groups: list[list[str]], counts: Mapping[str, int]) -> str:
-    """The groups, quoted, with what differs and with `counts` of images, for a message."""
+    """The groups as text for a message: quoted names, their `counts` of images, and how they differ."""
     listed = []
     for group in groups[:_SHOWN]:
         differences = _differences(group)
@@ -55,13 +55,13 @@ def told_apart(groups: list[list[str]], counts: Mapping[str, int]) -> str:
 
 
 def _differences(group: list[str]) -> list[str]:
-    """What differs: all that must be removed, or the first that does if several do."""
+    """The differences that must be removed to make the names equal; if none must be, the first that helps."""
     needed = [difference for difference in _DIFFERENCES if len({look(name, but=difference) for name in group}) > 1]
     return needed or [next(d for d, remove in _DIFFERENCES.items() if len(set(map(remove, group))) < len(group))]
 
 
 def spelling(counts: Counter[str]) -> dict[str, str]:
-    """For each name that looks like others, the most frequent of their spellings; of equals, the cleanest."""
+    """For each name that looks like others, the most frequent of their spellings; in a tie, the cleanest."""
     found: dict[str, str] = {}
     for group in alike(counts):
         best = max(group, key=lambda name: (counts[name], _is_clean(name)))
@@ -70,12 +70,12 @@ def spelling(counts: Counter[str]) -> dict[str, str]:
 
 
 def _is_clean(name: str) -> bool:
-    """Whether a name is composed (NFC), without invisible characters and needless spaces."""
+    """Whether a name is composed (NFC), without invisible characters and extra spaces."""
     return name == " ".join(unicodedata.normalize("NFC", _without_invisible(name)).split())
 
 
 def look_like(names: list[str], known: list[str]) -> str:
-    """`names` beside the `known` ones that each looks like, for a message; empty if one looks like none."""
+    """`names` with the `known` names that they look like, for a message; empty unless each looks like one."""
     looks = set(map(look, known))
     if not names or not all(look(name) in looks for name in names):
         return ""

@@ -1,4 +1,4 @@
-"""The last batch of an epoch, which may hold a single image: BatchNorm has no statistics of one value."""
+"""Checks the last batch of an epoch, which may hold a single image: BatchNorm needs several values per channel."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ftkit.models.first_pass import FAILURES, forward, reason
 
 
 def smallest_batch(args: TrainingArguments, images: int) -> int:
-    """The number of images in the smallest batch of a process."""
+    """The number of images in the smallest batch that a process gets."""
     rest = 0 if args.dataloader_drop_last else images % (args.per_device_train_batch_size * args.world_size)
     return max(rest // args.world_size, 1) if rest else args.per_device_train_batch_size
 
@@ -25,7 +25,7 @@ def check_single_image(model: Any, pixel_values: torch.Tensor, args: TrainingArg
         images: number of images that the stage trains on.
 
     Raises:
-        UserError: it cannot, as a BatchNorm of 1 x 1 features.
+        UserError: it cannot, for example because of a BatchNorm of 1 x 1 features.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -39,8 +39,8 @@ def check_single_image(model: Any, pixel_values: torch.Tensor, args: TrainingArg
             fix["dataloader_drop_last"] = True
         settings = " and ".join(f"{key}: {str(value).lower()}" for key, value in fix.items())
         raise UserError(
-            f"per_device_train_batch_size: {size}: the last of the {images:,} images makes a batch alone, and "
-            f"BatchNorm needs two ({reason(error)}): set {settings}"
+            f"per_device_train_batch_size: {size}: the last of the {images:,} images is a batch of its own, but "
+            f"BatchNorm needs two images ({reason(error)}): set {settings}"
             f"{f' or per_device_train_batch_size: {other}' if other and size > 1 else ''}",
             fix=fix,
         ) from error
