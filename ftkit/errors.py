@@ -227,6 +227,12 @@ def without_tokens(text: str) -> str:
     return _TOKEN.sub("hf_…", text)
 
 
+def listed(names: Iterable[str], most: int = 5) -> str:
+    """The first `most` names, and the number of the others: `"a, b and 3 more"`."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
     """`" (did you mean 'a' or 'b'?)"` for the valid names closest to `name`, or an empty string."""
     close = difflib.get_close_matches(name, valid, n=n, cutoff=0.6)

@@ -8,10 +8,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from transformers import PreTrainedConfig
 
 from ftkit.config import local_model
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 
 from .anatomy import plain_name
-from .loading import check_numbers, check_whole, few, load_from, stored_weights
+from .loading import check_numbers, check_whole, load_from, stored_weights
 
 _NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)  # of PEFT's files
 
@@ -54,7 +54,8 @@ def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) 
     missing, unknown = sorted(saved - given.keys()), sorted(given.keys() - saved)
     if missing or unknown:
         raise UserError(
-            f"model: the adapters in {place} do not fit their adapter_config.json (missing: {few(missing) or 'none'}; "
-            f"fit nowhere: {few(unknown) or 'none'}): take the files that were saved together"
+            f"model: the adapters in {place} do not fit their adapter_config.json (missing: "
+            f"{listed(missing) or 'none'}; fit nowhere: {listed(unknown) or 'none'}): take the files that were saved "
+            "together"
         )
     return model

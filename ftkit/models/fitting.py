@@ -94,7 +94,8 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     for other in [wanted.fit] if fit else [wanted.fit, *others]:
         if (found := _with_settings(processor, now, Geometry(wanted.size, other))) is not None:
             return found
-    can = [other for other in others if _with_settings(processor, now, Geometry(wanted.size, other)) is not None]
+    tried = others if fit else []  # without image_fit, all have failed above
+    can = [other for other in tried if _with_settings(processor, now, Geometry(wanted.size, other)) is not None]
     raise UserError(
         f"image_fit: {kind}, which is saved with the model, cannot {wanted.fit} images to "
         f"{wanted.size[0]} x {wanted.size[1]} pixels: {f'set it to {can[0]}' if can else 'leave image_size out'}",

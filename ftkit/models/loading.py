@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from ftkit.compat.transformers import forget_renaming
 from ftkit.config import local_model
 from ftkit.config.arguments.model import WEIGHTS_SUFFIXES
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 
 logger = logging.getLogger(__name__)
 UnpicklingError = pickle.UnpicklingError
@@ -33,7 +33,6 @@ _NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDE
 _LONGEST = 300  # characters of a library's message
 _SAMPLE = 1000  # values of a tensor that are checked for integers
 FULL_PRECISION = "use the original model, or save model.dequantize() with transformers"
-_SHOWN = 5  # tensors in a message
 _DEPTH = 6  # the most parts that wrappers put before a tensor's name
 # Suffixes of tensors that are not weights, from older versions of models and from FLOP counters.
 _NOT_WEIGHTS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids",
@@ -128,21 +127,21 @@ def check_whole(
     if lacking:
         there = {name: f" instead of {tuple(shape)}" for name, shape in loaded.lacking.items() if shape is not None}
         names = [f"{name} {tuple(own[name].shape)}{there.get(name, '')}" for name in lacking]
-        keys = f"; {len(left)} key{'s'[: len(left) > 1]} of the file fit nowhere: {few(left)}" if left else ""
+        keys = f"; {len(left)} key{'s'[: len(left) > 1]} of the file fit nowhere: {listed(left)}" if left else ""
         raise UserError(
             f"model: {source} does not fit {type(model).__name__}: {len(lacking)} of its {len(own)} tensors get no "
-            f"weights, such as {few(names)}{keys}: {fix}"
+            f"weights, such as {listed(names)}{keys}: {fix}"
         )
     replaced = {name.rpartition(".")[0] for name in allowed}
     alien = [name for name in loaded.unused if name.rpartition(".")[0] not in replaced and _is_of_layers(name, model)]
     if alien:
         raise UserError(
-            f"model: {source} holds weights of layers that {type(model).__name__} does not have: {few(alien)}; without"
-            f" them its predictions would be wrong: {fix}"
+            f"model: {source} holds weights of layers that {type(model).__name__} does not have: {listed(alien)}; "
+            f"without them its predictions would be wrong: {fix}"
         )
     check_numbers(own, source, buffers={name for name, _ in model.named_buffers()})
     if left:
-        logger.info("weights: %s: not used, since the model has no such tensors: %s", source, few(left))
+        logger.info("weights: %s: not used, since the model has no such tensors: %s", source, listed(left))
 
 
 def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Iterable[str] = ()) -> None:
@@ -155,14 +154,14 @@ def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Ite
     first = {name: value.flatten()[:_SAMPLE] for name, value in weights.items() if value.ndim > 1 and value.numel()}
     if whole := [name for name, some in first.items() if some.abs().max() > 1 and bool((some == some.round()).all())]:
         raise UserError(
-            f"model: {source} holds integers as weights, like a quantised model: {few(whole)}: {FULL_PRECISION}"
+            f"model: {source} holds integers as weights, like a quantised model: {listed(whole)}: {FULL_PRECISION}"
         )
     broken = [name for name, value in tensors.items() if bool(value.isnan().any())]
     broken += [name for name, value in weights.items() if name not in broken and bool(value.isinf().any())]
     if broken:
         raise UserError(
             f"model: {source} holds NaN or infinite values in {len(broken)} of {len(tensors)} "
-            f"tensors: {few(broken)}: use a checkpoint from before training diverged"
+            f"tensors: {listed(broken)}: use a checkpoint from before training diverged"
         )
 
 
@@ -190,10 +189,10 @@ def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
         )
     used = {found[0], *(_shards(folder / found[0]) if found[0].endswith(".json") else ())}
     if missing := sorted(name for name in used if not (folder / name).is_file()):
-        raise UserError(f"model: {folder} lacks the weights files {few(missing)}: copy or download it again")
+        raise UserError(f"model: {folder} lacks the weights files {listed(missing)}: copy or download it again")
     others = [*found[1:], *(name for name in files if re.match(r".*model.*\.", name) and name not in found)]
     if left := [name for name in others if name not in used]:
-        logger.info("weights: from %s; not used: %s", found[0], few(left))
+        logger.info("weights: from %s; not used: %s", found[0], listed(left))
 
 
 def _shards(index: Path) -> set[str]:
@@ -253,9 +252,3 @@ def _is_of_layers(name: str, model: nn.Module) -> bool:
 def _unnumbered(name: str) -> str:
     """A tensor's name with `*` for the numbers of blocks and layers."""
     return re.sub(r"\d+(?=\.|$)", "*", name)
-
-
-def few(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

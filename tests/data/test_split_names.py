@@ -97,6 +97,7 @@ def test_a_column_of_yes_and_no(column, yes, no, values):
     [
         ({"kind": ["train", "test"]}, {"split_column": "kind"}),
         ({"split": ["train", "odd"]}, {"split_column": "none"}),
+        ({"split": ["eval", "extra"]}, {"split_column": "none"}),
         ({"subset": ["train", "odd"]}, {"split_column": "none"}),
         ({"split": WORDS, "subset": WORDS}, {"split_column": "split"}),
         ({"fold": [0, 1, 2, 3, 4]}, {"split_column": "none"}),

@@ -16,9 +16,9 @@ from datasets.exceptions import DatasetGenerationError
 from ftkit.data.pixels.keys import file_state
 from ftkit.errors import UserError, unwritable
 
-from .locate import is_image_name
 from .origins import PLACE
 from .split_names import is_split_like, split_of
+from .suffixes import is_image_name
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TESTED = 1000  # members that show what an archive holds

@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.files import natural_sorted
 
 from .ledger import UNUSED_SPLIT, Folder, Ledger
@@ -19,7 +19,6 @@ from .split_folders import (
     classes_hold_splits,
     inner_folder,
     is_documents,
-    listed,
     settings_text,
     split_folders,
     suffixes_below,

@@ -148,9 +148,9 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     shards = [file for file in parquet if holds_pictures(file)]
     tables, others = find_tables(root, args)
+    unclear = [error for error in others.values() if not isinstance(error, NoListing)]
     named = args.image_column is not None or args.label_column is not None
     if _holds_class_folders(root) and not (named and (tables or shards)):
-        unclear = [error for error in others.values() if not isinstance(error, NoListing)]
         if unclear and _are_numbered(root):
             raise unclear[0]
         of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
@@ -173,7 +173,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     if shards:
         _leave(ledger, path, others)
         return _read_shards("parquet", shards, path, args, ledger)
-    if unclear := [error for error in others.values() if not isinstance(error, NoListing)]:
+    if unclear:
         raise unclear[0]
     archives = [file for file in files if is_archive(file)]
     if archives and not root.holds_images:
@@ -183,14 +183,15 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         ledger.read(archives)
         return choose_datasets(read_archives(archives), args, ledger, path)
     _leave(ledger, path, others)
-    hints = [*map(str, others.values()), *_classes_in_names(root)]
+    in_names = _classes_in_names(root)
+    hints = [*map(str, others.values()), *in_names]
     try:
         found = read_class_folders(root, args, ledger)
     except UserError as error:
         if error.fix or not hints:
             raise
         raise UserError(". ".join([str(error), *hints])) from None
-    for hint in _classes_in_names(root):
+    for hint in in_names:
         logger.warning("%s", hint)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 from ftkit.console import fact
 from ftkit.data.feeding.tensors import Images
 
-from .suffixes import image_suffixes, plugin_of
+from .suffixes import image_suffixes, is_image_name, plugin_of
 
 logger = logging.getLogger(__name__)
 _SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir"}
@@ -46,8 +46,7 @@ class Folder:
     @cached_property
     def images(self) -> list[Path]:
         """The image files in the folder itself."""
-        suffixes = image_suffixes()
-        return [self.path / name for name in self.files if os.path.splitext(name)[1].lower() in suffixes]
+        return [self.path / name for name in self.files if is_image_name(name)]
 
     def below(self) -> Iterator["Folder"]:
         """This folder and all folders below it."""
@@ -58,8 +57,7 @@ class Folder:
     @cached_property
     def holds_images(self) -> bool:
         """Whether there is an image file in the folder or below it."""
-        suffixes = image_suffixes()
-        return any(os.path.splitext(name)[1].lower() in suffixes for inner in self.below() for name in inner.files)
+        return any(is_image_name(name) for folder in self.below() for name in folder.files)
 
     @cached_property
     def with_images(self) -> dict[str, "Folder"]:
@@ -125,10 +123,10 @@ class Ledger:
             hidden += folder.hidden
             for circle in folder.circles:
                 counts[str(circle.relative_to(root.path)), _CIRCLE] = Counter([""])
-            reason = None
-            for path, why in self._reasons.items():
-                if f"{there}/".startswith(f"{path}/"):
-                    where, reason = os.path.relpath(path, os.path.abspath(root.path)), why
+            above = [path for path in self._reasons if f"{there}/".startswith(f"{path}/")]
+            reason = self._reasons[deepest] if (deepest := max(above, key=len, default=None)) else None
+            if deepest:
+                where = os.path.relpath(deepest, os.path.abspath(root.path))
             for name in folder.files:
                 if os.path.join(there, name) not in known:
                     suffix = os.path.splitext(name)[1]

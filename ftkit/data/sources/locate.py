@@ -4,16 +4,10 @@ import os.path
 import unicodedata
 from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from .ledger import scan
 from .split_names import split_of
-from .suffixes import image_suffixes
-
-
-def is_image_name(text: str) -> bool:
-    """Whether a text ends with the suffix of an image file."""
-    return PurePosixPath(text.strip().replace("\\", "/")).suffix.lower() in image_suffixes()
 
 
 class ImageFiles:

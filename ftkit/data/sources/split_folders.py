@@ -1,12 +1,12 @@
 """Which of the folders in a folder are splits, and which are classes."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 
 from .ledger import Folder, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of
@@ -156,9 +156,3 @@ def _verb(names: list[str], verb: str) -> str:
 def settings_text(fix: dict[str, str]) -> str:
     """Settings as on the command line."""
     return " ".join(f"--{key} {value}" for key, value in fix.items())
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and the number of the others."""
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
-from ftkit.errors import UserError, nearest
+from ftkit.errors import UserError, listed, nearest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -105,7 +105,7 @@ def choose_splits(
         if given[split] is None and called:
             chosen[split] = min(called, key=lambda name: (name.casefold() not in SPLIT_NAMES[split], len(name)))
             if len(called) > 1:
-                problems.append(f"{_listed(called)} all look like {split}")
+                problems.append(f"{listed(called)} all look like {split}")
                 fix[f"{split}_split"] = chosen[split]
     left = [name for name in found if name not in chosen.values()]
     if not chosen and len(left) == 1 and not _words(left[0]) & (_EITHER | _FURTHER):
@@ -114,7 +114,7 @@ def choose_splits(
         fix |= _without_train(left, chosen)
         chosen["train"] = fix["train_split"]
         problems.append(
-            f"none of {_listed(found)} is called train" if left else f"no train split beside {chosen['train']}"
+            f"none of {listed(found)} is called train" if left else f"no train split beside {chosen['train']}"
         )
     missing = [split for split in ("test", "validation") if split not in chosen and given[split] is None]
     unclear = [name for name in found if name not in chosen.values() and _words(name) & _EITHER]
@@ -125,7 +125,7 @@ def choose_splits(
         settings = " ".join(f"--{key} {name}" for key, name in fix.items())
         raise UserError(f"{source}: {'; '.join(problems)}: name the splits, such as {settings}", fix=fix)
     if left and "train" in chosen:
-        logger.info("  %-12s splits of %s: %s", "not used", source, _listed(left))
+        logger.info("  %-12s splits of %s: %s", "not used", source, listed(left))
     return {split: found[chosen[split]] for split in SPLITS if split in chosen}
 
 
@@ -146,7 +146,7 @@ def _named(split: str, given: str, found: Iterable[str], source: object) -> str:
     ):
         if len(matches) == 1:
             return matches[0]
-    raise UserError(f"{split}_split: {given!r} is not a split of {source}{nearest(given, found)}: {_listed(found)}")
+    raise UserError(f"{split}_split: {given!r} is not a split of {source}{nearest(given, found)}: {listed(found)}")
 
 
 def split_column(
@@ -171,7 +171,7 @@ def split_column(
     if given is not None:
         if given not in columns:
             raise UserError(
-                f"split_column: {given!r} is not a column of {source}{nearest(given, columns)}: {_listed(columns)}"
+                f"split_column: {given!r} is not a column of {source}{nearest(given, columns)}: {listed(columns)}"
             )
         return given, _flags(given, columns[given]) or _names(columns[given])
     usual: dict[str, dict[Any, str]] = {}
@@ -196,7 +196,7 @@ def split_column(
     if len(found) > 1 or (found and not usual):
         what = "all look like the split column" if len(found) > 1 else "holds names of splits"
         raise UserError(
-            f"{source}: {_listed(found)} {what}: set --split_column to {found[0]!r} to use it, or to {NO_SPLIT}",
+            f"{source}: {listed(found)} {what}: set --split_column to {found[0]!r} to use it, or to {NO_SPLIT}",
             fix={"split_column": found[0]},
         )
     return (found[0], usual[found[0]]) if found else None
@@ -224,26 +224,21 @@ def _flags(column: str, values: Collection[Any]) -> dict[Any, str] | None:
 
 def _not_words(column: str, values: Collection[Any], source: object) -> UserError:
     names = sorted({*_names(values).values()})
-    unknown = [name for name in names if split_of(name) is None and not is_split_like(name)]
+    wrong = next((name for name in names if not is_split_like(name)), names[0])
     short = {split: [name for name in names if split.startswith(name.casefold())] for split in SPLITS}
     meant = {split: found[0] for split, found in short.items() if len(found) == 1}
     if {*names} == {"0", "1", "2"} or {*names} == {"0", "1"}:
         meant = dict(zip(SPLITS if len(names) == 3 else ("train", "test"), names, strict=True))
     if {*meant.values()} != {*names} or "train" not in meant:
         return UserError(
-            f"{source}: split {unknown[0]!r} in the column {column!r} is not one of {', '.join(SPLITS)}: correct it, "
+            f"{source}: split {wrong!r} in the column {column!r} is not one of {', '.join(SPLITS)}: correct it, "
             f"or set --split_column {NO_SPLIT} to ignore the column",
             fix={"split_column": NO_SPLIT},
         )
     settings = {f"{split}_split": name for split, name in meant.items()}
     return UserError(
-        f"{source}: the column {column!r} looks like a split and holds {_listed(names)}, none of which is one of "
+        f"{source}: the column {column!r} looks like a split and holds {listed(names)}, none of which is one of "
         f"{', '.join(SPLITS)}: map them, such as --split_column {column!r} "
         f"{' '.join(f'--{key} {name}' for key, name in settings.items())}, or set --split_column {NO_SPLIT}",
         fix={"split_column": column, **settings},
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

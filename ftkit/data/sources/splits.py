@@ -20,7 +20,7 @@ from ftkit.data.sources.split_names import (
     split_column,
     split_of,
 )
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, own_columns, type_name
 
@@ -204,8 +204,7 @@ def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset
     logger.info("%s: carved %d of %d images out of train, stratified", split, len(carved), len(train))
     rest, part = train.select(kept), train.select(carved)
     if single:
-        listed = ", ".join(single[:5]) + (f" and {len(single) - 5} more" if len(single) > 5 else "")
-        logger.info("  the only image of %s stays in train", listed)
+        logger.info("  the only image of %s stays in train", listed(single))
     if without := sum(count == 0 for count in task.counts(task.tensor(part)).values()):
         logger.info("  %d of %d classes are too small to have an image in %s", without, len(task.names), split)
     return rest, part

@@ -1,6 +1,7 @@
 """The suffixes of image files."""
 
 from functools import cache
+from pathlib import PurePosixPath
 
 from PIL import Image
 
@@ -23,3 +24,8 @@ def image_suffixes() -> frozenset[str]:
 def plugin_of(suffix: str) -> str | None:
     """What `pip install` takes to read images with this suffix, which are not read now; None if no package does."""
     return None if suffix in image_suffixes() else _PACKAGES.get(suffix)
+
+
+def is_image_name(text: str) -> bool:
+    """Whether a text ends with the suffix of an image file."""
+    return PurePosixPath(text.strip().replace("\\", "/")).suffix.lower() in image_suffixes()

@@ -8,9 +8,10 @@ from ftkit.errors import UserError
 
 from .ledger import Folder
 from .listings import Listing, read_listing
-from .locate import ImageFiles, is_image_name
+from .locate import ImageFiles
 from .pictures import holds_pictures
 from .split_names import is_none, is_split_like, split_of
+from .suffixes import is_image_name
 from .table_columns import sample
 from .tables import TEXT_SUFFIXES, NoListing
 

@@ -15,8 +15,8 @@ from datasets import ClassLabel, Dataset
 
 from ftkit.errors import UserError
 
-from .locate import is_image_name
 from .split_names import split_of
+from .suffixes import is_image_name
 
 CSV_SUFFIXES = (".csv", ".tsv", ".txt")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".ndjson", ".json")

@@ -65,7 +65,7 @@ def reliability_diagram(bins: list[dict[str, Any]], tempered: list[dict[str, Any
     axis.set_ylabel("accuracy")
     axis.legend(fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, columnspacing=1, handletextpad=0.4)
     middles = [(b["low"] + b["high"]) / 2 for b in bins]
-    counts.bar(middles, [b["n"] for b in bins], width=0.9 / 15, color="C0")
+    counts.bar(middles, [b["n"] for b in bins], width=[0.9 * (b["high"] - b["low"]) for b in bins], color="C0")
     counts.set_yscale("log")
     counts.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     counts.set_ylabel("images")
