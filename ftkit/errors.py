@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -225,6 +226,14 @@ def printable(text: str, but: str = "") -> str:
 def without_tokens(text: str) -> str:
     """The text without tokens of the Hub."""
     return _TOKEN.sub("hf_…", text)
+
+
+def as_options(settings: dict[str, Any]) -> str:
+    """Settings as on a command line, quoted for a shell: `--train_split 'Training Set'`. Long lists are cut."""
+    given = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+    return " ".join(
+        f"--{key} {shlex.join(map(str, values[:5]))}{' …' * (len(values) > 5)}" for key, values in given.items()
+    )
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:

@@ -151,17 +151,17 @@ def check_numbers(tensors: Mapping[str, torch.Tensor], source: str, buffers: Ite
         UserError: they are not; the message names their tensors.
     """
     weights = {name: tensors[name] for name in sorted(tensors.keys() - set(buffers))}
-    first = {name: value.flatten()[:_SAMPLE] for name, value in weights.items() if value.ndim > 1 and value.numel()}
-    if whole := [name for name, some in first.items() if some.abs().max() > 1 and bool((some == some.round()).all())]:
-        raise UserError(
-            f"model: {source} holds integers as weights, like a quantised model: {listed(whole)}: {FULL_PRECISION}"
-        )
     broken = [name for name, value in tensors.items() if bool(value.isnan().any())]
     broken += [name for name, value in weights.items() if name not in broken and bool(value.isinf().any())]
     if broken:
         raise UserError(
             f"model: {source} holds NaN or infinite values in {len(broken)} of {len(tensors)} "
             f"tensors: {listed(broken)}: use a checkpoint from before training diverged"
+        )
+    first = {name: value.flatten()[:_SAMPLE] for name, value in weights.items() if value.ndim > 1 and value.numel()}
+    if whole := [name for name, some in first.items() if some.abs().max() > 1 and bool((some == some.round()).all())]:
+        raise UserError(
+            f"model: {source} holds integers as weights, like a quantised model: {listed(whole)}: {FULL_PRECISION}"
         )
 
 

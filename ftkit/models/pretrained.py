@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ftkit.config import ModelArguments, local_model, weights_file
+from ftkit.config.arguments.model import WEIGHTS_SUFFIXES, as_path
 from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
 
@@ -46,7 +47,7 @@ def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tupl
         timm_models.name_classes(config)
         adapted = find_adapter_config_file(place, revision=revision) is not None
         model = with_adapters(place, config, source) if adapted else _whole(place, config, source)
-        return model, AutoImageProcessor.from_pretrained(place, **source)
+        return model, _processor(place, source)
 
     return _loading(place, saved)
 
@@ -83,7 +84,7 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
     say_dropout(model.config)
-    processor = _loading(place, lambda: AutoImageProcessor.from_pretrained(place, **source))
+    processor = _loading(place, lambda: _processor(place, source))
     if pretrained and channels_of(model.config) == 1 < channels_of(theirs):
         processor = average_normalization(model.config, processor)
     return model, fit_processor(model.config, processor, args.size, args.image_fit)
@@ -135,11 +136,42 @@ def _whole(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PreT
     return loaded.model
 
 
+def _processor(place: str, source: dict[str, Any]) -> Any:
+    """The image processor of a saved model; a timm model keeps it in its config."""
+    try:
+        return AutoImageProcessor.from_pretrained(place, **source)
+    except OSError:
+        if (folder := local_model(place)) is None or (folder / "preprocessor_config.json").is_file():
+            raise
+        raise UserError(
+            f"model: {place} lacks preprocessor_config.json, which says how images become the model's input: copy it "
+            "from where the weights come from, or write it with transformers: "
+            f"ViTImageProcessor(size=…, image_mean=…, image_std=…).save_pretrained({str(folder)!r})"
+        ) from None
+
+
+def _check_folder(place: str) -> None:
+    """Refuse a folder that is no saved model, which would be looked up on the Hub.
+
+    Raises:
+        UserError: the folder has no config.json.
+    """
+    if not (folder := as_path(place)).is_dir():
+        return
+    lacks = f"model: {place} is a folder without config.json"
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{lacks}: its adapters need the config.json of their base model, with the classes: add it")
+    file = next((path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS_SUFFIXES), None)
+    load = f", or fine-tune from its weights: --model {file} --architecture <name>" if file else ""
+    raise UserError(f"{lacks}: expected the folder of a saved model{load}")
+
+
 def _loading(place: str, load: Callable[[], T]) -> T:
     """Call `load`; an error becomes a `UserError` that names the model."""
     try:
         if local_model(place) is not None:
             return load()
+        _check_folder(place)
         fix = "give --model the folder of a saved model"
         return from_hub(load, what=f"model {place} (there is no such folder)", fix=fix)
     except DAMAGED as error:

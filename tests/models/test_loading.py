@@ -391,3 +391,29 @@ def test_adapters_need_a_whole_base_and_their_file(saved_models, adapters, with_
     shutil.copy(saved_models / "vit" / "model.safetensors", adapters)
     with refused("adapters (adapter_config.json) and a full model (model.safetensors)", "delete"):
         Classifier.load(str(adapters))
+
+
+def test_a_folder_that_is_no_saved_model_is_not_looked_up_on_the_hub(tmp_path, refused):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with refused("is a folder without config.json", "--architecture", tmp_path / "model.safetensors"):
+        Classifier.load(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with refused("is a folder without config.json", "adapters need the config.json of their base model"):
+        build(tmp_path)
+
+
+def test_a_missing_image_processor_is_named(saved_models, tmp_path, refused):
+    folder = shutil.copytree(saved_models / "vit", tmp_path / "vit")
+    (folder / "preprocessor_config.json").unlink()
+    with refused("lacks preprocessor_config.json", "copy it", "save_pretrained"):
+        Classifier.load(str(folder))
+    with refused("lacks preprocessor_config.json"):
+        build(folder)
+
+
+def test_infinite_weights_are_no_integers(saved_models, with_tensors, refused):
+    def infinite(tensors):
+        return tensors | {"classifier.weight": torch.full_like(tensors["classifier.weight"], torch.inf)}
+
+    with refused("NaN or infinite values in 1 of", "classifier.weight"):
+        Classifier.load(str(with_tensors("vit", infinite)))

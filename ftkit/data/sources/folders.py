@@ -7,7 +7,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
-from ftkit.errors import UserError, listed
+from ftkit.errors import UserError, as_options, listed
 from ftkit.files import natural_sorted
 
 from .ledger import UNUSED_SPLIT, Folder, Ledger
@@ -19,7 +19,6 @@ from .split_folders import (
     classes_hold_splits,
     inner_folder,
     is_documents,
-    settings_text,
     split_folders,
     suffixes_below,
     unread,
@@ -107,7 +106,7 @@ def _splits_in_classes(root: Folder, args: DataArguments) -> dict[str, Rows]:
                 fix |= error.fix
             raise UserError(
                 f"data_dir: {root.path}: {first.path.name} holds splits of its own ({listed(first.with_images)}): "
-                f"set {settings_text(fix)} to train on it, or --train_split {HERE} if each folder is a class",
+                f"set {as_options(fix)} to train on it, or --train_split {HERE} if each folder is a class",
                 fix=fix,
             )
         if args.names_class(name):
@@ -152,8 +151,8 @@ def _check_nesting(root: Folder, args: DataArguments) -> None:
             others = natural_sorted(classes.keys() - {name})
             raise UserError(
                 f"data_dir: {classes[name].path} holds folders of the same names as classes beside it "
-                f"({listed(natural_sorted(inner & classes.keys()))}): move it away, or leave it out with --classes "
-                f"{' '.join(others[:5])}{' …' * (len(others) > 5)}, or set --train_split {HERE} if it is a class",
+                f"({listed(natural_sorted(inner & classes.keys()))}): move it away, or leave it out with "
+                f"{as_options({'classes': others})}, or set --train_split {HERE} if it is a class",
                 fix={"classes": others},
             )
     first = next(iter(within.values()), set())
@@ -172,7 +171,7 @@ def _check_empty(folder: Folder, root: Folder, split: str) -> None:
     if is_documents(folder) or (not suffixes and split != "train"):
         return
     others = natural_sorted(root.with_images)
-    advice = f" or leave it out with --classes {' '.join(others[:5])}{' …' if len(others) > 5 else ''}"
+    advice = f" or leave it out with {as_options({'classes': others})}"
     raise UserError(
         f"data_dir: the class folder {folder.path} holds no image that ftkit reads{unread(folder)}: add some, remove "
         f"it,{advice}",

@@ -24,7 +24,7 @@ from .ledger import Folder, Ledger
 from .listings import Listing, read_listing, read_listings
 from .locate import ImageFiles
 from .paths import is_below, named_files
-from .pictures import first_rows, holds_pictures, picture_columns
+from .pictures import first_rows, holds_pictures, is_damaged, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
 from .shards import SHARDS, find_shards, read_shards, used
 from .split_names import is_split_like, split_of
@@ -158,9 +158,10 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         for table in tables:
             if table.names_images:
                 table.check_against_folders(root)
-        if shards:
-            raise _several(path, "class folders", shards[0])
-        _leave(ledger, path, others | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
+        damaged = {shard: "cannot be read as parquet" for shard in shards if is_damaged(shard)}
+        if whole := [shard for shard in shards if shard not in damaged]:
+            raise _several(path, "class folders", whole[0])
+        _leave(ledger, path, others | damaged | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
         return _read_class_folders(root, of_splits, args, ledger)
     if tables and shards and not named:
         raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])

@@ -12,7 +12,7 @@ from datasets import DatasetDict
 
 from ftkit.config import DataArguments
 from ftkit.console import fact
-from ftkit.errors import UserError
+from ftkit.errors import UserError, as_options
 
 from .folders import by_name
 from .ledger import UNUSED_SPLIT, Folder, Ledger
@@ -72,7 +72,10 @@ class Listing:
         ):
             what = "splits of its own"
         elif 2 * len(rows) >= sum(len(inner.images) for inner in folder.below()) and not any(
-            all(value in parts for value, parts in zip(self.table[column].iloc[rows], folders, strict=True))
+            all(
+                isinstance(value, str) and value in parts
+                for value, parts in zip(self.table[column].iloc[rows], folders, strict=True)
+            )
             for column in self.table.columns
         ):
             what = "other labels"
@@ -81,7 +84,7 @@ class Listing:
         fix = {"image_column": self.image} | ({} if self.label == _FOLDER else {"label_column": self.label})
         raise UserError(
             f"data_dir: {root} holds class folders, and {self.path.relative_to(root)} lists their images with {what}: "
-            f"to read the table, set {' '.join(f'--{key} {name!r}' for key, name in fix.items())}; to read the "
+            f"to read the table, set {as_options(fix)}; to read the "
             "folders, move it elsewhere",
             fix=fix,
         )

@@ -55,7 +55,7 @@ class ImageFiles:
 
     def names_images(self, texts: Iterable[str | None], split: str | None) -> bool:
         """Whether at least half of these texts name exactly one image file."""
-        found = [text is not None and len(self.find(text, split)) == 1 for text in texts]
+        found = [isinstance(text, str) and len(self.find(text, split)) == 1 for text in texts]
         return bool(found) and 2 * sum(found) >= len(found)
 
 

@@ -25,10 +25,16 @@ _SAMPLE = 8  # rows that show what a column holds
 
 def holds_pictures(path: Path) -> bool:
     """Whether a column of a parquet file holds images; true for a damaged file, which its reader names."""
+    return is_damaged(path) or bool(picture_columns(first_rows(path)))
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a parquet file cannot be read."""
     try:
-        return bool(picture_columns(first_rows(path)))
+        first_rows(path)
     except (OSError, pa.ArrowException, ValueError):
         return True
+    return False
 
 
 def first_rows(path: Path) -> Dataset:

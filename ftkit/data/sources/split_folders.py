@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
-from ftkit.errors import UserError, listed
+from ftkit.errors import UserError, as_options, listed
 
 from .ledger import Folder, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of
@@ -43,7 +43,7 @@ def check_overlooked(whole: Folder, root: Folder, chosen: Mapping[str, object], 
         names, splits = list(found.values()), " and ".join(found)
         raise UserError(
             f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and holds no image that can be read: "
-            f"unpack or convert it to class folders, or set {settings_text(fix)} to carve {splits} out of train",
+            f"unpack or convert it to class folders, or set {as_options(fix)} to carve {splits} out of train",
             fix=fix,
         )
 
@@ -54,7 +54,7 @@ def check_bare(bare: dict[str, Folder]) -> None:
         fix = {f"{split}_split": NO_SPLIT for split in bare}
         raise UserError(
             f"data_dir: {listed(str(folder.path) for folder in bare.values())}: images outside of class folders: "
-            f"move them to <class>/, or set {settings_text(fix)} to carve {' and '.join(bare)} out of train",
+            f"move them to <class>/, or set {as_options(fix)} to carve {' and '.join(bare)} out of train",
             fix=fix,
         )
 
@@ -107,7 +107,7 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
     others_are = f"{listed(others)} {_verb(others, 'do')} not" if others else "hold images, no class folders"
     raise UserError(
         f"data_dir: {root.path}: {listed(named)} {_verb(named, 'look')} like a split, and {others_are}: set "
-        f"{settings_text(fix)} {either}",
+        f"{as_options(fix)} {either}",
         fix=fix,
     )
 
@@ -151,8 +151,3 @@ def unread(folder: Folder) -> str:
 def _verb(names: list[str], verb: str) -> str:
     """The verb in the number of its subject: `look` or `looks`."""
     return verb if len(names) > 1 else verb + ("es" if verb.endswith("o") else "s")
-
-
-def settings_text(fix: dict[str, str]) -> str:
-    """Settings as on the command line."""
-    return " ".join(f"--{key} {value}" for key, value in fix.items())

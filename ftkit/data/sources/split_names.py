@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
-from ftkit.errors import UserError, listed, nearest
+from ftkit.errors import UserError, as_options, listed, nearest
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -122,8 +122,7 @@ def choose_splits(
         problems.append(f"{name} may be validation or test")
         fix[f"{split}_split"] = name
     if problems:
-        settings = " ".join(f"--{key} {name}" for key, name in fix.items())
-        raise UserError(f"{source}: {'; '.join(problems)}: name the splits, such as {settings}", fix=fix)
+        raise UserError(f"{source}: {'; '.join(problems)}: name the splits, such as {as_options(fix)}", fix=fix)
     if left and "train" in chosen:
         logger.info("  %-12s splits of %s: %s", "not used", source, listed(left))
     return {split: found[chosen[split]] for split in SPLITS if split in chosen}
@@ -239,6 +238,6 @@ def _not_words(column: str, values: Collection[Any], source: object) -> UserErro
     return UserError(
         f"{source}: the column {column!r} looks like a split and holds {listed(names)}, none of which is one of "
         f"{', '.join(SPLITS)}: map them, such as --split_column {column!r} "
-        f"{' '.join(f'--{key} {name}' for key, name in settings.items())}, or set --split_column {NO_SPLIT}",
+        f"{as_options(settings)}, or set --split_column {NO_SPLIT}",
         fix={"split_column": column, **settings},
     )

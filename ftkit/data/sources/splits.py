@@ -20,7 +20,7 @@ from ftkit.data.sources.split_names import (
     split_column,
     split_of,
 )
-from ftkit.errors import UserError, listed
+from ftkit.errors import UserError, as_options, listed
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, own_columns, type_name
 
@@ -138,11 +138,12 @@ def canonical(
                 raise UserError(f"column {name!r} of train is missing from {split}: {listed}{carve}", fix)
     others = [split for split in splits if split != "train" and for_training]
     if hidden := [split for split in others if DEFAULT_TASK.lacks_targets(splits, label, split)]:
-        settings = " ".join(f"--{split}_split {NO_SPLIT}" for split in hidden)
+        fix = {f"{split}_split": NO_SPLIT for split in hidden}
         raise UserError(
             f"{' and '.join(hidden)} {'have' if len(hidden) > 1 else 'has'} rows without a label (empty, or -1 for a "
-            f"hidden one): set {settings} to carve {'them' if len(hidden) > 1 else 'it'} out of train, or label them",
-            fix={f"{split}_split": NO_SPLIT for split in hidden},
+            f"hidden one): set {as_options(fix)} to carve {'them' if len(hidden) > 1 else 'it'} out of train, or "
+            "label them",
+            fix=fix,
         )
     if for_training:
         splits = DEFAULT_TASK.join_similar(splits, label, args.merge_similar_labels)
@@ -170,7 +171,7 @@ def check_classes(splits: DatasetDict, source: object) -> None:
         if unknown and not look_like_known:
             raise UserError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
-                f"train, or keep those of train with --classes {' '.join(trained[:5])}{' …' * (len(trained) > 5)}",
+                f"train, or keep those of train with {as_options({'classes': trained})}",
                 fix={"classes": trained},
             )
         if unknown:
