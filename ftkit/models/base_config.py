@@ -9,6 +9,7 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, Pre
 from ftkit.errors import UserError
 from ftkit.tasks import task_of_config
 
+from . import timm_models
 from .loading import FULL_PRECISION
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
             f"model: {place} is of the type {config.model_type}, for which transformers has no image classifier: use "
             "another model"
         )
+    timm_models.without_number_of_classes(config)
     inner: list[Any] = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
     for part in (config, *inner):
         own = part.__dict__

@@ -1,6 +1,7 @@
 """Checks of the model names in a recipe."""
 
 import os
+from pathlib import Path
 
 from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.config.arguments.model import WEIGHTS_SUFFIXES, as_path
@@ -25,13 +26,23 @@ def check_saved(name: str) -> list[str]:
     return _check_name(name)
 
 
+def folder_without_config(folder: Path) -> str:
+    """What is wrong with a folder that holds no config.json, and how to use what it holds."""
+    holds = f"model: the folder {folder} holds no config.json"
+    if (folder / "adapter_config.json").is_file():
+        return f"{holds}: its adapters need the config.json of their base model, with the classes: add it"
+    file = next((path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS_SUFFIXES), None)
+    load = f", or, to fine-tune from {file}, --model {file} --architecture <name>" if file else ""
+    return f"{holds}: expected a saved model{load}"
+
+
 def _check_name(name: str) -> list[str]:
     """Errors in the name of a model; names on the Hub are not looked up."""
     path = as_path(name)
     if name in OWN_MODELS or local_model(name) is not None:
         return []
     if os.path.isdir(path):
-        return [f"model: the folder {path} holds no config.json: expected a saved model"]
+        return [folder_without_config(path)]
     if name.startswith(("/", "./", "../", "~")) or path.suffix in WEIGHTS_SUFFIXES:
         return [f"model: the {'file' if path.suffix else 'folder'} {path} does not exist"]
     if "/" in name and not name.startswith("timm/"):

@@ -15,7 +15,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from ftkit.config import ModelArguments, local_model, weights_file
-from ftkit.config.arguments.model import WEIGHTS_SUFFIXES, as_path
+from ftkit.config.arguments.model import as_path
 from ftkit.data.sources.remote import from_hub
 from ftkit.errors import UserError, nearest
 
@@ -23,6 +23,7 @@ from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's
 from .adapted import with_adapters
 from .anatomy import class_axes, draw_head, head_tensors, name_head
 from .base_config import class_names, read_config, say_dropout, set_classes
+from .checks import folder_without_config
 from .fitting import average_normalization, fit_processor
 from .loading import DAMAGED, Loaded, check_whole, load_from, reason
 from .reshaping import channels_of, divided, reshaped, sized
@@ -150,28 +151,13 @@ def _processor(place: str, source: dict[str, Any]) -> Any:
         ) from None
 
 
-def _check_folder(place: str) -> None:
-    """Refuse a folder that is no saved model, which would be looked up on the Hub.
-
-    Raises:
-        UserError: the folder has no config.json.
-    """
-    if not (folder := as_path(place)).is_dir():
-        return
-    lacks = f"model: {place} is a folder without config.json"
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{lacks}: its adapters need the config.json of their base model, with the classes: add it")
-    file = next((path for path in sorted(folder.iterdir()) if path.suffix in WEIGHTS_SUFFIXES), None)
-    load = f", or fine-tune from its weights: --model {file} --architecture <name>" if file else ""
-    raise UserError(f"{lacks}: expected the folder of a saved model{load}")
-
-
 def _loading(place: str, load: Callable[[], T]) -> T:
     """Call `load`; an error becomes a `UserError` that names the model."""
     try:
         if local_model(place) is not None:
             return load()
-        _check_folder(place)
+        if as_path(place).is_dir():
+            raise UserError(folder_without_config(as_path(place)))
         fix = "give --model the folder of a saved model"
         return from_hub(load, what=f"model {place} (there is no such folder)", fix=fix)
     except DAMAGED as error:

@@ -163,6 +163,12 @@ def overrides(config: PreTrainedConfig, model_args: dict[str, Any]) -> dict[str,
     return {"model_args": {**(config.model_args or {}), **model_args}} if model_args else {}
 
 
+def without_number_of_classes(config: PreTrainedConfig) -> None:
+    """Delete the number of classes from a timm model's own arguments, where timm writes it beside the config's."""
+    if isinstance(config, TimmWrapperConfig) and config.model_args:
+        config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+
+
 def name_classes(config: PreTrainedConfig) -> None:
     """Update the second list of class names in the config of a timm model; no change to another config."""
     if isinstance(config, TimmWrapperConfig):

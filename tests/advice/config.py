@@ -44,6 +44,9 @@ CASES = {
     "config.arguments.method:MethodArguments.check": _with("--layer_decay", 2),
     "config.arguments.method:MethodArguments.check#2": _with("--head_lr_multiplier", 0),
     "config.arguments.model:ModelArguments.check": _with("--architecture", "timm/resnet18"),
+    "config.arguments.model:ModelArguments._check_input": _with(
+        "--model", "timm/test_resnet", "--image_size", 32, "--model_args", '{"num_classes": 3}'
+    ),
     "config.contradictions:_check_sharded": _with("--fsdp", "true"),
     "config.contradictions:_check_sharded#2": _launched(["--ema_decay", 0.9], ACCELERATE_USE_FSDP="true"),
     "config.contradictions:check_together": _with(

@@ -58,10 +58,10 @@ def _mlp(folder):
 
 
 CASES = {
-    "config.arguments.model:ModelArguments._check_input": lambda folder: [
+    "config.arguments.model:ModelArguments._check_input#2": lambda folder: [
         "--dataset", "digits", *ONE, "--model", "timm/test_resnet", "--model_args", '{"in_chans": 4}'
     ],
-    "config.arguments.model:ModelArguments._check_input#2": lambda folder: [
+    "config.arguments.model:ModelArguments._check_input#3": lambda folder: [
         "--dataset", "digits", *ONE, "--model", "timm/test_vit", "--image_size", 32, "--model_args",
         json.dumps({"img_size": 64}),
     ],

@@ -395,10 +395,10 @@ def test_adapters_need_a_whole_base_and_their_file(saved_models, adapters, with_
 
 def test_a_folder_that_is_no_saved_model_is_not_looked_up_on_the_hub(tmp_path, refused):
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with refused("is a folder without config.json", "--architecture", tmp_path / "model.safetensors"):
+    with refused("holds no config.json", "--architecture", tmp_path / "model.safetensors"):
         Classifier.load(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
-    with refused("is a folder without config.json", "adapters need the config.json of their base model"):
+    with refused("holds no config.json", "adapters need the config.json of their base model"):
         build(tmp_path)
 
 
@@ -409,6 +409,15 @@ def test_a_missing_image_processor_is_named(saved_models, tmp_path, refused):
         Classifier.load(str(folder))
     with refused("lacks preprocessor_config.json"):
         build(folder)
+
+
+def test_the_number_of_classes_that_timm_writes_is_the_configs(saved_models, tmp_path):
+    folder = shutil.copytree(saved_models / "timm", tmp_path / "timm")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"] = {**(config.get("model_args") or {}), "num_classes": 3}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert_same_weights(Classifier.load(str(folder)).model, saved_models / "timm")
+    build(folder, ["x", "y"])
 
 
 def test_infinite_weights_are_no_integers(saved_models, with_tensors, refused):

@@ -114,8 +114,12 @@ class ModelArguments:
         return errors
 
     def _check_input(self, model_args: dict[str, Any]) -> list[str]:
-        """Errors in what `model_args` says of size and channels."""
+        """Errors in what `model_args` says of size, channels and classes."""
         errors: list[str] = []
+        if "num_classes" in model_args:
+            message = "model_args: num_classes is the number of the data's classes: leave it out"
+            rest = {key: value for key, value in model_args.items() if key != "num_classes"}
+            errors.append(Advice(message, {"model_args": rest or None}))
         for key in [key for key in _OWN_SIZES + _OWN_CHANNELS if key in model_args]:
             value, rest = model_args[key], {name: v for name, v in model_args.items() if name != key}
             if key in _OWN_CHANNELS and value not in (1, 3):
