@@ -1,9 +1,12 @@
 """Which folders are splits, which are classes, and what is counted as not used."""
 
+import json
 import os
 import sys
+import tarfile
 from types import ModuleType
 
+import pandas as pd
 import pytest
 
 from ftkit.config import DataArguments
@@ -286,3 +289,50 @@ def test_images_that_do_not_decode_are_in_the_same_account(picture_folder, tmp_p
         split: image_tensors(rows, processor, 1, "skip", str(tmp_path / "cache")) for split, rows in data.items()
     }
     assert [row["n"] for row in ledger.record(images) if row["reason"] == "not decoded"] == [1]
+
+
+def test_broken_and_odd_parquet_files_beside_class_folders_are_not_used(picture_folder):
+    root = picture_folder({"cat": 10, "dog": 10})
+    (root / "torn.parquet").write_bytes(b"torn")
+    paths = [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(10)]
+    pd.DataFrame({"path": paths, "embedding": [[0.1, 0.2]] * 20}).to_parquet(root / "embeddings.parquet")
+    (root / "numbers.json").write_text(json.dumps([{"image": {"path": path}, "label": {"a": 1}} for path in paths]))
+    sizes, classes, lines = read(root)
+    assert sum(sizes.values()) == 20 and classes == ["cat", "dog"]
+    assert sorted(line.partition(":")[0] for line in lines) == ["embeddings.parquet", "numbers.json", "torn.parquet"]
+
+
+def test_shards_that_are_missing_are_named(tmp_path, labelled, caplog):
+    for number in (0, 1):
+        labelled([0, 1] * 10).to_parquet(tmp_path / f"train-0000{number}-of-00005.parquet")
+    read(tmp_path)
+    assert "only 2 of the 5 shards of train are here" in caplog.text
+
+
+def test_links_inside_of_a_tar_are_read(picture_folder, tmp_path):
+    root = picture_folder({"cat": 10, "dog": 10})
+    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+        for path in sorted(root.rglob("*.png")):
+            archive.add(path, path.relative_to(root))
+        link = tarfile.TarInfo("dog/again.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "cat/0.png"
+        archive.addfile(link)
+    assert sum(read(tmp_path / "pictures.tar")[0].values()) == 21
+
+
+def test_archives_of_images_alone_have_no_labels(picture_folder, tmp_path, refused):
+    root = picture_folder({"cat": 10, "dog": 10})
+    (tmp_path / "tars").mkdir()
+    for name in ("cat", "dog"):
+        with tarfile.open(tmp_path / "tars" / f"{name}.tar", "w") as archive:
+            for path in sorted((root / name).iterdir()):
+                archive.add(path, path.name)
+    with refused("cat.tar", "images without labels", "unpack each archive into a folder"):
+        read(tmp_path / "tars")
+
+
+def test_names_with_blanks_are_quoted_in_advice(picture_folder, refused):
+    root = picture_folder({"Golden Pear": 10, "apple": 10, "empty": 0})
+    (root / "empty" / "notes.raw").write_text("x")
+    with refused("--classes apple 'Golden Pear'"):
+        read(root)

@@ -33,13 +33,32 @@ def is_archive(path: Path) -> bool:
 
 def holds_class_folders(path: Path) -> bool:
     """Whether an archive's images lie in folders, and no other file of the same name labels one (webdataset)."""
+    images, labelled = _first_names(path)
+    return bool(images) and all(len(name.parts) > 1 and name.with_suffix("") not in labelled for name in images)
+
+
+def check_labelled(path: Path) -> None:
+    """Check that an archive without class folders holds more than images.
+
+    Raises:
+        UserError: it does not.
+    """
+    images, labelled = _first_names(path)
+    if images and not labelled:
+        raise UserError(
+            f"data_dir: {path} holds images without labels: if each archive is a class, unpack each archive into a "
+            "folder of its name"
+        )
+
+
+def _first_names(path: Path) -> tuple[list[PurePosixPath], set[PurePosixPath]]:
+    """The first images in an archive, and the first other files without their suffix; both empty if it is damaged."""
     try:
         names = [PurePosixPath(name) for name, _ in islice(_members(path), _TESTED)]
     except _BROKEN:
-        return False
+        return [], set()
     images = [name for name in names if is_image_name(name.name)]
-    labelled = {name.with_suffix("") for name in names if not is_image_name(name.name)}
-    return bool(images) and all(len(name.parts) > 1 and name.with_suffix("") not in labelled for name in images)
+    return images, {name.with_suffix("") for name in names if not is_image_name(name.name)}
 
 
 def read_archives(files: list[Path]) -> DatasetDict:
@@ -131,7 +150,7 @@ def _members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         with tarfile.open(path, "r:*") as packed:
             for member in packed:
                 name = member.name.removeprefix("./")
-                if member.isfile() and _is_visible(name):
+                if (member.isfile() or member.islnk()) and _is_visible(name):
                     _check_size(path, name, member.size, path.stat().st_size)
                     yield name, partial(_content, packed, member)
 

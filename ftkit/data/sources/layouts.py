@@ -17,7 +17,7 @@ from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
 from ftkit.errors import UserError
 
-from .archives import holds_class_folders, is_archive, read_archives
+from .archives import check_labelled, holds_class_folders, is_archive, read_archives
 from .arrays import from_arrays
 from .folders import read_class_folders
 from .ledger import Folder, Ledger
@@ -180,6 +180,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     if archives and not root.holds_images:
         _leave(ledger, path, others)
         if all(file.suffix.lower() == ".tar" for file in archives) and not holds_class_folders(archives[0]):
+            check_labelled(archives[0])
             return _read_shards("webdataset", archives, path, args, ledger)
         ledger.read(archives)
         return choose_datasets(read_archives(archives), args, ledger, path)

@@ -1,5 +1,6 @@
 """Parquet and webdataset shards as a `DatasetDict`."""
 
+import logging
 import re
 from collections.abc import Iterable
 from os.path import commonpath
@@ -16,9 +17,9 @@ from ftkit.errors import UserError, unwritable
 from .origins import with_places
 from .split_names import choose_splits, split_of
 
+logger = logging.getLogger(__name__)
 SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
-
-
+_TOTAL = re.compile(r"\d+-of-(\d+)")
 # Parts of a shard's name that count, or tell it from others: `00000-of-00002`, `000001`, a hash or a UUID.
 _COUNTER = re.compile(r"(?:^|[-_.])(\d+-of-\d+|(?=[a-f]*\d)[0-9a-f]{8,}(-[0-9a-f]{4}){0,3}|c?\d+)(?=$|[-_.])")
 
@@ -38,6 +39,10 @@ def find_shards(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
             stem = rest
         parts = [*file.parent.relative_to(root).parts[outer:], *([stem.rstrip("0123456789-_.")] if stem else [])]
         found.setdefault("/".join(part for part in parts if part) or "data", []).append(file)
+    for name, shards in found.items():
+        totals = {int(match[1]) for file in shards if (match := _TOTAL.search(file.name))}
+        if totals and len(shards) < max(totals):
+            logger.warning("%s: only %d of the %d shards of %s are here", root, len(shards), max(totals), name)
     return found
 
 

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from ftkit.errors import UserError, nearest
 from ftkit.files import natural_sorted
-from ftkit.tasks.columns import column, find_column, type_name
+from ftkit.tasks.columns import column, find_column, own_columns, type_name
 
 USUAL_NAMES = ("label", "labels", "class", "cls", "target")
 _TYPES = ("int", "uint", "bool", "string", "large_string", "string_view", "float", "double", "binary", "large_binary")
@@ -31,7 +31,8 @@ def label_column(dataset: Dataset, given: str | None) -> str:
 def _columns_of_classes(dataset: Dataset) -> list[str]:
     """The columns that can be labels: at least two values that repeat, and no fractions."""
     found = []
-    for name, feature in dataset.features.items():
+    for name in own_columns(dataset):
+        feature = dataset.features[name]
         if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype.startswith(_TYPES)):
             values = dataset.unique(name)
             if 2 <= len(values) <= len(dataset) / 2 and not any(map(_is_fraction, values)):
