@@ -47,7 +47,7 @@ def no_test_split(folder: Path) -> tuple[str, list]:
 
 
 CASES = {
-    "data.sources.splits:check_classes#2": another_spelling,
+    "data.sources.splits:check_classes#3": another_spelling,
     "tasks.single_label.matching:_unknown": unknown_classes,
     "data.sources.evaluation:_chosen": no_such_split,
     "data.sources.evaluation:_chosen#2": no_test_split,

@@ -168,6 +168,14 @@ def check_classes(splits: DatasetDict, source: object) -> None:
     for split, found in counts.items():
         unknown = [name for name, count in found.items() if count and not counts["train"][name]]
         look_like_known = task.look_like(unknown, trained)
+        if unknown and not look_like_known and not any(found[name] for name in trained):
+            fix = {f"{split}_split": NO_SPLIT}
+            raise UserError(
+                f"{source}: no label of {split} is a class of train: {split} has {', '.join(map(repr, unknown[:5]))}, "
+                f"train has {', '.join(map(repr, trained[:5]))}: correct them, or set {as_options(fix)} to carve "
+                f"{split} out of train",
+                fix=fix,
+            )
         if unknown and not look_like_known:
             raise UserError(
                 f"{source}: {split} has classes that train lacks: {', '.join(map(repr, unknown[:5]))}: add them to "
