@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from ftkit.compat.transformers import forget_renaming
 from ftkit.config import local_model
 from ftkit.config.arguments.model import WEIGHTS_SUFFIXES
-from ftkit.errors import UserError, listed
+from ftkit.errors import UserError, as_options, listed
 
 logger = logging.getLogger(__name__)
 UnpicklingError = pickle.UnpicklingError
@@ -59,20 +59,23 @@ class Loaded:
         return len(self.lacking) < len(self.model.state_dict()) / 2
 
 
-def load_from(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> Loaded:
+def load_from(
+    place: str, config: PreTrainedConfig, source: dict[str, Any], without: dict[str, Any] | None = None
+) -> Loaded:
     """A model with the weights from a folder or the Hub, in float32: small updates would vanish in 16 bits.
 
     Args:
         place: the folder or the name on the Hub.
         config: the config of the model.
         source: `revision` and `trust_remote_code`.
+        without: the settings of a run that needs no weights, for the message.
 
     Raises:
         UserError: the folder holds no weights.
         OSError, ValueError, …: see `DAMAGED`.
     """
     if (folder := local_model(place)) is not None:
-        _find_weights(folder, config)
+        _find_weights(folder, config, without)
 
     def from_pretrained(**options: Any) -> Any:
         return AutoModelForImageClassification.from_pretrained(place, config=config, **source, **options)
@@ -170,7 +173,7 @@ def stored_weights(folder: Path) -> list[str]:
     return [name for name in _NAMES if (folder / name).is_file()]
 
 
-def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
+def _find_weights(folder: Path, config: PreTrainedConfig, without: dict[str, Any] | None) -> None:
     """Check that a folder holds weights for transformers, and log weights files that are not used.
 
     Raises:
@@ -183,9 +186,9 @@ def _find_weights(folder: Path, config: PreTrainedConfig) -> None:
         other = next((name for name in files if name.endswith(WEIGHTS_SUFFIXES)), None)
         hint = f"; to load {other}, set --model {folder / other} and --architecture" if other else ""
         raise UserError(
-            f"model: {folder} holds a config.json but no weights: expected {_NAMES[0]} or {_NAMES[2]}{hint}; "
-            "to start from random weights, set method: scratch",
-            fix={"method": "scratch"},
+            f"model: {folder} holds a config.json but no weights: expected {_NAMES[0]} or {_NAMES[2]}{hint}"
+            f"{f'; to start from random weights, set {as_options(without)}' if without else ''}",
+            fix=without,
         )
     used = {found[0], *(_shards(folder / found[0]) if found[0].endswith(".json") else ())}
     if missing := sorted(name for name in used if not (folder / name).is_file()):

@@ -76,7 +76,7 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     config = _loading(place, lambda: read_config(place, source, {**changes, **labels}))
     timm_models.name_classes(config)
     if pretrained:
-        loaded = _loading(place, lambda: load_from(place, config, source))
+        loaded = _loading(place, lambda: load_from(place, config, source, without={"method": "scratch"}))
         name_head(loaded.model, args.head)
         check_whole(loaded, place, new=head_tensors(loaded.model))
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
