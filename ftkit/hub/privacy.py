@@ -88,7 +88,8 @@ def _content(content: Path | bytes) -> bytes:
     if content.suffix != ".safetensors":
         return content.read_bytes()
     with content.open("rb") as file:
-        return file.read(int.from_bytes(file.read(8), "little"))
+        length = int.from_bytes(file.read(8), "little")  # in a damaged file, any number
+        return file.read(min(length, content.stat().st_size))
 
 
 def _texts(content: bytes) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_a_full_disk_means_a_stream_unless_the_tensor_is_cached(
     with caplog.at_level(logging.INFO, logger="ftkit"):
         assert isinstance(by(photo_splits)["train"], StreamedImages)
     assert f"stream: 0.0 MB decoded is more than the 0.00 GB that are free in cache_dir, {tmp_path}" in caplog.text
-    with refused("data_engine", "0.0 GB are free", "data_engine: stream", "cache_dir") as refusal:
+    with refused("cache_dir", "0.0 MB are free", "data_engine: stream", "cache_dir") as refusal:
         by(photo_splits, data_engine="tensor")
     assert refusal.value.fix == {"data_engine": "stream"}
     monkeypatch.undo()

@@ -260,8 +260,8 @@ def _check_room(folder: Path, size: int) -> None:
     free = free_bytes(folder)
     if size > free:
         raise UserError(
-            f"data_engine: the decoded images need {size / 1e9:.1f} GB in cache_dir, {folder.parent}, and "
-            f"{free / 1e9:.1f} GB are free on its disk: set data_engine: stream, or another cache_dir",
+            f"cache_dir: the decoded images need {size / 1e6:,.1f} MB in {folder.parent}, and {free / 1e6:,.1f} MB "
+            "are free on its disk: make room there, give another cache_dir, or set data_engine: stream",
             fix={"data_engine": "stream"},
         )
 
