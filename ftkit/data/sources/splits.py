@@ -171,9 +171,9 @@ def check_classes(splits: DatasetDict, source: object) -> None:
         if unknown and not look_like_known and not any(found[name] for name in trained):
             fix = {f"{split}_split": NO_SPLIT}
             raise UserError(
-                f"{source}: no label of {split} is a class of train: {split} has {', '.join(map(repr, unknown[:5]))}, "
-                f"train has {', '.join(map(repr, trained[:5]))}: correct them, or set {as_options(fix)} to carve "
-                f"{split} out of train",
+                f"{source}: {split} has classes that train lacks, and no other: {', '.join(map(repr, unknown[:5]))}; "
+                f"train has {', '.join(map(repr, trained[:5]))}: correct the labels, or set {as_options(fix)} to "
+                f"carve {split} out of train",
                 fix=fix,
             )
         if unknown and not look_like_known:
