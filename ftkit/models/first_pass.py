@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from ftkit.compat.accelerate import should_reduce_batch_size
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 
 logger = logging.getLogger(__name__)
 Size = tuple[int, int]  # height and width in pixels
 # What models raise for images of a size or shape that their layers cannot take.
 FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
 _BASES, _LARGEST = (14, 32), 640  # pixels: multiples of these are tried, which suit most patches and windows
-_SHOWN = 3  # tensors that a message names
 
 
 def check_first_pass(
@@ -46,7 +45,7 @@ def check_first_pass(
 
         def works(size: Size) -> bool:
             other, images = again(size), _noise(pixel_values, size)
-            return _takes(other, images[:1]) and why_not(other, images) is None
+            return takes(other, images[:1]) and why_not(other, images) is None
 
         found = _other_size((height, width), own or [], works)
     if found is None and own is None:
@@ -176,7 +175,8 @@ def _noise(like: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _takes(model: nn.Module, pixel_values: torch.Tensor) -> bool:
+def takes(model: nn.Module, pixel_values: torch.Tensor) -> bool:
+    """Whether a forward pass of these images works; it is made by a copy of the model."""
     try:
         forward(copy.deepcopy(model).eval(), pixel_values)
     except FAILURES as error:
@@ -189,10 +189,9 @@ def _not_finite(name: str, model: nn.Module) -> UserError:
     tensors = model.state_dict()
     broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        more = ", …" if len(broken) > _SHOWN else ""
         return UserError(
             f"model: {len(broken)} of the {len(tensors)} tensors of {name} hold NaN or infinity "
-            f"({', '.join(broken[:_SHOWN])}{more}), so its weights are broken: use other weights"
+            f"({listed(broken)}), so its weights are broken: use other weights"
         )
     return UserError(
         f"model: the logits of {name} for the first images are not finite, though its weights are: check image_mean "

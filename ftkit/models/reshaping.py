@@ -11,15 +11,14 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ftkit.config import ModelArguments
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 
 from . import timm_models, timm_reshaping
-from .first_pass import FAILURES, Size, forward, reason
+from .first_pass import FAILURES, Size, reason, takes
 
 logger = logging.getLogger(__name__)
 SHAPING = ("image_size", "num_channels")  # keys of transformers' configs that `reshaped` applies
 _INPUT = "vision_config"  # the part of a config that holds them, if it has parts
-_SHOWN = 5  # tensors that a message names
 
 
 def divided(config: PreTrainedConfig, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -81,12 +80,12 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
         shown = [f"{name} {tuple(old[name].shape)}" if name in old else f"{name} (missing)" for name in random]
         raise UserError(
             f"model: {len(random)} tensors of {args.model} do not fit {asked} and cannot be resampled: "
-            f"{_first(shown)}: leave out {' and '.join(given)}",
+            f"{listed(shown)}: leave out {' and '.join(given)}",
             fix=dict.fromkeys(given),
         )
     resampled = [name for name, tensor in anew.state_dict().items() if tensor.shape != old[name].shape]
     if resampled:
-        logger.info("weights: %d tensors resampled for %s: %s", len(resampled), asked, _first(resampled))
+        logger.info("weights: %d tensors resampled for %s: %s", len(resampled), asked, listed(resampled))
     return anew
 
 
@@ -101,10 +100,6 @@ def input_config(config: Any) -> Any:
     return getattr(config, _INPUT) if _INPUT in config.sub_configs else config
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
 def _reshaped(
     model: Any, model_args: dict[str, Any], size: Size | None, given: list[str]
 ) -> tuple[Any, list[str], dict[str, Any]]:
@@ -112,7 +107,8 @@ def _reshaped(
     config, old = copy.deepcopy(model.config), dict(model.state_dict())
     before, after = input_config(model.config), input_config(config)
     asked = {key: value for key, value in model_args.items() if key != "image_size" and value != vars(before)[key]}
-    if size is not None and "image_size" in after.to_dict() and not _takes(model, size):
+    channels, has_size = channels_of(model.config), "image_size" in after.to_dict()
+    if size is not None and has_size and not takes(model, torch.zeros(1, channels, *size)):
         asked["image_size"] = _as_in(after, size)
     if not asked:
         return model, [], asked
@@ -137,17 +133,6 @@ def _reshaped(
     fitting = {name: tensor for name, tensor in old.items() if name in new and tensor.shape == new[name].shape}
     anew.load_state_dict(fitting, strict=False)
     return anew, sorted((new.keys() | old.keys()) - fitting.keys()), asked
-
-
-@torch.no_grad()
-def _takes(model: Any, size: Size) -> bool:
-    """Whether the model takes images of this size as it is."""
-    try:
-        forward(copy.deepcopy(model).eval(), torch.zeros(1, channels_of(model.config), *size))
-    except FAILURES as error:
-        reason(error)
-        return False
-    return True
 
 
 @torch.no_grad()
