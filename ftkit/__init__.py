@@ -1,3 +1,3 @@
-"""ftkit: train and fine-tune image classifiers the Hugging Face way, and know what you got."""
+"""ftkit: train and fine-tune image classifiers the Hugging Face way."""
 
 __version__ = "0.1.0"

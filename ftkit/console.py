@@ -1,4 +1,4 @@
-"""Console output: banners, facts, and how far a long step is."""
+"""Console output: banners, facts, and the progress of long steps."""
 
 import logging
 import sys
@@ -14,12 +14,12 @@ from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import printable
 
 logger = logging.getLogger("ftkit")
-_PATIENCE = 3.0  # seconds until a step says how far it is
+_PATIENCE = 3.0  # seconds before a step shows its progress
 _LONGEST_SILENCE = 300.0  # seconds between two lines
 
 
 class _Printable(logging.Formatter):
-    """Escapes control characters, which names of files and labels may hold and a terminal obeys."""
+    """Escapes control characters in names of files and labels, which a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record), but="\n\t")
@@ -45,7 +45,7 @@ def set_up_console(args: TrainingArguments) -> None:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 
-def say_idle_gpus(args: TrainingArguments) -> None:
+def warn_of_idle_gpus(args: TrainingArguments) -> None:
     """Warn that only one of several GPUs is used, with the command that uses all."""
     if args.idle_gpus:
         logger.warning(
@@ -68,12 +68,12 @@ def fact(name: str, value: object) -> None:
 
 
 class ProgressLine:
-    """How far a step is, with the time left: a bar on a terminal, else a line now and then; nothing if it is quick.
+    """The progress of a step and the time left: a bar on a terminal, else log lines; nothing for a quick step.
 
-    The lines become rarer with time: after 3 s, 6 s, 12 s, … and at least every 5 minutes. They are logged.
+    Lines are logged after 3 s, 6 s, 12 s, … and at least every 5 minutes.
 
     Args:
-        what: what is done, such as `decoding images`.
+        what: the step, such as `decoding images`.
         total: number of images.
     """
 
@@ -91,7 +91,7 @@ class ProgressLine:
         self.close()
 
     def add(self, count: int) -> None:
-        """Note that `count` more images are done."""
+        """Count `count` more images as done."""
         count = min(count, self.total - self.done)
         self.done += count
         if self._bar is not None:

@@ -23,8 +23,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _WAIT_FOR_FIRST = 10.0  # seconds
-# What libraries write if memory is too small; only Python's own error has a type of its own. A process that loads data
-# passes its error on as text.
+# How libraries report a lack of memory: only Python's own error has a type, and a data loader's process passes its
+# error on as text.
 _SHORT = re.compile(
     r"out of memory|can't allocate memory|not enough memory: you tried|CUBLAS_STATUS_ALLOC_FAILED|MemoryError"
     r"|(unable|failed) to allocate|worker .*is killed by signal: (Killed|Bus error)|shared memory \(shm\)",
@@ -213,7 +213,7 @@ def short_of_memory(error: BaseException) -> str | None:
 
 
 def printable(text: str, but: str = "") -> str:
-    """The text with unprintable characters escaped, except those in `but`: a terminal obeys control characters.
+    """The text with unprintable characters, which a terminal may obey, escaped, except those in `but`.
 
     Tokens of the Hub are left out, since logs are shared.
     """

@@ -1,4 +1,4 @@
-"""Read configurations, and check the names in them with the modules that own these: one line each."""
+"""Read configurations; the modules that define names check them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Keeps local paths out of what others read: a file or folder is shown by its own name, without those above it."""
+"""Keep this machine's folders out of what others read: a path is shown as its last part."""
 
 import json
 import os.path

@@ -27,7 +27,7 @@ def decide_precision(values: dict[str, Any], on_cpu: bool) -> tuple[dict[str, bo
     """`bf16` and `fp16` of a run, from its configuration, the launcher and the DeepSpeed file.
 
     Args:
-        values: the configuration by key; only `bf16`, `fp16` and `deepspeed` matter.
+        values: the configuration by key; only `bf16`, `fp16` and `deepspeed` are read.
         on_cpu: whether the run trains on the CPU.
 
     Returns:
@@ -87,7 +87,7 @@ def precision_of(args: TrainingArguments) -> str:
 
 
 def remove_autocast(model: nn.Module) -> None:
-    """Remove the autocast that accelerate's `prepare` wraps around `forward` and never takes off.
+    """Remove the autocast that accelerate's `prepare` wraps around `forward` and never removes.
 
     Without accelerate's mark, the next stage prepares the model again, for autocast and for `torch.compile`.
     """
@@ -98,7 +98,7 @@ def remove_autocast(model: nn.Module) -> None:
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Within the block, no float32 product is rounded to TF32, as GPUs do in convolutions by default."""
-    backends: Any = torch.backends  # whose modules get these attributes in a way that type checkers do not follow
+    backends: Any = torch.backends  # type checkers do not see these attributes
     before, backends.fp32_precision = backends.fp32_precision, "ieee"
     parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     alone = [(backend, backend.fp32_precision) for backend in parts if backend.fp32_precision != "ieee"]

@@ -21,7 +21,7 @@ from ftkit.data.feeding.engine import set_up_loading
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.decoding import first_images
 from ftkit.data.pixels.images import describe_images
-from ftkit.data.pixels.kinds import in_colour, say_kinds
+from ftkit.data.pixels.kinds import in_colour, log_kinds
 from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
 from ftkit.data.sources.splits import Splits
@@ -64,7 +64,7 @@ class Job:
         dataset: (read_data) the splits, with columns `image`, `label`, `index`.
         task: (read_data) what a right answer is.
         classifier: (build_classifier) the model with its image processor.
-        images: (build_classifier) the splits as the model takes them.
+        images: (build_classifier) the splits, decoded for the model.
         fingerprint: (make_plan) identifies the data and the weights, for a resume.
         plan: (make_plan) the method's stages for this model.
         stages: (train) the result of each stage.
@@ -142,7 +142,7 @@ def read_data(job: Job) -> None:
 
 
 def build_classifier(job: Job) -> None:
-    """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
+    """Build or load the model, decode the images for it, and fit it to the train split."""
     config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
     with enough_memory("building the model", "set a smaller image_size, or take a smaller model"):
@@ -159,13 +159,13 @@ def build_classifier(job: Job) -> None:
             set_seed(seed)
             job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
             job.images = job.classifier.images_of(job.dataset, config.data, seed)
-        say_kinds(job.images)
+        log_kinds(job.images)
         set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
         job.classifier.fit(job.images["train"])
 
 
 def make_plan(job: Job) -> None:
-    """Make the method's stages for this model, check their arguments and their memory; adds adapters to the model."""
+    """Plan the method's stages for this model, add its adapters, and check arguments and memory."""
     config = job.config
     pretrained = starts_from_trained_weights(config.method.method)
     job.fingerprint = take_fingerprint(config, job.images, job.classifier.model if pretrained else None)

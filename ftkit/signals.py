@@ -23,7 +23,7 @@ class Signals:
     def __init__(self) -> None:
         self._stop, self._save = 0, False
         self._training = False
-        self._asked: tuple[Any, Any] | None = None  # what the processes received, and the pending reduction over them
+        self._asked: tuple[Any, Any] | None = None  # the values of this process, and their pending reduction
         self._hosts: Any = None  # the processes as a gloo group, which needs no GPU
 
     @contextmanager
@@ -59,18 +59,18 @@ class Signals:
     def agreed(self) -> tuple[bool, int]:
         """Whether to save, and the signal to end by or 0: the same in all processes after the same step.
 
-        The processes exchange this during the next step, so none waits; and from host to host, because a GPU would
+        The processes exchange this during the next step, so that none waits, and on the hosts, because a GPU would
         finish its queued work first.
         """
         import torch.distributed as dist  # late: a configuration error is reported without waiting for torch
 
-        told, self._save = (self._save or bool(self._stop), self._stop), False
+        own, self._save = (self._save or bool(self._stop), self._stop), False
         if not dist.is_initialized() or dist.get_world_size() == 1:
-            return told
+            return own
         import torch
 
         self._hosts = self._hosts or dist.new_group(backend="gloo")
-        before, values = self._asked, torch.tensor([int(value) for value in told])
+        before, values = self._asked, torch.tensor([int(value) for value in own])
         self._asked = values, dist.all_reduce(values, dist.ReduceOp.MAX, group=self._hosts, async_op=True)
         if before is None:
             return False, 0
@@ -80,7 +80,7 @@ class Signals:
 
 
 def _let_go_of_terminal() -> None:
-    """Send output for the terminal to the null device: the terminal is gone, and the next line would raise."""
+    """Send output for the closed terminal to the null device; otherwise the next line would raise."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for shown in (1, 2):
         if stat.S_ISCHR(os.fstat(shown).st_mode):

@@ -1,4 +1,4 @@
-"""Time ftkit's data path and training loop beside their baselines.
+"""Time ftkit's data path and training loop against their baselines.
 
     python recipes/benchmark.py
     python recipes/benchmark.py --rows mnist_loader,augmentation --rounds 5 --mnist_dir path/to/mnist

@@ -4,11 +4,11 @@
     python recipes/demo.py --model path/to/model --port 8000
     python recipes/demo.py --model runs/digits-convnet-scratch --space spaces/digits
 
-It needs `pip install -e '.[demo]'`. Only this machine sees the page unless `--host` says otherwise, and the page uses
-no network. It has a drawing pad if the classes are the ten digits or the images are small and grey. Images are
-preprocessed as in recipes/eval.py.
+It needs `pip install -e '.[demo]'`. Only this machine can open the page, unless `--host` says otherwise; the page
+loads nothing from the network. It has a drawing pad if the classes are the ten digits or the images are small and
+grey. Images are preprocessed as in recipes/eval.py.
 
-The last line writes a folder to push as a Space of the Hub: the same page, without ftkit, with a copy of the model or,
+`--space` writes a folder to push as a Space of the Hub: the same page, without ftkit, with a copy of the model or,
 with `--hub_model_id`, its name on the Hub.
 """
 
@@ -44,7 +44,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: only this machine)")
     parser.add_argument("--port", type=port, help="default: the first free one from 7860 on")
     parser.add_argument("--space", type=Path, help="write a Space into this new folder instead of serving")
-    parser.add_argument("--hub_model_id", help="the Space loads this model (default: it has a copy)")
+    parser.add_argument("--hub_model_id", help="the model that the Space loads (default: its own copy)")
     args = parser.parse_args(arguments)
     errors = check_saved(args.model)
     if args.space is not None and args.space.exists():

@@ -3,9 +3,8 @@
     accelerate launch recipes/eval.py --model runs/digits-convnet-scratch
     accelerate launch recipes/eval.py --model path/to/model --data_dir path/to/images --split validation
 
-The data are those of the run that the model belongs to, split as in the run, unless `--dataset` or `--data_dir` names
-others: these are read whole if they have no splits, and of any number of classes. Labels are matched by class name,
-never by number.
+Without `--dataset` or `--data_dir`, it evaluates on the data and splits of the model's run. Other data without splits
+are read whole, and may have any number of classes. Labels are matched by class name, never by number.
 """
 
 import sys
@@ -25,9 +24,9 @@ def main(arguments: list[str]) -> None:
     from datasets import DatasetDict
 
     from ftkit.config.arguments.training import TrainingArguments
-    from ftkit.console import banner, fact, say_idle_gpus, set_up_console
+    from ftkit.console import banner, fact, set_up_console, warn_of_idle_gpus
     from ftkit.data.feeding.engine import set_up_loading
-    from ftkit.data.pixels.kinds import say_kinds
+    from ftkit.data.pixels.kinds import log_kinds
     from ftkit.data.sources.evaluation import load_evaluation
     from ftkit.data.sources.ledger import Ledger
     from ftkit.evaluation.predictions import predict_split, write_evaluation
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, eval_strategy="no")
         set_up_console(args)
-        say_idle_gpus(args)
+        warn_of_idle_gpus(args)
 
         banner("model")
         classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
@@ -61,7 +60,7 @@ def main(arguments: list[str]) -> None:
         record |= {"evaluated_split": split, "drawn_from": drawn_from}
         data.image_transform = None  # applies only to training
         splits = classifier.images_of(DatasetDict({split: rows}), data, seed=0)
-        say_kinds(splits)
+        log_kinds(splits)
         set_up_loading(args, splits, workers=None)
         images = splits[split]
         record["not_used"] = ledger.record(splits)

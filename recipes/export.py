@@ -4,8 +4,8 @@
     python recipes/export.py --model path/to/model --data_dir path/to/images --format all --output_dir path/to/exported
 
 `onnx` is ONNX, `torch_export` a .pt2 file of torch.export, `int8` ONNX quantised to 8 bits and calibrated on training
-images. The data are those of the run that the model belongs to, unless `--dataset` or `--data_dir` names others; these
-and all other options of recipes/eval.py work too (`--split`, `--batch_size`, `--revision`, …).
+images. Without `--dataset` or `--data_dir`, the images come from the model's run. All options of recipes/eval.py work
+too (`--split`, `--batch_size`, `--revision`, …).
 """
 
 import argparse
@@ -21,7 +21,7 @@ from ftkit.export import FORMATS
 from ftkit.export.checks import check_folder, check_packages, default_folder
 from ftkit.owners import parse_evaluation
 
-LOSS_TO_TELL = 0.01  # the smallest drop of int8's score that is reported
+REPORTED_LOSS = 0.01  # the smallest drop of int8's score that is reported
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help="a new folder (default: export/ in the run's folder)")
     parser.add_argument("--overwrite", choices=("true", "false"), default="false", help="replace an earlier export")
     parser.add_argument("--max_images", type=whole_number, help="measure accuracy on this many images (default: all)")
-    parser.add_argument("--repeats", type=whole_number, default=100, help="how often a batch is timed (default: 100)")
+    parser.add_argument("--repeats", type=whole_number, default=100, help="times that a batch is timed (default: 100)")
     args, evaluation = parser.parse_known_args(arguments)
     args.evaluation = evaluation
     known = {field.name for group in (DataArguments, EvaluationArguments) for field in dataclasses.fields(group)}
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> None:
     print(as_table(record, task))
     fact("folder", folder)
     scores = {name: row[task.score] for name, row in export.rows.items()}
-    if (lost := scores[PYTORCH] - scores.get("int8", scores[PYTORCH])) > LOSS_TO_TELL:
+    if (lost := scores[PYTORCH] - scores.get("int8", scores[PYTORCH])) > REPORTED_LOSS:
         fact("", f"int8 loses {100 * lost:.1f} points of {score}, which onnx keeps")
 
 

@@ -4,11 +4,10 @@
     accelerate launch recipes/finetune.py --config recipes/mnist/mlp.yaml --data_dir path/to/mnist
     accelerate launch recipes/finetune.py --data_dir path/to/photos --model timm/resnet18 --image_size 64
 
-Without `--config` it runs recipes/digits/convnet.yaml, whose data ship with scikit-learn, without a network. The
-hyperparameters of that recipe are for its data and its model: with `--dataset`, `--data_dir` or `--model`, ftkit's
-defaults hold instead. Every key of a recipe can be overridden by its own name; `--help` lists them. `FTKIT_DATA_DIR`
-names a folder in which `mnist`, `cifar10`, … are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an
-error.
+Without `--config` it runs recipes/digits/convnet.yaml, whose data ship with scikit-learn. The hyperparameters of that
+recipe suit its own data and model: with `--dataset`, `--data_dir` or `--model`, ftkit's defaults apply instead. Every
+key can be overridden by its name; `--help` lists them. `FTKIT_DATA_DIR` names a folder where `mnist`, `cifar10`, …
+are looked up before the Hub. `FTKIT_DEBUG=1` shows the traceback of an error.
 """
 
 import gc
@@ -25,7 +24,7 @@ DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
 def main(arguments: list[str]) -> None:
     """Run the job; `arguments` is the command line without the program's name."""
     started = time.monotonic()
-    gc.disable()  # importing makes no garbage, and looking for it takes a sixth of the time
+    gc.disable()  # importing makes no garbage, and collecting takes a sixth of the time
     from ftkit.owners import parse_config
 
     gc.enable()
@@ -33,12 +32,12 @@ def main(arguments: list[str]) -> None:
 
     # These take seconds to load: a mistake in the configuration is reported first.
     from ftkit import run
-    from ftkit.console import banner, fact, say_idle_gpus, set_up_console
+    from ftkit.console import banner, fact, set_up_console, warn_of_idle_gpus
     from ftkit.evaluation.record import next_steps
     from ftkit.precision import precision_of
 
     set_up_console(config.training)
-    say_idle_gpus(config.training)
+    warn_of_idle_gpus(config.training)
     job = run.start(config, started)
 
     banner("data")

@@ -24,7 +24,7 @@ from ftkit.models.checks import check_saved
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
-    """Read the command line; files are not looked for yet.
+    """Read the command line, without looking at the files yet.
 
     Raises:
         UserError: an option is unknown, or its value is invalid.
@@ -34,8 +34,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("inputs", nargs="*", help="image files, folders, patterns in quotes, or - for a list of paths")
     parser.add_argument("--model", help="a folder (of a model, or of a run) or a name on the Hub")
     parser.add_argument("--top_k", "--top-k", type=whole_number, default=1, help="labels per image (default: 1)")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="for people (default), or for programs")
-    parser.add_argument("--output", type=Path, help="a new file; standard output otherwise")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="of the output (default: table)")
+    parser.add_argument("--output", type=Path, help="a new file (default: standard output)")
     parser.add_argument(
         "--batch_size", "--batch-size", type=whole_number, default=128, help="most images per batch (default: 128)"
     )

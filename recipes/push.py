@@ -3,9 +3,9 @@
     python recipes/push.py runs/digits-convnet-scratch --hub_model_id me/digits
     python recipes/push.py runs/digits-convnet-scratch --verify
 
-First a process without ftkit loads the model, offline, and must get the logits of the evaluation. `--verify` pushes
-nothing: it compares the numbers of the card, and of the card on the Hub that `--hub_model_id` names, with the stored
-predictions. The token comes from `hf auth login` or HF_TOKEN.
+First a process without ftkit loads the model offline, and must reproduce the logits of the evaluation. `--verify`
+pushes nothing: it compares the numbers of the card with the stored predictions, and with `--hub_model_id` also those
+of the card on the Hub. The token comes from `hf auth login` or HF_TOKEN.
 """
 
 import argparse

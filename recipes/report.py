@@ -2,7 +2,7 @@
 
     python recipes/report.py runs/digits-convnet-scratch
 
-It writes the same bytes as the run did. It takes a run's folder, or one that recipes/eval.py wrote.
+The files are the same, byte for byte. It takes a run's folder, or one that recipes/eval.py wrote.
 """
 
 import argparse

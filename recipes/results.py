@@ -1,12 +1,12 @@
-"""List and measure the results that README, guides and recipes show, and write them into these.
+"""List and measure the results that README, guides and recipes show, and write them into these texts.
 
     python recipes/results.py --list
     python recipes/results.py --measure digits/mlp benchmarks/mnist_mlp
     python recipes/results.py --write
 
-Each result is a JSON file in recipes/results/. `--list` shows whether it is up to date, and if not, why. `--measure`
-runs the commands of the named results, or of all that are missing or stale; `--seeds` gives the seeds for a recipe
-without a result. `--write` writes all results into the texts. recipes/guides/contributing.md has the details.
+Each result is a JSON file in recipes/results/. `--list` shows which are stale, and why. `--measure` runs the commands
+of the named results, or of all that are missing or stale; `--seeds` gives the seeds for a recipe without a result.
+`--write` writes all results into the texts. recipes/guides/contributing.md has the details.
 """
 
 import argparse

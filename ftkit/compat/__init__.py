@@ -1,5 +1,5 @@
-"""The one door to each library: the private and undocumented names that ftkit uses, each with the reason.
+"""The private and undocumented names that ftkit uses: one module per library, each name with its reason.
 
-Nothing else in `ftkit/` and `recipes/` touches such names. `tests/test_compat.py` checks that the installed versions
+Nothing else in `ftkit/` and `recipes/` uses such names. `tests/test_compat.py` checks that the installed versions
 still have them.
 """

@@ -6,13 +6,13 @@ from torch import nn
 
 
 class DeviceRanks(RankAllocator):
-    """PEFT's allocator with masks that stay on the device; PEFT turns them into lists, and waits at every step.
+    """PEFT's allocator with masks that stay on the device; PEFT's own lists make every step wait for it.
 
-    PEFT offers no public way to replace the allocator, or to read the scores that it ranks by. A model's masks, in
-    `rank_pattern` of its config, are bool (r,), by the names of `lora_E`.
+    PEFT has no public way to replace the allocator, or to read the scores that it ranks by. `rank_pattern` of a
+    model's config has the masks, bool (r,), by the names of `lora_E`.
 
     Attributes:
-        done: whether only the ranks of the target are left.
+        done: whether pruning has reached the target.
     """
 
     done = False

@@ -13,7 +13,7 @@ from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINING_AR
 class HookedTrainer(Trainer):
     """`Trainer` with a public hook for each private method that ftkit extends.
 
-    By default a hook does what the `Trainer` does. Changes by public methods, callbacks and arguments belong in
+    By default a hook does what the `Trainer` does. What public methods, callbacks or arguments can change belongs in
     subclasses.
     """
 
@@ -29,7 +29,7 @@ class HookedTrainer(Trainer):
         """Called after a step or an epoch, once everything due is logged, evaluated and saved; no callback is."""
 
     def save_checkpoint(self) -> None:
-        """Write `checkpoint-<step>`. Callbacks are called too late to write it aside and rename it."""
+        """Write `checkpoint-<step>`. Callbacks run too late to write it to a temporary folder first."""
         super()._save_checkpoint(self.model, None)
 
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:

@@ -26,15 +26,15 @@ __all__ = [
 
 
 def forget_renaming(model: PreTrainedModel) -> None:
-    """Let `save_pretrained` leave out a prefix that a `key_mapping` of one row stripped: it would put it back."""
+    """Keep `save_pretrained` from adding back the prefix that a one-row `key_mapping` stripped."""
     own: Any = model
     own._weight_conversions = own._weight_conversions[1:]
 
 
 def tensors_of_config(kind: Callable[[Any], nn.Module], config: Any, **changes: Any) -> dict[str, torch.Tensor]:
-    """The parameters and buffers of a model with this config and these changes to it, by name, without values.
+    """The parameters and buffers of a model with this config and these changes to it, by name, on the meta device.
 
-    It is built as `from_pretrained` builds it; there is no public way that does not draw all weights.
+    It is built as `from_pretrained` builds it; every public way initialises all weights.
     """
     config = copy.deepcopy(config)
     for key, value in changes.items():

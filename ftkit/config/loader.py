@@ -71,7 +71,7 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
         arguments: the command line without the program's name.
         owners: checks and defaults of the names.
         default_recipe: the recipe to read without `--config`. Its hyperparameters belong to its data and its model: if
-            the command line names data (`--dataset` or `--data_dir`), the recipe is left out, and if it names a
+            the command line names data (`--dataset` or `--data_dir`), the recipe is left out; if it names a
             `--model`, all but the recipe's data.
 
     Raises:
@@ -95,7 +95,7 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     config = Config(data, model, method, loss, job, unresolved, names, pushes)
     errors += _check(config, names, owners)
     errors += _check_stages(parser, config, owners, bool(errors))
-    training = None if errors else _explained(values, errors)
+    training = None if errors else _typed_training(values, errors)
     if training is None:
         raise ConfigError(errors)
     return dataclasses.replace(config, training=training)
@@ -104,7 +104,7 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
 def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str]]) -> Evaluation:
     """Read the command line of an evaluation. For a model in a run's folder, the run's data are the default.
 
-    If the command line names other data, the run's keys of its data do not apply, except `merge_similar_labels`.
+    If the command line names other data, the run's data keys do not apply, except `merge_similar_labels`.
 
     Args:
         arguments: the command line without the program's name.
@@ -250,7 +250,7 @@ def _check_stages(parser: HfArgumentParser, config: Config, owners: Owners, know
         own = in_stage(vars(config.training), config.given, arguments)
         unresolved: Any = SimpleNamespace(**own)
         wrong = _check(dataclasses.replace(config, training=unresolved), arguments, owners)
-        wrong or _explained(own, wrong)
+        wrong or _typed_training(own, wrong)
         for error in wrong:
             message = f"stages[{number}]: {error}"
             fix = config.method.in_stage(number, error.fix) if isinstance(error, Advice) else None
@@ -279,7 +279,7 @@ def _as_text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
 
 
-def _explained(values: dict[str, Any], errors: list[str]) -> TrainingArguments | None:
+def _typed_training(values: dict[str, Any], errors: list[str]) -> TrainingArguments | None:
     """The training arguments; None, with one more error, if transformers refuses them."""
     try:
         return TrainingArguments(**values)

@@ -1,7 +1,7 @@
 """The exceptions among transformers' training arguments; all others work as transformers documents them.
 
-`OF_THE_RUN` cannot differ between stages; `REFUSED` would break a promise of ftkit's; `NOT_FOR_IMAGES` have no effect
-on image classifiers; `NEEDS` need another setting to have an effect.
+Keys of `OF_THE_RUN` cannot differ between stages; those of `REFUSED` would break what ftkit guarantees; those of
+`NOT_FOR_IMAGES` have no effect on image classifiers; those of `NEEDS` have none without another setting.
 """
 
 import dataclasses

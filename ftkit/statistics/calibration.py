@@ -10,7 +10,7 @@ from ftkit.statistics.intervals import wilson
 
 BINS = 15
 _EDGES = np.arange(BINS + 1) / BINS
-_LARGEST = 20.0  # bound of the search: a temperature here, or at 1 / 20, is no fit
+_LARGEST = 20.0  # bound of the search, from 1 / 20; a temperature at a bound is no minimum
 
 
 def reliability(confidences: np.ndarray, hits: np.ndarray) -> list[dict]:

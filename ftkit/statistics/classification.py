@@ -1,4 +1,4 @@
-"""Counts and scores by class; the `evaluate` module is defined here, so that nothing is downloaded."""
+"""Counts and scores by class. The `evaluate` metric is defined here, so that nothing is downloaded."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def class_scores(matrix: np.ndarray) -> list[dict[str, Any]]:
     """Precision, recall and F1 of each class, with their 95% intervals.
 
     A class without labels has no recall (None). A class without predictions has precision 0, as in scikit-learn with
-    `zero_division=0`; a class with neither has none of the three.
+    `zero_division=0`; a class with neither has None for all three.
 
     Args:
         matrix: int (C, C), from `confusion_matrix`.

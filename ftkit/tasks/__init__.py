@@ -1,6 +1,6 @@
-"""Tasks: targets, losses, metrics and how results are shown. The rest of ftkit never depends on which task it is.
+"""Tasks: targets, losses, metrics and how results are shown. The rest of ftkit does not depend on the task.
 
-To add a task, add a package here, and to `TASKS` its class with these members, which `SingleLabel` documents.
+To add a task, add a package here, and its class to `TASKS`. `SingleLabel` documents the members that a task has:
 
 - about itself: `hub_task`, `logits_meaning`, `limit`, `size`, and `names`, one for each logit, which exports,
   comparisons, card and demo show;
@@ -37,7 +37,7 @@ __all__ = [
     "task_of_config",
 ]
 Task = SingleLabel  # for annotations, like `Predictions`: a union once there are several tasks
-TASKS: tuple[type[Task], ...] = (SingleLabel,)  # the first that recognises columns or a config is taken
+TASKS: tuple[type[Task], ...] = (SingleLabel,)  # the first that recognises the columns or the config is used
 DEFAULT_TASK = SingleLabel  # the task of every recipe: there is no key to choose another yet
 
 

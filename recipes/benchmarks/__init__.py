@@ -7,8 +7,8 @@ Each benchmark is a module with a `row`, whose sides take turns within one proce
 - mnist_convnet: an epoch of MNIST, ftkit's convnet, bf16.
 - cifar_resnet18: the data's share of a training step of timm's ResNet-18 at 32 x 32 pixels.
 - augmentation: crop, flip and cutout of a batch, against torchvision image by image.
-- cache: decoding PNG files into the tensor cache, against PIL on all cores; and the start after that.
-- memory: what a process that decodes CIFAR-10 and trains on it grows by, without those that decode for it.
+- cache: decoding PNG files into the tensor cache, against PIL on all cores; and the next start.
+- memory: how far a process grows while it decodes CIFAR-10 and trains on it, without its decoding workers.
 - stream: JPEG files to 224 pixels by the streaming engine, against decoding alone on all cores, and against decoding
   and the same resizing.
 - linear_probe: a linear probe on features that are computed once, against the frozen body at every epoch.

@@ -27,7 +27,7 @@ from ftkit.tasks.columns import column
 
 HIDDEN, LEARNING_RATE, MOMENTUM = 512, 0.01, 0.5
 CROP_AND_FLIP = ["random_crop", "flip"]
-# How every side trains, by the names of the `Trainer`'s arguments, which are ftkit's too.
+# The arguments that every side trains with; `Trainer` and ftkit share their names.
 TRAINING: dict[str, Any] = {
     "num_train_epochs": 1,
     "optim": "sgd",
@@ -108,7 +108,7 @@ def read_config(bench: Bench, dataset: str, **settings: Any) -> Config:
 
 @functools.cache  # one object for all rows of the benchmark, so that `as_png` encodes it once
 def read_images(bench: Bench, dataset: str, test: bool = False) -> Dataset:
-    """The first images of train and of its validation part, which no choice is made on here."""
+    """The first images of train and validation, and of test if asked for."""
     splits = load_data(read_config(bench, dataset).data)
     rows = concatenate_datasets([splits[name] for name in ("train", "validation", "test")[: 3 if test else 2]])
     return rows.select(range(min(bench.args.images or len(rows), len(rows))))

@@ -49,8 +49,8 @@ def write_result(path: Path, record: dict[str, Any]) -> None:
 def definition(name: str, record: dict[str, Any], root: Path = REPO) -> str:
     """A hash of what a result depends on: its commands and seeds, and the settings of the recipes that they name.
 
-    Comments of a recipe do not count, nor do comments and imports of a benchmark's module. Nor does the rest of ftkit,
-    so that a commit does not make every result stale.
+    Comments do not count, nor do the imports of a benchmark's module, nor ftkit's own code: otherwise every commit
+    would make every result stale.
     """
     parts: list[Any] = [record["command"], record.get("seeds"), record.get("after")]
     recipes = re.findall(r"--config (recipes/\S+)", " ".join((record.get("after") or {}).values()))

@@ -1,10 +1,10 @@
 """The sides that load or train: stock, tutorial, raw and ftkit.
 
-- stock: a `datasets` image column (PNG) with a per-example `set_transform` of torchvision and a plain `Trainer`, the
-  way the ecosystem's official image-classification example does it, with the `Trainer`'s defaults (it clips gradients,
-  so that its loss differs from the others').
+- stock: a `datasets` image column (PNG), per-example torchvision transforms by `set_transform`, and a plain `Trainer`
+  with its defaults, as in the official image-classification example. It clips gradients, so its loss differs from the
+  others'.
 - tutorial: the plain PyTorch loop over a torchvision-style dataset and a `DataLoader`.
-- raw: tensors already normalised in memory; a permutation, an index and a step: the limit of eager PyTorch.
+- raw: normalised tensors in memory; a permutation, an index and a step: the limit of eager PyTorch.
 - ftkit: what recipes/finetune.py runs.
 """
 
@@ -41,7 +41,7 @@ SAMPLE = 2000  # images of train on which loss and accuracy are taken, before an
 
 
 class Loop(NamedTuple):
-    """A model and what trains it for an epoch, under the names that a `Trainer` has for them."""
+    """A model and a function that trains it for an epoch, with the names of `Trainer`'s members."""
 
     model: nn.Module
     train: Callable[[], Any]

@@ -47,7 +47,7 @@ def clock(job: Callable[[], Any], images: int, batches: int = 1) -> dict[str, fl
     job()
     wait()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    # If the CPU time is far from the clock's, other processes used the machine.
+    # A CPU time far below the wall time shows that other processes used the machine.
     times = {"seconds": seconds, "cpu_seconds": cpu_seconds}
     return times | {"seconds_per_batch": seconds / batches, "images_per_second": images / seconds}
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from ftkit.tasks.single_label.matching import join_similar
-from ftkit.tasks.single_label.similar import alike, spelling, told_apart
+from ftkit.tasks.single_label.similar import alike, describe_groups, spelling
 
 NFC, NFD = "Kröte", unicodedata.normalize("NFD", "Kröte")
 
@@ -34,13 +34,13 @@ NFC, NFD = "Kröte", unicodedata.normalize("NFD", "Kröte")
 def test_names_that_look_alike(names, differences):
     (group,) = alike([*names, "other", "1", "01", "c-at"])
     assert sorted(group) == sorted(names)
-    assert told_apart([group], {}).endswith(f" differ in {differences}")
+    assert describe_groups([group], {}).endswith(f" differ in {differences}")
 
 
 def test_names_are_quoted_so_that_the_difference_is_visible():
-    assert told_apart([["cat", "cat "]], {"cat": 2, "cat ": 1000}).startswith("'cat' (2), 'cat ' (1,000) differ")
-    assert told_apart([[NFD, NFC]], {}).startswith(r"'Kro\u0308te', 'Kr\xf6te' differ")
-    many = told_apart([[str(i), f"{i} "] for i in range(9)], {})
+    assert describe_groups([["cat", "cat "]], {"cat": 2, "cat ": 1000}).startswith("'cat' (2), 'cat ' (1,000) differ")
+    assert describe_groups([[NFD, NFC]], {}).startswith(r"'Kro\u0308te', 'Kr\xf6te' differ")
+    many = describe_groups([[str(i), f"{i} "] for i in range(9)], {})
     assert many.endswith("; 4 more")
 
 

@@ -20,7 +20,7 @@ class DataArguments:
     """Which images to read, and how to split them.
 
     Attributes:
-        need_train: whether data without a train split are an error.
+        need_train: whether the data must have a train split.
     """
 
     need_train: ClassVar[bool] = True
@@ -42,21 +42,22 @@ class DataArguments:
     train_split: str | None = field(
         default=None,
         metadata={
-            "help": "The split to train on, by the data's own name: of a file, a folder or in a column. Default: "
-            "found by its word. '.': the folders of data_dir are classes, whatever they are called."
+            "help": "The split to train on: its name as a file or folder, or in split_column. Default: recognised by "
+            "its name. '.': the folders of data_dir are classes, whatever they are called."
         },
     )
     validation_split: str | None = field(
         default=None,
         metadata={
-            "help": "The split that chooses the checkpoint. Default: found by its word. none: carved out of train."
+            "help": "The split that chooses the checkpoint. Default: recognised by its name. none: carved out of "
+            "train."
         },
     )
     test_split: str | None = field(
         default=None,
         metadata={
-            "help": "The split that is reported; nothing is chosen on it. Default: found by its word. none: carved "
-            "out of train."
+            "help": "The split that is reported; nothing is chosen on it. Default: recognised by its name. none: "
+            "carved out of train."
         },
     )
     split_column: str | None = field(
@@ -96,8 +97,8 @@ class DataArguments:
         default=None,
         metadata={
             "help": "true: merge classes whose names differ only in capitals, spaces, underscores, invisible "
-            "characters or Unicode form, under the most frequent spelling; false: they are different classes. "
-            "Default: as false, with a warning."
+            "characters or Unicode form, under the most frequent spelling; false: keep them apart. Default: false, "
+            "with a warning."
         },
     )
     augment: list[str] | None = field(
@@ -217,6 +218,6 @@ class DataArguments:
 
 @dataclass
 class OtherData(DataArguments):
-    """Data to evaluate a model on that are not those of its run: any split will do."""
+    """Data to evaluate a model on, other than its run's; they need no train split."""
 
     need_train: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""How the job is carried out: its folder, learning-rate scaling, losses that are not finite, the license."""
+"""How the job runs: its folder, learning-rate scaling, losses that are not finite, the license."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass
 class JobArguments:
-    """How the job is carried out."""
+    """How the job runs."""
 
     overwrite: bool = field(
         default=False, metadata={"help": "Delete what an earlier run left in output_dir before training."}

@@ -13,7 +13,7 @@ class LossArguments:
     l1: float = field(default=0.0, metadata={"help": "Add this times the sum of |w| to the loss."})
     decay_norms_and_biases: bool = field(
         default=False,
-        metadata={"help": "Let weight_decay and l1 reach normalisation layers, biases and position embeddings too."},
+        metadata={"help": "Apply weight_decay and l1 to normalisation layers, biases and position embeddings too."},
     )
     mixup: float = field(default=0.0, metadata={"help": "Alpha of mixup, such as 0.2; 0 is off."})
     cutmix: float = field(default=0.0, metadata={"help": "Alpha of cutmix, such as 1.0; 0 is off."})

@@ -24,7 +24,7 @@ class MethodArguments:
     )
     stages: StageList | None = field(
         default=None,
-        metadata={"help": "A plan of your own: a list of mappings with `train` and training arguments (JSON)."},
+        metadata={"help": "Stages of your own: a list of mappings with `train` and training arguments (JSON)."},
     )
     surgical_groups: list[str] | None = field(
         default=None, metadata={"help": "The layer groups or patterns of module names that `surgical` trains."}
@@ -37,10 +37,10 @@ class MethodArguments:
     )
     merge_adapters: bool = field(
         default=False,
-        metadata={"help": "Merge the adapters into the weights that are saved; these load without peft."},
+        metadata={"help": "Merge the adapters into the saved weights, which then load without peft."},
     )
     train_batchnorm_stats: bool = field(
-        default=False, metadata={"help": "Let the running statistics of frozen BatchNorms follow the data."}
+        default=False, metadata={"help": "Update the running statistics of frozen BatchNorms."}
     )
     layer_decay: float = field(
         default=1.0,

@@ -114,7 +114,7 @@ class ModelArguments:
         return errors
 
     def _check_input(self, model_args: dict[str, Any]) -> list[str]:
-        """Errors in what `model_args` says of size, channels and classes."""
+        """The errors in the size, channels and classes of `model_args`."""
         errors: list[str] = []
         if "num_classes" in model_args:
             message = "model_args: num_classes is the number of the data's classes: leave it out"

@@ -49,7 +49,7 @@ class TrainingArguments(transformers.TrainingArguments):
     fsdp: bool | None = field(  # type: ignore[assignment]  # transformers also takes text
         default=None, metadata={"help": "Shard the model (FSDP), with the options in fsdp_config."}
     )
-    # Texts, so that any value of these gets past the parser to the reason why they are refused.
+    # Text, so that any value passes the parser and reaches the reason for the refusal.
     parallelism_config: str | None = field(default=None, metadata={"help": "Refused: it is for language models."})
     liger_kernel_config: str | None = field(  # type: ignore[assignment]  # as above
         default=None, metadata={"help": "Refused: it is for language models."}
@@ -146,7 +146,7 @@ _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 def check_training(values: dict[str, Any]) -> list[str]:
-    """Values that `TrainingArguments` accepts although they make no sense, one sentence each."""
+    """The invalid values that `TrainingArguments` accepts, one sentence each."""
     choices = {
         "dataloader_multiprocessing_context": multiprocessing.get_all_start_methods(),
         "torch_compile_backend": [name.value.lower() for name in DynamoBackend if name != DynamoBackend.NO],

@@ -87,7 +87,7 @@ def augment(images: torch.Tensor, rows: torch.Tensor, steps: list, seed: int, ep
     for (name, options), bits in zip(named, all_bits.unbind(1), strict=True):
         if name == "alternating_flip":  # draws the same numbers in every epoch
             images = alternating_flip(images, random_bits(seed, 0, there, name, 1), epoch)
-        elif name == "trivial_augment":  # the host has to know how many images each operation gets, so it draws
+        elif name == "trivial_augment":  # the host draws, because it has to know each operation's number of images
             images = trivial_augment(images, random_bits(seed, epoch, rows, name, 2))
         else:
             images = AUGMENTATIONS[name](images, bits, **options)

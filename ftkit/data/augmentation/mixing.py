@@ -1,8 +1,8 @@
 """Mixup and cutmix of a batch, with random numbers that do not depend on the batch.
 
 Each image is mixed with the next one in the epoch's order, the last with the first. The order depends on seed and
-epoch, the share and the box on the image's row as well, so every batch size, process or resumed run computes the same
-image. The loader adds one more image to each batch, for the last one to be mixed with.
+epoch; the share and the box also depend on the image's row. So every batch size, process or resumed run computes the
+same image. The loader adds one image to each batch, which the last one is mixed with.
 """
 
 import numpy as np

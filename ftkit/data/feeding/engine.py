@@ -48,10 +48,10 @@ def load_images(
 
 
 def _check_classes(dataset: Dataset, train: Images) -> None:
-    """Refuse a class of train none of whose images decodes.
+    """Check that every class of train has an image that decodes.
 
     Raises:
-        UserError: there is one.
+        UserError: a class has none.
     """
     task = task_of(dataset.features)
     left = task.counts(train.labels)
@@ -98,7 +98,7 @@ def _choose(args: DataArguments, splits: DatasetDict, processor: Any, channels: 
         return "stream", "image_transform changes single images"
     if size > args.tensor_cache_gb * 1e9:
         return "stream", f"{decoded} is more than tensor_cache_gb, {args.tensor_cache_gb:g}"
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # one process fills the disk while the others look at it
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # one process fills the disk while the others measure it
         return "tensor", f"{decoded} is within tensor_cache_gb, {args.tensor_cache_gb:g}"
     root = cache_root(args.cache_dir)
     made = [tensor_key(rows, processor, channels) for rows in splits.values()]

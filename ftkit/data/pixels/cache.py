@@ -46,7 +46,7 @@ def cached(
         key: the folder's name.
         write: function that fills an empty folder.
         cache_dir: the root; `default_cache_dir` if None.
-        complete: function that says whether a folder has all its content; an incomplete or unreadable one is rebuilt.
+        complete: function that returns whether a folder is complete; an incomplete or unreadable one is rebuilt.
 
     Raises:
         UserError: the disk is full or not writable.
@@ -60,7 +60,7 @@ def cached(
             root.mkdir(parents=True, exist_ok=True)
             with _alone(root / f".{key}.lock"):
                 if folder.is_dir():
-                    if _is_complete(folder, complete):  # another process has made it
+                    if _is_complete(folder, complete):  # another process has built it
                         return folder
                     logger.warning("cache_dir: %s is damaged and is rebuilt", folder)
                     shutil.rmtree(folder)
@@ -94,7 +94,7 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
         try:
             os.replace(aside, folder)
         except OSError:
-            if not folder.is_dir():  # otherwise a machine that does not share the lock was first, with the same bytes
+            if not folder.is_dir():  # else another machine, which does not share the lock, wrote the same bytes first
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -26,7 +26,7 @@ from ftkit.tasks.columns import column
 
 _CHUNK = 128  # the most images per unit of work
 _WORTH_PROCESSES = 2000  # images
-_TOGETHER = 1 << 25  # bytes: files that are read together, or their pixels; one photograph of a phone has as many
+_TOGETHER = 1 << 25  # bytes of files, or of pixels, that are in memory together: about one phone photograph
 _PROCESS = 1 << 29  # bytes that a process may take while it decodes photographs
 _TRIED = 64  # images, of which one must decode for the size to be known
 
@@ -108,7 +108,7 @@ class Decoder:
 
     @functools.cached_property
     def bytes_of_one(self) -> int:
-        """The size of an image's decoded pixels, tried on the first that decodes; 0 if none of the first does."""
+        """The bytes of a decoded image, from the first one that decodes; 0 if none of the first 64 does."""
         tried = (self([row]).pixels for row in range(min(_TRIED, len(self.files))))
         return next((pixels.nbytes for pixels in tried if pixels is not None), 0)
 
@@ -144,10 +144,10 @@ def cores() -> int:
 def over_all_rows(
     work: Callable[[range], Any], count: int, what: str, chunk: int = _CHUNK, worth_processes: int = _WORTH_PROCESSES
 ) -> Iterator[tuple[range, Any]]:
-    """Call `work` on the rows 0 … count - 1, chunk by chunk, in processes if it pays; says how far it is.
+    """Call `work` on the rows 0 … count - 1, chunk by chunk, in processes if it pays; logs the progress.
 
     Args:
-        what: what is done, for the progress line.
+        what: the step, for the progress line.
         chunk: rows per call.
         worth_processes: the least number of rows to start processes for.
 

@@ -1,4 +1,4 @@
-"""Images that others see with other pixels, or that lose something on their way to 8 bits: found while decoding."""
+"""Images that a plain pipeline reads differently, or that lose detail in 8 bits; found while decoding."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ _DIM = 32  # of 256 levels: an image of more than 8 bits without a value above i
 _DEEP = {"I": "32-bit", "F": "floating-point"}  # modes of more than 8 bits; the others are 16-bit
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _PREVIEWS = {"MPO", "ICO", "ICNS"}  # formats whose further images are smaller copies, or views, of the first
-# Of each kind, what a message says of such images after their number.
+# For each kind, the end of the sentence "12 of the 300 images of train …".
 KINDS = {
     "16-bit": "are 16-bit: ftkit scales them to 8 bits, and a plain pipeline cuts their values off at 255",
     "32-bit": "are 32-bit: ftkit scales values up to 65,535 to 8 bits, and a plain pipeline cuts them off at 255",
@@ -29,7 +29,7 @@ KINDS = {
     "several frames": "have several frames or pages, of which the first is used",
     IN_COLOUR: "are in colour, and are converted to grey for a model of grey images",
 }
-# The kinds of which a plain pipeline sees other pixels than ftkit.
+# The kinds that a plain pipeline reads differently.
 OTHER_ELSEWHERE = {"16-bit", "32-bit", "floating-point", "transparent"}
 
 
@@ -49,7 +49,7 @@ def kinds_of(image: Image.Image, shown: Image.Image) -> list[str]:
 
 
 def _differs_elsewhere(image: Image.Image, shown: Image.Image) -> bool:
-    """Whether transformers' `load_image`, which every pipeline calls, makes other pixels of the image."""
+    """Whether transformers' `load_image`, which every pipeline calls, gives other pixels."""
     elsewhere = ImageOps.exif_transpose(image)
     if elsewhere.mode == "P":
         elsewhere = elsewhere.convert("RGBA")  # the same colours, without a warning from PIL
@@ -58,10 +58,10 @@ def _differs_elsewhere(image: Image.Image, shown: Image.Image) -> bool:
 
 
 def _losses(image: Image.Image, shown: Image.Image) -> list[str]:
-    """What an image of more than 8 bits loses beside its finest steps."""
+    """The kinds, of an image of more than 8 bits, that lose more than its finest steps."""
     values, found = np.asarray(image), []
     low, high = values.min(), values.max()
-    if not (low > -0.5 / 255 and high < (256 if image.mode == "F" else 65536)):  # true for values that are no numbers
+    if not (low > -0.5 / 255 and high < (256 if image.mode == "F" else 65536)):  # true for NaN
         found.append("out of range")
     whole = image.mode == "I" and high <= 255  # 8 bits in a larger type
     if not whole and high > 0 and np.asarray(shown).max() < _DIM:
@@ -70,7 +70,7 @@ def _losses(image: Image.Image, shown: Image.Image) -> list[str]:
 
 
 def in_colour(splits: Iterable[Any]) -> bool:
-    """Whether images of a split were decoded to grey and are in colour; see `ftkit.data.feeding.tensors.Images`."""
+    """Whether a colour image of a split was decoded to grey; `splits` are `ftkit.data.feeding.tensors.Images`."""
     return any(IN_COLOUR in images.kinds for images in splits)
 
 
@@ -88,8 +88,8 @@ def sentences(kinds: Mapping[str, Mapping[str, int]], counts: Mapping[str, int])
     ]
 
 
-def say_kinds(splits: Mapping[str, Any]) -> None:
-    """Warn of the images of each kind in these `Images` by split."""
+def log_kinds(splits: Mapping[str, Any]) -> None:
+    """Warn of the images of each kind; `splits` holds the `Images` of each split."""
     counts = {split: len(images) for split, images in splits.items()}
     for sentence in sentences({split: images.kinds for split, images in splits.items()}, counts):
         logger.warning("  %s", sentence)

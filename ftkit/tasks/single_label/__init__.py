@@ -82,7 +82,7 @@ class SingleLabel:
 
     @classmethod
     def of_config(cls, config: PreTrainedConfig) -> "SingleLabel | None":
-        """The task of a model with this config, or None if the model gives an image several labels, or a number."""
+        """The task of a model with this config, or None for a multi-label or a regression model."""
         if config.problem_type not in (None, _PROBLEM):
             return None
         names: dict[Any, str] = dict(config.id2label or {})

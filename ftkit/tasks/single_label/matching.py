@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset
 from ftkit.config import DataArguments
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
-from ftkit.tasks.single_label.similar import alike, look, spelling, told_apart
+from ftkit.tasks.single_label.similar import alike, describe_groups, look, spelling
 from ftkit.tasks.single_label.targets import keep_classes, relabel
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ def join_similar(splits: dict[str, Dataset], label: str, join: bool | None) -> d
         logger.warning(
             "  class names that look alike: %s. Set merge_similar_labels: true to merge them, or false to keep them "
             "apart",
-            told_apart(groups, counts),
+            describe_groups(groups, counts),
         )
         return splits
-    logger.info("  %-12s class names that look alike: %s", "merged", told_apart(groups, counts))
+    logger.info("  %-12s class names that look alike: %s", "merged", describe_groups(groups, counts))
     return {split: _respelled(dataset, label, spelling(counts)) for split, dataset in splits.items()}
 
 
@@ -119,7 +119,7 @@ def _unknown(counts: Counter[str], names: list[str], similar: dict[str, str], wh
 
 
 def _pairs(similar: dict[str, str], counts: Counter[str]) -> str:
-    return told_apart(alike([*similar, *similar.values()]), counts)
+    return describe_groups(alike([*similar, *similar.values()]), counts)
 
 
 def _more(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, softmax
 if TYPE_CHECKING:
     from ftkit.tasks.single_label import SingleLabel
 
-_LOGITS = 1 << 24  # the most that become float64 at a time
+_LOGITS = 1 << 24  # the most that are converted to float64 at a time
 _OWN = ("index", "hash", "label", "predicted", "label_name", "predicted_name", "logits")  # columns of a stored table
 
 
@@ -129,10 +129,10 @@ class Predictions:
 
 
 def from_table(table: pa.Table, task: "SingleLabel") -> Predictions:
-    """The predictions that `to_table` made into `table`.
+    """The predictions in a table of `to_table`.
 
     Raises:
-        KeyError, ValueError: `to_table` did not make this table.
+        KeyError, ValueError: the table is not one of `to_table`.
     """
     logits = table["logits"].combine_chunks().flatten().to_numpy().reshape(-1, len(task.names))
     index, hashes, labels = (table[name].to_numpy() for name in ("index", "hash", "label"))

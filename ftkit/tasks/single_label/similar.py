@@ -42,7 +42,7 @@ def alike(names: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def told_apart(groups: list[list[str]], counts: Mapping[str, int]) -> str:
+def describe_groups(groups: list[list[str]], counts: Mapping[str, int]) -> str:
     """The groups as text for a message: quoted names, their `counts` of images, and how they differ."""
     listed = []
     for group in groups[:_SHOWN]:
@@ -79,4 +79,4 @@ def look_like(names: list[str], known: list[str]) -> str:
     looks = set(map(look, known))
     if not names or not all(look(name) in looks for name in names):
         return ""
-    return told_apart([group for group in alike([*known, *names]) if set(group) & set(names)], {})
+    return describe_groups([group for group in alike([*known, *names]) if set(group) & set(names)], {})

@@ -54,7 +54,7 @@ def class_names(splits: dict[str, Dataset], label: str) -> list[str]:
         return feature.names
     if not isinstance(feature, Value) or not feature.dtype.startswith(_TYPES):
         several = isinstance(feature, (List, LargeList))
-        what = "lists, as of several labels or of zeros and ones, and ftkit learns one class for each image"
+        what = "lists, such as several labels or one-hot labels, and ftkit learns one class per image"
         raise _no_classes(first, label, what if several else type_name(feature))
     if any(_is_fraction(value) for dataset in splits.values() for value in dataset.unique(label)):
         what = f"{type_name(feature)} with fractions, and ftkit learns classes, not numbers (regression)"
@@ -80,7 +80,7 @@ def _is_fraction(value: object) -> bool:
 
 
 def _name(value: object) -> str | None:
-    """The class that a value names; None for none, as pandas writes both nothing and not-a-number."""
+    """The class that a value names; None for a null or NaN, either of which pandas writes for an empty cell."""
     if value is None or value != value:
         return None
     if isinstance(value, bytes):
@@ -89,7 +89,7 @@ def _name(value: object) -> str | None:
 
 
 def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
-    """Whether rows of a split have no class in the column `label`: it is empty, or -1, as `datasets` hides labels."""
+    """Whether rows of a split have no class in the column `label`: they are empty, or -1, a hidden label."""
     if not all(isinstance(splits[name].features[label], (ClassLabel, Value)) for name in ("train", split)):
         return False  # no labels at all, as `class_names` says
     missing = {None, ""} | ({"-1"} - _values(splits["train"], label))
@@ -184,8 +184,8 @@ def _listed(text: str) -> list[str]:
 def carve(train: Dataset, split: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The rows that stay in train, those that become `split`, and the classes of one image, which stay in train.
 
-    A share of each class is carved. Where classes are too small for that, those with the largest remainders give an
-    image more, by `seed` among equals; each class keeps at least one image in train.
+    A share of each class is carved. Classes too small for that share the images by largest remainder, with ties broken
+    by `seed`; each class keeps at least one image in train.
 
     Raises:
         UserError: every class has one image.
