@@ -33,7 +33,7 @@ from ftkit.config import DataArguments  # noqa: E402
 from ftkit.data.pixels.images import encoded, to_mode  # noqa: E402
 from ftkit.data.sources.load import load_data  # noqa: E402
 from ftkit.demo.answers import Demo, trained_on  # noqa: E402
-from ftkit.demo.page import build_page, fit_drawing, serve, tell_apart  # noqa: E402
+from ftkit.demo.page import build_page, fit_drawing, serve, unique_names  # noqa: E402
 from ftkit.evaluation.predictions import read_predictions  # noqa: E402
 from ftkit.models.classifier import Classifier  # noqa: E402
 
@@ -214,7 +214,7 @@ def test_what_is_no_image_is_a_message(convnet, tmp_path, start):
 
 
 def test_names_that_classes_share_are_told_apart():
-    assert tell_apart(["crane", "heron", "crane"]) == ["crane (0)", "heron", "crane (2)"]
+    assert unique_names(["crane", "heron", "crane"]) == ["crane (0)", "heron", "crane (2)"]
 
 
 # ── drawings ──

@@ -22,7 +22,7 @@ from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.run import evaluate
 from ftkit.training.checkpointing import saving
-from ftkit.training.checkpointing.checkpoints import step_of, what_is_wrong
+from ftkit.training.checkpointing.checkpoints import defect_of, step_of
 
 QUICK = ["--max_train_samples", "200", "--num_train_epochs", "1"]
 
@@ -411,7 +411,7 @@ def test_a_run_saves_and_ends_when_its_terminal_closes(tmp_path):
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP, shown.decode()
     newest = max(stage.glob("checkpoint-*"), key=step_of)
-    assert what_is_wrong(newest) is None and not list(stage.glob(".*")), "it ended between two steps, and saved"
+    assert defect_of(newest) is None and not list(stage.glob(".*")), "it ended between two steps, and saved"
 
 
 def test_the_command_of_the_readme(tmp_path):

@@ -40,7 +40,7 @@ from ftkit.models.classifier import Classifier
 from ftkit.models.weights import load_weights
 from ftkit.owners import parse_config, parse_evaluation
 from ftkit.tasks import SingleLabel
-from ftkit.training.checkpointing.checkpoints import newest_complete, seal, what_is_wrong
+from ftkit.training.checkpointing.checkpoints import defect_of, newest_complete, seal
 
 HANGS = 30  # seconds
 fuzz = settings(
@@ -406,7 +406,7 @@ def test_a_manifest(stage, data):
     try:
         manifest.write_bytes(data.draw(st.one_of(damaged(whole), odd_json)))
         with taken_or_refused():
-            wrong = what_is_wrong(manifest.parent)
+            wrong = defect_of(manifest.parent)
             assert newest_complete(stage).name == ("checkpoint-1" if wrong else "checkpoint-2")
     finally:
         manifest.write_bytes(whole)

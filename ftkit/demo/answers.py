@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ftkit.config import local_model
-from ftkit.demo.page import fit_drawing, tell_apart
+from ftkit.demo.page import fit_drawing, unique_names
 from ftkit.models.classifier import Classifier
 from ftkit.places import shown
 
@@ -23,7 +23,7 @@ class Demo:
     """
 
     def __init__(self, classifier: Classifier):
-        self.classifier, self.names = classifier, tell_apart(classifier.task.names)
+        self.classifier, self.names = classifier, unique_names(classifier.task.names)
         classifier.model.eval()
 
     @torch.inference_mode()

@@ -14,8 +14,8 @@ from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, to_mode
 Fit = Callable[[Image.Image], Image.Image | None]
 
 
-def tell_apart(names: list[str]) -> list[str]:
-    """The names of the classes; a name that several classes share is followed by the class's number."""
+def unique_names(names: list[str]) -> list[str]:
+    """The class names, made unique: a name that several classes share is followed by the class's number."""
     often = Counter(names)
     return [f"{name} ({number})" if often[name] > 1 else name for number, name in enumerate(names)]
 

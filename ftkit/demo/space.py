@@ -17,7 +17,7 @@ from PIL import Image
 from ftkit.config import local_model
 from ftkit.data.pixels.images import BAD_IMAGE_ERRORS, check_decodable, to_8_bit, to_mode
 from ftkit.demo.answers import Demo
-from ftkit.demo.page import build_page, fit_drawing, serve, tell_apart
+from ftkit.demo.page import build_page, fit_drawing, serve, unique_names
 from ftkit.errors import UserError
 from ftkit.methods.adapters import merged
 from ftkit.models import timm_models
@@ -53,7 +53,7 @@ Fit = Callable[[Image.Image], Image.Image | None]
 
 model = AutoModelForImageClassification.from_pretrained(MODEL, **OPTIONS).eval()
 processor = AutoImageProcessor.from_pretrained(MODEL, **OPTIONS)
-names = tell_apart([model.config.id2label[number] for number in range(model.config.num_labels)])
+names = unique_names([model.config.id2label[number] for number in range(model.config.num_labels)])
 
 
 @torch.inference_mode()
@@ -170,7 +170,7 @@ def write_space(folder: Path, title: str, demo: Demo, fit: partial | None, sourc
 
 def _app(title: str, place: str, demo: Demo, fit: partial | None, options: dict[str, Any]) -> str:
     """The source of `app.py`; `place` is the Python expression for the place of the model."""
-    functions: tuple[Any, ...] = (tell_apart, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
+    functions: tuple[Any, ...] = (unique_names, check_decodable, to_mode, to_8_bit, fit_drawing, build_page, serve)
     errors = (f"{'Image.' * hasattr(Image, error.__name__)}{error.__name__}" for error in BAD_IMAGE_ERRORS)
     return _APP.format(
         title=title,

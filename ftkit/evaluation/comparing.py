@@ -235,9 +235,10 @@ def _pairs(groups: list[Group], rows: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def _always_better(scores: np.ndarray, others: np.ndarray, sources: list[str]) -> dict[str, Any]:
-    """The images, `n` of them, on which each of these runs, (R, N), scores better than each of the others.
+    """The images on which each of these runs, (R, N), scores better than each of the others.
 
-    `examples` has the sources of the first ones.
+    Returns:
+        Their number `n`, and `examples`, the sources of the first ones.
     """
     images = np.flatnonzero(scores.min(0) > others.max(0))
     return {"n": len(images), "examples": natural_sorted(sources[image] for image in images)[:_EXAMPLES]}

@@ -45,12 +45,12 @@ def _size(value: float) -> str:
 
 
 def _visible(text: str) -> str:
-    """`text` with control characters escaped, also those that turn the direction of writing around."""
+    """`text` with control characters escaped, including those that change the writing direction."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _path(text: str, length: int | None = None) -> Markup:
-    """A path that breaks between folders, without its middle if it is longer than `length`: its end says most."""
+    """A path that wraps between folders; its middle is cut if it is longer than `length`, since the end says most."""
     text = _visible(text)
     if length is not None and len(text) > length:
         text = f"{text[: length // 3]}…{text[length // 3 + 1 - length :]}"

@@ -1,6 +1,6 @@
 """`run.json`, the record of a finished run, and the summary that a run prints at its end.
 
-Report, card and commit messages are made of the record, so it names no folder of this machine.
+Report, card and commit messages are made from the record, so it names no folder of this machine.
 """
 
 import json
@@ -45,7 +45,7 @@ def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, A
 
 
 def _skipped(bad: dict[str, Any]) -> dict[str, Any]:
-    """A skipped image for others: by its source, without the path on this machine."""
+    """A skipped image, named by its source instead of the path on this machine."""
     source = bad["source"]
     return {"index": bad["index"], "file": source, "xxh3_64": bad["xxh3_64"]} | {
         "reason": bad["reason"].replace(bad["file"], source)
@@ -63,7 +63,7 @@ def evaluated_images(record: dict[str, Any], n: int) -> str:
 
 
 def data_notes(record: dict[str, Any]) -> list[str]:
-    """What readers of a report or a card must know about the data, one sentence each."""
+    """The facts about the data that limit the results, for report and card, one sentence each."""
     notes = [
         f"The {split} split has {drawn_from:,} images, of which {record['splits'][split]:,} were drawn at random"
         for split, drawn_from in record.get("drawn_from", {}).items()
@@ -89,7 +89,7 @@ def _hub_dataset(data: DataArguments) -> str | None:
 
 
 def describe_command() -> str:
-    """The command line of this process for others: files and folders by their names, without the launcher's options.
+    """The command line of this process, without local paths and the launcher's options.
 
     `config.yaml` repeats the run on this machine.
     """

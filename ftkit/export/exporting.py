@@ -38,7 +38,7 @@ PYTORCH = "pytorch"  # the row of the model itself
 def read_images(
     config: Evaluation, classifier: Classifier, names: list[str], max_images: int | None
 ) -> tuple[str, dict[str, Images]]:
-    """The split, and its images to measure on (`measured`), with the model's labels; those for int8's `calibration`.
+    """The split, and the images by use: `measured`, with the model's labels, and `calibration` for int8.
 
     Args:
         names: the names of the formats.
@@ -93,7 +93,7 @@ class Export:
         return self.rows[name]
 
     def save(self, folder: Path, config: Evaluation, split: str, repeats: int) -> dict[str, Any]:
-        """Write `preprocessing.json` and `export.json`, the measurements and how they were made."""
+        """Write `preprocessing.json`, and `export.json` with the measurements and their conditions."""
         record = {
             "command": describe_command(),
             "model": shown(config.evaluation.model),
@@ -123,7 +123,7 @@ class Export:
 
 @contextlib.contextmanager
 def written_aside(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, which replaces `folder` if the block succeeds, and is deleted otherwise.
+    """Yield an empty folder, which replaces `folder` if the block succeeds and is deleted otherwise.
 
     Raises:
         UserError: the folder cannot be created.

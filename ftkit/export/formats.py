@@ -112,7 +112,7 @@ def load(path: Path) -> Predict:
 
 
 def _write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Write an ONNX file that holds its weights (beside it, from 2 GB on)."""
+    """Write an ONNX file with its weights inside, or beside it from 2 GB on."""
     shapes = {INPUT: {0: "batch"}}
     with _exporting("torch.onnx"):
         torch.onnx.export(
@@ -170,10 +170,10 @@ def _write_int8(program: ExportedProgram, path: Path, calibration: Iterable[torc
 @contextlib.contextmanager
 def _exporting(library: str) -> Iterator[None]:
     """Silence what an exporter prints, warns and logs; turn its failure into one message."""
-    disabled, said = logging.root.manager.disable, io.StringIO()
+    disabled, output = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # anything raised by the model's or the exporter's code

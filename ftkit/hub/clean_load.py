@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-# Makes `import ftkit` fail, even if it is installed; Python documents it, and its stubs do not know.
+# Makes `import ftkit` fail, even if it is installed; documented by Python, but missing in its type stubs.
 sys.modules["ftkit"] = None  # type: ignore[assignment]
 
 

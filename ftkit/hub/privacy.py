@@ -1,4 +1,4 @@
-"""The check that nothing of this machine is pushed: no folder, no name of a user or of the machine, no secret."""
+"""The check that a push reveals nothing of this machine: no folder, no name of a user or of the machine, no secret."""
 
 import html
 import os
@@ -16,7 +16,7 @@ from ftkit.places import is_path
 
 _SHOWN = 5  # findings in a message
 _SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # of variables
-_LEAST = 4  # characters: shorter names occur by chance, and no secret is as short
+_LEAST = 4  # characters: shorter names occur by chance; secrets have at least twice as many
 _PATTERNS = {
     "a home folder": re.compile(r"(?<![\w.:/\\-])(?:[a-z]:)?[\\/]+(?:home|users)[\\/]+[^\\/\s\"'<>|]+", re.IGNORECASE),
     "a file's address": re.compile(r"(?<!\w)file:/+\w[^\s\"'<>]*", re.IGNORECASE),
@@ -49,7 +49,7 @@ def check_private(files: dict[str, Path | bytes], run: Path, config: dict[str, A
             dict.fromkeys(found)]  # fmt: skip
     more = [f"… and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
     raise UserError(
-        f"{run} must not be pushed, because it would tell others about this machine:\n"
+        f"{run} must not be pushed: its files reveal details of this machine:\n"
         + "\n".join(f"  - {line}" for line in [*some[:_SHOWN], *more])
         + f"\nremove it from the files in {run / 'model'}; `python recipes/report.py {run}` writes the files in "
         "evaluation/ again"
@@ -57,7 +57,7 @@ def check_private(files: dict[str, Path | bytes], run: Path, config: dict[str, A
 
 
 def _names(run: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What others must not see: a description, and the text to look for."""
+    """The private names: a description of each, and the text to look for."""
     places = {"the run's folder": str(run), "your home folder": str(Path.home()), "the working folder": os.getcwd()}
     named = {key: config.get(key) for key in ("data_dir", "model", "output_dir", "cache_dir")}
     places |= {key: text for key, text in named.items() if isinstance(text, str) and is_path(text)}
@@ -77,12 +77,12 @@ def _names(run: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """The name as a whole: neither inside of a word or another path, nor the start of a longer name."""
+    """Matches the whole name: not inside a word or another path, nor at the start of a longer name."""
     return re.compile(rf"(?<![\w.\-]){re.escape(name)}(?![\w\-])")
 
 
 def _content(content: Path | bytes) -> bytes:
-    """The bytes to look at: of weights only their header, which holds names and metadata."""
+    """The bytes to search: of a weights file only the header, which holds names and metadata."""
     if isinstance(content, bytes):
         return content
     if content.suffix != ".safetensors":

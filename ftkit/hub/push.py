@@ -22,7 +22,7 @@ from ftkit.tasks import Drawing
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _ATTEMPTS = 5
-_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP codes of errors that may pass
+_TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)  # HTTP codes of transient errors
 _LONGEST_WAIT_S = 60.0
 _REASONS = {
     401: "the token is not valid: log in with `hf auth login`, or set HF_TOKEN",
@@ -109,7 +109,7 @@ def _is_stale(path: str, files: dict[str, Any]) -> bool:
 
 
 def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -> T:
-    """The result of `call`, which is repeated after errors that may pass.
+    """The result of `call`, which is repeated after transient errors.
 
     Raises:
         UserError: the call is refused, or all attempts fail.
@@ -122,8 +122,8 @@ def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -
             found = _reason(cause)
             if found is None or cause is None:
                 raise
-            reason, passing = found
-            if not passing:
+            reason, transient = found
+            if not transient:
                 raise UserError(f"{what}: {reason}") from error
             wait = _wait(cause, attempt)
         if attempt < attempts:
@@ -133,10 +133,10 @@ def _persistently(call: Callable[[], T], what: str, attempts: int = _ATTEMPTS) -
 
 
 def _reason(error: BaseException | None) -> tuple[str, bool] | None:
-    """The reason of an error, and whether it may pass; None if the error has nothing to do with the Hub."""
+    """The reason of an error, and whether it is transient; None if the error has nothing to do with the Hub."""
     if isinstance(error, HfHubHTTPError):
-        status, told = error.response.status_code, error.server_message or ""
-        return _REASONS.get(status, f"the Hub answers {status} {told}".strip()), status in _PASSING
+        status, text = error.response.status_code, error.server_message or ""
+        return _REASONS.get(status, f"the Hub answers {status} {text}".strip()), status in _TRANSIENT
     if isinstance(error, (LocalTokenNotFoundError, OfflineModeIsEnabled)):
         return str(error).splitlines()[0], False
     if isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):

@@ -21,10 +21,10 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # attributes of the rank al
 
 
 class RankAllocation(TrainerCallback):
-    """Lets AdaLoRA prune the least important ranks, after every step that is not skipped.
+    """Prunes the least important ranks after every step that is not skipped.
 
-    One schedule covers all stages that train adapters: `steps_before` of its steps belong to earlier stages. After a
-    stage that ended early, or that kept earlier weights, the schedule catches up as soon as it can.
+    One schedule covers all stages that train adapters; `steps_before` of its steps belong to earlier stages. It
+    catches up after a stage that ended early or kept earlier weights.
     """
 
     def __init__(self, steps_before: int):
@@ -52,7 +52,7 @@ class AdaLora(AdapterHooks):
     """AdaLoRA's pruning schedule, its regularisation, and its importance scores, which are not in the weights."""
 
     def contradictions(self, loss: LossArguments, sharded: bool) -> list[str]:
-        """Averaged weights and sharded weights."""
+        """Averaging and sharding of weights."""
         errors: list[str] = []
         if loss.ema_decay is not None:
             errors.append(
@@ -90,10 +90,10 @@ class AdaLora(AdapterHooks):
         return {"total_step": steps, "tinit": steps // 10, "tfinal": steps // 3}
 
     def prepare(self, model: nn.Module) -> None:
-        """Keep the choice of ranks on the model's device."""
-        whole: Any = model
-        tuner, config = whole.base_model, whole.active_peft_config
-        tuner.rankallocator = DeviceRanks(tuner.model, config, whole.active_adapter)
+        """Use a rank allocator that stays on the model's device."""
+        adapted: Any = model
+        tuner, config = adapted.base_model, adapted.active_peft_config
+        tuner.rankallocator = DeviceRanks(tuner.model, config, adapted.active_adapter)
 
     def bookkeeping(self, model: nn.Module) -> set[str]:
         """The counts of ranks."""
@@ -131,7 +131,7 @@ class AdaLora(AdapterHooks):
             _set_state(model, load_file(folder / _FILE))
 
     def finish(self, model: nn.Module) -> None:
-        """Let all ranks be saved, masked ones as zeros; warn if more than the target are left."""
+        """Make the model save all ranks, masked ones as zeros; warn if more than the target are left."""
         config, allocator = _parts(model)
         target = allocator.target_bgt
         config.rank_pattern = None

@@ -183,7 +183,7 @@ def _kinds(model: nn.Module) -> list[str]:
 
 
 class _Watched(nn.Module):
-    """In place of a layer: notes the layer's input, and which of its attributes the network reads."""
+    """Stands in for a layer, and records its input and the attributes that the network reads."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -206,7 +206,7 @@ class _Watched(nn.Module):
 def _watched(
     model: PreTrainedModel, wanted: Callable[[nn.Module], bool], pixel_values: torch.Tensor
 ) -> tuple[dict[str, torch.Tensor], dict[str, set[str]]]:
-    """The input of each wanted layer when the model sees the images, and the attributes that the network reads of it.
+    """The input of each wanted layer for these images, and the layer's attributes that the network reads.
 
     Layers that do not run are left out; both are in the order of the model.
     """
@@ -235,9 +235,10 @@ def _lend_attributes(model: PeftModel) -> None:
 def _refusal(
     args: MethodArguments, layer: nn.Module, given: torch.Tensor, options: dict[str, Any], read: set[str]
 ) -> str | None:
-    """Why a layer, of which the network reads the attributes `read`, cannot be adapted, or None.
+    """Why a layer cannot be adapted, or None; the layer itself is unchanged.
 
-    The layer itself is unchanged.
+    Args:
+        read: the layer's attributes that the network reads.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # the model is still on the CPU
         warnings.simplefilter("ignore")  # PEFT warns again when the layer itself is adapted
@@ -253,7 +254,7 @@ def _refusal(
                 own = copy.deepcopy(layer)(given)
                 # Most adapters start without an effect, some with noise; OFT on larger kernels triples the output.
                 if (tried(given) - own).abs().max() > own.abs().max():
-                    return "it changes the layer's output by more than its size before it has learned anything"
+                    return "untrained, it changes the layer's output by more than 100%"
                 for parameter in trained:
                     parameter.add_(0.05 * torch.randn_like(parameter))
             tried(given).square().mean().backward()

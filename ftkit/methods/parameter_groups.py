@@ -58,9 +58,9 @@ def optimizer_groups(
     Args:
         settings: the settings by parameter name.
         weight_decay: the weight decay of the parameters that decay.
-        muon: whether the optimizer is timm's Muon, which takes every matrix for a hidden layer's unless its group says
-            otherwise.
-        kinds: groups that the optimizer has made itself; their options are kept.
+        muon: whether the optimizer is timm's Muon, which treats every matrix as a hidden layer's, unless its group has
+            `use_fallback`.
+        kinds: groups that the optimizer made itself; their options are kept.
     """
     kind_of = {id(parameter): number for number, kind in enumerate(kinds) for parameter in kind["params"]}
     groups: dict[tuple, list[nn.Parameter]] = {}
@@ -78,7 +78,7 @@ def optimizer_groups(
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter maps features to features, even at rank 1; not a vector, with or without sides of 1."""
+    """Whether a parameter maps features to features, even at rank 1; a vector with extra sides of 1 does not."""
     ranks = ".lora_" in name and parameter.ndim > 1
     return parameter.ndim == 2 or ranks or sum(side > 1 for side in parameter.shape) > 1
 
@@ -86,8 +86,8 @@ def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
 def _scales_of_adapters(model: nn.Module) -> set[str]:
     """The adapter parameters that multiply a layer's features: IA3's vectors, BOFT's scale, DoRA's magnitude.
 
-    They start positive, at one or at the norms of weights; parameters that adapters add to a layer start at zero or
-    with both signs. Decay pulls added parameters back to the pretrained weights, but pulls scales down to nothing.
+    They start positive, at one or at the norms of weights; other parameters of adapters start at zero or with both
+    signs. Decay pulls those back to the pretrained weights, but would pull scales to zero.
     """
     found = set()
     for place, layer in model.named_modules():

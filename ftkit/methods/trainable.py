@@ -90,7 +90,7 @@ class Trainable(NamedTuple):
     Attributes:
         written: the word in a recipe, or a description of the form that `fits` recognises.
         parameters: function (model, its layer groups, the value of `train`) -> names of the parameters.
-        fits: function that says whether a value of `train` has this form; None: only the word `written` has it.
+        fits: function that tests whether a value of `train` has this form; None: only the word `written` has it.
         stage_name: function from the value of `train` to the default name of a stage; None: the word `written`.
         head_alone: whether only the head trains, so features can be cached.
         moves_buffers: whether all buffers of the model move too.

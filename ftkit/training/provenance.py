@@ -32,7 +32,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 def arithmetic(device: torch.device) -> tuple[str, int, str]:
     """Everything but versions that changes the last digits of float32: hardware, threads, precision of kernels."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    cudnn: Any = torch.backends.cudnn  # whose `conv` type checkers do not know
+    cudnn: Any = torch.backends.cudnn  # type checkers do not see its `conv`
     backends = torch.backends.cuda.matmul, cudnn.conv
     return hardware, torch.get_num_threads(), "/".join(backend.fp32_precision for backend in backends)
 

@@ -80,7 +80,7 @@ CASES = {
     "training.stages.last_batch:check_single_image": lambda folder: [
         "--dataset", "digits", *TINY, "--num_train_epochs", 1, "--max_train_samples", 65
     ],
-    "training.loop.not_finite:Guard.look_at_losses": _with(
+    "training.loop.not_finite:Guard.check_losses": _with(
         "--learning_rate", 1e30, "--optim", "sgd", "--max_grad_norm", 0, "--logging_steps", 1
     ),
     "training.stages.planning:_check_length": _with(

@@ -198,7 +198,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
     shown = capsys.readouterr().out
     assert shown.count("could not be written, training continues without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
-    assert len(left) == 2 and all(checkpoints.what_is_wrong(path) is None for path in left)
+    assert len(left) == 2 and all(checkpoints.defect_of(path) is None for path in left)
     state = json.loads((run / "stages" / "0-all" / "trainer_state.json").read_text())
     assert state["best_global_step"] in {checkpoints.step_of(path) for path in left}
 

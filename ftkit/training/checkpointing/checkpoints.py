@@ -32,7 +32,7 @@ def seal(aside: Path, folder: Path) -> None:
     rename(aside, folder)
 
 
-def what_is_wrong(folder: Path) -> str | None:
+def defect_of(folder: Path) -> str | None:
     """Why a folder is not a complete checkpoint; None if it holds, byte for byte, what its manifest lists."""
     if not folder.is_dir():
         return "does not exist"
@@ -78,7 +78,7 @@ def newest_complete(folder: Path) -> Path | None:
     The best checkpoint that it names must be complete too: its weights may be the stage's result.
     """
     for checkpoint in reversed(checkpoints(folder)):
-        wrong = what_is_wrong(checkpoint) or _wrong_with_best(checkpoint)
+        wrong = defect_of(checkpoint) or _wrong_with_best(checkpoint)
         if wrong is None:
             return checkpoint
         logger.warning("skipped %s: it %s", checkpoint, wrong)
@@ -90,7 +90,7 @@ def _wrong_with_best(checkpoint: Path) -> str | None:
         best = best_of(checkpoint)
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         return f"has a {STATE} that cannot be read: {error}"
-    if best is None or (fault := what_is_wrong(best)) is None:
+    if best is None or (fault := defect_of(best)) is None:
         return None
     return f"names {best.name} as the best, which {fault}"
 

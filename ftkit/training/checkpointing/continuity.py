@@ -1,4 +1,4 @@
-"""The fingerprint of a run: everything its result depends on beside the configuration. A resume must find the same.
+"""The fingerprint of a run: everything beside the configuration that its result depends on. A resume must match it.
 
 It is saved in every checkpoint and in the result of every finished stage. Paths and times of files are not part of
 it: the images of a folder that was moved are the same images.
@@ -181,7 +181,7 @@ def take_fingerprint(config: Config, images: dict[str, Images], pretrained: nn.M
 
 
 def _weights_hash(model: nn.Module) -> str:
-    """The hash of all values but the head's, without their names, which another version of a library may change."""
+    """The hash of all values but the head's, without names: another version of a library may change these."""
     head = find_head(model)
     body = digests(model, {name for name in model.state_dict() if any(is_inside(name, place) for place in head)})
     return _hash(*sorted(body.values()))

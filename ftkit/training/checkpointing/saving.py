@@ -66,8 +66,8 @@ class CheckpointingTrainer(HookedTrainer):
         """Train, from a checkpoint if one is given.
 
         Raises:
-            UserError: no checkpoint could be written from the one that validation chose to the end, so that the stage
-                would finish with other weights.
+            UserError: the checkpoint that validation chose could not be written, nor any later one, so the stage would
+                finish with other weights.
         """
         if resume_from_checkpoint is not None:
             self.add_callback(_Resume(self, Path(resume_from_checkpoint)))
@@ -103,8 +103,8 @@ class CheckpointingTrainer(HookedTrainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def waits_for_epoch_end(self) -> bool:
-        """Whether this is the last step of an epoch that has not ended: a checkpoint of it would resume in the next
-        epoch, and this one would never be evaluated."""
+        """Whether this is the last step of an epoch that has not ended: a run resumed from its checkpoint would start
+        the next epoch, and never evaluate this one."""
         return self.progress.within_epoch and (
             self.state.epoch % 1 == 0 or self.state.global_step >= self.state.max_steps
         )
@@ -131,7 +131,7 @@ class CheckpointingTrainer(HookedTrainer):
         if self.state.best_model_checkpoint is not None:
             self.state.best_model_checkpoint = str(checkpoint.with_name(Path(self.state.best_model_checkpoint).name))
         if failure is None:
-            failure = self._give_name(aside / checkpoint.name, checkpoint)
+            failure = self._seal(aside / checkpoint.name, checkpoint)
         if failure is not None:
             # A best value without saved weights does not count.
             if self.state.best_global_step == self.state.global_step:
@@ -163,7 +163,7 @@ class CheckpointingTrainer(HookedTrainer):
         full = "inline_container" in str(self.failure)  # torch does not say why it could not write
         return _first("the disk is full" if full else None if self.failure is None else str(self.failure))
 
-    def _give_name(self, aside: Path, checkpoint: Path) -> str | None:
+    def _seal(self, aside: Path, checkpoint: Path) -> str | None:
         failure = None
         if self.args.should_save:
             try:
@@ -174,13 +174,13 @@ class CheckpointingTrainer(HookedTrainer):
         return _first(failure)
 
     def remember_best(self, checkpoint: Path) -> None:
-        """Restore the best checkpoint so far from this one; both are in the same folder, even if the run was moved."""
+        """Take the best checkpoint so far from this one; both are in the same folder, even if the run was moved."""
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = str(best) if best is not None else None
         self.saved_best = (self.state.best_metric, self.state.best_global_step, self.state.best_model_checkpoint)
 
     def save_weights(self, folder: Path, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Write what `load_weights` reads. A failure is kept, and reported when all processes meet."""
+        """Write the files that `load_weights` reads. A failure is reported later, when all processes meet."""
         if not self.args.should_save:  # FSDP and DeepSpeed call this in every process, as all gather the `state_dict`
             return
         try:
@@ -238,7 +238,7 @@ class CheckpointingTrainer(HookedTrainer):
 
 
 class _Resume(TrainerCallback):
-    """Loads the parts of a checkpoint that the `Trainer` does not know."""
+    """Loads the parts of a checkpoint that the `Trainer` does not load."""
 
     def __init__(self, trainer: CheckpointingTrainer, checkpoint: Path):
         self.trainer, self.checkpoint = trainer, checkpoint
@@ -271,5 +271,5 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], checkpoint:
 
 
 def _first(failure: str | None) -> str | None:
-    """The failure of the first process that has one, in all of them."""
+    """The failure of the first process that has one; the same in all processes."""
     return next((found for found in gather_object([failure]) if found is not None), None)

@@ -74,7 +74,7 @@ class WeightAverage(TrainerCallback):
         self.averaged.load_state_dict(tensors, strict=False)
 
     def keep(self, best: str | None) -> None:
-        """Give the model the averaged weights for good: those of the checkpoint `best`, or else the last."""
+        """Replace the model's weights by the average of the checkpoint `best`, or else the last one."""
         if best is not None:
             self.load(Path(best))
         if self.count > 0:

@@ -1,4 +1,4 @@
-"""From the batches of a loader to the inputs of the model: on the device, augmented, normalised, mixed."""
+"""Turns the batches of a loader into inputs of the model: on the device, augmented, normalised, mixed."""
 
 from collections.abc import Callable
 from typing import Any

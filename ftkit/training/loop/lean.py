@@ -25,7 +25,7 @@ def lean(model: Any, sharded: bool, checkpointing: bool) -> Iterator[None]:
         checkpointing: whether the `Trainer` turns activation checkpointing on.
     """
     skip_lomo()
-    gc.freeze()  # the Trainer starts with a collection, which would walk through every object of the libraries
+    gc.freeze()  # the Trainer starts with a garbage collection, which would visit every object of the libraries
     if is_convolutional(model) and not sharded and not isinstance(model, PeftModel):  # DoRA needs contiguous weights
         model.to(memory_format=torch.channels_last)
     try:

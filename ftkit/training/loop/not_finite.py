@@ -159,7 +159,7 @@ class Guard:
         if self.on_nan == "skip" and self.trainer.args.device.type != "cpu":
             self._undo = Undo(optimizer)
 
-    def look_at_gradient(self, model: nn.Module, norm: torch.Tensor | None) -> torch.Tensor | None:
+    def check_gradient(self, model: nn.Module, norm: torch.Tensor | None) -> torch.Tensor | None:
         """Skip the update of a gradient that is not finite, if `on_nan` is `skip`.
 
         Args:
@@ -181,7 +181,7 @@ class Guard:
             self._report(self.losses.of(self.trainer.state.global_step + 1))
         return norm
 
-    def look_at_losses(self) -> None:
+    def check_losses(self) -> None:
         """Handle a loss that is not finite as `on_nan` says, before anything is evaluated, saved or logged.
 
         Raises:

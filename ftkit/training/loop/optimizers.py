@@ -29,7 +29,7 @@ _BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 def check_optimizer(optim: str, options: str | None) -> list[str]:
-    """The errors in `optim` and `optim_args`, a sentence each."""
+    """The errors in `optim` and `optim_args`, one sentence each."""
     if optim.startswith(TIMM_OPTIMIZERS):
         return _check_timm(optim, options)
     known = [name.value for name in OptimizerNames]

@@ -83,7 +83,7 @@ class EvaluationLines(ProgressCallback):
     def __init__(self, losses: MeanLoss, shown: Sequence[str]):
         super().__init__()
         self.losses, self.shown = losses, shown
-        self.evaluation: ProgressLine | None = None  # of the evaluation that is going on
+        self.evaluation: ProgressLine | None = None  # of the running evaluation
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.started, self.current_step = time.monotonic(), state.global_step
@@ -156,7 +156,7 @@ class Progress(TrainerCallback):
 
     @property
     def seconds(self) -> float:
-        """How long the stage has trained, including killed processes up to their last checkpoint."""
+        """The training time of the stage, including killed processes up to their last checkpoint."""
         return self._earlier + time.monotonic() - self._started
 
     def save(self, checkpoint: Path) -> None:

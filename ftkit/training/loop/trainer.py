@@ -52,7 +52,7 @@ class ImageTrainer(CheckpointingTrainer):
 
     It skips work that slows a step and changes nothing: the walk over all parameters to count floating-point
     operations, the gradient norm if nothing is clipped (`max_grad_norm: 0`), and the search for missing packages.
-    FSDP and DeepSpeed shard a copy of the model, which itself gets the trained weights at the end.
+    FSDP and DeepSpeed train a sharded copy; the model itself gets the trained weights at the end.
 
     Args:
         model: a classifier whose output has `logits` (N, C).
@@ -163,7 +163,7 @@ class ImageTrainer(CheckpointingTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Run forward and backward, without the `Trainer`'s checks for features that ftkit does not use."""
-        if not self.model.training:  # after an evaluation; a wrapper around the model still says that it trains
+        if not self.model.training:  # after an evaluation; a wrapper around the model is still in training mode
             model.train()
         self.optimizer.train()
         weight, images, inputs = inputs["weight"], inputs["index"], self.prepare(inputs)
@@ -240,7 +240,7 @@ class ImageTrainer(CheckpointingTrainer):
         with explained(self.args), signals.awaited():
             try:
                 with lean(self.original, self.sharded, bool(self.args.gradient_checkpointing)):
-                    self.model.train()  # a new `PeftModel` says that it trains, but its base model may not
+                    self.model.train()  # a new `PeftModel` is in training mode, but its base model may not be
                     if checkpoint:
                         done = self.finished_before(checkpoint, self.objective.args.early_stopping_patience)
                     output = done or super().train(resume_from_checkpoint)
@@ -261,7 +261,7 @@ class ImageTrainer(CheckpointingTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights if there are any, else the model's own."""
-        self._look_at_losses()
+        self._check_losses()
         self._share_buffers()
         with self.waiting.suspended(), self.average.applied() if self.average else nullcontext():
             return super().evaluate(*args, **kwargs)
@@ -280,12 +280,12 @@ class ImageTrainer(CheckpointingTrainer):
 
     def gradient_norm(self, model: nn.Module, clipped: torch.Tensor | None) -> torch.Tensor | float | None:
         """The norm for the log, checked by the guard; computed only if something else needs it too."""
-        norm = self.guard.look_at_gradient(model, clipped)
+        norm = self.guard.check_gradient(model, clipped)
         return norm if self.args.max_grad_norm == 0 else super().gradient_norm(model, norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, after checking the losses so far; means are over images whose loss is finite."""
-        self._look_at_losses()
+        self._check_losses()
         for name, mean in (("loss", self.progress.losses.log), ("train_loss", self.progress.losses.of_stage)):
             if name in logs and (value := mean()) is not None:
                 logs[name] = value
@@ -295,13 +295,13 @@ class ImageTrainer(CheckpointingTrainer):
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint of weights that are finite, with the same buffers in all processes."""
-        self._look_at_losses()
+        self._check_losses()
         self._share_buffers()
         super().save_checkpoint()
 
-    def _look_at_losses(self) -> None:
+    def _check_losses(self) -> None:
         if self.is_in_train:
-            self.guard.look_at_losses()
+            self.guard.check_losses()
 
     def _share_buffers(self) -> None:
         """Give all processes the same buffers, those of the average too, before weights are evaluated or saved."""

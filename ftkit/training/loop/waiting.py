@@ -1,4 +1,4 @@
-"""The share of its time that training waits for data."""
+"""The share of the training time that is spent waiting for data."""
 
 import logging
 import time

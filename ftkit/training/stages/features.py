@@ -99,7 +99,7 @@ class FeatureExtractor:
             if features.ndim != 2 or not torch.allclose(
                 self._apply(self.head, features), logits, atol=1e-5, rtol=1e-4
             ):
-                return "the logits need more than its output and the head"
+                return "the logits need more than its output"
         finally:
             self.model.train(training)
         return None
@@ -123,7 +123,7 @@ class FeatureExtractor:
                         np.lib.format.write_array_header_1_0(file, about)
                     file.write(np.ascontiguousarray(features.numpy()).data)
                 file.flush()
-                os.fsync(file.fileno())  # before the folder gets its name
+                os.fsync(file.fileno())  # before the folder is renamed
 
         shift = (self.normalize.scale.tolist(), self.normalize.offset.tolist())
         computing = (*self.key, *arithmetic(self.args.device), self.args.per_device_eval_batch_size)

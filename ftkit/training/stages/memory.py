@@ -24,9 +24,9 @@ class Cost(NamedTuple):
     """The least memory that a model takes, in bytes.
 
     Attributes:
-        training: of an image in training: what is kept for the backward pass, and the gradients at the largest layer.
-        forward: of an image in an evaluation, the input and output of the largest layer.
-        update: of the gradients and the optimizer.
+        training: for an image in training: the tensors kept for the backward pass, and the largest layer's gradients.
+        forward: for an image in an evaluation: the input and output of the largest layer.
+        update: for the gradients and the optimizer's state.
     """
 
     training: float
@@ -38,10 +38,10 @@ class Pool(NamedTuple):
     """The main memory, or a GPU's, in bytes.
 
     Attributes:
-        free: what is free, less a tenth.
-        fixed: what a stage takes of it with any batch.
-        training: what an image in training takes.
-        forward: what an image in an evaluation takes.
+        free: the free memory, less a tenth.
+        fixed: the memory of a stage that does not depend on the batch size.
+        training: the memory of an image in training.
+        forward: the memory of an image in an evaluation.
     """
 
     free: float
@@ -50,11 +50,11 @@ class Pool(NamedTuple):
     forward: float
 
     def fits(self, batch: int, one: float) -> bool:
-        """Whether a batch fits of which an image takes `one`."""
+        """Whether a batch fits, at `one` bytes per image."""
         return self.fixed + batch * one <= self.free
 
     def fitting(self, one: float) -> int:
-        """A batch that fits well, a power of two."""
+        """A batch size, a power of two, that fits well."""
         return _power_of_two((self.free - self.fixed) / max(one, 1) / 1.5)
 
 
@@ -65,21 +65,21 @@ def check_memory(plan: Plan) -> None:
     as much.
 
     Raises:
-        UserError: a stage cannot fit; the message names the batch size, or the image size, that can.
+        UserError: a stage cannot fit; the message names the batch size, or the image size, that fits.
     """
     for prepared in plan.stages:
         _check_stage(plan, prepared)
 
 
 def check_first_images(model: nn.Module, shape: tuple[int, int, int], args: TrainingArguments) -> None:
-    """Check that the first pass, of two images of a shape (C, H, W) on the CPU, fits, before it is made.
+    """Check, before it runs, that the first pass of two images (C, H, W) fits into main memory.
 
     Raises:
-        UserError: it does not fit; the message names an image size that does, in training too.
+        UserError: it does not fit; the message names an image size that fits, in training too.
     """
     try:
         cost = cost_of(model, shape, {name for name, _ in model.named_parameters()})
-    except FAILURES:  # the model does not take such images, which the first pass explains
+    except FAILURES:  # the model does not take such images: the first pass reports it
         return
     weights = sum(parameter.nbytes for parameter in model.parameters())
     pool = Pool(0.9 * available_memory(), 2 * weights, cost.training, cost.forward)  # a copy, and gradients
@@ -107,7 +107,7 @@ def _check_stage(plan: Plan, prepared: PreparedStage) -> None:
         ):
             if not pool.fits(count, one):
                 size = _gb(pool.fixed + count * one)
-                needed.append(f"{what} {count} images takes at least {size} of the {_gb(pool.free)} that are free")
+                needed.append(f"{what} {count} images takes at least {size} of memory, and {_gb(pool.free)} are free")
                 fix[key] = min(pool.fitting(one), fix.get(key, count))
     if fitting := fix.get("per_device_train_batch_size"):
         fix["gradient_accumulation_steps"] = math.ceil(batch / fitting) * args.gradient_accumulation_steps
@@ -137,7 +137,7 @@ def _pools(plan: Plan, prepared: PreparedStage) -> list[Pool]:
 
 
 def _shape(plan: Plan) -> tuple[int, int, int]:
-    """The shape of an image as the model gets it: grey images become colour images for a model of three channels."""
+    """The shape of the model's input: for a model of three channels, grey images become colour images."""
     channels, height, width = plan.images["train"].shape
     return max(channels, plan.classifier.channels), height, width
 
@@ -162,7 +162,7 @@ def _check_least(pool: Pool, shape: tuple[int, int, int], images: str, size: flo
 def cost_of(model: nn.Module, shape: tuple[int, int, int], trained: set[str]) -> Cost:
     """The memory that a model takes for images of a shape (C, H, W) if the parameters named `trained` train.
 
-    A copy of the model runs, without its weights: a forward pass may change the module, as by moving what it caches.
+    A copy of the model runs, without its weights, since a forward pass may change the module.
     """
     try:
         training, forward = _sizes(_copy(model, trained, "meta"), torch.zeros(_TRIED, *shape, device="meta"))
@@ -214,7 +214,7 @@ def _sizes(model: nn.Module, pixels: torch.Tensor) -> tuple[int, int]:
 
 
 class _LeanAttention(TorchFunctionMode):
-    """Keeps attention from writing its (L, L) matrix, as on real devices: without content torch knows no better."""
+    """Keeps attention from allocating its (L, L) matrix: real devices do not, but the meta device would."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is not nn.functional.scaled_dot_product_attention:

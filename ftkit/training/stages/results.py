@@ -23,7 +23,7 @@ _WEIGHTS, _RESULT = "model.safetensors", "result.json"
 def describe_result(
     prepared: PreparedStage, model: PreTrainedModel | PeftModel, trainer: ImageTrainer, output: TrainOutput
 ) -> dict[str, Any]:
-    """The record of a stage that has just been trained, for `run.json`."""
+    """The record of a stage after its training, for `run.json`."""
     state, seconds = trainer.state, round(trainer.progress.seconds, 3)
     chosen = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
     return {

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ftkit.config.arguments.training import TrainingArguments
 from ftkit.errors import UserError
-from ftkit.training.checkpointing.checkpoints import newest_complete, what_is_wrong
+from ftkit.training.checkpointing.checkpoints import defect_of, newest_complete
 from ftkit.training.checkpointing.continuity import Fingerprint, read_fingerprint
 from ftkit.training.stages.planning import Plan
 from ftkit.training.stages.results import read_result
@@ -80,7 +80,7 @@ def _checkpoint(args: TrainingArguments, folder: Path) -> Path | None:
     if args.save_only_model:
         logger.info("  %s: its checkpoints hold only weights (save_only_model: true): the stage starts again", folder)
         return None
-    if named and (wrong := what_is_wrong(Path(resume))):
+    if named and (wrong := defect_of(Path(resume))):
         raise UserError(
             f"resume_from_checkpoint: {resume} {wrong}: name another, or set true for the newest one",
             fix={"resume_from_checkpoint": True},

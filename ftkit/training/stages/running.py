@@ -80,7 +80,7 @@ def _run_stage(plan: Plan, prepared: PreparedStage, resumption: Resumption, chec
 
 
 def _trainer(plan: Plan, prepared: PreparedStage) -> ImageTrainer:
-    """The trainer of a stage: of the head on cached features if that is equivalent, else of the model."""
+    """The trainer of a stage: for the head on cached features if that is equivalent, else for the model."""
     config, args = plan.config, prepared.args
     model, normalize = plan.classifier.model, plan.classifier.normalize
     train, validation = plan.images["train"], plan.images["validation"]
