@@ -242,7 +242,7 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
-    """`" (did you mean 'a' or 'b'?)"` for the valid names closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, valid, n=n, cutoff=0.6)
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """`" (did you mean 'a' or 'b'?)"` for up to three valid names closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(name, valid)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

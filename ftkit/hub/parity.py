@@ -14,7 +14,7 @@ from PIL import Image
 
 from ftkit.data.pixels.images import to_mode
 from ftkit.data.pixels.kinds import KINDS, OTHER_ELSEWHERE, kinds_of
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.evaluation.gallery import sample_files
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.training.provenance import file_hashes
@@ -44,10 +44,9 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     remote = any(model.glob("modeling_*.py"))
     answer = _load_elsewhere(model, list(samples.values()), remote)
     if answer["missing"]:
-        listed = ", ".join(answer["missing"][:5]) + (", …" if len(answer["missing"]) > 5 else "")
         raise UserError(
             f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files and would be "
-            f"drawn at random: {listed}{_changed(model, record)}"
+            f"drawn at random: {listed(answer['missing'])}{_changed(model, record)}"
         )
     if answer["labels"] != predictions.task.names:
         there, here = answer["labels"], predictions.task.names
@@ -78,8 +77,8 @@ def _why(files: list[Path]) -> str:
             kinds.update(set(kinds_of(image, to_mode(image, 3))) & OTHER_ELSEWHERE)
     if kinds.total() < len(files):  # the pixels of some are the same
         return "its weights, or how it resizes or normalises pixels, are different"
-    listed = "; ".join(f"{n} of them {KINDS[kind]}" for kind, n in kinds.items())
-    return f"{listed}. Convert the images to 8-bit files without transparency, and train on these"
+    reasons = "; ".join(f"{n} of them {KINDS[kind]}" for kind, n in kinds.items())
+    return f"{reasons}. Convert the images to 8-bit files without transparency, and train on these"
 
 
 def _load_elsewhere(model: Path, files: list[Path], trust_remote_code: bool) -> dict[str, Any]:

@@ -62,6 +62,6 @@ class Section:
     drawings: tuple[Drawing, ...] = ()
 
 
-def shortened(text: str, length: int = 16) -> str:
-    """`text` cut to `length` characters, and escaped so that matplotlib shows it literally."""
-    return (text if len(text) <= length else text[: length - 1] + "…").replace("$", r"\$")
+def shortened(text: str) -> str:
+    """`text` cut to 16 characters, and escaped so that matplotlib shows it literally."""
+    return (text if len(text) <= 16 else text[:15] + "…").replace("$", r"\$")

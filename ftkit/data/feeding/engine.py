@@ -14,7 +14,7 @@ from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors, tensor_key
 from ftkit.data.pixels.cache import cache_root, free_bytes
 from ftkit.data.pixels.decoding import Decoder, cores
-from ftkit.errors import UserError, as_options
+from ftkit.errors import UserError, as_options, listed
 from ftkit.tasks import task_of
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _check_classes(dataset: Dataset, train: Images) -> None:
     if lost:
         others = [name for name, count in left.items() if count]
         raise UserError(
-            f"none of train's images of {', '.join(map(repr, lost[:5]))} decodes, such as {train.skipped[0]['file']}: "
+            f"none of train's images of {listed(map(repr, lost))} decodes, such as {train.skipped[0]['file']}: "
             f"replace them, or leave {'these classes' if len(lost) > 1 else 'this class'} out with "
             f"{as_options({'classes': others})}",
             fix={"classes": others} if len(others) > 1 else None,
