@@ -1,6 +1,6 @@
 """Tasks: targets, losses, metrics and how results are shown. The rest of ftkit does not depend on the task.
 
-To add a task, add a package here, and its class to `TASKS`. `SingleLabel` documents the members that a task has:
+To add a task, add a package here, and its class to `TASKS`. It has these members, which `SingleLabel` documents.
 
 - about itself: `hub_task`, `logits_meaning`, `limit`, `size`, and `names`, one for each logit, which exports,
   comparisons, card and demo show;
