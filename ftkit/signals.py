@@ -27,7 +27,7 @@ class Signals:
         self._hosts: Any = None  # the processes as a gloo group, which needs no GPU
 
     @contextmanager
-    def heeded(self) -> Iterator[None]:
+    def handled(self) -> Iterator[None]:
         """Remember signals within the block, except those that `nohup` ignores; then restore the handlers."""
         stop = [signum for signum in _STOP if signal.getsignal(signum) != signal.SIG_IGN]
         before = {signum: signal.signal(signum, self._remember) for signum in (*stop, *_SAVE)}
@@ -38,8 +38,8 @@ class Signals:
                 signal.signal(signum, handler)
 
     @contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Within the block, training calls `agreed` after every step."""
+    def deferred(self) -> Iterator[None]:
+        """Within the block, signals wait for the end of the step: training calls `agreed` after each."""
         self._training, self._asked = True, None
         try:
             yield

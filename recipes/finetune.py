@@ -73,5 +73,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with user_errors(), signals.heeded():
+    with user_errors(), signals.handled():
         main(sys.argv[1:])

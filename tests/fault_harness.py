@@ -91,7 +91,7 @@ def attempt(folder: Path, prepare: Callable[[], None] = lambda: None, options: l
         os.dup2(shows, 2)
         os.close(shows)
         try:
-            with user_errors(), signals.heeded():
+            with user_errors(), signals.handled():
                 prepare()
                 FINETUNE([*options, "--output_dir", str(folder)])
             code = 0

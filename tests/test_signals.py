@@ -36,7 +36,7 @@ def nccl_groups(monkeypatch):
 
 def test_processes_agree_without_using_their_gpus(nccl_groups):
     signals = Signals()
-    with signals.awaited():
+    with signals.deferred():
         assert signals.agreed() == (False, 0)
         signals._remember(signal.SIGTERM, None)
         assert signals.agreed() == (False, 0)  # exchanged while the next step runs

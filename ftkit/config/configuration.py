@@ -13,7 +13,7 @@ from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
 from ftkit.config.arguments.method import MethodArguments
 from ftkit.config.arguments.model import ModelArguments
-from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, following, in_stage, usual, values_of
+from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, derived, derived_keys, in_stage, values_of
 from ftkit.precision import HALVES
 
 # Written to config.yaml even at their defaults.
@@ -73,7 +73,7 @@ class Config:
             saved |= {key: value for key, value in dataclasses.asdict(group).items() if value is not None}
         values = values_of(self.training)
         values |= {"push_to_hub": self.pushes, "report_to": values["report_to"] or "none"}
-        named = dict.fromkeys((*_SPELT_OUT, *following(values), "output_dir", *self.given, *HALVES))
+        named = dict.fromkeys((*_SPELT_OUT, *derived(values), "output_dir", *self.given, *HALVES))
         saved |= {key: values[key] for key in named}
         saved = {key: _plain(value) for key, value in saved.items() if key not in _NOT_SAVED}
         return yaml.safe_dump(saved, sort_keys=False, allow_unicode=True)
@@ -88,7 +88,7 @@ def chosen(saved: dict[str, Any]) -> dict[str, Any]:
     groups = (DataArguments, ModelArguments, MethodArguments, LossArguments, JobArguments)
     defaults = {f.name: f.default for group in groups for f in dataclasses.fields(group)}
     defaults |= {key: DEFAULTS[key] for key in (*_SPELT_OUT, *HALVES) if key != "learning_rate"}
-    defaults |= {key: saved[key] for key in usual(saved)}
+    defaults |= {key: saved[key] for key in derived_keys(saved)}
     return {key: value for key, value in saved.items() if key not in defaults or value != defaults[key]}
 
 

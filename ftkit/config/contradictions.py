@@ -50,7 +50,7 @@ def _check_sharded(config: Config) -> list[str]:
     if own := [key for key in ("optimizer", "scheduler") if key in pieces]:
         keys = {"optimizer": "optim, learning_rate and weight_decay", "scheduler": "lr_scheduler_type"}
         return [f"{source}: its {key} would be ignored: remove it there, and set {keys[key]}" for key in own]
-    whole = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
+    defaults = {"ema_decay": None, "l1": 0.0, "auto_find_batch_size": False, "on_nan": "stop"}
     given = vars(config.loss) | vars(config.job) | values
     return [
         Advice(
@@ -58,6 +58,6 @@ def _check_sharded(config: Config) -> list[str]:
             "with accelerate_configs/multi_gpu.yaml",
             {key: None},
         )
-        for key, usual in whole.items()
-        if given[key] != usual
+        for key, default in defaults.items()
+        if given[key] != default
     ]

@@ -24,7 +24,14 @@ from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
 from ftkit.config.arguments.method import MethodArguments
 from ftkit.config.arguments.model import ModelArguments
-from ftkit.config.arguments.training import DEFAULTS, TrainingArguments, check_training, following, in_stage, usual
+from ftkit.config.arguments.training import (
+    DEFAULTS,
+    TrainingArguments,
+    check_training,
+    derived,
+    derived_keys,
+    in_stage,
+)
 from ftkit.config.configuration import Config, Evaluation
 from ftkit.config.contradictions import check_together
 from ftkit.config.entries import Entry, parse_entry, read_command_line, read_recipe
@@ -88,9 +95,9 @@ def read_config(arguments: list[str], owners: Owners, default_recipe: Path | Non
     errors += contradictions + check_machine(read)
     data, model, method, loss, job = _build_checked(GROUPS[:-1], read, errors)
     given = {key: value for key, value in read.items() if key in DEFAULTS}
-    values = DEFAULTS | following(given) | _defaults(owners, data, model, method) | given | precision
+    values = DEFAULTS | derived(given) | _defaults(owners, data, model, method) | given | precision
     pushes, values["push_to_hub"] = bool(values["push_to_hub"]), False
-    names = tuple(key for key in given if key not in usual(values))
+    names = tuple(key for key in given if key not in derived_keys(values))
     unresolved: Any = SimpleNamespace(**values)
     config = Config(data, model, method, loss, job, unresolved, names, pushes)
     errors += _check(config, names, owners)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ftkit.data.pixels.images import to_mode
-from ftkit.data.pixels.kinds import KINDS, OTHER_ELSEWHERE, kinds_of
+from ftkit.data.pixels.kinds import KINDS, READ_DIFFERENTLY, kinds_of
 from ftkit.errors import UserError, listed
 from ftkit.evaluation.gallery import sample_files
 from ftkit.evaluation.predictions import read_predictions
@@ -74,7 +74,7 @@ def _why(files: list[Path]) -> str:
     kinds: Counter[str] = Counter()
     for file in files:
         with Image.open(file) as image:
-            kinds.update(set(kinds_of(image, to_mode(image, 3))) & OTHER_ELSEWHERE)
+            kinds.update(set(kinds_of(image, to_mode(image, 3))) & READ_DIFFERENTLY)
     if kinds.total() < len(files):  # the pixels of some are the same
         return "its weights, or how it resizes or normalises pixels, are different"
     reasons = "; ".join(f"{n} of them {KINDS[kind]}" for kind, n in kinds.items())

@@ -40,7 +40,7 @@ def accuracy(number: dict[str, Any]) -> str:
     return f"{number['mean']:.4f}" + (f" ± {number['std']:.4f}" if number["std"] is not None else "")
 
 
-def bound(record: dict[str, Any], name: str) -> str:
+def formatted(record: dict[str, Any], name: str) -> str:
     """One number of a result, in its unit."""
     number = record["numbers"][name]
     if record.get("measure") == "gigabytes":
@@ -53,7 +53,7 @@ def bound(record: dict[str, Any], name: str) -> str:
 def phrases(numbers: dict[str, dict[str, Any]], prefix: str = "") -> list[str]:
     """The numbers of a run whose names start with `prefix`, in words, test accuracy first."""
     known = [name for name in PHRASES if name in numbers and name.startswith(prefix)]
-    return [PHRASES[name].format(bound({"kind": "recipe", "numbers": numbers}, name)) for name in known]
+    return [PHRASES[name].format(formatted({"kind": "recipe", "numbers": numbers}, name)) for name in known]
 
 
 def table(heads: list[str], rows: Iterable[list[str]], align: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import REPO
-from benchmarks.tables import TABLES, bound, count, measured_at, phrases
+from benchmarks.tables import TABLES, count, formatted, measured_at, phrases
 from ftkit.errors import UserError, nearest
 
 HEAD = "# results (recipes/results.py writes these lines):"
@@ -63,7 +63,7 @@ def marked(what: str, results: dict[str, dict[str, Any]], folder: str) -> str:
         raise UserError(f"results: there is no table or result {name!r}{nearest(name, known)}")
     record = results[name]
     if number in record["numbers"]:
-        return bound(record, number)
+        return formatted(record, number)
     goals = {goal["what"]: goal["value"] for goal in record.get("goals", [])}
     if number in goals:
         return f"{goals[number]:.2g}"

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.command import run
 from benchmarks.record import definition, machine
 
-SURROUNDINGS = ("python", "versions", "commit", "platform", "cpu_count", "threads", "gpus", "precision")
-OF_OLD_NUMBERS = ("since", "stale", "remark", "alongside", "definition")
+ENVIRONMENT_KEYS = ("python", "versions", "commit", "platform", "cpu_count", "threads", "gpus", "precision")
+OLD_KEYS = ("since", "stale", "remark", "alongside", "definition")
 
 
 def measure_recipe(name: str, record: dict[str, Any], root: Path) -> dict[str, Any]:
@@ -92,10 +92,10 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 def finished(name: str, record: dict[str, Any], numbers: dict, measured: dict, root: Path) -> dict[str, Any]:
     """The result with its new numbers."""
-    about = {key: value for key, value in record.items() if key not in OF_OLD_NUMBERS}
+    about = {key: value for key, value in record.items() if key not in OLD_KEYS}
     return about | {
         "numbers": numbers,
-        "environment": {key: measured[key] for key in SURROUNDINGS if key in measured} | machine(),
+        "environment": {key: measured[key] for key in ENVIRONMENT_KEYS if key in measured} | machine(),
         "date": datetime.date.today().isoformat(),
         "definition": definition(name, about, root),
     }

@@ -10,7 +10,7 @@ from transformers.image_utils import load_image
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import image_tensors
 from ftkit.data.pixels.images import describe_images, to_mode
-from ftkit.data.pixels.kinds import KINDS, OTHER_ELSEWHERE, kinds_of
+from ftkit.data.pixels.kinds import KINDS, READ_DIFFERENTLY, kinds_of
 
 HEIGHT, WIDTH = 16, 24
 RAMP = np.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
@@ -216,7 +216,7 @@ def test_images_that_a_plain_pipeline_shows_otherwise_are_found(tmp_path, kind):
     with PILImage.open(path) as opened:
         shown = to_mode(opened, 3)
         found = kinds_of(opened, shown)
-    plain, others = np.asarray(load_image(str(path))), set(found) & OTHER_ELSEWHERE
+    plain, others = np.asarray(load_image(str(path))), set(found) & READ_DIFFERENTLY
     assert np.array_equal(shown, plain) == (not others), found
     assert len(others) <= 1 and set(found) <= KINDS.keys()
     if kind in KINDS_OF_FILES:

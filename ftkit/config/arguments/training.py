@@ -21,8 +21,8 @@ from ftkit.errors import nearest
 
 TIMM_OPTIMIZERS = "timm/"
 _THEIRS = transformers.TrainingArguments.__dataclass_fields__
-# Keys that follow from others by ftkit's rule (`following`), and keys that transformers derives from others.
-_FOLLOWING = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
+# Keys that ftkit derives from others (see `derived`), and keys that transformers derives from others.
+_DERIVED = ("eval_steps", "save_strategy", "save_steps", "load_best_model_at_end")
 _RESOLVED = (
     *("greater_is_better", "do_eval", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
@@ -91,7 +91,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def following(values: dict[str, Any]) -> dict[str, Any]:
+def derived(values: dict[str, Any]) -> dict[str, Any]:
     """The training arguments that follow from others: evaluate each epoch, save as often, keep the best checkpoint.
 
     Args:
@@ -108,9 +108,9 @@ def following(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def usual(values: dict[str, Any]) -> set[str]:
+def derived_keys(values: dict[str, Any]) -> set[str]:
     """The keys whose value is the one that follows from others."""
-    return {key for key, value in following(values).items() if key in _FOLLOWING and values[key] == value}
+    return {key for key, value in derived(values).items() if key in _DERIVED and values[key] == value}
 
 
 def in_stage(values: dict[str, Any], given: Collection[str], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -121,11 +121,11 @@ def in_stage(values: dict[str, Any], given: Collection[str], arguments: dict[str
         given: the keys that the run sets itself, which do not follow from others.
         arguments: the stage's own training arguments, by key.
     """
-    own = {key: value for key, value in values.items() if key not in (*_FOLLOWING, *_RESOLVED) or key in given}
+    own = {key: value for key, value in values.items() if key not in (*_DERIVED, *_RESOLVED) or key in given}
     if "num_train_epochs" in arguments:
         del own["max_steps"]  # it would override num_train_epochs
     own |= arguments
-    return DEFAULTS | following(own) | own
+    return DEFAULTS | derived(own) | own
 
 
 _RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

@@ -30,7 +30,7 @@ KINDS = {
     IN_COLOUR: "are in colour, and are converted to grey for a model of grey images",
 }
 # The kinds that a plain pipeline reads differently.
-OTHER_ELSEWHERE = {"16-bit", "32-bit", "floating-point", "transparent"}
+READ_DIFFERENTLY = {"16-bit", "32-bit", "floating-point", "transparent"}
 
 
 def kinds_of(image: Image.Image, shown: Image.Image) -> list[str]:

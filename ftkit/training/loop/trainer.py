@@ -237,7 +237,7 @@ class ImageTrainer(CheckpointingTrainer):
             UserError: the loss is not finite, or torch cannot do what an argument asks for; see `explained`.
         """
         checkpoint, done = resume_from_checkpoint and Path(resume_from_checkpoint), None
-        with explained(self.args), signals.awaited():
+        with explained(self.args), signals.deferred():
             try:
                 with lean(self.original, self.sharded, bool(self.args.gradient_checkpointing)):
                     self.model.train()  # a new `PeftModel` is in training mode, but its base model may not be
