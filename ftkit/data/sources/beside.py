@@ -67,7 +67,7 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path) -> bool:
     if clear and any(_corresponds(rows[name], folders) for name in rows):
         return True
     several = [row for row, files in enumerate(found) if len(files) > 1]
-    if not (clear or several):
+    if not (clear or several) or set(table.table[table.image]) <= {*classes.values()}:  # a table of the classes
         return False
     label = table.label or next((name for name in rows if _may_be_classes(table.table[name], name)), None)
     if several and (label or table.gives_splits):
@@ -76,7 +76,7 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path) -> bool:
         return False
     fix = {"image_column": table.image, "label_column": label}
     raise UserError(
-        f"data_dir: {root} holds class folders, and {table.path} lists their images with other classes, in the column "
+        f"data_dir: {root} holds class folders, and {table.path} lists their images with other labels, in the column "
         f"{label!r}: to read the table, set {as_options(fix)}; to read the folders, move it elsewhere",
         fix=fix,
     )

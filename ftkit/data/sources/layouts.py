@@ -171,17 +171,17 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         damaged = {shard: UserError("cannot be read as parquet") for shard in shards if is_damaged(shard)}
         if whole := [shard for shard in shards if shard not in damaged]:
             raise _several(path, "class folders", whole[0])
-        _leave(ledger, others | damaged)
+        _leave(ledger, path, others | damaged)
         return _read_class_folders(root, tables, others, args, ledger)
     if tables and shards and not named:
         raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])
     if tables:
         chosen, lists = choose_tables(tables, others, path, args)
         left = {t.path: NoListing("is not needed beside the others") for t in tables if t not in (*chosen, *lists)}
-        _leave(ledger, others | left)
+        _leave(ledger, path, others | left)
         ledger.read(table.path for table in (*chosen, *lists))
         return read_listings(chosen, lists, path, args, ledger)
-    _leave(ledger, others)
+    _leave(ledger, path, others)
     if shards:
         return _read_shards("parquet", shards, path, args, ledger)
     if unreadable := [error for error in others.values() if not isinstance(error, NoListing)]:
@@ -270,6 +270,8 @@ def _several(path: Path, what: str, shard: Path) -> UserError:
     )
 
 
-def _leave(ledger: Ledger, files: Mapping[Path, UserError]) -> None:
+def _leave(ledger: Ledger, root: Path, files: Mapping[Path, UserError]) -> None:
+    """Record files that are not used, and why; those deep below the root are counted by their suffixes."""
     for file, why in files.items():
-        ledger.leave_file(file, why)
+        if file.parent == root or is_split_like(file.parent.name):
+            ledger.leave_file(file, why)

@@ -17,7 +17,7 @@ from ftkit.files import natural_sorted
 
 from .ledger import UNUSED_SPLIT, Ledger
 from .locate import ImageFiles
-from .split_names import choose_splits, is_none, is_split_like, looks_like_splits, split_column, split_of
+from .split_names import choose_splits, is_split_like, looks_like_splits, split_column, split_of
 from .table_columns import are_fractions, choose_image, choose_label, holds_classes, is_nested, is_usual, sample
 from .tables import CSV_SUFFIXES, NoListing, NotUtf8, read_table
 
@@ -127,7 +127,8 @@ class Listing:
         if missing := [row for row, files in enumerate(found) if not files]:
             raise UserError(
                 f"{self.path}: {len(missing)} of its {len(found)} lines name no image of the data, such as "
-                f"{self.table[self.image][missing[0]]!r}: correct or remove them, or set --train_split . to split the images anew",
+                f"{self.table[self.image][missing[0]]!r}: correct or remove them, or set --train_split . to split the "
+                "images anew",
                 fix={"train_split": "."},
             )
         if several := [row for row, files in enumerate(found) if len(files) > 1]:
@@ -309,11 +310,11 @@ def read_listings(
     rows = pd.concat([listing.rows() for listing in listings], ignore_index=True)
     if lists or (rows["split"] == "").all():
         rows = _located(rows, args)
-        rows["split"] = (
-            _splits_of_lists(rows["file"], lists) if lists else _splits_of_folders(rows["file"], listings[0])
-        )
-        if not (lists or all(rows["split"])):
-            rows["split"] = source.stem
+        if lists:
+            rows["split"] = _splits_of_lists(rows["file"], lists)
+        else:
+            places = _splits_of_folders(rows["file"], listings[0].files.root)
+            rows["split"] = places if all(places) else source.stem
         if unlisted := int((rows["split"] == "").sum()):
             ledger.leave_rows(source.name, unlisted, "in no list of a split")
             rows = rows[rows["split"] != ""]
@@ -410,9 +411,8 @@ def _repeats(rows: pd.DataFrame, source: Path) -> pd.Series:
     return rows.duplicated(["file", "split"])
 
 
-def _splits_of_folders(files: pd.Series, listing: Listing) -> list[str]:
+def _splits_of_folders(files: pd.Series, root: Path) -> list[str]:
     """The split that each image's folder below the root names, or ""."""
-    root = listing.files.root
     return [
         own_split(path.relative_to(root).parent.parts) if path is not None and path.is_relative_to(root) else ""
         for path in files

@@ -90,11 +90,16 @@ class Raw(NamedTuple):
 
 def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
     """Read the dataset, and choose its splits; without train only for an evaluation."""
-    path, root = Path(args.data_dir) if args.data_dir else None, None
+    given, root = args.data_dir, None
+    path = Path(given) if given else None
     if path is not None and (root := find_root(path)) is not None:
         path = ledger.root = root.path
         args = replace(args, data_dir=str(path))
-    splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    try:
+        splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    except UserError as error:  # where an archive was unpacked helps only who is to set --data_dir to it
+        shown = str(error).replace(str(path), given) if given and "data_dir" not in error.fix else str(error)
+        raise UserError(shown, error.fix) from error
     splits = as_pictures(splits, args.image_column, path if root or not path else path.parent)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
     known = args.label_column is None and usual in next(iter(splits.values())).features

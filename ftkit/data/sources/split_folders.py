@@ -47,9 +47,9 @@ def check_overlooked(
         names = [str(place) for place, of in found.items() if not of.isdisjoint(missing)]
         splits = " and ".join(key.removesuffix("_split") for key in fix)
         raise UserError(
-            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and {_verb(names, 'do')} not hold or list "
-            f"images that can be read: unpack or convert it to class folders, list the images of each split in a file "
-            f"such as test.txt, or set {as_options(fix)} to carve {splits} out of train",
+            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and {_verb(names, 'do')} not hold or "
+            "list images that can be read: unpack or convert it to class folders, list the images of each split in a "
+            f"file such as test.txt, or set {as_options(fix)} to carve {splits} out of train",
             fix=fix,
         )
 

@@ -78,10 +78,10 @@ def choose_label(
         ]
     classes = [name for name in called or table.columns if holds_classes(table[name])]
     classes.sort(key=lambda name: _plain(name).endswith("id"))
-    if classes and not called and (table.shape[1] == 1 or (len(classes) > 1 and _same_partition(table, classes))):
-        called = classes
     if args.label_column is None and not called and (reason := one_hot(table)):
         return None, reason
+    if classes and not called and (table.shape[1] == 1 or (len(classes) > 1 and _same_partition(table, classes))):
+        called = classes
     label, problem = _choose(table, path, "label_column", args.label_column, called, classes)
     return label, problem if label or called else None
 

@@ -43,9 +43,9 @@ def read_table(path: Path, encoding: str | None = None, images: int | None = Non
     """The rows of a table, each value as its text; an empty value is None, a list or an object stays what it is.
 
     CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the first column of image names is
-    then called `file_name`, one of names of splits `split`, the only other one `label`, others by number. JSON may be an
-    array of objects, of lists or of files, an object of columns, of each file's label, or of each label's files, the
-    same by split, one object a line, or COCO's images, annotations and categories.
+    then called `file_name`, one of names of splits `split`, the only other one `label`, others by number. JSON may be
+    an array of objects, of lists or of files, an object of columns, of each file's label, or of each label's files,
+    the same by split, one object a line, or COCO's images, annotations and categories.
 
     Args:
         encoding: of a text. Default: that of its byte order mark, or UTF-8.
