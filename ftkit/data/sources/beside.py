@@ -9,10 +9,11 @@ import pandas as pd
 from ftkit.errors import UserError, as_options
 
 from .ledger import Folder, Ledger
-from .listings import Listing, Rows
+from .listings import Listing
+from .rows import Rows
 from .split_names import looks_like_splits
 from .table_columns import holds_classes, is_nested
-from .tables import NoListing
+from .tables import NotUtf8
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Beside:
         classes = {path: label for rows in chosen.values() for path, label in rows}
         for table in self.tables:
             agrees = _agrees(table, classes, root.path)
-            if table.unsplit and "" in chosen and not isinstance(table.unsplit, NoListing):
+            if table.unsplit and "" in chosen:
                 raise table.unsplit
             if table not in self.lists or "" not in chosen:
                 ledger.leave_file(
@@ -74,6 +75,8 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path) -> bool:
         raise table.ambiguous(several)
     if label is None:
         return False
+    if isinstance(table.unclear, NotUtf8):
+        raise table.unclear
     fix = {"image_column": table.image, "label_column": label}
     raise UserError(
         f"data_dir: {root} holds class folders, and {table.path} lists their images with other labels, in the column "

@@ -11,7 +11,8 @@ from ftkit.files import natural_sorted
 
 from .beside import Beside
 from .ledger import UNUSED_SPLIT, Folder, Ledger
-from .listings import Listing, Rows, splits_of_lists
+from .listings import Listing
+from .rows import Rows, splits_of_lists
 from .split_folders import (
     HERE,
     check_bare,

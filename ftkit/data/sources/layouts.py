@@ -20,11 +20,12 @@ from .arrays import from_arrays
 from .beside import Beside
 from .folders import read_class_folders
 from .ledger import Folder, Ledger, scan
-from .listings import Listing, by_name, read_listing, read_listings
+from .listings import Listing, read_listing
 from .locate import ImageFiles
 from .paths import is_below, named_files
 from .pictures import first_rows, holds_pictures, is_damaged, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
+from .rows import by_name, read_listings
 from .shards import SHARDS, find_shards, read_shards, used
 from .split_folders import inner_folder
 from .split_names import is_split_like, split_of
@@ -177,9 +178,10 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])
     if tables:
         chosen, lists = choose_tables(tables, others, path, args)
-        left = {t.path: NoListing("is not needed beside the others") for t in tables if t not in (*chosen, *lists)}
+        used_paths = {table.path for table in (*chosen, *lists)}
+        left = {t.path: NoListing("is not needed beside the others") for t in tables if t.path not in used_paths}
         _leave(ledger, path, others | left)
-        ledger.read(table.path for table in (*chosen, *lists))
+        ledger.read(used_paths)
         return read_listings(chosen, lists, path, args, ledger)
     _leave(ledger, path, others)
     if shards:

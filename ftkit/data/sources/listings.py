@@ -1,6 +1,5 @@
 """Tables that list images: the file, the class and the split of each row."""
 
-import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,22 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 
 from ftkit.config import DataArguments
 from ftkit.console import fact
 from ftkit.errors import UserError, as_options, listed
-from ftkit.files import natural_sorted
 
-from .ledger import UNUSED_SPLIT, Ledger
 from .locate import ImageFiles
-from .split_names import choose_splits, is_split_like, looks_like_splits, split_column, split_of
+from .split_names import is_none, is_split_like, looks_like_splits, split_column, split_of
 from .table_columns import are_fractions, choose_image, choose_label, holds_classes, is_nested, is_usual, sample
 from .tables import CSV_SUFFIXES, NoListing, NotUtf8, read_table
 
 _SHOWN, _LONG, _COLUMNS = 60, 200, 20  # characters of a value and of a path, and columns, in a message
 _FOLDER = "its folder"  # a column that is added to a table without labels
-Rows = list[tuple[Path, str]]  # images with their classes
 
 
 @dataclass(eq=False)
@@ -229,17 +224,17 @@ def read_listing(
         NoListing: the file is no table of images.
         UserError: it cannot be read.
     """
-    problems: list[UserError] = []
+    problem: UserError | None = None
     try:
         table = read_table(path)
-    except NotUtf8 as error:  # to see whether it matters
-        table, problems = read_table(path, "latin-1"), [error]
+    except NotUtf8 as error:  # which matters if the table does
+        table, problem = read_table(path, "latin-1"), error
     if not any(map(is_usual, table.columns)):  # perhaps no header, but a first row
         found = [i for i, name in enumerate(table.columns) if len(files.find(name, None, path.parent)) == 1]
         if found and path.suffix.lower() in CSV_SUFFIXES:
-            table = read_table(path, "latin-1" if problems else None, found[0])
+            table = read_table(path, "latin-1" if problem else None, found[0])
     split = own_split([*path.relative_to(root).parent.parts, path.stem])
-    image, unclear = choose_image(
+    image, of_images = choose_image(
         table, path, lambda values: files.names_images(values, split_of(split), path.parent), args
     )
     rest = table.drop(columns=image)
@@ -251,172 +246,22 @@ def read_listing(
     }
     splits = unsplit = None
     try:
-        splits = split_column(values, args.split_column, path)
-    except UserError as error:  # another table may have the column
-        unsplit = error if args.split_column in (None, *values) else NoListing(str(error))
+        if is_none(args.split_column) or args.split_column in (None, *values):  # or another table has the column
+            splits = split_column(values, args.split_column, path)
+    except UserError as error:
+        unsplit = error
     of_splits = {name for name in values if looks_like_splits(name) or all(map(is_split_like, map(str, values[name])))}
-    label = problem = None
-    try:
-        label, problem = choose_label(rest.drop(columns=list(of_splits)), path, args, classes)
-    except NoListing as error:
-        problems.append(error)
-    if unclear or problem:
-        text = "; ".join(found for found in (unclear, problem) if found)
+    label, of_labels = choose_label(rest.drop(columns=list(of_splits)), path, args, classes)
+    if (of_images or of_labels) and not problem:
         fix = {"image_column": image} | ({"label_column": label} if label else {})
-        problems.append(UserError(f"{path}: {text}", fix if label or unclear else None))
-    return Listing(
-        path,
-        table,
-        files,
-        image,
-        None if problem else label,
-        split,
-        splits,
-        together(problems) if problems else None,
-        unsplit,
-    )
-
-
-def together(problems: list[UserError]) -> UserError:
-    """One error of several, which recommends the settings of all."""
-    fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
-    kind = NoListing if all(isinstance(problem, NoListing) for problem in problems) else UserError
-    return kind(". ".join(dict.fromkeys(map(str, problems))), fix)
+        text = "; ".join(text for text in (of_images, of_labels) if text)
+        problem = UserError(f"{path}: {text}", fix if label or of_images else None)
+    return Listing(path, table, files, image, None if of_labels else label, split, splits, problem, unsplit)
 
 
 def own_split(parts: Iterable[str]) -> str:
     """The last of the parts of a path that looks like a split, such as `train` of `("train", "metadata")`, or ""."""
     return next((part for part in reversed([*parts]) if is_split_like(part)), "")
-
-
-def read_listings(
-    listings: list[Listing],
-    lists: list[Listing],
-    source: Path,
-    args: DataArguments,
-    ledger: Ledger,
-    need_train: bool = True,
-) -> DatasetDict:
-    """The images and labels of tables, by the names that they give their splits.
-
-    A row's split is named by `lists`, which are tables without labels, by the table's column of splits, by the table's
-    path, or else by the image's folder.
-
-    Raises:
-        UserError: a row cannot be used, or an image has two labels.
-    """
-    for listing in (*listings, *lists):
-        listing.describe()
-    rows = pd.concat([listing.rows() for listing in listings], ignore_index=True)
-    if lists or (rows["split"] == "").all():
-        rows = _located(rows, args)
-        if lists:
-            rows["split"] = _splits_of_lists(rows["file"], lists)
-        else:
-            places = _splits_of_folders(rows["file"], listings[0].files.root)
-            rows["split"] = places if all(places) else source.stem
-        if unlisted := int((rows["split"] == "").sum()):
-            ledger.leave_rows(source.name, unlisted, "in no list of a split")
-            rows = rows[rows["split"] != ""]
-    found = {str(name): group for name, group in rows.groupby("split")}
-    chosen = choose_splits(found, args, source, need_train)
-    for name, group in found.items():
-        if not any(group is used for used in chosen.values()):
-            ledger.leave_rows(name, len(group), UNUSED_SPLIT)
-            ledger.read(file for row, listing in zip(group["row"], group["listing"], strict=True)
-                        for file in listing.found[row])  # fmt: skip
-    rows = pd.concat([group.assign(split=split) for split, group in chosen.items()])
-    rows = rows if "file" in rows else _located(rows, args)
-    missing = rows["file"].isna()
-    repeated = _repeats(rows[~missing], source).reindex(rows.index, fill_value=False)
-    for which, reason in ((missing, "their images do not exist"), (repeated, "they repeat an image and its label")):
-        if which.any():
-            ledger.leave_rows(source.name, int(which.sum()), reason)
-    rows = rows[~(missing | repeated)]
-    rows["label"] = _whole_numbers(rows["label"])
-    files = {split: [*zip(group["file"], group["label"], strict=True)] for split, group in rows.groupby("split")}
-    columns = listings[0].image, listings[0].label or ""
-    return by_name(source, {split: files.get(split, []) for split in chosen}, columns)
-
-
-def by_name(source: Path, files: dict[str, Rows], columns: tuple[str, str] = ("image", "label")) -> DatasetDict:
-    """Splits of image paths, decoded when read, and labels: the names of all splits, in natural order.
-
-    A class missing from one split does not shift the labels.
-    """
-    names = natural_sorted({label for rows in files.values() for _, label in rows})
-    features = Features({columns[0]: Image(), columns[1]: ClassLabel(names=names)})
-    return DatasetDict(
-        {
-            split: Dataset.from_dict(
-                {columns[0]: [str(path) for path, _ in rows], columns[1]: [label for _, label in rows]},
-                features=features,
-            )
-            for split, rows in files.items()
-        }
-    )
-
-
-def _located(rows: pd.DataFrame, args: DataArguments) -> pd.DataFrame:
-    """The rows with the column `file`, checked."""
-    parts = []
-    for listing, part in rows.groupby("listing", sort=False):
-        listing.check_values(part)
-        parts.append(part.assign(file=pd.Series(listing.located(part, args), part.index, dtype=object)))
-    return pd.concat(parts)
-
-
-def splits_of_lists(files: Collection[Path], lists: list[Listing]) -> dict[str, list[Path]]:
-    """The images of each split that the tables `lists` name; train is the rest if no table names it.
-
-    Raises:
-        UserError: a table names images that are not among `files`.
-    """
-    found: dict[str, list[Path]] = {}
-    known = set(files)
-    for listing in lists:
-        for name, images in listing.by_split(known).items():
-            found[name] = list(dict.fromkeys([*found.get(name, []), *images]))
-    if all(split_of(name) != "train" for name in found):
-        named = {file for images in found.values() for file in images}
-        found["train"] = [file for file in files if file not in named]
-    return found
-
-
-def _splits_of_lists(files: pd.Series, lists: list[Listing]) -> list[str]:
-    """The split of each image by the tables that list them, or ""."""
-    found = splits_of_lists([file for file in files if file is not None], lists)
-    of = {file: name for name, images in found.items() for file in images}
-    return [of.get(file, "") for file in files]
-
-
-def _whole_numbers(labels: pd.Series) -> pd.Series:
-    """`1` for `1.0`, where all labels are whole numbers: pandas writes integers so in a column with gaps."""
-    distinct = labels.unique()
-    if all(re.fullmatch(r"-?\d+(\.0+)?", text) for text in distinct):
-        return labels.map({text: text.partition(".")[0] for text in distinct})
-    return labels
-
-
-def _repeats(rows: pd.DataFrame, source: Path) -> pd.Series:
-    """Whether a row repeats the image of another of its split; an error if their labels differ."""
-    several = rows.groupby("file")["label"].transform("nunique") > 1
-    if several.any():
-        first = rows[rows["file"] == rows["file"][several].iloc[0]]
-        labels = " and ".join(map(repr, first["label"].unique()[:3]))
-        raise UserError(
-            f"{source}: {first['file'].iloc[0]} is listed as {labels} ({rows['file'][several].nunique()} such "
-            "images): ftkit learns one class for each image: keep one row of each"
-        )
-    return rows.duplicated(["file", "split"])
-
-
-def _splits_of_folders(files: pd.Series, root: Path) -> list[str]:
-    """The split that each image's folder below the root names, or ""."""
-    return [
-        own_split(path.relative_to(root).parent.parts) if path is not None and path.is_relative_to(root) else ""
-        for path in files
-    ]
 
 
 def hidden_labels(problem: str, bad: pd.Series, good: pd.Series) -> UserError:

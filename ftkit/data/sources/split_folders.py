@@ -41,8 +41,8 @@ def check_overlooked(
     places = [folder.path / name for folder in beside for name in folder.files if is_packed(name)]
     if any(isinstance(folder, Folder) for folder in chosen.values()):  # otherwise each folder is a class
         places += [folder.path for folder in root.folders.values() if not folder.holds_images | is_documents(folder)]
-    found = {place: {split_of(place.name)} for place in places}
-    found |= {path: splits for path in unread if (splits := splits_named(path.stem))}
+    found: dict[Path, set[str]] = {place: {split_of(place.name) or ""} for place in places}
+    found |= {path: splits_named(path.stem) for path in unread}
     if fix := {f"{split}_split": NO_SPLIT for split in missing if any(split in of for of in found.values())}:
         names = [str(place) for place, of in found.items() if not of.isdisjoint(missing)]
         splits = " and ".join(key.removesuffix("_split") for key in fix)
@@ -100,6 +100,12 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
     if leaves and (not splits or (len(splits) == 1 and not alone)):
         return {}
     if leaves and alone and (len(named) == 1 or len(splits) > 1):
+        if len({split_of(name) for name in named}) < len(named):  # such as trainA, trainB, testA and testB
+            raise UserError(
+                f"data_dir: {root.path}: {listed(named)} hold images outside of class folders: move them to "
+                f"<split>/<class>/, or set --train_split {HERE} if each of them is a class",
+                fix={"train_split": HERE},
+            )
         return folders  # of images without classes, as is said when they are read
     shared = Counter(name for split in named for name in folders[split].with_images)
     whole = [n for n in named if n.casefold() in SPLIT_NAMES.get(split_of(n) or "", ()) and not folders[n].images]

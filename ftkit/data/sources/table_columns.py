@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ftkit.config import DataArguments
-from ftkit.errors import listed, nearest
+from ftkit.errors import listed
 
 from .tables import NoListing
 
@@ -38,7 +38,7 @@ def choose_image(
         names_images: whether values name images that exist.
 
     Raises:
-        NoListing: no column can hold images, or the one that `args` names is missing.
+        NoListing: no column can hold images.
     """
     rows = sample(table)
 
@@ -67,16 +67,14 @@ def choose_label(
         table: the columns that hold neither images nor splits, as text.
         path: its file, for messages.
         known: classes; the only column that holds nothing else is the column of labels.
-
-    Raises:
-        NoListing: the column that `args` names is missing.
     """
     called = [name for name in table.columns if _plain(name) in _LABELS]
     if not called:
         called = [
             name for name in table.columns if known and not is_nested(table[name]) and {*table[name]} <= {*known}
         ]
-    classes = [name for name in called or table.columns if holds_classes(table[name])]
+    columns = called or table.columns
+    classes = [n for n in columns if holds_classes(table[n])] or [n for n in columns if holds_classes(table[n], 1)]
     classes.sort(key=lambda name: _plain(name).endswith("id"))
     if args.label_column is None and not called and (reason := one_hot(table)):
         return None, reason
@@ -111,11 +109,7 @@ def _choose(
         fitting: the columns to recommend, by what they hold.
     """
     columns = list(table.columns)
-    if given is not None:
-        if given not in columns:
-            raise NoListing(
-                f"{key}: {given!r} is not a column of {path}: {listed(columns, _LISTED)}{nearest(given, columns)}"
-            )
+    if given in columns:  # otherwise it is a column of another table
         return given, None
     if len(called) == 1:
         return called[0], None
@@ -147,11 +141,11 @@ def is_nested(values: pd.Series) -> bool:
     return any(isinstance(value, (list, dict, np.ndarray)) for value in values)
 
 
-def holds_classes(values: pd.Series) -> bool:
-    """Whether a column can hold classes: at least two values that repeat, and no fractions."""
+def holds_classes(values: pd.Series, most: float = 0.5) -> bool:
+    """Whether a column can hold classes: at least two values that repeat, fewer than `most` per row, no fractions."""
     if is_nested(values) or values.isna().any():
         return False
-    return 2 <= values.nunique() <= len(values) / 2 and not are_fractions(values)
+    return 2 <= values.nunique() <= min(most * len(values), len(values) - 1) and not are_fractions(values)
 
 
 def are_fractions(values: pd.Series) -> bool:

@@ -3,14 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import NO_SPLIT
-from ftkit.errors import UserError, as_options, listed
+from ftkit.errors import UserError, as_options, listed, nearest
 
 from .ledger import Folder
-from .listings import Listing, own_split, read_listing, together
+from .listings import Listing, own_split, read_listing
 from .locate import ImageFiles
 from .pictures import holds_pictures
 from .split_names import is_none, is_split_like, split_of
@@ -74,9 +75,11 @@ def choose_tables(
     Raises:
         UserError: several tables could be the data; the columns of one are not clear; that of a split has no labels.
     """
+    _check_columns(tables, args)
+    labels = {table.label for table in tables}
+    tables = [_with_label(table, labels) for table in tables]
     labelled = [table for table in tables if table.label is not None]
-    problems = [t.unclear for t in tables if t.unclear and not (labelled and isinstance(t.unclear, NoListing))]
-    problems += [t.unsplit for t in tables if t.unsplit and not isinstance(t.unsplit, NoListing)]
+    problems = [problem for table in tables for problem in (table.unclear, table.unsplit) if problem]
     if not (labelled or problems):
         labelled = [table.labelled_by_folders() for table in tables]
     chosen = [table for table in labelled if table.split] or labelled
@@ -94,10 +97,29 @@ def choose_tables(
     without = {table.path: NoListing(f"{table.path}: no column holds classes") for table in rest if table not in lists}
     problems += _without_labels(others | without, {split_of(table.split) for table in chosen}, path, args)
     if problems:
-        raise together(problems)
-    if args.split_column not in (None, NO_SPLIT) and not any(table.splits for table in (*chosen, *lists)):
-        raise chosen[0].unsplit or UserError(f"split_column: {args.split_column!r} is not a column of {path}")
+        fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
+        raise UserError(". ".join(dict.fromkeys(map(str, problems))), fix)
     return chosen, [] if {split_of(table.split) for table in chosen} & {"validation", "test"} else lists
+
+
+def _check_columns(tables: list[Listing], args: DataArguments) -> None:
+    """Check that one of the tables has the column that a setting names."""
+    columns = dict.fromkeys(name for table in tables for name in table.table)
+    for key in ("image_column", "label_column", "split_column"):
+        given = getattr(args, key)
+        if given not in (None, *columns) and not (key == "split_column" and is_none(given)):
+            raise UserError(
+                f"{key}: {given!r} is not a column of {listed(str(table.path) for table in tables)}"
+                f"{nearest(given, columns)}: {listed(columns, 20)}"
+            )
+
+
+def _with_label(table: Listing, labels: set[str | None]) -> Listing:
+    """The table, with the column of labels that other tables have."""
+    shared = labels & {*table.table.columns}
+    if table.label is not None or len(shared) != 1:
+        return table
+    return replace(table, label=shared.pop(), unclear=None)
 
 
 def _without_labels(
