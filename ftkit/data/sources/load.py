@@ -98,8 +98,9 @@ def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
     try:
         splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
     except UserError as error:  # where an archive was unpacked helps only who is to set --data_dir to it
-        shown = str(error).replace(str(path), given) if given and "data_dir" not in error.fix else str(error)
-        raise UserError(shown, error.fix) from error
+        if given and "data_dir" not in error.fix:
+            error.args = (str(error).replace(str(path), given),)
+        raise
     splits = as_pictures(splits, args.image_column, path if root or not path else path.parent)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
     known = args.label_column is None and usual in next(iter(splits.values())).features

@@ -43,7 +43,7 @@ def read_listings(
             rows["split"] = _splits_of_lists(rows["file"], lists)
         else:
             places = _splits_of_folders(rows["file"], listings[0].files.root)
-            rows["split"] = places if all(places) else source.stem
+            rows["split"] = places if all(places) else listings[0].path.stem
         if unlisted := int((rows["split"] == "").sum()):
             ledger.leave_rows(source.name, unlisted, "in no list of a split")
             rows = rows[rows["split"] != ""]
