@@ -59,10 +59,11 @@ CASES = {
     "data.sources.splits:canonical#3": _saved({"train": _AB, "val": [-1], "test": [-1, -1]}),
     "data.sources.splits:check_classes": _folders("train/a", "train/b", "test/1", "test/2"),
     "data.sources.splits:check_classes#2": _folders("train/a", "train/b", "test/a", "test/eel"),
-    "data.sources.folders:read_class_folders": _folders("a", "b", options=("--split_column", "part")),
+    "data.sources.folders:_by_lists": _folders("a", "b", options=("--split_column", "part")),
     "data.sources.split_folders:check_overlooked": _folders("train/a", "train/b", files=("test.zip", "val.zip")),
     "data.sources.split_folders:check_bare": _folders("train/a", "train/b", "test"),
-    "data.sources.split_folders:split_folders": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
+    "data.sources.split_folders:split_folders": _folders("trainA", "trainB", "testA", "testB"),
+    "data.sources.split_folders:split_folders#2": _folders("train/a", "train/b", "test/a", "test/b", "docs"),
     "data.sources.folders:_splits_in_classes": _folders(
         *(f"{i}/{s}/{c}" for i in "pq" for s in ("train", "test") for c in "ab")
     ),
@@ -92,6 +93,13 @@ def _list_of_missing_images(folder):
     return arguments
 
 
-CASES["data.sources.split_lists:read_lists"] = _list_of_missing_images
+def _list_against_folders(folder):
+    arguments = _folders("train/a", "train/b", "test/a", "test/b")(folder)
+    (folder / "data" / "test.txt").write_text("train/a/0.png\ntrain/b/0.png\n")
+    return arguments
+
+
+CASES["data.sources.listings:Listing.by_split"] = _list_of_missing_images
+CASES["data.sources.folders:_check_lists"] = _list_against_folders
 CASES["data.feeding.engine:_check_classes"] = _broken_class
 CASES["data.sources.splits:canonical#2"] = _without_labels

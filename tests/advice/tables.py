@@ -55,6 +55,13 @@ def _parquet_beside_class_folders(folder: Path) -> list:
     return arguments
 
 
+def _images_twice(folder: Path) -> list:
+    for name in ("photos", "thumbs"):
+        _pictures(folder / name)
+    pd.DataFrame({"id": range(40), "label": LABELS}).to_csv(folder / "table.csv", index=False)
+    return ["--data_dir", folder, *RUN]
+
+
 def _two_tables(folder: Path) -> list:
     for name in ("first.csv", "second.csv"):
         _table(folder, name, image=NAMES, label=LABELS)
@@ -84,21 +91,23 @@ def _row_without_split(folder: Path) -> list:
 
 
 CASES = {
-    "data.sources.table_columns:choose_columns": lambda f: _table(f, key=NAMES, breed=LABELS, count=[*range(40)]),
-    "data.sources.listings:Listing._check_values": lambda f: _table(
+    "data.sources.listings:read_listing": lambda f: _table(f, key=NAMES, breed=LABELS, count=[*range(40)]),
+    "data.sources.listings:Listing.check_values": lambda f: _table(
         f, image=NAMES, label=[i / 7 for i in range(40)], kind=LABELS
     ),
-    "data.sources.listings:Listing._located": lambda f: _table(f, image=[*NAMES, "gone.png"], label=[*LABELS, "cat"]),
+    "data.sources.listings:Listing.located": lambda f: _table(f, image=[*NAMES, "gone.png"], label=[*LABELS, "cat"]),
     "data.sources.listings:Listing.rows": _row_without_split,
     "data.sources.listings:hidden_labels": lambda f: _table(
         f, image=NAMES, label=[*LABELS[:30], *[""] * 10], split=["train"] * 30 + ["test"] * 10
     ),
-    "data.sources.listings:Listing.check_against_folders": lambda f: _beside_class_folders(
+    "data.sources.beside:_agrees": lambda f: _beside_class_folders(
         f, path=[f"{a}/{b}" for a, b in zip(LABELS, NAMES, strict=True)], label=["day"] * 20 + ["night"] * 20
     ),
     "data.sources.layouts:_several": _parquet_beside_class_folders,
     "data.sources.table_files:choose_tables": _two_tables,
     "data.sources.table_files:choose_tables#2": _test_without_labels,
+    "data.sources.table_files:_without_labels": _test_without_labels,
+    "data.sources.listings:Listing.ambiguous": _images_twice,
     "data.sources.layouts:_only_set": _two_sets_of_idx,
     "data.sources.layouts:read_folder": lambda f: [*_beside_class_folders(f, note=["x"]), "--image_dir", REPO],
     "data.sources.pictures:_with_pictures": lambda f: _parquet(

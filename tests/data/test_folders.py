@@ -196,8 +196,7 @@ def test_numbers_in_json_are_labels_too(table, load):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"label": "kind"}, ["label_column is missing", "image, kind"]),
-        ({"image": "where"}, ["image_column is missing", "where"]),
+        ({"label": "kind", "age": ["1"]}, ["label_column is missing", "kind, age"]),
         ({"category": ["x"]}, ["label_column is ambiguous", "label, category"]),
         ({"labels": ("cat", "")}, ["row 2", "20 such rows"]),
         ({"labels": ("cat",)}, ["one class", "'cat'"]),

@@ -144,7 +144,7 @@ def test_members_of_archives_of_class_folders(tmp_path, load, values_of, suffix)
                 archive.addfile(member, io.BytesIO(content))
     for place in (tmp_path / "x", tmp_path / "x" / f"pets.{suffix}"):
         found = sources_by_value(load(place), values_of)
-        assert list(found.values()) == [f"pets.{suffix}/{name}" for name in members]
+        assert list(found.values()) == [f"pets/{name}" for name in members]
 
 
 def test_rows_that_a_column_divides_keep_their_numbers(tmp_path, load, values_of):

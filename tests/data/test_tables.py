@@ -192,6 +192,9 @@ def test_an_image_listed_twice(thirty, load, refused, assert_read, write, caplog
         ({"id": range(100, 130), "filepaths": NAMES, "labels": LABELS}, ("cat", "dog", "eel")),
         ({"image": NAMES, "label": [float(i % 3) for i in range(30)]}, ("0", "1", "2")),
         ({"image": NAMES, "target": [i % 3 == 1 for i in range(30)]}, ("False", "True", "False")),
+        ({"key": NAMES, "breed": LABELS}, ("cat", "dog", "eel")),
+        ({"key": [f"{i}.0" for i in range(30)], "breed": LABELS}, ("cat", "dog", "eel")),
+        ({"path": NAMES, "species_id": [i % 3 for i in range(30)], "species": LABELS}, ("cat", "dog", "eel")),
     ],
 )
 def test_columns_are_told_by_name_and_content(thirty, load, assert_read, write, columns, expected):
@@ -201,7 +204,7 @@ def test_columns_are_told_by_name_and_content(thirty, load, assert_read, write, 
 @pytest.mark.parametrize(
     "columns, words, fix",
     [
-        ({"key": NAMES, "breed": LABELS}, ["'key'", "'breed'"], {"image_column": "key", "label_column": "breed"}),
+        ({"key": NAMES, "breed": LABELS, "age": [i // 3 for i in range(30)]}, ["'breed'"], {"label_column": "breed"}),
         ({"image": NAMES, "breed": LABELS, "age": FRACTIONS}, ["'breed'"], {"label_column": "breed"}),
         ({"image": NAMES, "label": FRACTIONS, "kind": LABELS}, ["regression"], {"label_column": "kind"}),
         ({"image": NAMES, "cat": [1, 0, 0] * 10, "dog": [0, 1, 1] * 10}, ["one-hot", "cat, dog", "idxmax"], {}),
@@ -235,18 +238,24 @@ def test_class_folders_outrank_other_files(picture_folder, load, write, caplog):
     assert len(unused) == 7 or any("more in" in line for line in unused)
 
 
-@pytest.mark.parametrize(
-    "more, words",
-    [({"label": "split"}, ["other labels"]), ({"split": "split"}, ["splits of its own"])],
-)
-def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused, write, more, words):
-    root = picture_folder({"a": 20, "b": 20})
-    paths = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
-    columns = {"path": paths, "label": [path[0] for path in paths]}
-    write(**columns | dict.fromkeys(more, ["train", "test"] * 20))
-    with refused("class folders", "table.csv", *words) as refusal:
+@pytest.mark.parametrize("column", ["label", "species"])
+@pytest.mark.parametrize("name", ["table.csv", "deep/table.csv"])
+@pytest.mark.parametrize("path", ["{}/{}.png", "old/{}/{}.dcm"])
+def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused, write, column, name, path):
+    root = picture_folder({"a": 20, "b": 20} | dict.fromkeys([name.rpartition("/")[0]], 0))
+    columns = {"path": [path.format(a, i) for a in "ab" for i in range(20)], column: ["day", "night"] * 20}
+    write(name, **columns, number=range(40))
+    with refused("class folders", name, "other labels") as refusal:
         load(root)
     assert sum(map(len, load(root, **refusal.value.fix).values())) == 40
+
+
+def test_an_image_of_a_table_that_lies_in_two_folders(picture_folder, load, refused, write):
+    root = picture_folder({"photos": 20, "thumbs": 20})
+    write(id=range(20), label=["cat", "dog"] * 10)
+    with refused("photos/0.png", "thumbs/0.png", "--image_dir") as refusal:
+        load(root)
+    assert sum(map(len, load(root, **refusal.value.fix).values())) == 20
 
 
 def test_lists_of_splits_beside_class_folders(picture_folder, load, values_of, labels_of):

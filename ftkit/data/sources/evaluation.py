@@ -54,15 +54,15 @@ def load_evaluation(config: Evaluation, task: Task, ledger: Ledger) -> Evaluated
         return Evaluated(split, task.as_known(own[split], args, f"split {split} of the data"), drawn)
     source = args.data_dir or args.dataset or ""
     lone = _folder_of_a_class(args)
-    raw = Raw(lone, "label", None, ledger) if lone else read_raw(args, ledger)
+    raw = Raw(lone, args, "label", None, ledger) if lone else read_raw(args, ledger)
     split, rows = _chosen(raw.splits, args, wanted, source)
     for name, other in raw.splits.items():
         if other is not rows:
             ledger.leave_rows(name, len(other), "not in the split that is evaluated")
             image = find_column(other, "image_column", args.image_column, (Image,), "picture")
             ledger.read(Path(file) for file in named_files(other.select_columns(image), image) if file is not None)
-    splits = canonical({split: rows}, args, raw.label_column, for_training=False)
-    check_files(splits, args, raw)
+    splits = canonical({split: rows}, raw.args, raw.label_column, for_training=False)
+    check_files(splits, raw)
     rows = task.as_known(splits[split], args, source)
     limits = {"train": args.max_train_samples, "validation": args.max_validation_samples}
     fewer = some(rows, limits.get(wanted or "test", args.max_test_samples), args.split_seed)
@@ -77,8 +77,8 @@ def training_images(config: Evaluation, otherwise: Dataset) -> Dataset:
     raw = read_raw(args, Ledger())
     if "train" not in raw.splits or len(raw.splits) == 1:
         return otherwise
-    splits = canonical({"train": raw.splits["train"]}, args, raw.label_column, for_training=False)
-    check_files(splits, args, raw)
+    splits = canonical({"train": raw.splits["train"]}, raw.args, raw.label_column, for_training=False)
+    check_files(splits, raw)
     return splits["train"]
 
 

@@ -1,16 +1,18 @@
-"""Folders of class folders as a `DatasetDict` of paths."""
+"""Folders of class folders as rows of paths and classes, by split."""
 
 import logging
-from pathlib import Path
-
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from collections.abc import Mapping
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
+from ftkit.console import fact
 from ftkit.errors import UserError, as_options, listed
 from ftkit.files import natural_sorted
 
+from .beside import Beside
 from .ledger import UNUSED_SPLIT, Folder, Ledger
+from .listings import Listing
+from .rows import Rows, splits_of_lists
 from .split_folders import (
     HERE,
     check_bare,
@@ -23,69 +25,95 @@ from .split_folders import (
     suffixes_below,
     unread,
 )
-from .split_lists import Rows, read_lists
 from .split_names import choose_splits, is_none, split_of
 
 logger = logging.getLogger(__name__)
 
 
-def by_name(source: Path, files: dict[str, Rows], columns: tuple[str, str] = ("image", "label")) -> DatasetDict:
-    """Splits of image paths, decoded when read, and labels: the names of all splits, in natural order.
-
-    A class missing from one split does not shift the labels.
-    """
-    names = natural_sorted({label for rows in files.values() for _, label in rows})
-    features = Features({columns[0]: Image(), columns[1]: ClassLabel(names=names)})
-    return DatasetDict(
-        {
-            split: Dataset.from_dict(
-                {columns[0]: [str(path) for path, _ in rows], columns[1]: [label for _, label in rows]},
-                features=features,
-            )
-            for split, rows in files.items()
-        }
-    )
-
-
-def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_train: bool = True) -> DatasetDict:
-    """Read `<class>/…/<image>`, alone, below the folders of splits, or with folders of splits in each class.
+def read_class_folders(
+    root: Folder, args: DataArguments, ledger: Ledger, beside: Beside, need_train: bool = True
+) -> dict[str, Rows]:
+    """The images of `<class>/…/<image>`, alone, below the folders of splits, or with folders of splits in each class.
 
     Folders that hold the data alone, such as `photos` in `photos/train`, are looked through.
 
     Args:
+        beside: the tables beside the folders, which may say which image is of which split, but not of another class.
         need_train: whether data without train are an error.
 
     Raises:
-        UserError: there are no images; it is not clear which folders are splits; a class's folder has no images.
+        UserError: there are no images; it is not clear which folders are splits; a class's folder has no images; or a
+            table contradicts the folders.
     """
-    if args.split_column is not None and not is_none(args.split_column):
-        raise UserError(
-            f"split_column: {args.split_column!r}: {root.path} holds class folders, without columns: leave it out",
-            fix={"split_column": None},
-        )
     ledger.elsewhere = "images outside of class folders"
     whole, root = root, inner_folder(root)
+    splits: Mapping[str, Folder | Rows] = {}
     if args.train_split != HERE and classes_hold_splits(root):
-        return by_name(root.path, choose_splits(_splits_in_classes(root, args), args, root.path, need_train))
-    splits = split_folders(root, args)
+        splits = _splits_in_classes(root, args)
+    elif args.train_split != HERE and not _names_a_list(args, beside.lists, root):
+        splits = split_folders(root, args)
     if not splits:
         rows = _rows(root, args)
+        beside.check({"": rows}, root, ledger)
         if args.train_split == HERE:
-            return by_name(root.path, {"train": rows})
-        found, lists = read_lists(whole, rows)
-        ledger.read(lists)
-        listed_splits = choose_splits(found, args, whole.path, need_train) if found else {"train": rows}
-        ledger.elsewhere = "images in no list of a split that is used" if found else ledger.elsewhere
-        check_overlooked(whole, root, listed_splits, args)
-        return by_name(root.path, listed_splits)
-    chosen = choose_splits(splits, args, root.path, need_train)
+            return {"train": rows}
+        chosen = _by_lists(rows, beside.lists, whole, args, ledger, need_train)
+        check_overlooked(whole, root, chosen, args, beside.unread)
+        return chosen
+    used = choose_splits(splits, args, root.path, need_train)
     for folder in splits.values():
-        if folder not in chosen.values():
+        if isinstance(folder, Folder) and folder not in used.values():
             ledger.leave(folder.path, UNUSED_SPLIT)
-    check_overlooked(whole, root, chosen, args)
-    held = {split: class_folders(split, folder) for split, folder in chosen.items()}
+    check_overlooked(whole, root, used, args, beside.unread)
+    held = {split: class_folders(split, of) for split, of in used.items() if isinstance(of, Folder)}
     check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
-    return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})
+    chosen = {s: _rows(held[s], args, s) if isinstance(of, Folder) else of for s, of in used.items()}
+    beside.check(chosen, root, ledger)
+    if not {args.train_split, args.validation_split, args.test_split} & splits.keys():
+        names = {split: next(name for name, of in splits.items() if of is used[split]) for split in used}
+        _check_lists(beside.lists, chosen, {f"{split}_split": name for split, name in names.items()})
+    return chosen
+
+
+def _names_a_list(args: DataArguments, lists: list[Listing], root: Folder) -> bool:
+    """Whether a setting names a list of a split, or a value of a column of splits, that is no folder."""
+    keys = {args.train_split, args.validation_split, args.test_split} - root.folders.keys()
+    return any(keys & {table.name, *(table.splits[1].values() if table.splits else ())} for table in lists)
+
+
+def _by_lists(
+    rows: Rows, lists: list[Listing], whole: Folder, args: DataArguments, ledger: Ledger, need_train: bool
+) -> dict[str, Rows]:
+    """The splits of `rows` that lists name; all rows are train without lists."""
+    if not is_none(args.split_column) and args.split_column and not any(table.splits for table in lists):
+        raise UserError(
+            f"split_column: {args.split_column!r}: {whole.path} holds class folders, without columns: leave it out",
+            fix={"split_column": None},
+        )
+    if not lists:
+        return {"train": rows}
+    fact("splits", f"from {listed(table.name for table in lists)}")
+    ledger.read(table.path for table in lists)
+    ledger.elsewhere = "images in no list of a split that is used"
+    labels = dict(rows)
+    found = splits_of_lists(list(labels), lists)
+    named = {name: [(path, labels[path]) for path in natural_sorted(paths)] for name, paths in found.items()}
+    return choose_splits(named, args, whole.path, need_train)
+
+
+def _check_lists(lists: list[Listing], chosen: dict[str, Rows], fix: dict[str, str]) -> None:
+    """Refuse lists that assign images to other splits than their folders do."""
+    folders = {path: split for split, rows in chosen.items() for path, _ in rows}
+    for table in lists:
+        names = table.own_splits() if table.splits else [table.name] * len(table.found)
+        for name, files in zip(names, table.found, strict=True):
+            for path in files:
+                if path in folders and split_of(name) not in (None, folders[path]):
+                    raise UserError(
+                        f"{table.path}: {path} is of {split_of(name)}, and lies in the folder of {folders[path]}: set "
+                        f"{as_options(fix)} to go by the folders",
+                        fix=fix,
+                    )
 
 
 def _splits_in_classes(root: Folder, args: DataArguments) -> dict[str, Rows]:

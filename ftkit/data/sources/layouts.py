@@ -1,6 +1,5 @@
 """Recognises the format of `data_dir` and reads it."""
 
-import difflib
 import logging
 import re
 from collections import Counter
@@ -15,48 +14,69 @@ from datasets import Dataset, DatasetDict, Image, Value, load_from_disk
 
 from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
-from ftkit.errors import UserError
+from ftkit.errors import UserError, nearest
 
-from .archives import check_labelled, holds_class_folders, is_archive, read_archives
 from .arrays import from_arrays
+from .beside import Beside
 from .folders import read_class_folders
-from .ledger import Folder, Ledger
-from .listings import Listing, read_listing, read_listings
+from .ledger import Folder, Ledger, scan
+from .listings import Listing, read_listing
 from .locate import ImageFiles
 from .paths import is_below, named_files
 from .pictures import first_rows, holds_pictures, is_damaged, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
+from .rows import by_name, read_listings
 from .shards import SHARDS, find_shards, read_shards, used
+from .split_folders import inner_folder
 from .split_names import is_split_like, split_of
 from .splits import choose_datasets
 from .table_files import choose_tables, find_tables, is_of_split
 from .tables import TEXT_SUFFIXES, NoListing
+from .unpacking import is_archive, is_webdataset, unpacked
 
 logger = logging.getLogger(__name__)
-_IN_FOLDERS = {True: "repeats what the folders say", False: "its images do not exist"}
 
 
 def read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Ledger) -> DatasetDict:
     """Read `data_dir`, recognising its format by its files; `root` is its content if it is a folder.
 
     Raises:
-        UserError: the folder or file is missing or damaged, or its format is unknown or ambiguous.
+        UserError: the folder or file is damaged, or its format is unknown or ambiguous.
     """
-    if not path.exists():
-        parent = path.parent
-        siblings = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings)
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise UserError(f"data_dir: {path} does not exist{hint}")
     if args.image_dir is not None and not Path(args.image_dir).is_dir():
         raise UserError(f"image_dir: {args.image_dir} is not a folder")
-    found = _read_file(path, args, ledger) if root is None else _read_folder(path, root, args, ledger)
+    found = _read_file(path, args, ledger) if root is None else _read_folder(root, args, ledger)
     if args.image_dir is not None and not _names_images_in(found, args.image_dir):
         raise UserError(
             f"image_dir: {path} holds no table that names images in {args.image_dir}: leave image_dir out",
             fix={"image_dir": None},
         )
     return found
+
+
+def find_root(path: Path) -> Folder | None:
+    """The content of a folder, or of an archive, with archives unpacked; None for any other file.
+
+    Archives are unpacked where there is no image beside them; webdatasets are not.
+
+    Raises:
+        UserError: there is no such file or folder, or an archive cannot be unpacked.
+    """
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"data_dir: {path} does not exist{nearest(path.name, siblings)}")
+    if path.is_dir():
+        root = scan(path)
+        archives = [folder.path / name for folder in root.below() for name in folder.files if is_archive(Path(name))]
+    elif is_archive(path):
+        root, archives = Folder(path.parent, [path.name]), [path]
+    else:
+        return None
+    if not archives or root.holds_images:
+        return root
+    if all(map(is_webdataset, archives)):
+        return root if path.is_dir() else None
+    return unpacked(root)
 
 
 def _names_images_in(splits: DatasetDict, folder: str) -> bool:
@@ -69,9 +89,9 @@ def _names_images_in(splits: DatasetDict, folder: str) -> bool:
     )
 
 
-def _read_folder(path: Path, root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
+def _read_folder(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
     if not (root.files or root.folders):
-        raise UserError(f"data_dir: {path} is empty: expected {FORMATS}")
+        raise UserError(f"data_dir: {root.path} is empty: expected {FORMATS}")
     root = _unwrapped(root)
     path = root.path
     if "dataset_dict.json" in root.files or "dataset_info.json" in root.files:
@@ -102,11 +122,10 @@ def _read_file(path: Path, args: DataArguments, ledger: Ledger) -> DatasetDict:
             return _read_idx((name, files), path.parent, args, ledger)
     if suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(path)):
         images = ImageFiles(Path(args.image_dir) if args.image_dir else path.parent)
-        found = read_listings([read_listing(path, path.parent, images, args)], path, args, ledger)
+        table = read_listing(path, path.parent, images, args)
+        found = read_listings(*choose_tables([table], {}, path.parent, args), path, args, ledger)
         ledger.log()
         return found
-    if is_archive(path) and (suffix not in SHARDS.values() or holds_class_folders(path)):
-        return choose_datasets(read_archives([path]), args, ledger, path)
     for kind, shard in SHARDS.items():
         if suffix == shard:
             return choose_datasets(read_shards(kind, find_shards([path], path.parent)), args, ledger, path)
@@ -140,76 +159,66 @@ def _read_saved(path: Path) -> DatasetDict:
 
 
 def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read a folder of class folders, tables, shards or archives; log the files of the other kinds as not used.
+    """Read a folder of class folders, tables or shards; record the files of the other kinds as not used.
 
-    Class folders come first, unless a setting names a column, which class folders do not have.
+    Class folders come first, unless a setting says that a table holds the labels.
     """
     path, files = root.path, [folder.path / name for folder in root.below() for name in folder.files]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     shards = [file for file in parquet if holds_pictures(file)]
     tables, others = find_tables(root, args)
-    unclear = [error for error in others.values() if not isinstance(error, NoListing)]
-    named = args.image_column is not None or args.label_column is not None
-    if _holds_class_folders(root) and not (named and (tables or shards)):
-        if unclear and _are_numbered(root):
-            raise unclear[0]
-        of_splits = [table for table in tables if table.names_images and is_of_split(table, root)]
-        tables = [table for table in tables if table not in of_splits and not table.lists_a_split]
-        for table in tables:
-            if table.names_images:
-                table.check_against_folders(root)
-        damaged = {shard: "cannot be read as parquet" for shard in shards if is_damaged(shard)}
+    named = not {args.image_column, args.label_column, args.image_dir} <= {None}
+    if _holds_class_folders(inner_folder(root)) and not (named and (tables or shards)):
+        damaged = {shard: UserError("cannot be read as parquet") for shard in shards if is_damaged(shard)}
         if whole := [shard for shard in shards if shard not in damaged]:
             raise _several(path, "class folders", whole[0])
-        _leave(ledger, path, others | damaged | {table.path: _IN_FOLDERS[table.names_images] for table in tables})
-        return _read_class_folders(root, of_splits, args, ledger)
+        _leave(ledger, path, others | damaged)
+        return _read_class_folders(root, tables, others, args, ledger)
     if tables and shards and not named:
         raise _several(path, f"the table {tables[0].path.relative_to(path)}", shards[0])
     if tables:
-        chosen = choose_tables(tables, others, path, args)
-        left = [table for table in tables if table not in chosen]
-        _leave(ledger, path, others | {table.path: "names no split, while other tables do" for table in left})
-        ledger.read(table.path for table in chosen)
-        return read_listings(chosen, path, args, ledger)
-    if shards:
-        _leave(ledger, path, others)
-        return _read_shards("parquet", shards, path, args, ledger)
-    if unclear:
-        raise unclear[0]
-    archives = [file for file in files if is_archive(file)]
-    if archives and not root.holds_images:
-        _leave(ledger, path, others)
-        if all(file.suffix.lower() == ".tar" for file in archives) and not holds_class_folders(archives[0]):
-            check_labelled(archives[0])
-            return _read_shards("webdataset", archives, path, args, ledger)
-        ledger.read(archives)
-        return choose_datasets(read_archives(archives), args, ledger, path)
+        chosen, lists = choose_tables(tables, others, path, args)
+        used_paths = {table.path for table in (*chosen, *lists)}
+        left = {t.path: NoListing("is not needed beside the others") for t in tables if t.path not in used_paths}
+        _leave(ledger, path, others | left)
+        ledger.read(used_paths)
+        return read_listings(chosen, lists, path, args, ledger)
     _leave(ledger, path, others)
+    if shards:
+        return _read_shards("parquet", shards, path, args, ledger)
+    if unreadable := [error for error in others.values() if not isinstance(error, NoListing)]:
+        raise unreadable[0]
+    if not root.holds_images and (archives := [file for file in files if is_archive(file)]):
+        return _read_shards("webdataset", archives, path, args, ledger)
     in_names = _classes_in_names(root)
-    hints = [*map(str, others.values()), *in_names]
     try:
-        found = read_class_folders(root, args, ledger)
+        found = read_class_folders(root, args, ledger, Beside([], others))
     except UserError as error:
-        if error.fix or not hints:
+        if error.fix or not (others or in_names):
             raise
-        raise UserError(". ".join([str(error), *hints])) from None
+        raise UserError(". ".join([str(error), *map(str, others.values()), *in_names])) from None
     for hint in in_names:
         logger.warning("%s", hint)
-    return found
+    return by_name(path, found)
 
 
-def _read_class_folders(root: Folder, tables: list[Listing], args: DataArguments, ledger: Ledger) -> DatasetDict:
+def _read_class_folders(
+    root: Folder, tables: list[Listing], others: Mapping[Path, UserError], args: DataArguments, ledger: Ledger
+) -> DatasetDict:
     """Read class folders, and the tables of splits that have a table instead."""
-    if not tables:
-        return read_class_folders(root, args, ledger)
-    ledger.read(table.path for table in tables)
+    of_splits = [table for table in tables if is_of_split(table, root)]
+    beside = Beside([table for table in tables if table not in of_splits and table.names_images], others)
+    if not of_splits:
+        return by_name(root.path, read_class_folders(root, args, ledger, beside))
+    ledger.read(table.path for table in of_splits)
     keys = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     named: dict[str, Any] = {f"{split}_split": None for split, name in keys.items() if name in root.folders}
-    tabled = read_listings(tables, root.path, replace(args, **named), ledger, need_train=False)
+    tabled = read_listings(of_splits, [], root.path, replace(args, **named), ledger, need_train=False)
     folders = {name: folder for name, folder in root.folders.items() if split_of(name) not in tabled}
     unnamed: dict[str, Any] = {f"{split}_split": None for split in tabled}
-    read = read_class_folders(replace(root, folders=folders), replace(args, **unnamed), ledger, "train" not in tabled)
-    columns = {tables[0].image: "image", tables[0].label: "label"}
+    rest, fewer = replace(root, folders=folders), replace(args, **unnamed)
+    read = by_name(root.path, read_class_folders(rest, fewer, ledger, beside, "train" not in tabled))
+    columns = {of_splits[0].image: "image", of_splits[0].label or "": "label"}
     renamed = {old: new for old, new in columns.items() if old != new}
     return DatasetDict({**read, **{split: dataset.rename_columns(renamed) for split, dataset in tabled.items()}})
 
@@ -254,11 +263,6 @@ def _holds_class_folders(root: Folder) -> bool:
     return len(classes) > 1 or any(len(split.with_images) > 1 for split in splits)
 
 
-def _are_numbered(root: Folder) -> bool:
-    """Whether the folders with images are numbered parts, such as `images_1` and `images_2`."""
-    return len({re.sub(r"\d+", "", name) for name in root.with_images}) == 1
-
-
 def _several(path: Path, what: str, shard: Path) -> UserError:
     column = picture_columns(first_rows(shard))[0]
     return UserError(
@@ -268,9 +272,8 @@ def _several(path: Path, what: str, shard: Path) -> UserError:
     )
 
 
-def _leave(ledger: Ledger, path: Path, files: Mapping[Path, object]) -> None:
-    """Record files that are not used, and why."""
-    ledger.read(files)
+def _leave(ledger: Ledger, root: Path, files: Mapping[Path, UserError]) -> None:
+    """Record files that are not used, and why; those deep below the root are counted by their suffixes."""
     for file, why in files.items():
-        reason = str(why).removeprefix(f"{file}: ").replace(f"{path}/", "")  # reports show no local paths
-        ledger.not_used.append({"where": str(file.relative_to(path)), "n": 1, "what": "file", "reason": reason})
+        if file.parent == root or is_split_like(file.parent.name):
+            ledger.leave_file(file, why)

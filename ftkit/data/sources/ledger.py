@@ -92,10 +92,12 @@ class Ledger:
     """Counts the files and rows that no split uses, with the reasons.
 
     Attributes:
+        root: the folder of the data.
         elsewhere: the reason for unused images in folders without a reason of their own.
         not_used: dictionaries of `where` (a folder or a split), `n`, `what` (file, image, row, link) and `reason`.
     """
 
+    root: Path = Path()
     elsewhere: str = "no row names them"
     not_used: list[dict[str, Any]] = field(default_factory=list)
     _read: set[str] = field(default_factory=set)
@@ -108,6 +110,13 @@ class Ledger:
     def leave(self, folder: Path, reason: str) -> None:
         """Record why nothing in this folder is used."""
         self._reasons[os.path.abspath(folder)] = reason
+
+    def leave_file(self, file: Path, reason: object) -> None:
+        """Record a file that is not used, and why."""
+        self.read([file])
+        where = str(file.relative_to(self.root))
+        text = str(reason).removeprefix(f"{file}: ").replace(f"{self.root}/", "")  # reports show no local paths
+        self.not_used.append({"where": where, "n": 1, "what": "file", "reason": text})
 
     def leave_rows(self, where: str, n: int, reason: str) -> None:
         """Record rows that are not used."""

@@ -1,31 +1,27 @@
-"""Tables of paths and labels as splits of images: the file, the class and the split of each row."""
+"""Tables that list images: the file, the class and the split of each row."""
 
-import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from datasets import DatasetDict
 
 from ftkit.config import DataArguments
 from ftkit.console import fact
-from ftkit.errors import UserError, as_options
+from ftkit.errors import UserError, as_options, listed
 
-from .folders import by_name
-from .ledger import UNUSED_SPLIT, Folder, Ledger
 from .locate import ImageFiles
-from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
-from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
-from .tables import CSV_SUFFIXES, NoListing, read_table
+from .split_names import is_none, is_split_like, looks_like_splits, split_column, split_of
+from .table_columns import are_fractions, choose_image, choose_label, holds_classes, is_nested, is_usual, sample
+from .tables import CSV_SUFFIXES, NoListing, NotUtf8, read_table
 
-_SHOWN, _LONG = 60, 200  # characters of a value and of a path in a message
+_SHOWN, _LONG, _COLUMNS = 60, 200, 20  # characters of a value and of a path, and columns, in a message
 _FOLDER = "its folder"  # a column that is added to a table without labels
 
 
-@dataclass
+@dataclass(eq=False)
 class Listing:
     """A table that lists images.
 
@@ -33,109 +29,156 @@ class Listing:
         path: its file.
         table: its values: text, or None.
         files: the images that its rows may name.
-        image, label: the columns of images and labels; without labels, they are the names of the images' folders.
+        image, label: the columns of images and of labels, if it has one.
         split: the split that the table's own path names, or "".
         splits: the column of splits and the split of each of its values, or None.
+        unclear: what is not clear about its columns of images and labels, with the settings that help.
+        unsplit: what is not clear about its column of splits.
     """
 
     path: Path
     table: pd.DataFrame
     files: ImageFiles
     image: str
-    label: str
+    label: str | None
     split: str
     splits: tuple[str, dict[Any, str]] | None
+    unclear: UserError | None
+    unsplit: UserError | None
 
     @property
-    def lists_a_split(self) -> bool:
-        """Whether it lists images without labels, under the name of a split."""
-        return self.label == _FOLDER and split_of(self.path.stem) is not None
+    def name(self) -> str:
+        """Its path below the folder of the images, without a suffix."""
+        root = self.files.root
+        path = self.path.relative_to(root) if self.path.is_relative_to(root) else Path(self.path.name)
+        return path.with_suffix("").as_posix()
+
+    @property
+    def gives_splits(self) -> bool:
+        """Whether it says which images are of which split: by a column, or all of them by its name."""
+        return self.splits is not None or split_of(self.path.stem) is not None
 
     @cached_property
     def names_images(self) -> bool:
         """Whether its rows, or at least half of a sample, name images that exist."""
-        return self.files.names_images(sample(self.table)[self.image], split_of(self.split))
+        return self.files.names_images(sample(self.table)[self.image], split_of(self.split), self.path.parent)
 
-    def check_against_folders(self, folder: Folder) -> None:
-        """Check that the table says of its images, which lie in class folders, what the folders say.
+    def names_any_of(self, files: Collection[Path]) -> bool:
+        """Whether at least half of its rows name one of these files."""
+        return 2 * sum(any(file in files for file in found) for found in self.found) >= len(self.found)
 
-        Raises:
-            UserError: it has splits of its own, or other labels for at least half of the images.
-        """
-        root = folder.path
-        found = [self.files.find(text, None) if isinstance(text, str) else [] for text in self.table[self.image]]
-        rows = [row for row, files in enumerate(found) if len(files) == 1 and files[0].is_relative_to(root)]
-        folders = [found[row][0].relative_to(root).parent.parts for row in rows]
-        names = self._own_splits().iloc[rows]
-        if any(
-            split_of(name) not in (None, split_of("/".join(parts))) for name, parts in zip(names, folders, strict=True)
-        ):
-            what = "splits of its own"
-        elif 2 * len(rows) >= sum(len(inner.images) for inner in folder.below()) and not any(
-            all(
-                isinstance(value, str) and value in parts
-                for value, parts in zip(self.table[column].iloc[rows], folders, strict=True)
-            )
-            for column in self.table.columns
-        ):
-            what = "other labels"
-        else:
-            return
-        fix = {"image_column": self.image} | ({} if self.label == _FOLDER else {"label_column": self.label})
-        raise UserError(
-            f"data_dir: {root} holds class folders, and {self.path.relative_to(root)} lists their images with {what}: "
-            f"to read the table, set {as_options(fix)}; to read the "
-            "folders, move it elsewhere",
-            fix=fix,
-        )
+    @cached_property
+    def found(self) -> list[list[Path]]:
+        """The files that each row may name."""
+        splits = self.own_splits().map({name: split_of(name) for name in self.own_splits().unique()})
+        return [self._find(*row) for row in zip(self.table[self.image], splits, strict=True)]
 
-    def _own_splits(self) -> pd.Series:
+    def _find(self, text: Any, split: str | None) -> list[Path]:
+        return self.files.find(text, split, self.path.parent) if isinstance(text, str) else []
+
+    def own_splits(self) -> pd.Series:
         """The name of each row's split, or ""."""
         if self.splits is None:
             return pd.Series(self.split, self.table.index)
         column, names = self.splits
         return self.table[column].map(names).fillna("")
 
-    def describe(self) -> None:
-        """Log what is read from which column, and what is not used."""
-        used = {"images": self.image, "labels": self.label} | ({"splits": self.splits[0]} if self.splits else {})
-        unused = [name for name in self.table.columns if name not in used.values()]
-        fact("table", f"{self.path}: " + ", ".join(f"{what} from {name!r}" for what, name in used.items()))
-        if unused:
-            fact("not used", f"of its columns: {', '.join(unused[:20])}{', …' if len(unused) > 20 else ''}")
-
-    def rows(self, args: DataArguments) -> pd.DataFrame:
-        """The rows of the splits that are wanted: `file` (path), `label` (text) and `split` (its own name, or "").
-
-        The file is None for a missing image, if `on_bad_image: skip` leaves those out.
+    def labelled_by_folders(self) -> "Listing":
+        """The listing with the name of each image's folder as its label.
 
         Raises:
-            UserError: a row has no image, label or split, or its image is missing or not clear.
+            NoListing: these are no classes.
         """
-        rows = pd.DataFrame(
-            {"file": self.table[self.image], "label": self.table[self.label], "split": self._own_splits()}
+        names = [files[0].parent.name if files else None for files in self.found]
+        if len({*names} - {None}) < 2:
+            raise NoListing(f"{self.path}: no column holds classes: {', '.join(self.table.columns)}")
+        return replace(self, table=self.table.assign(**{_FOLDER: names}), label=_FOLDER, unclear=None)
+
+    def describe(self) -> None:
+        """Log what is read from which column, and what is not used."""
+        used = {"images": self.image} | ({"labels": self.label} if self.label else {})
+        used |= {"splits": self.splits[0]} if self.splits else {}
+        fact("table", f"{self.path}: " + ", ".join(f"{what} from {name!r}" for what, name in used.items()))
+        if unused := [name for name in self.table.columns if name not in used.values()]:
+            fact("not used", f"of its columns: {listed(unused, _COLUMNS)}")
+        other = [
+            (text, files[0].name)
+            for text, files in zip(self.table[self.image], self.found, strict=True)
+            if len(files) == 1 and files[0].stem.casefold() not in text.casefold()
+        ]
+        if other:
+            fact("images", f"{other[0][0]!r} stands for {other[0][1]} ({len(other)} such rows)")
+
+    def by_split(self, known: Collection[Path]) -> dict[str, list[Path]]:
+        """The images of each split that it lists, by its column of splits or by the table's own name.
+
+        Args:
+            known: the images of the data.
+
+        Raises:
+            UserError: some rows name no image, or one of several.
+        """
+        found = [[file for file in files if file in known] for files in self.found]
+        if missing := [row for row, files in enumerate(found) if not files]:
+            raise UserError(
+                f"{self.path}: {len(missing)} of its {len(found)} lines name no image of the data, such as "
+                f"{self.table[self.image][missing[0]]!r}: correct or remove them, or set --train_split . to split the "
+                "images anew",
+                fix={"train_split": "."},
+            )
+        if several := [row for row, files in enumerate(found) if len(files) > 1]:
+            raise self.ambiguous(several)
+        names = self.own_splits() if self.splits else [self.name] * len(found)
+        of: dict[str, list[Path]] = {}
+        for name, files in zip(names, found, strict=True):
+            of.setdefault(name or "", []).append(files[0])
+        of.pop("", None)
+        return of
+
+    def ambiguous(self, rows: list[int]) -> UserError:
+        """The error about rows that may each stand for several images."""
+        root, (first, second) = self.files.root, self.found[rows[0]][:2]
+        top = root / first.relative_to(root).parts[0]
+        fix = {} if second.is_relative_to(top) or top == first else {"image_dir": str(top)}
+        either = f", or set {as_options(fix)}" if fix else ""
+        return UserError(
+            f"{self.path}: {self.table[self.image][rows[0]]!r} may be {first} or {second} ({len(rows)} such rows): "
+            f"write the paths of its images below {root}{either}",
+            fix,
         )
-        if self.splits and (without := rows.index[rows["split"] == ""]).size:
+
+    # --- as the data
+
+    def rows(self) -> pd.DataFrame:
+        """A row for each image: `image` and `label` (text), `split` (its own name, or ""), `row` and `listing`.
+
+        Raises:
+            UserError: a row has no split, and others have.
+        """
+        splits = self.own_splits()
+        if self.splits and (without := splits.index[splits == ""]).size:
             raise UserError(
                 f"{self.path}: row {without[0] + 1} has no {self.splits[0]!r} ({len(without)} such rows): add it, or "
                 "set --split_column none to split the rows anew",
                 fix={"split_column": "none"},
             )
-        given = {args.train_split, args.validation_split, args.test_split}
-        without = {"test": is_none(args.test_split), "validation": is_none(args.validation_split)}
-        rows = rows[[name in given or not without.get(split_of(name) or "") for name in rows["split"]]]
-        self._check_values(rows)
-        return rows.assign(file=self._located(rows, args))
+        columns = {"image": self.table[self.image], "label": self.table[self.label], "split": splits}
+        return pd.DataFrame(columns).assign(row=range(len(splits)), listing=self)
 
-    def _check_values(self, rows: pd.DataFrame) -> None:
-        for name in ("file", "label"):
-            if is_nested(rows[name]):
-                row, value = next((i, v) for i, v in rows[name].items() if is_nested(pd.Series([v])))
-                shown = repr(value)[:_SHOWN] + ("…" if len(repr(value)) > _SHOWN else "")
-                raise UserError(f"{self.path}: row {row + 1} holds {shown}: expected a path or a label")
-        bad = (rows["file"].isna() | rows["label"].isna() | (rows["label"].fillna("").str.strip() == "")).to_numpy()
+    def check_values(self, rows: pd.DataFrame) -> None:
+        """Check that rows have an image and a label.
+
+        Raises:
+            UserError: one has not, or labels are fractions, lists or objects.
+        """
+        for name in ("image", "label"):
+            for row, value in zip(rows["row"], rows[name], strict=True):
+                if is_nested(pd.Series([value])):
+                    shown = repr(value)[:_SHOWN] + ("…" if len(repr(value)) > _SHOWN else "")
+                    raise UserError(f"{self.path}: row {row + 1} holds {shown}: expected a path or a label")
+        bad = rows["image"].isna() | (rows["label"].fillna("").str.strip() == "")
         if bad.any():
-            text = f"{self.path}: row {rows.index[bad][0] + 1} has no {self.image!r} or no {self.label!r}"
+            text = f"{self.path}: row {rows['row'][bad].iloc[0] + 1} has no {self.image!r} or no {self.label!r}"
             raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad], rows["split"][~bad])
         if len(rows) and are_fractions(rows["label"]):
             example = next(text for text in rows["label"] if not float(text).is_integer())
@@ -147,23 +190,21 @@ class Listing:
                 fix={"label_column": fitting[0]} if fitting else None,
             )
 
-    def _located(self, rows: pd.DataFrame, args: DataArguments) -> list[Path | None]:
-        """The file of each row; None for a missing one, if `on_bad_image: skip` leaves those out."""
-        places = {name: split_of(name) for name in rows["split"].unique()}
-        found = [self.files.find(*row) for row in zip(rows["file"], rows["split"].map(places), strict=True)]
-        missing = [text for text, files in zip(rows["file"], found, strict=True) if not files]
-        unclear = [(text, files) for text, files in zip(rows["file"], found, strict=True) if len(files) > 1]
-        if unclear:
-            text, files = unclear[0]
-            raise UserError(
-                f"{self.path}: {text!r} may be {files[0]} or {files[1]} ({len(unclear)} such rows): write the paths "
-                f"of its images below {self.files.root}"
-            )
+    def located(self, rows: pd.DataFrame, args: DataArguments) -> list[Path | None]:
+        """The file of each of its rows; None for a missing one, if `on_bad_image: skip` leaves those out.
+
+        Raises:
+            UserError: an image is missing, or may be one of several.
+        """
+        found = [self.found[row] for row in rows["row"]]
+        missing = [text for text, files in zip(rows["image"], found, strict=True) if not files]
+        if several := [row for row, files in zip(rows["row"], found, strict=True) if len(files) > 1]:
+            raise self.ambiguous(several)
         if missing and (args.on_bad_image == "error" or len(missing) == len(found)):
             few, example = len(missing) < len(found) / 2, str(self.files.root / missing[0])[:_LONG]
             raise UserError(
                 f"{self.path}: {len(missing)} of its images do not exist, such as {example}: paths are relative to "
-                "the folder of the file that lists them; set --image_dir to the folder of the images if it is another"
+                "the folder of the data; set --image_dir to the folder of the images if it is another"
                 f"{', or --on_bad_image skip to leave these rows out' if few else ''}",
                 fix={"on_bad_image": "skip"} if few else None,
             )
@@ -180,92 +221,47 @@ def read_listing(
         classes: classes of other files of the data, by which a column of labels may be told.
 
     Raises:
-        NoListing: the file is no table of images and labels.
-        UserError: its columns are not clear.
+        NoListing: the file is no table of images.
+        UserError: it cannot be read.
     """
-    table = read_table(path)
+    problem: UserError | None = None
+    try:
+        table = read_table(path)
+    except NotUtf8 as error:  # which matters if the table does
+        table, problem = read_table(path, "latin-1"), error
     if not any(map(is_usual, table.columns)):  # perhaps no header, but a first row
-        found = [i for i, name in enumerate(table.columns) if len(files.find(name, None)) == 1]
-        table = read_table(path, found[0]) if found and path.suffix.lower() in CSV_SUFFIXES else table
+        found = [i for i, name in enumerate(table.columns) if len(files.find(name, None, path.parent)) == 1]
+        if found and path.suffix.lower() in CSV_SUFFIXES:
+            table = read_table(path, "latin-1" if problem else None, found[0])
     split = own_split([*path.relative_to(root).parent.parts, path.stem])
-    image, label = choose_columns(
-        table, path, lambda values: files.names_images(values, split_of(split)), args, classes
+    image, of_images = choose_image(
+        table, path, lambda values: files.names_images(values, split_of(split), path.parent), args
     )
-    if label is None:
-        places = [files.find(text, split_of(split)) if isinstance(text, str) else [] for text in table[image]]
-        table = table.assign(**{_FOLDER: [there[0].parent.name if there else None for there in places]})
-        label = _FOLDER
-        if table[_FOLDER].nunique() < 2:
-            raise NoListing(f"{path}: no column holds classes: {', '.join(table.columns.drop(_FOLDER))}")
-    others = {
-        name: table[name].dropna().unique().tolist()
-        for name in table.columns
-        if name not in (image, label) and not is_nested(table[name]) and table[name].notna().any()
+    rest = table.drop(columns=image)
+    values = {
+        name: rest[name].dropna().unique().tolist()
+        for name in rest
+        if not is_nested(rest[name]) and rest[name].notna().any()
+        if name == args.split_column or not (is_usual(name) or name == args.label_column)
     }
-    return Listing(path, table, files, image, label, split, split_column(others, args.split_column, path))
+    splits = unsplit = None
+    try:
+        if is_none(args.split_column) or args.split_column in (None, *values):  # or another table has the column
+            splits = split_column(values, args.split_column, path)
+    except UserError as error:
+        unsplit = error
+    of_splits = {name for name in values if looks_like_splits(name) or all(map(is_split_like, map(str, values[name])))}
+    label, of_labels = choose_label(rest.drop(columns=list(of_splits)), path, args, classes)
+    if (of_images or of_labels) and not problem:
+        fix = {"image_column": image} | ({"label_column": label} if label else {})
+        text = "; ".join(text for text in (of_images, of_labels) if text)
+        problem = UserError(f"{path}: {text}", fix if label or of_images else None)
+    return Listing(path, table, files, image, None if of_labels else label, split, splits, problem, unsplit)
 
 
 def own_split(parts: Iterable[str]) -> str:
     """The last of the parts of a path that looks like a split, such as `train` of `("train", "metadata")`, or ""."""
     return next((part for part in reversed([*parts]) if is_split_like(part)), "")
-
-
-def read_listings(
-    listings: list[Listing], source: Path, args: DataArguments, ledger: Ledger, need_train: bool = True
-) -> DatasetDict:
-    """The images and labels of tables, by the names that they give their splits.
-
-    A row's split is named by the table's column of splits, else by the table's path, else by the image's folder.
-
-    Raises:
-        UserError: a row cannot be used, or an image has two labels.
-    """
-    for listing in listings:
-        listing.describe()
-    rows = pd.concat([listing.rows(args) for listing in listings], ignore_index=True)
-    missing = rows["file"].isna()
-    repeated = _repeats(rows[~missing], source).reindex(rows.index, fill_value=False)
-    for which, reason in ((missing, "their images do not exist"), (repeated, "they repeat an image and its label")):
-        if which.any():
-            ledger.leave_rows(source.name, int(which.sum()), reason)
-    rows = rows[~(missing | repeated)]
-    rows["label"] = _whole_numbers(rows["label"])
-    if (rows["split"] == "").all():
-        places = _splits_of_folders(rows["file"], listings[0].files.root)
-        rows["split"] = places if all(places) else source.stem
-    found = {str(name): [*zip(group["file"], group["label"], strict=True)] for name, group in rows.groupby("split")}
-    chosen = choose_splits(found, args, source, need_train)
-    for name, of_split in found.items():
-        if not any(of_split is used for used in chosen.values()):
-            ledger.leave_rows(name, len(of_split), UNUSED_SPLIT)
-            ledger.read(path for path, _ in of_split)
-    return by_name(source, chosen, (listings[0].image, listings[0].label))
-
-
-def _whole_numbers(labels: pd.Series) -> pd.Series:
-    """`1` for `1.0`, where all labels are whole numbers: pandas writes integers so in a column with gaps."""
-    distinct = labels.unique()
-    if all(re.fullmatch(r"-?\d+(\.0+)?", text) for text in distinct):
-        return labels.map({text: text.partition(".")[0] for text in distinct})
-    return labels
-
-
-def _repeats(rows: pd.DataFrame, source: Path) -> pd.Series:
-    """Whether a row repeats the image of another of its split; an error if their labels differ."""
-    several = rows.groupby("file")["label"].transform("nunique") > 1
-    if several.any():
-        first = rows[rows["file"] == rows["file"][several].iloc[0]]
-        labels = " and ".join(map(repr, first["label"].unique()[:3]))
-        raise UserError(
-            f"{source}: {first['file'].iloc[0]} is listed as {labels} ({rows['file'][several].nunique()} such "
-            "images): ftkit learns one class for each image: keep one row of each"
-        )
-    return rows.duplicated(["file", "split"])
-
-
-def _splits_of_folders(files: pd.Series, root: Path) -> list[str]:
-    """The split that each image's folder below the root names, or ""."""
-    return [own_split(path.relative_to(root).parent.parts) if path.is_relative_to(root) else "" for path in files]
 
 
 def hidden_labels(problem: str, bad: pd.Series, good: pd.Series) -> UserError:

@@ -1,6 +1,7 @@
 """Reads a dataset by name or folder into a `DatasetDict` with the columns `image`, `label` and `index`."""
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +14,8 @@ from ftkit.config import DataArguments
 from ftkit.config.arguments.data import FORMATS
 from ftkit.data.pixels.keys import follow_files
 from ftkit.data.sources.arrays import from_arrays
-from ftkit.data.sources.layouts import read_folder
-from ftkit.data.sources.ledger import Folder, Ledger, scan
+from ftkit.data.sources.layouts import find_root, read_folder
+from ftkit.data.sources.ledger import Folder, Ledger
 from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.pictures import as_pictures
 from ftkit.data.sources.remote import from_hub
@@ -62,8 +63,8 @@ def load_data(args: DataArguments, ledger: Ledger | None = None) -> Splits:
         UserError: the data are missing or invalid, or name files outside of their folder.
     """
     raw = read_raw(args, ledger or Ledger())
-    splits = canonical(raw.splits, args, raw.label_column)
-    check_files(splits, args, raw)
+    splits = canonical(raw.splits, raw.args, raw.label_column)
+    check_files(splits, raw)
     splits = keep_classes(splits, args.classes)
     check_classes(splits, args.data_dir or args.dataset)
     return take_fewer(complete_splits(splits, args), args)
@@ -74,12 +75,14 @@ class Raw(NamedTuple):
 
     Attributes:
         splits: those of `train`, `validation` and `test` that there are, with the data's own columns.
+        args: the arguments, with the folder of an unpacked archive as `data_dir`.
         label_column: the label column, if it is known.
         root: the content of `data_dir`, if that is a folder.
         ledger: the account of what is not used.
     """
 
     splits: DatasetDict
+    args: DataArguments
     label_column: str | None
     root: Folder | None
     ledger: Ledger
@@ -87,23 +90,31 @@ class Raw(NamedTuple):
 
 def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
     """Read the dataset, and choose its splits; without train only for an evaluation."""
-    path = Path(args.data_dir) if args.data_dir else None
-    root = scan(path) if path is not None and path.is_dir() else None
-    splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
-    splits = as_pictures(splits, args.image_column, None if path is None else path if path.is_dir() else path.parent)
+    given, root = args.data_dir, None
+    path = Path(given) if given else None
+    if path is not None and (root := find_root(path)) is not None:
+        path = ledger.root = root.path
+        args = replace(args, data_dir=str(path))
+    try:
+        splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
+    except UserError as error:  # where an archive was unpacked helps only who is to set --data_dir to it
+        if given and "data_dir" not in error.fix:
+            error.args = (str(error).replace(str(path), given),)
+        raise
+    splits = as_pictures(splits, args.image_column, path if root or not path else path.parent)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
     known = args.label_column is None and usual in next(iter(splits.values())).features
-    return Raw(splits, usual if known else args.label_column, root, ledger)
+    return Raw(splits, args, usual if known else args.label_column, root, ledger)
 
 
-def check_files(splits: DatasetDict, args: DataArguments, raw: Raw) -> None:
+def check_files(splits: DatasetDict, raw: Raw) -> None:
     """Check that no row names a file outside of the dataset, let caches follow the files, and account for the others.
 
     Raises:
         UserError: a row names a file elsewhere.
     """
-    if not _is_list(args.data_dir):
-        check_paths(splits, _own_folders(args))
+    if not _is_list(raw.args.data_dir):
+        check_paths(splits, _own_folders(raw.args))
     named = [named_files(dataset) for dataset in splits.values()]
     for dataset, files in zip(splits.values(), named, strict=True):
         follow_files(dataset, files)

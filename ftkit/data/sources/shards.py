@@ -63,5 +63,6 @@ def read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
         cause, listed = error.__cause__ or error, ", ".join(path for paths in names.values() for path in paths)
         refused = isinstance(cause, PermissionError)  # when reading a file
         full = None if refused else unwritable(cause, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE)
-        raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}") from error
+        advice = " Give each sample the same members, such as 1.jpg and 1.cls" if kind == "webdataset" else ""
+        raise full or UserError(f"data_dir: {listed} cannot be read as {kind}: {cause}{advice}") from error
     return with_places(DatasetDict(zip(files, read.values(), strict=True)), files)

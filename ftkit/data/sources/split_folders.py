@@ -1,7 +1,7 @@
 """Which of the folders in a folder are splits, and which are classes."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ftkit.config import DataArguments
@@ -9,7 +9,7 @@ from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.errors import UserError, as_options, listed
 
 from .ledger import Folder, is_packed
-from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of
+from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of, splits_named
 from .suffixes import plugin_of
 
 HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
@@ -21,13 +21,16 @@ _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ip
 _NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
 
 
-def check_overlooked(whole: Folder, root: Folder, chosen: Mapping[str, object], args: DataArguments) -> None:
-    """Refuse to carve a split out of train beside a folder or archive of that name whose images cannot be read.
+def check_overlooked(
+    whole: Folder, root: Folder, chosen: Mapping[str, object], args: DataArguments, unread: Collection[Path] = ()
+) -> None:
+    """Refuse to carve a split out of train beside a file or folder of that name that cannot be read.
 
     Args:
         whole: the content of `data_dir`.
         root: the folder in it that holds the folders of splits or classes.
         chosen: the splits that are read, from folders or lists.
+        unread: files that look like tables, and list no images.
 
     Raises:
         UserError: there is one.
@@ -38,12 +41,15 @@ def check_overlooked(whole: Folder, root: Folder, chosen: Mapping[str, object], 
     places = [folder.path / name for folder in beside for name in folder.files if is_packed(name)]
     if any(isinstance(folder, Folder) for folder in chosen.values()):  # otherwise each folder is a class
         places += [folder.path for folder in root.folders.values() if not folder.holds_images | is_documents(folder)]
-    if found := {split: str(place) for place in places if (split := split_of(place.name)) in missing}:
-        fix = {f"{split}_split": NO_SPLIT for split in found}
-        names, splits = list(found.values()), " and ".join(found)
+    found: dict[Path, set[str]] = {place: {split_of(place.name) or ""} for place in places}
+    found |= {path: splits_named(path.stem) for path in unread}
+    if fix := {f"{split}_split": NO_SPLIT for split in missing if any(split in of for of in found.values())}:
+        names = [str(place) for place, of in found.items() if not of.isdisjoint(missing)]
+        splits = " and ".join(key.removesuffix("_split") for key in fix)
         raise UserError(
-            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and holds no image that can be read: "
-            f"unpack or convert it to class folders, or set {as_options(fix)} to carve {splits} out of train",
+            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and {_verb(names, 'do')} not hold or "
+            "list images that can be read: unpack or convert it to class folders, list the images of each split in a "
+            f"file such as test.txt, or set {as_options(fix)} to carve {splits} out of train",
             fix=fix,
         )
 
@@ -94,6 +100,12 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
     if leaves and (not splits or (len(splits) == 1 and not alone)):
         return {}
     if leaves and alone and (len(named) == 1 or len(splits) > 1):
+        if len({split_of(name) for name in named}) < len(named):  # such as trainA, trainB, testA and testB
+            raise UserError(
+                f"data_dir: {root.path}: {listed(named)} hold images outside of class folders: move them to "
+                f"<split>/<class>/, or set --train_split {HERE} if each of them is a class",
+                fix={"train_split": HERE},
+            )
         return folders  # of images without classes, as is said when they are read
     shared = Counter(name for split in named for name in folders[split].with_images)
     whole = [n for n in named if n.casefold() in SPLIT_NAMES.get(split_of(n) or "", ()) and not folders[n].images]

@@ -33,6 +33,20 @@ _ALL = {*_SPLIT_OF_WORD, *_EITHER, *_FURTHER}
 # Column names that always mean splits, and those that do if the values are names of splits.
 _SPLIT_COLUMNS = {"split", "splits", "datasplit", "partition", "fold", "folds", "kfold"}
 _USUAL_COLUMNS = _SPLIT_COLUMNS | {"set", "subset", "dataset", "usage", "phase", "purpose"}
+# What the name of a file of splits may say beside them.
+_OF_SPLITS = _SPLIT_COLUMNS | {
+    "",
+    "list",
+    "lists",
+    "file",
+    "files",
+    "images",
+    "names",
+    "ids",
+    "index",
+    "indices",
+    "cls",
+}
 _MOST = 8  # distinct values that a split column of any other name may have
 _YES, _NO = {"true", "1", "1.0", "yes"}, {"false", "0", "0.0", "no"}
 
@@ -63,6 +77,15 @@ def split_of(name: str) -> str | None:
 def is_split_like(name: str) -> bool:
     """Whether a name looks like a split, even an ambiguous one: `evaluation`, `extra`, `train_test`."""
     return not _ALL.isdisjoint(_words(name))
+
+
+def splits_named(name: str) -> set[str]:
+    """The splits that a file's name stands for if it says nothing else: `train_test_split`, `list_eval_partition`."""
+    words = _words(name)
+    if not words or not words <= _ALL | _OF_SPLITS:
+        return set()
+    found = {_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD}
+    return found or ({"validation", "test"} if words & (_EITHER | _SPLIT_COLUMNS) else set())
 
 
 def looks_like_splits(column: str) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ftkit.config import DataArguments
-from ftkit.errors import UserError, nearest
+from ftkit.errors import listed
 
 from .tables import NoListing
 
@@ -27,26 +27,18 @@ _NUMBER = re.compile(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?")
 _LISTED = 20  # columns in a message
 
 
-def choose_columns(
-    table: pd.DataFrame,
-    path: Path,
-    names_images: Callable[[pd.Series], bool],
-    args: DataArguments,
-    known: Collection[str] = (),
+def choose_image(
+    table: pd.DataFrame, path: Path, names_images: Callable[[pd.Series], bool], args: DataArguments
 ) -> tuple[str, str | None]:
-    """The columns of images and labels: those that `args` name, or the only ones with a usual name.
-
-    The column of labels is None if no column holds classes; they may be the names of folders.
+    """The column of images, and what is not clear about it: the one that `args` names, or that names images.
 
     Args:
         table: text, or None.
         path: its file, for messages.
         names_images: whether values name images that exist.
-        known: classes; the only column that holds nothing else is the column of labels.
 
     Raises:
         NoListing: no column can hold images.
-        UserError: a column that is named is missing, or a column is not clear; its `fix` names both.
     """
     rows = sample(table)
 
@@ -55,29 +47,41 @@ def choose_columns(
 
     usual = [name for name in table.columns if _plain(name) in _IMAGES or _plain(name).endswith("filename")]
     called = [name for name in usual if fits(name)]
-    if not called and not (others := [name for name in table.columns if name not in usual and fits(name)]):
-        called = usual
-    image, problem = _choose(table, path, "image_column", args.image_column, called, called or others)
-    rest = table.drop(columns=[image] if image else [])
-    called = [name for name in rest.columns if _plain(name) in _LABELS]
-    if known and not called:
-        called = [name for name in rest.columns if not is_nested(rest[name]) and {*rest[name]} <= {*known}]
-    classes = [name for name in called or rest.columns if holds_classes(rest[name])]
-    label, other = _choose(table, path, "label_column", args.label_column, called, classes)
-    problems = [found for found in (problem, other) if found]
+    called = called or [name for name in table.columns if name not in usual and fits(name)] or usual
+    image, problem = _choose(table, path, "image_column", args.image_column, called, called)
     if image is None:
         pixels = any(_plain(name).startswith("pixel") for name in table.columns)
         hint = "; pixels in a text file are not read: save them as image files" if pixels else ""
-        raise NoListing(f"{path}: {'; '.join(problems)}{hint}")
-    if other and not (called or problem) and (reason := one_hot(rest)):
-        raise UserError(f"{path}: {reason}")
-    if label is None and not problem:
-        return image, None
-    if problems:
-        raise UserError(
-            f"{path}: {'; '.join(problems)}", fix={"image_column": image} | ({"label_column": label} if label else {})
-        )
-    return image, label
+        raise NoListing(f"{path}: {problem}{hint}")
+    return image, problem
+
+
+def choose_label(
+    table: pd.DataFrame, path: Path, args: DataArguments, known: Collection[str] = ()
+) -> tuple[str | None, str | None]:
+    """The column of labels, or the one to recommend, and what is not clear about it; None without such a column.
+
+    It is the one that `args` names, the only one with a usual name, or the only one there is.
+
+    Args:
+        table: the columns that hold neither images nor splits, as text.
+        path: its file, for messages.
+        known: classes; the only column that holds nothing else is the column of labels.
+    """
+    called = [name for name in table.columns if _plain(name) in _LABELS]
+    if not called:
+        called = [
+            name for name in table.columns if known and not is_nested(table[name]) and {*table[name]} <= {*known}
+        ]
+    columns = called or table.columns
+    classes = [n for n in columns if holds_classes(table[n])] or [n for n in columns if holds_classes(table[n], 1)]
+    classes.sort(key=lambda name: _plain(name).endswith("id"))
+    if args.label_column is None and not called and (reason := one_hot(table)):
+        return None, reason
+    if classes and not called and (table.shape[1] == 1 or (len(classes) > 1 and _same_partition(table, classes))):
+        called = classes
+    label, problem = _choose(table, path, "label_column", args.label_column, called, classes)
+    return label, problem if label or called else None
 
 
 def is_usual(name: str) -> bool:
@@ -105,19 +109,15 @@ def _choose(
         fitting: the columns to recommend, by what they hold.
     """
     columns = list(table.columns)
-    if given is not None:
-        if given not in columns:
-            shown = ", ".join(columns[:_LISTED])
-            raise UserError(f"{key}: {given!r} is not a column of {path}: {shown}{nearest(given, columns)}")
+    if given in columns:  # otherwise it is a column of another table
         return given, None
     if len(called) == 1:
         return called[0], None
     if called and (same := _same_partition(table, called)):
         return same, None
-    state, listed = ("ambiguous", called) if called else ("missing", columns)
+    state, shown = ("ambiguous", called) if called else ("missing", columns)
     advice = f"set it to {' or '.join(map(repr, fitting[:5]))}" if fitting else _EXPECTED[key]
-    shown = ", ".join(listed[:_LISTED]) + (", …" if len(listed) > _LISTED else "")
-    return next(iter(fitting), None), f"{key} is {state}: {advice} (columns: {shown})"
+    return next(iter(fitting), None), f"{key} is {state}: {advice} (columns: {listed(shown, _LISTED)})"
 
 
 _EXPECTED = {
@@ -141,11 +141,11 @@ def is_nested(values: pd.Series) -> bool:
     return any(isinstance(value, (list, dict, np.ndarray)) for value in values)
 
 
-def holds_classes(values: pd.Series) -> bool:
-    """Whether a column can hold classes: at least two values that repeat, and no fractions."""
+def holds_classes(values: pd.Series, most: float = 0.5) -> bool:
+    """Whether a column can hold classes: at least two values that repeat, fewer than `most` per row, no fractions."""
     if is_nested(values) or values.isna().any():
         return False
-    return 2 <= values.nunique() <= len(values) / 2 and not are_fractions(values)
+    return 2 <= values.nunique() <= min(most * len(values), len(values) - 1) and not are_fractions(values)
 
 
 def are_fractions(values: pd.Series) -> bool:
@@ -163,10 +163,10 @@ def one_hot(table: pd.DataFrame) -> str | None:
     columns = [name for name in columns if set(table[name]) <= {"0", "1", "0.0", "1.0"}]
     if len(columns) < 2:
         return None
-    listed = ", ".join(columns[:5]) + (", …" if len(columns) > 5 else "")
+    names = listed(columns)
     if (table[columns].astype(float).sum(axis=1) == 1).all():
         return (
-            f"its columns {listed} mark an image's class with a 1 (one-hot), and ftkit reads one column of class "
+            f"its columns {names} mark an image's class with a 1 (one-hot), and ftkit reads one column of class "
             f"names: add it, as with pandas: table['label'] = table[{columns[:5]}].idxmax(axis=1)"
         )
-    return f"its columns {listed} may mark several classes of an image, and ftkit learns one class for each image"
+    return f"its columns {names} may mark several classes of an image, and ftkit learns one class for each image"

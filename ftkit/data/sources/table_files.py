@@ -1,13 +1,17 @@
 """The tables of a folder: which list images, and which of these are the data."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ftkit.config import DataArguments
-from ftkit.errors import UserError
+from ftkit.config.arguments.data import NO_SPLIT
+from ftkit.errors import UserError, as_options, listed, nearest
 
 from .ledger import Folder
-from .listings import Listing, read_listing
+from .listings import Listing, own_split, read_listing
 from .locate import ImageFiles
 from .pictures import holds_pictures
 from .split_names import is_none, is_split_like, split_of
@@ -16,41 +20,47 @@ from .table_columns import sample
 from .tables import TEXT_SUFFIXES, NoListing
 
 _LINE = 1000  # characters
+_MOST = 20  # files of a kind in a folder; more are annotations, one for each image
 _SHEETS = (".xls", ".xlsx", ".ods", ".numbers")
 
 
 def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path, UserError]]:
-    """The tables that list images, and why others do not; if the images of all are missing, all of them.
-
-    Tables lie in the folder itself or in a split's folder; `metadata.csv`, `.jsonl` and `.parquet` in any.
-    """
-    folders = [root, *(folder for name, folder in root.folders.items() if is_split_like(name))]
-    files = [folder.path / name for folder in folders for name in sorted(folder.files)]
-    files += [folder.path / name for folder in root.below() for name in folder.files if Path(name).stem == "metadata"]
+    """The tables that list images, and why others do not; if the images of all are missing, all of them."""
     splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
     classes = {name for split in splits if len(split.with_images) > 1 for name in split.with_images}
+    images = ImageFiles(Path(args.image_dir)) if args.image_dir else ImageFiles(root.path, root)
     listings: list[Listing] = []
     others: dict[Path, UserError] = {}
-    below: dict[Path, ImageFiles] = {}
-    for file in dict.fromkeys(files):
-        if file.suffix.lower() in _SHEETS:
-            others[file] = NoListing(f"{file}: a spreadsheet is not read: save it as CSV")
-        if not _is_table(file):
-            continue
-        place = Path(args.image_dir) if args.image_dir else file.parent
+    for file in _candidates(root):
         try:
+            if file.suffix.lower() in _SHEETS:
+                raise NoListing(f"{file}: a spreadsheet is not read: save it as CSV")
             if "submission" in file.stem.lower():
                 raise NoListing(f"{file}: what is to be submitted is no label")
-            listings.append(read_listing(file, root.path, below.setdefault(place, ImageFiles(place)), args, classes))
+            listings.append(read_listing(file, root.path, images, args, classes))
         except UserError as error:
             others[file] = error
     present = [listing for listing in listings if listing.names_images]
-    missing = [listing.path for listing in listings if listing not in present] if present else []
-    return present or listings, others | {file: NoListing("its images do not exist") for file in missing}
+    missing = [listing for listing in listings if listing not in present and (present or listing.label is None)]
+    others |= {listing.path: NoListing("its images do not exist") for listing in missing}
+    return present or [listing for listing in listings if listing.label is not None], others
 
 
-def _is_table(file: Path) -> bool:
-    suffix = file.suffix.lower()
+def _candidates(root: Folder) -> Iterator[Path]:
+    """The files that may be tables; not the many that lie beside their images, one for each."""
+    for folder in root.below():
+        stems = {image.stem for image in folder.images}
+        kinds = Counter(Path(name).suffix.lower() for name in folder.files)
+        for name in sorted(folder.files):
+            file = folder.path / name
+            suffix = file.suffix.lower()
+            if file.stem in stems or (kinds[suffix] > _MOST and not is_split_like(file.stem)):
+                continue
+            if suffix in _SHEETS or _is_table(file, suffix):
+                yield file
+
+
+def _is_table(file: Path, suffix: str) -> bool:
     if suffix == ".txt" and not is_split_like(file.stem):  # of the many texts only a list of images
         with file.open(encoding="utf-8", errors="replace") as lines:
             return any(map(is_image_name, re.split(r"[\s,;|]", lines.readline(_LINE))))
@@ -59,36 +69,84 @@ def _is_table(file: Path) -> bool:
 
 def choose_tables(
     tables: list[Listing], others: dict[Path, UserError], path: Path, args: DataArguments
-) -> list[Listing]:
-    """The tables to read: all those that name a split, or else the only one.
+) -> tuple[list[Listing], list[Listing]]:
+    """The tables to read: those with labels that name a split, or else the only one; and those that only name splits.
 
     Raises:
-        UserError: several tables could be the data, or that of a split has no labels.
+        UserError: several tables could be the data; the columns of one are not clear; that of a split has no labels.
     """
-    chosen = [table for table in tables if table.split] or tables
-    if not chosen[0].split and len({table.path.name for table in chosen}) > 1:
-        listed = ", ".join(str(table.path.relative_to(path)) for table in chosen)
+    _check_columns(tables, args)
+    labels = {table.label for table in tables}
+    tables = [_with_label(table, labels) for table in tables]
+    labelled = [table for table in tables if table.label is not None]
+    problems = [problem for table in tables for problem in (table.unclear, table.unsplit) if problem]
+    if not (labelled or problems):
+        labelled = [table.labelled_by_folders() for table in tables]
+    chosen = [table for table in labelled if table.split] or labelled
+    if chosen and not chosen[0].split and len({table.path.name for table in chosen}) > 1:
+        names = listed(str(table.path.relative_to(path)) for table in chosen)
+        fix = {"data_dir": str(chosen[0].path)}
         raise UserError(
-            f"data_dir: {path} holds several tables of images, {listed}: name the one to read, such as --data_dir "
-            f"{chosen[0].path}",
-            fix={"data_dir": str(chosen[0].path)},
+            f"data_dir: {path} holds several tables of images, {names}: name the one to read, such as "
+            f"{as_options(fix)}",
+            fix=fix,
         )
-    given = {"validation": args.validation_split, "test": args.test_split}
-    for file, error in others.items():
-        split = split_of(file.stem)
-        if split == "train" and split not in {split_of(table.split) for table in chosen}:
-            raise error
-        if split in given and not is_none(given[split]) and split not in {split_of(t.split) for t in chosen}:
+    known = {file for table in tables if table.label or table.unclear for files in table.found for file in files}
+    rest = [table for table in tables if table.label is None and table.unclear is None]
+    lists = [table for table in rest if table.gives_splits and table.names_any_of(known)]
+    without = {table.path: NoListing(f"{table.path}: no column holds classes") for table in rest if table not in lists}
+    problems += _without_labels(others | without, {split_of(table.split) for table in chosen}, path, args)
+    if problems:
+        fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
+        raise UserError(". ".join(dict.fromkeys(map(str, problems))), fix)
+    return chosen, [] if {split_of(table.split) for table in chosen} & {"validation", "test"} else lists
+
+
+def _check_columns(tables: list[Listing], args: DataArguments) -> None:
+    """Check that one of the tables has the column that a setting names."""
+    columns = dict.fromkeys(name for table in tables for name in table.table)
+    for key in ("image_column", "label_column", "split_column"):
+        given = getattr(args, key)
+        if given not in (None, *columns) and not (key == "split_column" and is_none(given)):
             raise UserError(
-                f"{error}: set --{split}_split none to do without it, and carve {split} out of train",
-                fix={f"{split}_split": "none"},
+                f"{key}: {given!r} is not a column of {listed(str(table.path) for table in tables)}"
+                f"{nearest(given, columns)}: {listed(columns, 20)}"
             )
-    return chosen
+
+
+def _with_label(table: Listing, labels: set[str | None]) -> Listing:
+    """The table, with the column of labels that other tables have."""
+    shared = labels & {*table.table.columns}
+    if table.label is not None or len(shared) != 1:
+        return table
+    return replace(table, label=shared.pop(), unclear=None)
+
+
+def _without_labels(
+    others: dict[Path, UserError], splits: set[str | None], path: Path, args: DataArguments
+) -> list[UserError]:
+    """The tables of splits that hold no labels, unless the run does without that split."""
+    given = {"validation": args.validation_split, "test": args.test_split}
+    found = []
+    for file, error in others.items():
+        parts = file.relative_to(path).with_suffix("").parts
+        split = split_of(own_split(parts[-2:] if file.stem == "metadata" else parts[-1:]))
+        if split == "train" and split not in splits:
+            found.append(error)
+        elif split in given and not is_none(given[split]) and split not in splits:
+            fix = {f"{split}_split": NO_SPLIT}
+            found.append(
+                UserError(f"{error}: set {as_options(fix)} to do without it, and carve {split} out of train", fix=fix)
+            )
+    return found
 
 
 def is_of_split(table: Listing, root: Folder) -> bool:
     """Whether a table stands for the class folders that its images, in a split's folder, lack, as in Tiny ImageNet."""
-    found = [table.files.find(str(text), split_of(table.split)) for text in sample(table.table)[table.image]]
+    if table.label is None or not table.names_images:
+        return False
+    found = [table.files.find(str(text), split_of(table.split), table.path.parent)
+             for text in sample(table.table)[table.image]]  # fmt: skip
     places = {
         files[0].relative_to(root.path).parts[0] for files in found if files and files[0].is_relative_to(root.path)
     }

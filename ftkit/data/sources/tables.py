@@ -3,6 +3,7 @@
 import codecs
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ftkit.errors import UserError
 from .split_names import split_of
 from .suffixes import is_image_name
 
-CSV_SUFFIXES = (".csv", ".tsv", ".txt")
+CSV_SUFFIXES = (".csv", ".tsv", ".txt", ".lst")
 TEXT_SUFFIXES = (*CSV_SUFFIXES, ".jsonl", ".ndjson", ".json")
 _SEPARATORS = ",;\t|"
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
@@ -30,34 +31,40 @@ class NoListing(UserError):
     """A file that is no table of images and labels, whatever else it is."""
 
 
+class NotUtf8(UserError):
+    """A table that is written in another encoding."""
+
+
 class _OtherJson(ValueError):
     """JSON that is no table."""
 
 
-def read_table(path: Path, images: int | None = None) -> pd.DataFrame:
+def read_table(path: Path, encoding: str | None = None, images: int | None = None) -> pd.DataFrame:
     """The rows of a table, each value as its text; an empty value is None, a list or an object stays what it is.
 
     CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the first column of image names is
-    then called `file_name`, a second column `label`, others by number. JSON may be an array of objects, an object of
-    columns, of each file's label, or of each label's files, the same by split, one object a line, or COCO's images,
-    annotations and categories.
+    then called `file_name`, one of names of splits `split`, the only other one `label`, others by number. JSON may be
+    an array of objects, of lists or of files, an object of columns, of each file's label, or of each label's files,
+    the same by split, one object a line, or COCO's images, annotations and categories.
 
     Args:
+        encoding: of a text. Default: that of its byte order mark, or UTF-8.
         images: the column of images of a CSV file without a header. Default: found by the suffix of an image's name.
 
     Raises:
         NoListing: the file holds JSON of another shape.
+        NotUtf8: it is no UTF-8 text.
         UserError: it cannot be parsed, or holds no rows.
     """
     try:
         if path.suffix.lower() == ".parquet":
             table = _read_parquet(path)
         elif path.suffix.lower() in CSV_SUFFIXES:
-            table = _read_csv(_text(path), path.suffix.lower(), images)
+            table = _read_csv(_text(path, encoding), path.suffix.lower(), images)
         else:
-            table = _read_json(_text(path), lines=path.suffix.lower() != ".json")
+            table = _read_json(_text(path, encoding), lines=path.suffix.lower() != ".json")
     except UnicodeDecodeError as error:
-        raise UserError(
+        raise NotUtf8(
             f"{path}: byte {error.start} is not UTF-8 text: save the file as UTF-8, as with iconv -f latin1 -t utf-8"
         ) from None
     except _OtherJson as error:
@@ -77,9 +84,9 @@ def _as_text(value: Any) -> Any:
     return None if pd.isna(value) else value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, encoding: str | None) -> str:
     data = path.read_bytes()
-    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
+    encoding = encoding or next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
     text = data.decode(encoding)
     if "\0" in text:
         raise ValueError("holds zero bytes, so it is no UTF-8 text: save it as UTF-8")
@@ -90,9 +97,10 @@ def _text(path: Path) -> str:
 
 
 def _read_csv(text: str, suffix: str, images: int | None) -> pd.DataFrame:
+    text = re.sub(r"\A(\s*#.*\n)+(?=[^#\n]*[,;\t|])", "", text)  # comments
     head = next((line for line in text.splitlines() if line.strip()), "")
     separator = max("\t" if suffix == ".tsv" else ",", *_SEPARATORS, key=head.count)
-    if suffix == ".txt" and separator not in head:
+    if suffix in (".txt", ".lst") and separator not in head:
         lines = [line.split() for line in text.splitlines() if line.strip()]
         if len({len(words) for words in lines}) > 1:  # blanks in names of files
             lines = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
@@ -116,11 +124,16 @@ def _read_csv(text: str, suffix: str, images: int | None) -> pd.DataFrame:
     return table if images is None else _named(table, images)
 
 
-def _named(table: pd.DataFrame, image: int) -> pd.DataFrame:
-    """A table without a header, with names for the column of images and, if its values repeat, the only other one."""
+def _named(table: pd.DataFrame, image: object) -> pd.DataFrame:
+    """A table without a header, with names for the columns of images, of names of splits and of labels."""
     names = {image: "file_name"}
-    if table.shape[1] == 2 and table[1 - image].nunique() < len(table):
-        names[1 - image] = "label"
+    others = [name for name in table if name != image and str(name).isdecimal()]
+    splits = [name for name in others if all(map(split_of, map(str, table[name].unique())))]
+    if len(splits) == 1 and len(others) > 1:
+        names[splits[0]] = "split"
+        others.remove(splits[0])
+    if len(others) == 1 and table[others[0]].nunique() < len(table):
+        names[others[0]] = "label"
     return table.rename(columns=names)
 
 
@@ -134,12 +147,20 @@ def _read_json(text: str, lines: bool) -> pd.DataFrame:
         content = None
     if content is None:
         content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    rows = _rows(content)
-    if not all(isinstance(row, (dict, list)) for row in rows):
+    rows = [_as_object(row) for row in _rows(content)]
+    if None in rows:
         raise _OtherJson("holds no object for each image")
     table = pd.DataFrame(rows)
-    named = [i for i, value in enumerate(table.iloc[0]) if is_image_name(str(value))] if len(table) else []
-    return _named(table, named[0]) if named and table.columns.dtype.kind == "i" else table
+    first = table.iloc[0] if len(table) else {}
+    named = [name for name in table if str(name).isdecimal() and is_image_name(str(first[name]))]
+    return _named(table, named[0]) if named else table
+
+
+def _as_object(row: Any) -> dict[Any, Any] | None:
+    """A row of JSON by columns: an object, a list, or the path of an image; None for anything else."""
+    if isinstance(row, str) and ("/" in row or is_image_name(row)):
+        return {"file_name": row}
+    return dict(enumerate(row)) if isinstance(row, list) else row if isinstance(row, dict) else None
 
 
 def _rows(content: Any) -> list[Any]:
@@ -155,13 +176,14 @@ def _rows(content: Any) -> list[Any]:
         return next(iter(records.values()))
     if records or (content and all(split_of(key) for key in content)):
         named = records or content
-        return [{**row, "split": key} for key, value in named.items() for row in _rows(value)]
+        return [{**(_as_object(row) or {}), "split": key} for key, value in named.items() for row in _rows(value)]
     if all(isinstance(value, dict) for value in content.values()):
         if any(is_image_name(key) for key in content):
             return [{**row, "file_name": key} for key, row in content.items()]
         return pd.DataFrame(content).to_dict("records")  # by column, as pandas writes it
     if all(isinstance(value, list) for value in content.values()):
-        if all(is_image_name(str(next(iter(value), ""))) for value in content.values()):
+        firsts = {key: str(next(iter(value), "")) for key, value in content.items()}
+        if all(is_image_name(first) or first.startswith(f"{key}/") for key, first in firsts.items()):
             return [{"file_name": item, "label": key} for key, items in content.items() for item in items]
         return pd.DataFrame(content).to_dict("records")  # by column
     return [{"file_name": key, "label": value} for key, value in content.items()]
