@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tarfile
+import zipfile
 from types import ModuleType
 
 import pandas as pd
@@ -336,3 +337,120 @@ def test_names_with_blanks_are_quoted_in_advice(picture_folder, refused):
     (root / "empty" / "notes.raw").write_text("x")
     with refused("--classes apple 'Golden Pear'"):
         read(root)
+
+
+# --- archives
+
+
+def pack(folder, archive):
+    """Write a folder's content to a zip file, as `zip -r` does."""
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in sorted(folder.rglob("*")):
+            packed.write(path, path.relative_to(folder))
+    return archive
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        both("seg_train/seg_train", "seg_test/seg_test"),
+        {f"{name}/{split}": 10 for name in ("cat", "dog") for split in ("train", "test")},
+        both("data/train", "data/test") | {"docs": 0},
+    ],
+)
+def test_an_archive_is_read_as_its_folder(picture_folder, tmp_path, counts):
+    folder = picture_folder(counts)
+    assert read(pack(folder, tmp_path / "pets.zip"))[:2] == read(folder)[:2]
+
+
+def test_lists_inside_of_an_archive(picture_folder, tmp_path):
+    folder = picture_folder(both("."))
+    write_lists(folder, ".png", test=[0, 1], val=[2])
+    assert read(pack(folder, tmp_path / "pets.zip"))[0] == {"train": 14, "validation": 2, "test": 4}
+
+
+def test_a_table_beside_archives_of_its_images(picture_folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    pack(picture_folder({"x": 20}), tmp_path / "data" / "images.zip")
+    rows = "".join(f"{i},{'cat' if i % 2 else 'dog'}\n" for i in range(20))
+    (tmp_path / "data" / "labels.csv").write_text("id,breed\n" + rows)
+    sizes, names, unused = read(tmp_path / "data")
+    assert (sum(sizes.values()), names, unused) == (20, ["cat", "dog"], [])
+
+
+def test_an_archive_in_an_archive(picture_folder, tmp_path):
+    (tmp_path / "outer").mkdir()
+    pack(picture_folder(both("train")), tmp_path / "outer" / "train.zip")
+    assert read(pack(tmp_path / "outer", tmp_path / "all.zip"))[1] == ["cat", "dog"]
+
+
+def test_classes_of_an_archive_without_images_are_an_error(picture_folder, tmp_path, refused):
+    folder = picture_folder(both(".") | {"eel": 0})
+    (folder / "eel" / "1.cr2").write_bytes(b"x")
+    with refused(tmp_path / "pets.zip", "eel", "1 .cr2") as refusal:
+        read(pack(folder, tmp_path / "pets.zip"))
+    assert read(tmp_path / "pets.zip", **refusal.value.fix)[1] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name, link", [("../../out.png", None), ("cat/0.png", "/etc/hostname"), ("a.png", "../../x")])
+def test_an_archive_that_leads_elsewhere_is_refused(tmp_path, refused, name, link):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = (tarfile.SYMTYPE, link) if link else (tarfile.REGTYPE, "")
+    with tarfile.open(tmp_path / "pets.tar", "w") as archive:
+        archive.addfile(member)
+    with refused(tmp_path / "pets.tar", "cannot be read as an archive", name):
+        read(tmp_path / "pets.tar")
+
+
+# --- lists of splits
+
+
+LISTED = {"test": ["a/0.png", "b/1.png"], "train": [f"{name}/{i}.png" for name in "ab" for i in range(2, 10)]}
+PAIRS = {split: [[path, "ab".index(path[0]), path[0]] for path in paths] for split, paths in LISTED.items()}
+LINES = "\n".join(LISTED["test"])
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [
+        ("test.csv", "path\n" + LINES),
+        ("splits/test.json", json.dumps(LISTED["test"])),
+        ("lists/testset.lst", LINES),
+        ("split.json", json.dumps(LISTED)),
+        ("split_me.json", json.dumps(PAIRS)),
+        ("test.txt", "data/a/0.png 0\ndata/b/1.png 1\n"),
+        ("parts.csv", "path,split\n" + "".join(f"{path},{split}\n" for split in LISTED for path in LISTED[split])),
+    ],
+)
+def test_lists_of_splits_in_their_forms(picture_folder, file, text):
+    root = picture_folder({"a": 10, "b": 10})
+    (root / file).parent.mkdir(exist_ok=True)
+    (root / file).write_text(text)
+    data = load_data(DataArguments(data_dir=str(root)))
+    assert (data["test"]["source"][:], len(data["train"])) == (LISTED["test"], 14 if "train" in text else 16)
+
+
+def test_a_list_that_contradicts_the_folders_of_splits(picture_folder, refused):
+    root = picture_folder(both("train", "test"))
+    (root / "val.txt").write_text("train/cat/0.png\ntrain/dog/0.png\n")
+    with refused("val.txt", "lies in the folder of train", "--train_split train") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[0] == {"train": 18, "validation": 2, "test": 20}
+
+
+def test_a_file_of_splits_that_cannot_be_read(picture_folder, refused):
+    """CUB-200: splits go by the numbers of images in another file."""
+    root = picture_folder(both("images"))
+    (root / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n")
+    with refused("train_test_split.txt", "--test_split none") as refusal:
+        read(root)
+    assert sum(read(root, **refusal.value.fix)[0].values()) == 20
+
+
+def test_several_lists_of_each_split(picture_folder, refused):
+    root = picture_folder(both("images") | {"labels": 0})
+    for number in (1, 2):
+        write_lists(root / "labels", ".png", **{f"train{number}": [*range(6)], f"test{number}": [6 + number, 9]})
+    with refused("labels/train1", "labels/test2") as refusal:
+        read(root)
+    assert read(root, **refusal.value.fix)[0] == {"train": 10, "validation": 2, "test": 4}

@@ -22,7 +22,7 @@ class Beside:
 
     Attributes:
         tables: those that list images.
-        unread: those that look like tables, and are not.
+        unread: those that list no images, or assign none to splits.
     """
 
     tables: list[Listing]

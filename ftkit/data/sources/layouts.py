@@ -207,7 +207,8 @@ def _read_class_folders(
 ) -> DatasetDict:
     """Read class folders, and the tables of splits that have a table instead."""
     of_splits = [table for table in tables if is_of_split(table, root)]
-    beside = Beside([table for table in tables if table not in of_splits and table.names_images], others)
+    rest = [table for table in tables if table not in of_splits and table.names_images]
+    beside = Beside(rest, [*others, *(table.path for table in rest if not table.gives_splits)])
     if not of_splits:
         return by_name(root.path, read_class_folders(root, args, ledger, beside))
     ledger.read(table.path for table in of_splits)
@@ -216,8 +217,8 @@ def _read_class_folders(
     tabled = read_listings(of_splits, [], root.path, replace(args, **named), ledger, need_train=False)
     folders = {name: folder for name, folder in root.folders.items() if split_of(name) not in tabled}
     unnamed: dict[str, Any] = {f"{split}_split": None for split in tabled}
-    rest, fewer = replace(root, folders=folders), replace(args, **unnamed)
-    read = by_name(root.path, read_class_folders(rest, fewer, ledger, beside, "train" not in tabled))
+    inner, fewer = replace(root, folders=folders), replace(args, **unnamed)
+    read = by_name(root.path, read_class_folders(inner, fewer, ledger, beside, "train" not in tabled))
     columns = {of_splits[0].image: "image", of_splits[0].label or "": "label"}
     renamed = {old: new for old, new in columns.items() if old != new}
     return DatasetDict({**read, **{split: dataset.rename_columns(renamed) for split, dataset in tabled.items()}})

@@ -15,7 +15,7 @@ from .suffixes import plugin_of
 HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
 # A folder of nothing but these is no class.
 _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
-              ".md", ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
+              ".lst", ".md", ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
               ".yml"}  # fmt: skip
 # Not the name of a class where it is alone in a split's folder.
 _NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
@@ -30,7 +30,7 @@ def check_overlooked(
         whole: the content of `data_dir`.
         root: the folder in it that holds the folders of splits or classes.
         chosen: the splits that are read, from folders or lists.
-        unread: files that look like tables, and list no images.
+        unread: tables that assign no images to splits.
 
     Raises:
         UserError: there is one.
