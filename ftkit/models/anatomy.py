@@ -1,6 +1,8 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,6 +109,21 @@ def name_head(model: PreTrainedModel, names: list[str] | None) -> None:
             fix={"head": [*names, *outside]},
         )
     setattr(model.config, _NAMED, full)
+
+
+def new_modules(model: nn.Module, lacking: Iterable[str]) -> list[str]:
+    """The head and the modules between the last block and the head whose tensors a file all lacks.
+
+    Empty if it lacks any other tensor.
+    """
+    names, new = list(model.state_dict()), set(lacking) | head_tensors(model)
+    blocks = [number for number, name in enumerate(names) if re.search(r"\.\d+\.", name) and name not in new]
+    end, found = {*names[blocks[-1] + 1 :]} & new if blocks else set(), list[str]()
+    for place, _ in model.named_modules():
+        inside = {name for name in names if is_inside(name, place)}
+        if inside and inside <= end and not any(is_inside(place, outer) for outer in found):
+            found.append(place)
+    return found if all(any(is_inside(name, place) for place in found) for name in new) else []
 
 
 def class_axes(model: nn.Module) -> dict[str, int | None]:

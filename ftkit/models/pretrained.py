@@ -17,11 +17,11 @@ from transformers.utils import find_adapter_config_file
 from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.config.arguments.model import as_path
 from ftkit.data.sources.remote import from_hub
-from ftkit.errors import UserError, nearest
+from ftkit.errors import UserError, as_options, nearest
 
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
 from .adapted import with_adapters
-from .anatomy import class_axes, draw_head, head_tensors, name_head
+from .anatomy import class_axes, draw_head, head_tensors, name_head, new_modules
 from .base_config import class_names, read_config, say_dropout, set_classes
 from .checks import folder_without_config
 from .fitting import average_normalization, fit_processor
@@ -78,7 +78,8 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     if pretrained:
         loaded = _loading(place, lambda: load_from(place, config, source, without={"method": "scratch"}))
         name_head(loaded.model, args.head)
-        check_whole(loaded, place, new=head_tensors(loaded.model))
+        fix, settings = _way_out(loaded, args)
+        check_whole(loaded, place, new=head_tensors(loaded.model), fix=fix, settings=settings)
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
         model = reshaped(loaded.model, args, shaping)
     else:
@@ -89,6 +90,19 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     if pretrained and channels_of(model.config) == 1 < channels_of(theirs):
         processor = average_normalization(model.config, processor)
     return model, fit_processor(model.config, processor, args.size, args.image_fit)
+
+
+def _way_out(loaded: Loaded, args: ModelArguments) -> tuple[str, dict[str, Any]]:
+    """How to get weights that fit, if the file does not: a sentence, and the settings that it recommends."""
+    if args.model_args:
+        return "leave out model_args", {"model_args": None}
+    if modules := new_modules(loaded.model, loaded.lacking):
+        settings = {"head": modules}
+        return (
+            "if they come from pretraining without these tensors, train them with the head: set "
+            f"{as_options(settings)}"
+        ), settings
+    return "", {}
 
 
 def hub_name(model: str) -> str | None:
