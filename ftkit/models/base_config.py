@@ -53,7 +53,7 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
             f"model: {place} is of the type {config.model_type}, for which transformers has no image classifier: use "
             "another model"
         )
-    timm_models.without_number_of_classes(config)
+    timm_models.keep_networks_args(config)
     inner: list[Any] = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
     for part in (config, *inner):
         own = part.__dict__

@@ -171,8 +171,14 @@ def set_normalization(config: PreTrainedConfig, processor: Any, mean: list[float
     return processor
 
 
+def normalization_of(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, per channel, that an image processor normalises pixels in 0..1 with."""
+    if timm_models.lives_in_config(processor):
+        return processor.data_config["mean"], processor.data_config["std"]
+    return (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+
+
 def average_normalization(config: Any, processor: Any) -> Any:
     """The processor with mean and standard deviation averaged over channels, for a model changed to one channel."""
-    found = config.pretrained_cfg if timm_models.lives_in_config(processor) else processor.to_dict()
-    keys = ("mean", "std") if timm_models.lives_in_config(processor) else ("image_mean", "image_std")
-    return set_normalization(config, processor, *([sum(found[key]) / len(found[key])] for key in keys))
+    averaged = ([sum(values) / len(values)] for values in normalization_of(processor))
+    return set_normalization(config, processor, *averaged)

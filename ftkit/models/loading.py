@@ -220,6 +220,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UnpicklingError):
         return "its weights are a pickle that would run code, or are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{text} is unknown" if isinstance(error, KeyError) else text
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     damaged = isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError)) or "PytorchStreamReader" in text
     unread = damaged or getattr(error, "errno", None) is not None
