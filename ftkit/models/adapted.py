@@ -22,7 +22,7 @@ def base_of(adapters: PeftConfig, place: str) -> str:
     Raises:
         UserError: the folder does not exist.
     """
-    base = adapters.base_model_name_or_path
+    base = str(adapters.base_model_name_or_path)
     if Path(base).is_absolute() and not Path(base).is_dir():
         raise UserError(
             f"model: {place} holds adapters of the model in {base}, which does not exist: restore it, or set "

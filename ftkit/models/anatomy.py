@@ -75,10 +75,11 @@ def find_head(model: nn.Module) -> dict[str, nn.Module]:
         )
     if not named and (not layers or "" in layers):
         classes = f"num_labels of its config ({config.num_labels})"
+        parts = [name for name, module in modules.items() if name and any(True for _ in module.parameters(False))]
         raise UserError(
             f"model: the head of {type(model).__name__} cannot be found, because no module of it changes with "
             f"{classes}: set head to the name of the module that computes the logits: "
-            f"{', '.join(_with_parameters(model)[-10:])}"
+            f"{', '.join(parts[-10:])}"
         )
     return {name: module for name, module in modules.items() if name in (named or layers)}
 
@@ -277,8 +278,3 @@ def block_classes(model: nn.Module) -> list[str]:
         if not isinstance(block, lists) and any(block.children())
     ]
     return sorted({name for name in blocks if blocks.count(name) > 1})
-
-
-def _with_parameters(model: nn.Module) -> list[str]:
-    """The names of the modules that have parameters of their own, from input to output."""
-    return [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))]

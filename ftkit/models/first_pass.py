@@ -17,7 +17,8 @@ from ftkit.errors import UserError, listed
 
 logger = logging.getLogger(__name__)
 Size = tuple[int, int]  # height and width in pixels
-# What models raise for images of a size or shape that their layers cannot take.
+# What models and image processors raise for images of a size or shape that they cannot take: torch RuntimeError,
+# transformers ValueError, timm AssertionError; and the others where numbers of a config contradict each other.
 FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
 # Pixels: sizes that are tried suit most patches and windows.
 _BASES = (2, 4, 7, 8, 14, 16, 28, 32)

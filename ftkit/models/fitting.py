@@ -77,7 +77,7 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
             fix={"image_size": 8},
         ) from error
     if now is None and (size is None or fit is None):
-        size, fit = size or _of_square(processor), fit or "crop"
+        size, fit = size or size_of_square(processor), fit or "crop"
         raise UserError(
             f"image_fit: {kind}, which is saved with the model, gives images of different sizes, but a batch needs "
             f"one size: set image_fit to {fit} and image_size to {size[0]} {size[1]}",
@@ -153,7 +153,7 @@ def _settings(saved: dict[str, Any], now: Geometry | None, wanted: Geometry) -> 
         yield {**whole, "size": largest, "do_center_crop": True, "crop_size": target}
 
 
-def _of_square(processor: Any) -> tuple[int, int]:
+def size_of_square(processor: Any) -> tuple[int, int]:
     """Height and width of a processor's output for a square image."""
     height, width = PixelGeometry(processor)([Image.new("RGB", (96, 96))]).shape[2:]
     return height, width

@@ -5,6 +5,7 @@ import logging
 import pickle
 import re
 import struct
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,8 @@ from ftkit.errors import UserError, as_options, listed
 
 logger = logging.getLogger(__name__)
 UnpicklingError = pickle.UnpicklingError
-# What damaged files, and files that contradict their config, raise in the libraries that read them.
+# What damaged files, and files that contradict their config, raise in the libraries that read them: found by changing
+# random bytes and values. `reason` raises those again that are bugs of ftkit.
 DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
            AssertionError, MemoryError, OverflowError, ImportError, struct.error, UnpicklingError,
            StrictDataclassError)  # fmt: skip
@@ -216,7 +218,14 @@ def _shards(index: Path) -> set[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Why something cannot be loaded, in one line, with the fix if a file is damaged."""
+    """Why a library cannot load something, in one line, with the fix if a file is damaged.
+
+    An error from a line of ftkit is raised again, since it is a bug, unless it is a `ValueError`, with which ftkit's
+    own models refuse a config.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals["__name__"].startswith("ftkit.") and not isinstance(error, ValueError):
+        raise error
     if isinstance(error, UnpicklingError):
         return "its weights are a pickle that would run code, or are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,6 @@ from peft import PeftConfig, PeftModel
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
-    BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -26,7 +25,8 @@ from .adapted import base_of, with_adapters
 from .anatomy import class_axes, draw_head, head_tensors, name_head, new_modules
 from .base_config import class_names, read_config, say_dropout, set_classes
 from .checks import folder_without_config
-from .fitting import average_normalization, fit_processor
+from .first_pass import FAILURES
+from .fitting import average_normalization, fit_processor, size_of_square
 from .loading import DAMAGED, Loaded, check_whole, load_from, reason
 from .reshaping import channels_of, divided, reshaped, sized
 
@@ -107,7 +107,7 @@ def shaped(
 def _way_out(loaded: Loaded, args: ModelArguments, place: str) -> tuple[str, dict[str, Any]]:
     """How to get weights that fit, if the file does not: a sentence, and the settings that it recommends."""
     if not loaded.fits and {"state_dict", "model"} & set(loaded.unused) and local_model(place) is not None:
-        settings = {"model": str(Path(place) / WEIGHTS_NAME), "architecture": place}
+        settings: dict[str, Any] = {"model": str(Path(place) / WEIGHTS_NAME), "architecture": place}
         return f"the weights are inside, as training scripts save them: set {as_options(settings)}", settings
     if args.model_args:
         return "leave out model_args", {"model_args": None}
@@ -179,11 +179,13 @@ def _processor(place: str, source: dict[str, Any]) -> Any:
             "from where the weights come from, or write it with transformers: "
             f"ViTImageProcessor(size=…, image_mean=…, image_std=…).save_pretrained({str(folder)!r})"
         ) from None
-    if not isinstance(processor, BaseImageProcessor):
+    try:
+        size_of_square(processor)
+    except FAILURES as error:
         raise UserError(
-            f"model: the preprocessor_config.json of {place} is of a {type(processor).__name__}, which takes no "
-            "images: copy the one of an image processor from where the weights come from"
-        )
+            f"model: the image processor of {place}, a {type(processor).__name__}, takes no images "
+            f"({reason(error)}): correct its preprocessor_config.json, or copy it from where the weights come from"
+        ) from error
     return processor
 
 

@@ -107,7 +107,7 @@ def build(
     """
     architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], preset_of(name)
     model_args = dict(model_args or {})
-    preprocessing = {
+    preprocessing: dict[str, Any] = {
         "input_size": [3, *(side or preset.input_size[1:])],
         "crop_pct": preset.crop_pct if trained else 1.0,
         "crop_mode": preset.crop_mode if trained else _CROP_MODES["crop"],

@@ -483,5 +483,5 @@ def test_a_processor_that_takes_no_images_is_refused(saved_models, tmp_path, ref
     folder = shutil.copytree(saved_models / "vit", tmp_path / "vit")
     processor = {"image_processor_type": "WhisperFeatureExtractor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    with refused("WhisperFeatureExtractor, which takes no images"):
+    with refused("a WhisperFeatureExtractor, takes no images"):
         Classifier.load(str(folder))
