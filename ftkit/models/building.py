@@ -49,7 +49,7 @@ def _architecture(
         model, processor = _own_model(args, labels, images)
     elif named and args.model.startswith(timm_models.PREFIX) and not pretrained:
         model_args = timm_models.with_dropout(args.model_args, args.dropout)
-        usual = timm_models.usual_side(args.model)
+        usual = timm_models.preset_of(args.model).input_size[-1]
         side = args.size if for_weights else _side(args, images, otherwise=usual)
         model, processor = timm_models.build(args.model, side, model_args, labels, trained=for_weights)
     else:

@@ -87,8 +87,10 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     if wanted == now:
         return processor
     if timm_models.lives_in_config(processor):
-        crop_pct = None if now is not None and now.fit == wanted.fit else 1.0  # a new fit uses the whole image
-        return timm_models.fitting(config, wanted.size, wanted.fit, crop_pct)
+        whole = {} if now is not None and now.fit == wanted.fit else {"crop_pct": 1.0}  # a new fit uses all pixels
+        mode = timm_models.CROP_MODES[wanted.fit]
+        changes = {"input_size": [3, *wanted.size], "crop_mode": mode, **whole}
+        return timm_models.set_preprocessing(config, changes)
     others = [other for other in MEANINGS if other != wanted.fit]
     # Without image_fit, a processor that cannot keep its fit at the new size, such as ConvNeXt's, may change it.
     for other in [wanted.fit] if fit else [wanted.fit, *others]:
@@ -166,7 +168,7 @@ def set_normalization(config: PreTrainedConfig, processor: Any, mean: list[float
     """
     mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
     if timm_models.lives_in_config(processor):
-        return timm_models.normalizing(config, mean, std)
+        return timm_models.set_preprocessing(config, {"mean": mean, "std": std})
     processor.image_mean, processor.image_std = mean, std
     return processor
 

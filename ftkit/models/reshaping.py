@@ -88,8 +88,9 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
 
 def channels_of(config: Any) -> int:
     """The number of channels of a model's input."""
-    of_timm = timm_models.channels(config)
-    return getattr(input_config(config), "num_channels", 3) if of_timm is None else of_timm
+    if timm_models.is_config(config):
+        return (config.model_args or {}).get("in_chans", 3)
+    return getattr(input_config(config), "num_channels", 3)
 
 
 def input_config(config: Any) -> Any:

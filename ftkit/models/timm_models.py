@@ -23,7 +23,7 @@ from ftkit.errors import UserError
 PREFIX = "timm/"  # before timm's names in recipes
 # Arguments of `timm.create_model` that do not describe the network, or that transformers sets.
 _FOREIGN = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"} | {"num_classes", "features_only"}
-_CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
+CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
@@ -47,11 +47,6 @@ def preset_of(name: str) -> PretrainedCfg:
 def _tags(architecture: str) -> list[str]:
     """The tags of timm's weights for an architecture."""
     return [split_model_name_tag(name)[1] for name in timm.list_pretrained(f"{architecture}.*")]
-
-
-def usual_side(name: str) -> int:
-    """The usual side of the input of `timm/<architecture>`, in pixels."""
-    return preset_of(name).input_size[-1]
 
 
 def hub_name(name: str) -> str:
@@ -110,7 +105,7 @@ def build(
     preprocessing: dict[str, Any] = {
         "input_size": [3, *(side or preset.input_size[1:])],
         "crop_pct": preset.crop_pct if trained else 1.0,
-        "crop_mode": preset.crop_mode if trained else _CROP_MODES["crop"],
+        "crop_mode": preset.crop_mode if trained else CROP_MODES["crop"],
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation,
@@ -169,11 +164,6 @@ def is_config(config: PreTrainedConfig) -> bool:
     return isinstance(config, TimmWrapperConfig)
 
 
-def channels(config: PreTrainedConfig) -> int | None:
-    """The number of input channels of a timm model; None for another model."""
-    return (config.model_args or {}).get("in_chans", 3) if isinstance(config, TimmWrapperConfig) else None
-
-
 def lives_in_config(processor: Any) -> bool:
     """Whether an image processor is saved in its model's config instead of its own file."""
     return isinstance(processor, TimmWrapperImageProcessor)
@@ -181,26 +171,11 @@ def lives_in_config(processor: Any) -> bool:
 
 def pads_with_mean(processor: Any) -> bool:
     """Whether an image processor pads images with the mean that it normalises with."""
-    return lives_in_config(processor) and processor.data_config["crop_mode"] == _CROP_MODES["pad"]
+    return lives_in_config(processor) and processor.data_config["crop_mode"] == CROP_MODES["pad"]
 
 
-def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
-    """The image processor of a timm model with a new normalisation, which is also set in its `config."""
-    config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
-    return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-
-
-def fitting(config: Any, size: tuple[int, int], fit: str, crop_pct: float | None) -> TimmWrapperImageProcessor:
-    """The image processor of a timm model with another size or fit, which are also set in its `config`.
-
-    Args:
-        size: height and width of the images.
-        fit: see `image_fit`.
-        crop_pct: the share of the resized image that is left; None keeps that of `config`.
-    """
-    changes: dict[str, Any] = {"input_size": [3, *size], "crop_mode": _CROP_MODES[fit]}
-    if crop_pct is not None:
-        changes["crop_pct"] = crop_pct
+def set_preprocessing(config: Any, changes: dict[str, Any]) -> TimmWrapperImageProcessor:
+    """The image processor of a timm model with changes of its `pretrained_cfg`, which are also set in its `config`."""
     config.pretrained_cfg = {**config.pretrained_cfg, **changes}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 
