@@ -106,7 +106,8 @@ def shaped(
 
 def _way_out(loaded: Loaded, args: ModelArguments, place: str) -> tuple[str, dict[str, Any]]:
     """How to get weights that fit, if the file does not: a sentence, and the settings that it recommends."""
-    if not loaded.fits and {"state_dict", "model"} & set(loaded.unused) and local_model(place) is not None:
+    nested = {"state_dict", "model"} & {name.rpartition(".")[2] for name in loaded.unused}
+    if nested and not loaded.fits and local_model(place) is not None:
         settings: dict[str, Any] = {"model": str(Path(place) / WEIGHTS_NAME), "architecture": place}
         return f"the weights are inside, as training scripts save them: set {as_options(settings)}", settings
     if args.model_args:
