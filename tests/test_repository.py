@@ -89,7 +89,7 @@ def test_weights_of_classifiers_are_loaded_in_one_place():
 
 @pytest.mark.parametrize("path", sorted((REPO / "ftkit/models").glob("modeling_*.py")), ids=lambda path: path.name)
 def test_modeling_files_travel_alone(path):
-    known = {"torch", "transformers", "difflib", "itertools", "math", ".channels"}
+    known = {"torch", "transformers", "itertools", ".channels"}
     assert {name if name.startswith(".") else name.split(".")[0] for name in imports(path)} <= known
 
 

@@ -16,6 +16,21 @@ from .loading import check_numbers, check_whole, load_from, stored_weights
 _NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)  # of PEFT's files
 
 
+def base_of(adapters: PeftConfig, place: str) -> str:
+    """The folder or the name on the Hub of the base model of the adapters in `place`.
+
+    Raises:
+        UserError: the folder does not exist.
+    """
+    base = str(adapters.base_model_name_or_path)
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise UserError(
+            f"model: {place} holds adapters of the model in {base}, which does not exist: restore it, or set "
+            "base_model_name_or_path in adapter_config.json to its new place"
+        )
+    return base
+
+
 def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PeftModel:
     """The base model of the adapters in a folder or on the Hub, with the adapters and their head.
 
@@ -34,12 +49,7 @@ def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) 
             "is meant is not clear: delete the files of the other"
         )
     adapters = PeftConfig.from_pretrained(place, revision=source["revision"])
-    base = adapters.base_model_name_or_path
-    if Path(base).is_absolute() and not Path(base).is_dir():
-        raise UserError(
-            f"model: {place} holds adapters of the model in {base}, which does not exist: restore it, or set "
-            "base_model_name_or_path in adapter_config.json to its new place"
-        )
+    base = base_of(adapters, place)
     loaded = load_from(base, config, {**source, "revision": adapters.revision})
     if folder is not None and not any((folder / name).is_file() for name in _NAMES):
         raise UserError(f"model: {place} holds adapter_config.json and no adapters: expected {' or '.join(_NAMES)}")

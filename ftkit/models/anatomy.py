@@ -1,6 +1,8 @@
 """The parts of a model: its head, and its layer groups from input to output."""
 
 import inspect
+import re
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -73,10 +75,11 @@ def find_head(model: nn.Module) -> dict[str, nn.Module]:
         )
     if not named and (not layers or "" in layers):
         classes = f"num_labels of its config ({config.num_labels})"
+        parts = [name for name, module in modules.items() if name and any(True for _ in module.parameters(False))]
         raise UserError(
             f"model: the head of {type(model).__name__} cannot be found, because no module of it changes with "
             f"{classes}: set head to the name of the module that computes the logits: "
-            f"{', '.join(_with_parameters(model)[-10:])}"
+            f"{', '.join(parts[-10:])}"
         )
     return {name: module for name, module in modules.items() if name in (named or layers)}
 
@@ -107,6 +110,21 @@ def name_head(model: PreTrainedModel, names: list[str] | None) -> None:
             fix={"head": [*names, *outside]},
         )
     setattr(model.config, _NAMED, full)
+
+
+def new_modules(model: nn.Module, lacking: Iterable[str]) -> list[str]:
+    """The head and the modules between the last block and the head whose tensors a file all lacks.
+
+    Empty if it lacks any other tensor.
+    """
+    names, new = list(model.state_dict()), set(lacking) | head_tensors(model)
+    blocks = [number for number, name in enumerate(names) if re.search(r"\.\d+\.", name) and name not in new]
+    end, found = {*names[blocks[-1] + 1 :]} & new if blocks else set(), list[str]()
+    for place, _ in model.named_modules():
+        inside = {name for name in names if is_inside(name, place)}
+        if inside and inside <= end and not any(is_inside(place, outer) for outer in found):
+            found.append(place)
+    return found if all(any(is_inside(name, place) for place in found) for name in new) else []
 
 
 def class_axes(model: nn.Module) -> dict[str, int | None]:
@@ -260,8 +278,3 @@ def block_classes(model: nn.Module) -> list[str]:
         if not isinstance(block, lists) and any(block.children())
     ]
     return sorted({name for name in blocks if blocks.count(name) > 1})
-
-
-def _with_parameters(model: nn.Module) -> list[str]:
-    """The names of the modules that have parameters of their own, from input to output."""
-    return [name for name, module in model.named_modules() if name and any(True for _ in module.parameters(False))]

@@ -1,12 +1,13 @@
 """The config of a saved model: what ftkit keeps, overrides and refuses."""
 
+import contextlib
 import logging
 from collections import Counter
 from typing import Any
 
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, PreTrainedConfig
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.tasks import task_of_config
 
 from . import timm_models
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 SET: dict[str, Any] = {
     "attn_implementation": None,  # transformers' choice for this machine
     "experts_implementation": None,
+    "_attn_implementation": None,  # the same in files of older versions
+    "_experts_implementation": None,
     "output_attentions": False,
     "output_hidden_states": False,  # of every layer, which a pipeline and an evaluation would keep in memory
     "return_dict": True,
@@ -36,19 +39,21 @@ def read_config(place: str, source: dict[str, Any], changes: dict[str, Any] | No
         changes: values for keys of the config.
 
     Raises:
-        UserError: it is not an image classifier's, the weights are quantised, or `id2label` has keys that are not
-            numbers.
+        UserError: it is not an image classifier's, the weights are quantised, or `id2label` is no mapping from
+            numbers to names.
         OSError, ValueError, …: transformers cannot read the config.
     """
-    _numbers(place, source["revision"])
-    config = AutoConfig.from_pretrained(place, **source, **SET, **(changes or {}))
+    names, changes = written_names(place, source["revision"]), changes or {}
+    config = AutoConfig.from_pretrained(place, **source, **SET, **changes)
+    if names and timm_models.is_config(config) and "id2label" not in changes and len(names) == config.num_labels:
+        config.id2label = names  # transformers takes the keys of timm's mapping for names
     own_code = "AutoModelForImageClassification" in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not own_code:
         raise UserError(
             f"model: {place} is of the type {config.model_type}, for which transformers has no image classifier: use "
             "another model"
         )
-    timm_models.without_number_of_classes(config)
+    timm_models.keep_networks_args(config)
     inner: list[Any] = [part for name in config.sub_configs if (part := getattr(config, name)) is not None]
     for part in (config, *inner):
         own = part.__dict__
@@ -76,12 +81,17 @@ def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> N
     Raises:
         UserError: the config does not name each class, or belongs to a task that ftkit does not have.
     """
-    names, numbers = class_names(config), _numbers(place, revision)
-    if names is None or (numbers is not None and len(numbers) != len(names)):
-        listed = ", ".join(map(str, (numbers or [])[:10])) + (", …" if len(numbers or []) > 10 else "")
+    names, written = class_names(config), written_names(place, revision)
+    if names is None or (written is not None and len(written) != len(names)):
+        numbers = listed(map(str, sorted(written or {})), most=10)
         raise UserError(
             f"model: {place} has {config.num_labels} classes, but its config.json names those with the numbers "
-            f"{listed}: correct id2label in it (label_names for timm) to name all, from 0 without gaps"
+            f"{numbers}: correct id2label in it (label_names for timm) to name all, from 0 without gaps"
+        )
+    if len(names) < 2:
+        raise UserError(
+            f"model: {place} was saved without a head for several classes (num_labels: {len(names)}): train one with "
+            "recipes/finetune.py"
         )
     given: dict[Any, Any] = dict(config.id2label or {})
     repeated = {name for name, count in Counter(given.values()).items() if count > 1}
@@ -98,23 +108,24 @@ def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> N
         ) from None
 
 
-def _numbers(place: str, revision: str | None) -> list[int] | None:
-    """The class numbers that have a name in a config.json; None if it has no names.
+def written_names(place: str, revision: str | None) -> dict[int, Any] | None:
+    """The class names by number in a config.json, which timm calls `label_names`; None if it has none.
 
     Raises:
-        UserError: the keys of `id2label` are not numbers.
+        UserError: they are no mapping from numbers to names; timm's may be a list too.
     """
     written, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
-    named = written.get("id2label")
-    if named is None:
-        return list(range(len(written["label_names"]))) if written.get("label_names") else None
-    try:
-        return sorted(int(number) for number in dict(named))
-    except (AttributeError, TypeError, ValueError):
-        raise UserError(
-            f"model: id2label in the config.json of {place} is {str(named)[:100]}: expected the names of the classes "
-            'by their numbers, such as {"0": "ant", "1": "bee"}'
-        ) from None
+    key = "id2label" if written.get("id2label") is not None else "label_names"
+    named = dict(enumerate(given)) if isinstance(given := written.get(key), list) and key != "id2label" else given
+    if not named:
+        return None
+    if isinstance(named, dict) and not any(isinstance(name, (list, dict)) for name in named.values()):
+        with contextlib.suppress(ValueError):
+            return {int(number): name for number, name in named.items()}
+    raise UserError(
+        f"model: {key} in the config.json of {place} is {str(given)[:100]}: expected the names of the classes by "
+        'their numbers, such as {"0": "ant", "1": "bee"}'
+    )
 
 
 def class_names(config: PreTrainedConfig) -> list[str] | None:

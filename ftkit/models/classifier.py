@@ -12,31 +12,29 @@ import torch
 from datasets import DatasetDict
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
+from transformers import PreTrainedModel
 
-from ftkit.config import DataArguments, ModelArguments, local_model, weights_file
+from ftkit.config import DataArguments, ModelArguments, weights_file
 from ftkit.data.feeding.engine import load_images
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.pixels.images import ImageInfo, describe_images
 from ftkit.data.pixels.kinds import in_colour
 from ftkit.data.pixels.normalize import Normalize8Bit, PixelGeometry, channel_statistics, normalizer
-from ftkit.errors import UserError
 from ftkit.places import clean_json
 from ftkit.tasks import Task, task_of_config
 
 from . import own, timm_models
-from .anatomy import check_takes_images, name_head, whole_state
+from .anatomy import check_takes_images, whole_state
+from .building import build_model
 from .first_pass import check_channels, check_first_pass, check_size, say_grey
-from .fitting import fit_processor, geometry_of, say_fit, set_normalization
+from .fitting import geometry_of, normalization_of, say_fit, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
-from .pretrained import check_keys, load_for_classes, load_saved
-from .reshaping import channels_of, reshaped, size_of
-from .weights import load_weights
+from .pretrained import load_saved
+from .reshaping import channels_of, size_of
 
 logger = logging.getLogger(__name__)
 _PROBE = 64  # pixels: the side of the image that `size` is measured with
 _FITTED = 5000 * 32 * 32  # pixels that a first layer is fitted to, which takes a few hundred bytes for each
-_PHOTOGRAPH = 224  # pixels: images of one size keep it up to here
 
 
 @dataclass(eq=False)
@@ -75,31 +73,13 @@ class Classifier:
         Raises:
             UserError: the model does not take these arguments, or cannot be loaded.
         """
-        labels, in_order = task.config_options(), dict[str, str]()
-        file = weights_file(args.model)
-        if file is None:
-            model, processor = _model_and_processor(args, labels, images, pretrained)
-            name_head(model, args.head)
-        else:
-            model, processor, in_order = _with_weights(args, file, labels, images)
+        model, processor, in_order = build_model(args, task.config_options(), images, pretrained)
         classifier = cls(model, processor, needs_first_layer=not pretrained, in_order=in_order)
-        if args.image_mean is not None and args.image_std is not None:
-            classifier._set_normalization(args.image_mean, args.image_std)
-        elif file is not None and args.architecture in own.CONFIGS:
-            classifier.needs_statistics = True
-            logger.info(
-                "normalisation: by mean and standard deviation of the training images, since %s gives none; "
-                "image_mean and image_std set those that its weights were trained with", file
-            )  # fmt: skip
-        else:
-            # timm pads with the mean, so that the images depend on it.
-            classifier.needs_statistics = not pretrained and not timm_models.pads_with_mean(processor)
-            if file is not None:
-                _say_normalisation(args.architecture or "", normalizer(processor, 3))
+        classifier._choose_normalization(args, pretrained)
         check_channels(args.model, classifier.channels)
         if (geometry := geometry_of(processor)) is not None:
             say_fit(geometry, images.size)
-        if classifier.channels == 1 and args.model not in own.CONFIGS:
+        if classifier.channels == 1 and not isinstance(model.config, tuple(own.CONFIGS.values())):
             say_grey(args.model)
         return classifier
 
@@ -236,93 +216,26 @@ class Classifier:
         else:
             self.processor.save_pretrained(folder)
 
+    def _choose_normalization(self, args: ModelArguments, pretrained: bool) -> None:
+        """Set the mean and standard deviation of `args`, or keep the processor's, or leave them to `fit`."""
+        file = weights_file(args.model)
+        if args.image_mean is not None and args.image_std is not None:
+            self._set_normalization(args.image_mean, args.image_std)
+        elif file is not None and args.architecture in own.CONFIGS:
+            self.needs_statistics = True
+            logger.info(
+                "normalisation: by mean and standard deviation of the training images, since %s gives none; "
+                "image_mean and image_std set those that its weights were trained with", file
+            )  # fmt: skip
+        else:
+            # timm pads with the mean, so that the images depend on it.
+            self.needs_statistics = not pretrained and not timm_models.pads_with_mean(self.processor)
+            if file is not None:
+                logger.info(
+                    "normalisation: mean %s and standard deviation %s, of %s; image_mean and image_std set others",
+                    *(" ".join(f"{value:.3g}" for value in values) for values in normalization_of(self.processor)),
+                    timm_models.which_weights(args.architecture or ""),
+                )  # fmt: skip
+
     def _set_normalization(self, mean: list[float], std: list[float]) -> None:
         self.processor = set_normalization(self.model.config, self.processor, mean, std)
-
-
-def _say_normalisation(architecture: str, normalize: Normalize8Bit) -> None:
-    """Log by which numbers the pixels for the weights of a file are normalised, and whose they are."""
-    std = 1 / (255 * normalize.scale.flatten())
-    numbers = [
-        " ".join(f"{number:.3g}" for number in values.tolist()) for values in (-normalize.offset.flatten() * std, std)
-    ]
-    logger.info(
-        "normalisation: mean %s and standard deviation %s, of %s; image_mean and image_std set others",
-        *numbers, timm_models.which_weights(architecture),
-    )  # fmt: skip
-
-
-def _model_and_processor(
-    args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool, for_weights: bool = False
-) -> tuple[PreTrainedModel, Any]:
-    """The model and its image processor; `for_weights` if trained weights from a file go into it."""
-    if local_model(args.model) is None and args.model in own.CONFIGS:
-        return _own_model(args, labels, images)
-    if local_model(args.model) is None and args.model.startswith(timm_models.PREFIX) and not pretrained:
-        model_args = timm_models.with_dropout(args.model_args, args.dropout)
-        if for_weights:
-            model, processor = timm_models.build_for_weights(args.model, args.size, model_args, labels)
-        else:
-            side = _side(args, images, otherwise=timm_models.usual_side(args.model))
-            model, processor = timm_models.build(args.model, side, model_args, labels)
-        return model, fit_processor(model.config, processor, None, args.image_fit)
-    return load_for_classes(args, labels, pretrained)
-
-
-def _with_weights(
-    args: ModelArguments, file: Path, labels: dict[str, Any], images: ImageInfo
-) -> tuple[PreTrainedModel, Any, dict[str, str]]:
-    """The architecture with the weights of a file, which are resampled if they are made for another size."""
-    named = dataclasses.replace(args, model=args.architecture or "", architecture=None)
-    model, processor = _model_and_processor(named, labels, images, pretrained=False, for_weights=True)
-    name_head(model, args.head)
-    size = size_of(model)
-    try:
-        return model, processor, load_weights(model, file)
-    except UserError:
-        if size is None or args.size is None:
-            raise
-        usual = dataclasses.replace(named, image_size=None)
-        model, processor = _model_and_processor(usual, labels, images, pretrained=False, for_weights=True)
-        if size_of(model) == size:
-            raise
-    name_head(model, args.head)
-    in_order = load_weights(model, file)
-    model = reshaped(model, args, {})
-    return model, fit_processor(model.config, processor, size, args.image_fit), in_order
-
-
-def _own_model(args: ModelArguments, labels: dict[str, Any], images: ImageInfo) -> tuple[PreTrainedModel, Any]:
-    config_class = own.CONFIGS[args.model]
-    inherited = {field.name for field in dataclasses.fields(config_class.__mro__[1])}
-    fields = [field.name for field in dataclasses.fields(config_class) if field.name not in inherited]
-    check_keys(args.model, args.model_args, fields)
-    height, width = _side(args, images, otherwise=64)
-    settings: dict[str, Any] = {"num_channels": images.channels}
-    if "image_size" in fields:
-        settings["image_size"] = [height, width]
-    if args.dropout is not None:
-        settings["dropout"] = args.dropout
-    try:
-        config = config_class(**{**settings, **(args.model_args or {})}, **labels)
-    except ValueError as error:
-        raise UserError(f"model_args: {error}") from None
-    model = AutoModelForImageClassification.from_config(config)
-    processor = ViTImageProcessor(size={"height": height, "width": width}, do_convert_rgb=True)
-    return model, fit_processor(config, processor, None, args.image_fit)
-
-
-def _side(args: ModelArguments, images: ImageInfo, otherwise: int) -> tuple[int, int]:
-    """Height and width: `image_size`, or the size of the data if it is small, or `otherwise`, which is logged."""
-    if args.size is not None:
-        return args.size
-    if images.size is not None and max(images.size) <= max(_PHOTOGRAPH, otherwise):
-        return images.size
-    what = "images differ in size" if images.size is None else f"images of {_by(images.size)} pixels are large"
-    usual = _by((otherwise, otherwise))
-    logger.info("the %s and are resized to %s, usual for %s; image_size sets another", what, usual, args.model)
-    return otherwise, otherwise
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]:,} x {size[1]:,}"

@@ -17,9 +17,12 @@ from ftkit.errors import UserError, listed
 
 logger = logging.getLogger(__name__)
 Size = tuple[int, int]  # height and width in pixels
-# What models raise for images of a size or shape that their layers cannot take.
+# What models and image processors raise for images of a size or shape that they cannot take: torch RuntimeError,
+# transformers ValueError, timm AssertionError; and the others where numbers of a config contradict each other.
 FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
-_BASES, _LARGEST = (14, 32), 640  # pixels: multiples of these are tried, which suit most patches and windows
+# Pixels: sizes that are tried suit most patches and windows.
+_BASES = (2, 4, 7, 8, 14, 16, 28, 32)
+_SQUARES = (56, 64, 84, 96, 112, 128, 160, 192, 224, 256, 288, 320, 336, 384, 448, 512, 640)
 
 
 def check_first_pass(
@@ -44,17 +47,18 @@ def check_first_pass(
             return
 
         def works(size: Size) -> bool:
-            other, images = again(size), _noise(pixel_values, size)
-            return takes(other, images[:1]) and why_not(other, images) is None
+            with _quiet(), contextlib.suppress(UserError):
+                return why_not(again(size), _noise(pixel_values, size)) is None
+            return False
 
-        found = _other_size((height, width), own or [], works)
+        found = next(filter(works, _other_sizes((height, width), own or [])), None)
     if found is None and own is None:
         raise UserError(f"image_size: {name} {problem}: leave image_size out", fix={"image_size": None})
     if found is None:
         raise UserError(f"model: {name} {problem}, and no other size that was tried works: use another model")
     raise UserError(
         f"image_size: {name} {problem}: set image_size to {' '.join(map(str, dict.fromkeys(found)))}, "
-        f"{'the size it was made for' if found in (own or []) else 'the next larger size that it takes'}",
+        f"{'the size it was made for' if found in (own or []) else 'a larger size that it takes'}",
         fix={"image_size": found[0] if found[0] == found[1] else list(found)},
     )
 
@@ -84,14 +88,21 @@ def check_size(name: str, model: Any, channels: int, size: Size) -> None:
         UserError: it does not.
     """
     check_channels(name, channels)
-    try:
-        with torch.no_grad():
-            forward(copy.deepcopy(model).eval(), torch.zeros(1, channels, *size))
-    except FAILURES as error:
+    if (why := refusal(model, torch.zeros(1, channels, *size))) is not None:
         raise UserError(
             f"model: {name} cannot take images of {size[0]} x {size[1]} pixels, the output of its image processor: "
-            f"{reason(error)}: correct its preprocessor_config.json, or train it again"
-        ) from error
+            f"{why}: correct its preprocessor_config.json, or train it again"
+        )
+
+
+@torch.no_grad()
+def refusal(model: nn.Module, pixel_values: torch.Tensor) -> str | None:
+    """Why a forward pass of these images fails, which a copy of the model makes; None if it works."""
+    try:
+        forward(copy.deepcopy(model).eval(), pixel_values)
+    except FAILURES as error:
+        return reason(error)
+    return None
 
 
 def why_not(model: Any, pixel_values: torch.Tensor, name: str = "the model") -> str | None:
@@ -174,17 +185,6 @@ def _noise(like: torch.Tensor, size: Size) -> torch.Tensor:
     return torch.randn(*like.shape[:2], *size, generator=torch.Generator().manual_seed(0))
 
 
-@torch.no_grad()
-def takes(model: nn.Module, pixel_values: torch.Tensor) -> bool:
-    """Whether a forward pass of these images works; it is made by a copy of the model."""
-    try:
-        forward(copy.deepcopy(model).eval(), pixel_values)
-    except FAILURES as error:
-        reason(error)
-        return False
-    return True
-
-
 def _not_finite(name: str, model: nn.Module) -> UserError:
     tensors = model.state_dict()
     broken = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
@@ -199,29 +199,12 @@ def _not_finite(name: str, model: nn.Module) -> UserError:
     )
 
 
-def _other_size(size: Size, own: list[Size], works: Callable[[Size], bool]) -> Size | None:
-    """A size that works: one of `own`, or the smallest one above `size` that is found; None if there is none."""
-
-    def tried(other: Size) -> bool:
-        with _quiet(), contextlib.suppress(UserError):
-            return works(other)
-        return False
-
-    for other in own:
-        if other != size and tried(other):
-            return other
-    largest = max(size)
-    steps = sorted({base * n for base in _BASES for n in range(1, _LARGEST // base + 1) if base * n > largest})
-    rounded = [tuple(-(-side // base) * base for side in size) for base in (2, 4, 7, 8, 14, 16, 28, 32)]
-    candidates: list[Any] = [] if size[0] == size[1] else sorted(set(rounded) - {size}, key=lambda s: s[0] * s[1])
-    found = next((other for other in [*candidates, *((step, step) for step in steps)] if tried(other)), None)
-    if found is None or found in candidates:
-        return found
-    side = found[0]
-    for step in (16, 8, 4, 2, 1):
-        while side - step > largest and tried((side - step, side - step)):
-            side -= step
-    return side, side
+def _other_sizes(size: Size, own: list[Size]) -> list[Size]:
+    """The sizes to try: a model's own, those above `size` in its aspect ratio, and squares."""
+    rounded = {(-(-size[0] // base) * base, -(-size[1] // base) * base) for base in _BASES}
+    squares = [(side, side) for side in _SQUARES if side > max(size)]
+    sizes = [*own, *sorted(rounded, key=lambda sides: sides[0] * sides[1]), *squares]
+    return [other for other in dict.fromkeys(sizes) if other != size and max(other) <= max(_SQUARES)]
 
 
 @contextlib.contextmanager

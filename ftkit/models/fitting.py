@@ -77,7 +77,7 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
             fix={"image_size": 8},
         ) from error
     if now is None and (size is None or fit is None):
-        size, fit = size or _of_square(processor), fit or "crop"
+        size, fit = size or size_of_square(processor), fit or "crop"
         raise UserError(
             f"image_fit: {kind}, which is saved with the model, gives images of different sizes, but a batch needs "
             f"one size: set image_fit to {fit} and image_size to {size[0]} {size[1]}",
@@ -87,8 +87,10 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     if wanted == now:
         return processor
     if timm_models.lives_in_config(processor):
-        crop_pct = None if now is not None and now.fit == wanted.fit else 1.0  # a new fit uses the whole image
-        return timm_models.fitting(config, wanted.size, wanted.fit, crop_pct)
+        whole = {} if now is not None and now.fit == wanted.fit else {"crop_pct": 1.0}  # a new fit uses all pixels
+        mode = timm_models.CROP_MODES[wanted.fit]
+        changes = {"input_size": [3, *wanted.size], "crop_mode": mode, **whole}
+        return timm_models.set_preprocessing(config, changes)
     others = [other for other in MEANINGS if other != wanted.fit]
     # Without image_fit, a processor that cannot keep its fit at the new size, such as ConvNeXt's, may change it.
     for other in [wanted.fit] if fit else [wanted.fit, *others]:
@@ -153,7 +155,7 @@ def _settings(saved: dict[str, Any], now: Geometry | None, wanted: Geometry) -> 
         yield {**whole, "size": largest, "do_center_crop": True, "crop_size": target}
 
 
-def _of_square(processor: Any) -> tuple[int, int]:
+def size_of_square(processor: Any) -> tuple[int, int]:
     """Height and width of a processor's output for a square image."""
     height, width = PixelGeometry(processor)([Image.new("RGB", (96, 96))]).shape[2:]
     return height, width
@@ -166,13 +168,19 @@ def set_normalization(config: PreTrainedConfig, processor: Any, mean: list[float
     """
     mean, std = (list(values) * (3 // len(values)) for values in (mean, std))
     if timm_models.lives_in_config(processor):
-        return timm_models.normalizing(config, mean, std)
+        return timm_models.set_preprocessing(config, {"mean": mean, "std": std})
     processor.image_mean, processor.image_std = mean, std
     return processor
 
 
+def normalization_of(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, per channel, that an image processor normalises pixels in 0..1 with."""
+    if timm_models.lives_in_config(processor):
+        return processor.data_config["mean"], processor.data_config["std"]
+    return (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+
+
 def average_normalization(config: Any, processor: Any) -> Any:
     """The processor with mean and standard deviation averaged over channels, for a model changed to one channel."""
-    found = config.pretrained_cfg if timm_models.lives_in_config(processor) else processor.to_dict()
-    keys = ("mean", "std") if timm_models.lives_in_config(processor) else ("image_mean", "image_std")
-    return set_normalization(config, processor, *([sum(found[key]) / len(found[key])] for key in keys))
+    averaged = ([sum(values) / len(values)] for values in normalization_of(processor))
+    return set_normalization(config, processor, *averaged)

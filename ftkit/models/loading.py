@@ -5,6 +5,7 @@ import logging
 import pickle
 import re
 import struct
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,8 @@ from ftkit.errors import UserError, as_options, listed
 
 logger = logging.getLogger(__name__)
 UnpicklingError = pickle.UnpicklingError
-# What damaged files, and files that contradict their config, raise in the libraries that read them.
+# What damaged files, and files that contradict their config, raise in the libraries that read them: found by changing
+# random bytes and values. `reason` raises those again that are bugs of ftkit.
 DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
            AssertionError, MemoryError, OverflowError, ImportError, struct.error, UnpicklingError,
            StrictDataclassError)  # fmt: skip
@@ -33,6 +35,7 @@ _NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDE
 _LONGEST = 300  # characters of a library's message
 _SAMPLE = 1000  # values of a tensor that are checked for integers
 FULL_PRECISION = "use the original model, or save model.dequantize() with transformers"
+AVERAGES = re.compile(r"(^|[._])(ema|teacher)([._]|$)")  # of weights, in the names that training scripts give them
 _DEPTH = 6  # the most parts that wrappers put before a tensor's name
 # Suffixes of tensors that are not weights, from older versions of models and from FLOP counters.
 _NOT_WEIGHTS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids",
@@ -105,7 +108,12 @@ def load(from_pretrained: Callable[..., Any], source: str) -> Loaded:
 
 
 def check_whole(
-    loaded: Loaded, source: str, new: Iterable[str] = (), shapes: Mapping[str, Any] | None = None, fix: str = ""
+    loaded: Loaded,
+    source: str,
+    new: Iterable[str] = (),
+    shapes: Mapping[str, Any] | None = None,
+    fix: str = "",
+    settings: dict[str, Any] | None = None,
 ) -> None:
     """Check that a model got all of its weights, and that the file has no others for its layers; log the rest.
 
@@ -115,6 +123,7 @@ def check_whole(
         new: tensors that may be random, because the run trains them from scratch.
         shapes: the shapes of the file's tensors by name, in the file's order, for messages.
         fix: how to get weights that fit, as the end of a message.
+        settings: those that `fix` recommends, see `UserError`.
 
     Raises:
         UserError: a tensor is missing, has another shape, belongs to a layer that the model does not have, or holds
@@ -133,14 +142,16 @@ def check_whole(
         keys = f"; {len(left)} key{'s'[: len(left) > 1]} of the file fit nowhere: {listed(left)}" if left else ""
         raise UserError(
             f"model: {source} does not fit {type(model).__name__}: {len(lacking)} of its {len(own)} tensors get no "
-            f"weights, such as {listed(names)}{keys}: {fix}"
+            f"weights, such as {listed(names)}{keys}: {fix}",
+            fix=settings,
         )
     replaced = {name.rpartition(".")[0] for name in allowed}
     alien = [name for name in loaded.unused if name.rpartition(".")[0] not in replaced and _is_of_layers(name, model)]
     if alien:
         raise UserError(
             f"model: {source} holds weights of layers that {type(model).__name__} does not have: {listed(alien)}; "
-            f"without them its predictions would be wrong: {fix}"
+            f"without them its predictions would be wrong: {fix}",
+            fix=settings,
         )
     check_numbers(own, source, buffers={name for name, _ in model.named_buffers()})
     if left:
@@ -207,10 +218,18 @@ def _shards(index: Path) -> set[str]:
 
 
 def reason(error: BaseException) -> str:
-    """Why something cannot be loaded, in one line, with the fix if a file is damaged."""
+    """Why a library cannot load something, in one line, with the fix if a file is damaged.
+
+    An error from a line of ftkit is raised again, since it is a bug, unless it is a `ValueError`, with which ftkit's
+    own models refuse a config.
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if frame.f_globals["__name__"].startswith("ftkit.") and not isinstance(error, ValueError):
+        raise error
     if isinstance(error, UnpicklingError):
         return "its weights are a pickle that would run code, or are damaged: save them as .safetensors"
     text = " ".join(str(error).split()) or type(error).__name__
+    text = f"{text} is unknown" if isinstance(error, KeyError) else text
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
     damaged = isinstance(error, (SafetensorError, EOFError, json.JSONDecodeError)) or "PytorchStreamReader" in text
     unread = damaged or getattr(error, "errno", None) is not None
@@ -236,7 +255,7 @@ def _prefixes(loaded: Loaded) -> list[str]:
             prefix = ".".join(parts[:depth]) + "."
             counts[prefix] = counts.get(prefix, 0) + 1
     found = [prefix for prefix, count in counts.items() if count > len(loaded.model.state_dict()) / 2]
-    return sorted(found, key=lambda prefix: (not re.search(r"(^|[._])(ema|teacher)[._]", prefix), len(prefix)))
+    return sorted(found, key=lambda prefix: (not AVERAGES.search(prefix), len(prefix)))
 
 
 def _is_of_layers(name: str, model: nn.Module) -> bool:

@@ -1,14 +1,10 @@
 """A small residual convolutional network, for images from 8x8 pixels up."""
 
-import difflib
-
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from .channels import match_channels
+from .channels import ImageClassifier, ImageConfig, match_channels
 
 _CHOICES = {
     "residual": (True, False),
@@ -20,7 +16,7 @@ _CHOICES = {
 }
 
 
-class ConvNetConfig(PreTrainedConfig):
+class ConvNetConfig(ImageConfig):
     """
     Configuration of [`ConvNetForImageClassification`].
 
@@ -47,7 +43,6 @@ class ConvNetConfig(PreTrainedConfig):
 
     model_type = "ftkit_convnet"
 
-    num_channels: int = 1
     hidden_sizes: list[int] | tuple[int, ...] = (24, 48, 96)
     depths: list[int] | tuple[int, ...] = (0, 1, 1)
     residual: bool = True
@@ -55,40 +50,30 @@ class ConvNetConfig(PreTrainedConfig):
     downsampling: str = "stride"
     pooling: str = "average"
     activation: str = "relu"
-    dropout: float = 0.0
     norm_momentum: float = 0.1
     norm_scale: bool = True
     identity_init: bool = False
     logit_scale: float = 1.0
-    # Set here, because the loss would set it at the first labelled batch and so change the config.
-    problem_type: str | None = "single_label_classification"  # type: ignore[assignment]  # transformers' is narrower
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)
-        if type(self.num_channels) is not int or self.num_channels < 1:
-            raise ValueError(f"num_channels={self.num_channels!r} must be a positive integer: 1 for grey, 3 for RGB")
         for name, least in (("hidden_sizes", 1), ("depths", 0)):
             value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not all(type(n) is int and n >= least for n in value):
-                raise ValueError(f"{name}={value!r} must be a list of integers >= {least}, one for each stage")
+            right = isinstance(value, (list, tuple)) and all(type(n) is int and n >= least for n in value)
+            self.check(name, right, f"must be a list of integers >= {least}, one for each stage")
             setattr(self, name, list(value))
         if not self.hidden_sizes or len(self.hidden_sizes) != len(self.depths):
             raise ValueError(
                 f"hidden_sizes={self.hidden_sizes} and depths={self.depths} must have one number for each stage, "
                 "and at least one stage: make them the same length"
             )
-        if not isinstance(self.activation, str) or self.activation not in ACT2FN:
-            nearest = difflib.get_close_matches(str(self.activation), ACT2FN, n=3) or sorted(ACT2FN)
-            raise ValueError(f"activation={self.activation!r} is unknown; use one of {', '.join(nearest)}")
-        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout!r} must be a probability in [0, 1), such as 0.1")
-        if not isinstance(self.norm_momentum, (int, float)) or not 0 < self.norm_momentum <= 1:
-            raise ValueError(f"norm_momentum={self.norm_momentum!r} must be a share in (0, 1], such as 0.1")
-        if not isinstance(self.logit_scale, (int, float)) or self.logit_scale <= 0:
-            raise ValueError(f"logit_scale={self.logit_scale!r} must be a positive number")
+        self.check_name("activation", ACT2FN)
+        share = isinstance(self.norm_momentum, (int, float)) and 0 < self.norm_momentum <= 1
+        self.check("norm_momentum", share, "must be a share in (0, 1], such as 0.1")
+        positive = isinstance(self.logit_scale, (int, float)) and self.logit_scale > 0
+        self.check("logit_scale", positive, "must be a positive number")
         for name, valid in _CHOICES.items():
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, valid))}")
+            self.check(name, getattr(self, name) in valid, f"must be one of {', '.join(map(str, valid))}")
 
 
 class Whitening(nn.Module):
@@ -158,16 +143,13 @@ class GlobalMaxPool(nn.Module):
         return nn.functional.max_pool2d(hidden, hidden.shape[2:])
 
 
-class ConvNetForImageClassification(PreTrainedModel):
+class ConvNetForImageClassification(ImageClassifier):
     """A stem, stages of residual blocks that each halve the image, global pooling, a linear `classifier`."""
 
     config_class = ConvNetConfig
-    main_input_name = "pixel_values"
-    accepts_loss_kwargs = False
 
     def __init__(self, config: ConvNetConfig):
         super().__init__(config)
-        self.num_channels = config.num_channels
         if config.first_layer == "whitening":
             previous = 8 * config.num_channels
             self.stem: nn.Module = nn.Sequential(Whitening(config.num_channels), ACT2FN[config.activation])
@@ -203,20 +185,6 @@ class ConvNetForImageClassification(PreTrainedModel):
             # torch's values too, but without overwriting statistics just loaded from a checkpoint.
             super()._init_weights(module)
 
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: object
-    ) -> ImageClassifierOutputWithNoAttention:
-        """
-        Args:
-            pixel_values: float (N, C, H, W), normalised, of any size from 8x8; C is matched to the model's, see
-                [`match_channels`].
-            labels: int64 (N,), class indices.
-
-        Returns:
-            `logits`, float (N, num_labels), and with labels the mean cross-entropy `loss`, float ().
-        """
-        hidden = self.stem(match_channels(pixel_values, self.num_channels))
-        hidden = self.pool(self.stages(hidden)).flatten(1)
-        logits = self.classifier(self.dropout(hidden)) * self.config.logit_scale
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+    def logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        hidden = self.pool(self.stages(self.stem(pixel_values))).flatten(1)
+        return self.classifier(self.dropout(hidden)) * self.config.logit_scale

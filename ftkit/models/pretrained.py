@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -12,19 +13,20 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import WEIGHTS_NAME, find_adapter_config_file
 
 from ftkit.config import ModelArguments, local_model, weights_file
 from ftkit.config.arguments.model import as_path
 from ftkit.data.sources.remote import from_hub
-from ftkit.errors import UserError, nearest
+from ftkit.errors import UserError, as_options, nearest
 
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
-from .adapted import with_adapters
-from .anatomy import class_axes, draw_head, head_tensors, name_head
+from .adapted import base_of, with_adapters
+from .anatomy import class_axes, draw_head, head_tensors, name_head, new_modules
 from .base_config import class_names, read_config, say_dropout, set_classes
 from .checks import folder_without_config
-from .fitting import average_normalization, fit_processor
+from .first_pass import FAILURES
+from .fitting import average_normalization, fit_processor, size_of_square
 from .loading import DAMAGED, Loaded, check_whole, load_from, reason
 from .reshaping import channels_of, divided, reshaped, sized
 
@@ -68,27 +70,55 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
     place = str(local_model(args.model) or hub_name(args.model))
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
     theirs = _loading(place, lambda: _base_config(place, source))
-    changes, shaping = _overrides(args, theirs, place), dict[str, Any]()
-    if pretrained:
-        changes, shaping = divided(theirs, changes)
-    else:
-        changes = sized(theirs, changes, args.size)
+    given = _overrides(args, theirs, place)
+    changes, shaping = divided(theirs, given) if pretrained else (sized(theirs, given, args.size), {})
     config = _loading(place, lambda: read_config(place, source, {**changes, **labels}))
     timm_models.name_classes(config)
+    processor = _loading(place, lambda: _processor(place, source))
     if pretrained:
         loaded = _loading(place, lambda: load_from(place, config, source, without={"method": "scratch"}))
-        name_head(loaded.model, args.head)
-        check_whole(loaded, place, new=head_tensors(loaded.model))
+        model = loaded.model
+        name_head(model, args.head)
+        fix, settings = _way_out(loaded, args, place)
+        check_whole(loaded, place, new=head_tensors(model), fix=fix, settings=settings)
+        _say_changes(theirs.to_dict(), changes)
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
-        model = reshaped(loaded.model, args, shaping)
     else:
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
+        name_head(model, args.head)
     say_dropout(model.config)
-    processor = _loading(place, lambda: _processor(place, source))
-    if pretrained and channels_of(model.config) == 1 < channels_of(theirs):
+    if pretrained:
+        return shaped(model, processor, args, shaping)
+    return model, fit_processor(model.config, processor, args.size, args.image_fit)
+
+
+def shaped(
+    model: PreTrainedModel, processor: Any, args: ModelArguments, model_args: dict[str, Any]
+) -> tuple[PreTrainedModel, Any]:
+    """A model and its image processor for the size, fit and channels of a run, see `reshaped` and `fit_processor`."""
+    channels = channels_of(model.config)
+    model = reshaped(model, args, model_args) if model_args or args.size else model
+    if channels_of(model.config) < channels:
         processor = average_normalization(model.config, processor)
     return model, fit_processor(model.config, processor, args.size, args.image_fit)
+
+
+def _way_out(loaded: Loaded, args: ModelArguments, place: str) -> tuple[str, dict[str, Any]]:
+    """How to get weights that fit, if the file does not: a sentence, and the settings that it recommends."""
+    nested = {"state_dict", "model"} & {name.rpartition(".")[2] for name in loaded.unused}
+    if nested and not loaded.fits and local_model(place) is not None:
+        settings: dict[str, Any] = {"model": str(Path(place) / WEIGHTS_NAME), "architecture": place}
+        return f"the weights are inside, as training scripts save them: set {as_options(settings)}", settings
+    if args.model_args:
+        return "leave out model_args", {"model_args": None}
+    if modules := new_modules(loaded.model, loaded.lacking):
+        settings = {"head": modules}
+        return (
+            "if they come from pretraining without these tensors, train them with the head: set "
+            f"{as_options(settings)}"
+        ), settings
+    return "", {}
 
 
 def hub_name(model: str) -> str | None:
@@ -102,12 +132,13 @@ def hub_name(model: str) -> str | None:
     return timm_models.hub_name(model) if model.startswith(timm_models.PREFIX) else model
 
 
-def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) -> None:
-    """Check that the config of `model` has every key of `model_args`.
+def check_keys(model: str, model_args: dict[str, Any] | None, config: PreTrainedConfig) -> None:
+    """Check that every key of `model_args` belongs to this model's config, not to all configs: a run sets those.
 
     Raises:
         UserError: a key is unknown; the message names it and all valid keys.
     """
+    valid = sorted(config.to_dict().keys() - PreTrainedConfig().to_dict().keys() - {"auto_map", "architectures"})
     for key in model_args or {}:
         if key not in valid:
             raise UserError(f"model_args: {model} has no {key!r}{nearest(key, valid)}: {', '.join(valid)}")
@@ -116,7 +147,7 @@ def check_keys(model: str, model_args: dict[str, Any] | None, valid: list[str]) 
 def _base_config(place: str, source: dict[str, Any]) -> PreTrainedConfig:
     """The config of a model to fine-tune, which must not be one of adapters."""
     if find_adapter_config_file(place, revision=source["revision"]) is not None:
-        base = PeftConfig.from_pretrained(place, revision=source["revision"]).base_model_name_or_path
+        base = base_of(PeftConfig.from_pretrained(place, revision=source["revision"]), place)
         raise UserError(
             f"model: {place} holds adapters, not a full model: fine-tune their base model, {base}, or train them "
             "again with --merge_adapters true",
@@ -140,7 +171,7 @@ def _whole(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PreT
 def _processor(place: str, source: dict[str, Any]) -> Any:
     """The image processor of a saved model; a timm model keeps it in its config."""
     try:
-        return AutoImageProcessor.from_pretrained(place, **source)
+        processor = AutoImageProcessor.from_pretrained(place, **source)
     except OSError:
         if (folder := local_model(place)) is None or (folder / "preprocessor_config.json").is_file():
             raise
@@ -149,6 +180,14 @@ def _processor(place: str, source: dict[str, Any]) -> Any:
             "from where the weights come from, or write it with transformers: "
             f"ViTImageProcessor(size=…, image_mean=…, image_std=…).save_pretrained({str(folder)!r})"
         ) from None
+    try:
+        size_of_square(processor)
+    except FAILURES as error:
+        raise UserError(
+            f"model: the image processor of {place}, a {type(processor).__name__}, takes no images "
+            f"({reason(error)}): correct its preprocessor_config.json, or copy it from where the weights come from"
+        ) from error
+    return processor
 
 
 def _loading(place: str, load: Callable[[], T]) -> T:
@@ -166,10 +205,9 @@ def _loading(place: str, load: Callable[[], T]) -> T:
 
 def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> dict[str, Any]:
     """The changes to the config from `model_args` and `dropout`."""
-    theirs = timm_models.overrides(config, timm_models.with_dropout(args.model_args, args.dropout))
-    if theirs is not None:
-        return theirs
-    check_keys(args.model, args.model_args, sorted(config.to_dict()))
+    if timm_models.is_config(config):
+        return timm_models.with_dropout(args.model_args, args.dropout)
+    check_keys(args.model, args.model_args, config)
     overrides = dict(args.model_args or {})
     if args.dropout is not None:
         key = next((key for key in _DROPOUT if hasattr(config, key)), None)
@@ -179,6 +217,15 @@ def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> di
             )
         overrides[key] = args.dropout
     return overrides
+
+
+def _say_changes(before: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Warn of changes to a config that loading weights cannot judge, since they change no tensor's shape."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(before[key], dict):
+            _say_changes(before[key], value)
+        elif value != before.get(key) and "drop" not in key:
+            logger.warning("model_args: the weights were trained with %s: %s instead of %s", key, before[key], value)
 
 
 def _fit_head(loaded: Loaded, old: list[str] | None, new: list[str]) -> None:

@@ -14,7 +14,7 @@ from ftkit.config import ModelArguments
 from ftkit.errors import UserError, listed
 
 from . import timm_models, timm_reshaping
-from .first_pass import FAILURES, Size, reason, takes
+from .first_pass import FAILURES, Size, reason, refusal
 
 logger = logging.getLogger(__name__)
 SHAPING = ("image_size", "num_channels")  # keys of transformers' configs that `reshaped` applies
@@ -22,20 +22,17 @@ _INPUT = "vision_config"  # the part of a config that holds them, if it has part
 
 
 def divided(config: PreTrainedConfig, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split changes of a config into those that loading applies and those that `reshaped` applies afterwards."""
-    if timm_models.is_config(config):
-        return {}, changes.get("model_args", {})
-    return ({key: value for key, value in changes.items() if key not in SHAPING},
-            {key: value for key, value in changes.items() if key in SHAPING})  # fmt: skip
+    """Split changes of a model into those that loading applies and those that `reshaped` applies afterwards."""
+    shaping = {key: value for key, value in changes.items() if key in SHAPING or timm_models.is_config(config)}
+    return {key: value for key, value in changes.items() if key not in shaping}, shaping
 
 
 def sized(config: PreTrainedConfig, changes: dict[str, Any], size: Size | None) -> dict[str, Any]:
-    """`changes` of a config, with this image size added, for a model with random weights."""
+    """The values for keys of a config with these changes of a model, for this image size and random weights."""
+    if timm_models.is_config(config):
+        return {"model_args": timm_reshaping.sized(config, changes, size)}
     if size is None:
         return changes
-    if timm_models.is_config(config):
-        given = changes.get("model_args") or vars(config).get("model_args") or {}
-        return {**changes, "model_args": timm_reshaping.sized(config, given, size)}
     if _INPUT in config.sub_configs:  # as in CLIP and SigLIP
         given = {**getattr(config, _INPUT).to_dict(), **changes.get(_INPUT, {})}
         return {**changes, _INPUT: {**given, "image_size": _as_in(getattr(config, _INPUT), size)}}
@@ -91,8 +88,9 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
 
 def channels_of(config: Any) -> int:
     """The number of channels of a model's input."""
-    of_timm = timm_models.channels(config)
-    return getattr(input_config(config), "num_channels", 3) if of_timm is None else of_timm
+    if timm_models.is_config(config):
+        return (config.model_args or {}).get("in_chans", 3)
+    return getattr(input_config(config), "num_channels", 3)
 
 
 def input_config(config: Any) -> Any:
@@ -108,7 +106,7 @@ def _reshaped(
     before, after = input_config(model.config), input_config(config)
     asked = {key: value for key, value in model_args.items() if key != "image_size" and value != vars(before)[key]}
     channels, has_size = channels_of(model.config), "image_size" in after.to_dict()
-    if size is not None and has_size and not takes(model, torch.zeros(1, channels, *size)):
+    if size is not None and has_size and refusal(model, torch.zeros(1, channels, *size)) is not None:
         asked["image_size"] = _as_in(after, size)
     if not asked:
         return model, [], asked

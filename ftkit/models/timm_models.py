@@ -4,6 +4,7 @@ Classes, channels, size, normalisation and even the image processor are part of 
 any model; each says what it returns for other models than timm's.
 """
 
+import inspect
 from typing import Any
 
 import timm
@@ -20,7 +21,9 @@ from transformers import (
 from ftkit.errors import UserError
 
 PREFIX = "timm/"  # before timm's names in recipes
-_CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
+# Arguments of `timm.create_model` that do not describe the network, or that transformers sets.
+_FOREIGN = inspect.signature(timm.create_model).parameters.keys() - {"kwargs"} | {"num_classes", "features_only"}
+CROP_MODES = {"squash": "squash", "crop": "center", "pad": "border"}  # what timm calls each `image_fit`
 PLACE = "timm_model"  # the attribute of transformers' wrapper that holds timm's module
 
 
@@ -44,11 +47,6 @@ def preset_of(name: str) -> PretrainedCfg:
 def _tags(architecture: str) -> list[str]:
     """The tags of timm's weights for an architecture."""
     return [split_model_name_tag(name)[1] for name in timm.list_pretrained(f"{architecture}.*")]
-
-
-def usual_side(name: str) -> int:
-    """The usual side of the input of `timm/<architecture>`, in pixels."""
-    return preset_of(name).input_size[-1]
 
 
 def hub_name(name: str) -> str:
@@ -83,59 +81,39 @@ def which_weights(name: str) -> str:
 
 
 def build(
-    name: str, side: tuple[int, int], model_args: dict[str, Any] | None, labels: dict[str, Any]
+    name: str,
+    side: tuple[int, int] | None,
+    model_args: dict[str, Any] | None,
+    labels: dict[str, Any],
+    trained: bool = False,
 ) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     """`timm/<architecture>` with random weights, for the three channels that a `pipeline` feeds.
 
     Args:
-        side: height and width of the input, to which whole images are resized.
+        name: the architecture, with or without a tag.
+        side: height and width of the input; None is that of timm's weights.
         model_args: options of `timm.create_model`.
         labels: `num_labels`, `id2label` and `label2id` of the config.
-
-    Raises:
-        UserError: timm does not accept the arguments.
-    """
-    return _build(name, {"input_size": [3, *side], "crop_pct": 1.0, "crop_mode": "center"}, model_args, labels)
-
-
-def build_for_weights(
-    name: str, side: tuple[int, int] | None, model_args: dict[str, Any] | None, labels: dict[str, Any]
-) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
-    """`timm/<architecture>` for weights from a file: with the preprocessing of timm's own weights, as their tag says.
-
-    Args:
-        side: height and width of the input, if not that of timm's weights.
-        model_args: see `build`.
-        labels: see `build`.
+        trained: whether trained weights go into it, so that images are resized and cropped as for timm's weights
+            instead of resized whole.
 
     Raises:
         UserError: timm does not accept the arguments, or does not know the tag.
     """
-    preset = preset_of(name)
-    size = list(preset.input_size if side is None else (3, *side))
-    geometry = {"input_size": size, "crop_pct": preset.crop_pct, "crop_mode": preset.crop_mode}
-    return _build(name, geometry, model_args, labels)
-
-
-def _build(
-    name: str, geometry: dict[str, Any], model_args: dict[str, Any] | None, labels: dict[str, Any]
-) -> tuple[PreTrainedModel, TimmWrapperImageProcessor]:
     architecture, preset = split_model_name_tag(name.removeprefix(PREFIX))[0], preset_of(name)
     model_args = dict(model_args or {})
-    if preset.fixed_input_size:
-        model_args.setdefault("img_size", geometry["input_size"][1:])
-    preprocessing = {
-        **geometry,
+    preprocessing: dict[str, Any] = {
+        "input_size": [3, *(side or preset.input_size[1:])],
+        "crop_pct": preset.crop_pct if trained else 1.0,
+        "crop_mode": preset.crop_mode if trained else CROP_MODES["crop"],
         "mean": list(preset.mean),
         "std": list(preset.std),
         "interpolation": preset.interpolation,
     }
-    options: dict[str, Any] = {
-        "architecture": architecture,
-        "model_args": model_args or None,
-        "pretrained_cfg": preprocessing,
-    }
-    config = TimmWrapperConfig(**options, **labels)
+    if preset.fixed_input_size:
+        model_args.setdefault("img_size", preprocessing["input_size"][1:])
+    options: dict[str, Any] = {"model_args": model_args or None, "pretrained_cfg": preprocessing}
+    config = TimmWrapperConfig(architecture=architecture, **options, **labels)
     try:
         model = TimmWrapperForImageClassification(config)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -152,21 +130,26 @@ def cannot_build(architecture: str, model_args: dict[str, Any], error: Exception
 
 
 def with_dropout(model_args: dict[str, Any] | None, dropout: float | None) -> dict[str, Any]:
-    """`model_args` with the dropout before the head, timm's `drop_rate`."""
-    return dict(model_args or {}) | ({} if dropout is None else {"drop_rate": dropout})
+    """`model_args` with the dropout before the head, timm's `drop_rate`.
+
+    Raises:
+        UserError: `model_args` have keys that do not describe the network.
+    """
+    given = dict(model_args or {})
+    if foreign := given.keys() & _FOREIGN:
+        rest = {key: value for key, value in given.items() if key not in foreign}
+        raise UserError(
+            f"model_args: {', '.join(sorted(foreign))}: the model and its weights are chosen by model, and the head "
+            "by the data: leave it out",
+            fix={"model_args": rest or None},
+        )
+    return given | ({} if dropout is None else {"drop_rate": dropout})
 
 
-def overrides(config: PreTrainedConfig, model_args: dict[str, Any]) -> dict[str, Any] | None:
-    """The changes to the config of a timm model from `model_args`; None for another model."""
-    if not isinstance(config, TimmWrapperConfig):
-        return None
-    return {"model_args": {**(config.model_args or {}), **model_args}} if model_args else {}
-
-
-def without_number_of_classes(config: PreTrainedConfig) -> None:
-    """Delete the number of classes from a timm model's own arguments, where timm writes it beside the config's."""
+def keep_networks_args(config: PreTrainedConfig) -> None:
+    """Delete from a timm model's own arguments what does not describe the network, such as its number of classes."""
     if isinstance(config, TimmWrapperConfig) and config.model_args:
-        config.model_args = {key: value for key, value in config.model_args.items() if key != "num_classes"}
+        config.model_args = {key: value for key, value in config.model_args.items() if key not in _FOREIGN}
 
 
 def name_classes(config: PreTrainedConfig) -> None:
@@ -181,11 +164,6 @@ def is_config(config: PreTrainedConfig) -> bool:
     return isinstance(config, TimmWrapperConfig)
 
 
-def channels(config: PreTrainedConfig) -> int | None:
-    """The number of input channels of a timm model; None for another model."""
-    return (config.model_args or {}).get("in_chans", 3) if isinstance(config, TimmWrapperConfig) else None
-
-
 def lives_in_config(processor: Any) -> bool:
     """Whether an image processor is saved in its model's config instead of its own file."""
     return isinstance(processor, TimmWrapperImageProcessor)
@@ -193,26 +171,11 @@ def lives_in_config(processor: Any) -> bool:
 
 def pads_with_mean(processor: Any) -> bool:
     """Whether an image processor pads images with the mean that it normalises with."""
-    return lives_in_config(processor) and processor.data_config["crop_mode"] == _CROP_MODES["pad"]
+    return lives_in_config(processor) and processor.data_config["crop_mode"] == CROP_MODES["pad"]
 
 
-def normalizing(config: Any, mean: list[float], std: list[float]) -> TimmWrapperImageProcessor:
-    """The image processor of a timm model with a new normalisation, which is also set in its `config."""
-    config.pretrained_cfg = {**config.pretrained_cfg, "mean": mean, "std": std}
-    return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
-
-
-def fitting(config: Any, size: tuple[int, int], fit: str, crop_pct: float | None) -> TimmWrapperImageProcessor:
-    """The image processor of a timm model with another size or fit, which are also set in its `config`.
-
-    Args:
-        size: height and width of the images.
-        fit: see `image_fit`.
-        crop_pct: the share of the resized image that is left; None keeps that of `config`.
-    """
-    changes: dict[str, Any] = {"input_size": [3, *size], "crop_mode": _CROP_MODES[fit]}
-    if crop_pct is not None:
-        changes["crop_pct"] = crop_pct
+def set_preprocessing(config: Any, changes: dict[str, Any]) -> TimmWrapperImageProcessor:
+    """The image processor of a timm model with changes of its `pretrained_cfg`, which are also set in its `config`."""
     config.pretrained_cfg = {**config.pretrained_cfg, **changes}
     return TimmWrapperImageProcessor(config.pretrained_cfg, architecture=config.architecture)
 

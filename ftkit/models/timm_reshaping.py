@@ -52,7 +52,8 @@ def reshaped(
             if given.get("img_size") != origin["img_size"] and not _is_square(given, origin):
                 # As many positions, in another grid.
                 random += [name for name in plain if "pos_embed" in name and torch.equal(plain[name], old[name])]
-    found = {name: _resampled(old[name], plain[name].shape) for name in random if "pos_embed" in name and name in old}
+    both = [name for name in random if "pos_embed" in name and name in old and name in plain]
+    found = {name: _resampled(old[name], plain[name].shape) for name in both}
     positions = {name: tensor for name, tensor in found.items() if tensor is not None}
     if random and positions.keys() == set(random) and _is_square(given, origin):
         plain, random = {**old, **positions}, []
@@ -122,7 +123,8 @@ def fixed_size(model: Any) -> tuple[int, int] | None:
     return tuple(traits["input_size"][1:]) if built_for_one else None
 
 
-def sized(config: Any, model_args: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """`model_args` for images of this size, for the architectures that are built for one."""
-    fixed = timm_models.preset_of(config.architecture).fixed_input_size
-    return {**model_args, "img_size": list(size)} if fixed or "img_size" in model_args else model_args
+def sized(config: Any, changes: dict[str, Any], size: tuple[int, int] | None) -> dict[str, Any] | None:
+    """The `model_args` of a config with changes, for images of this size if the architecture is built for one."""
+    model_args = {**(config.model_args or {}), **changes}
+    fixed = "img_size" in model_args or timm_models.preset_of(config.architecture).fixed_input_size
+    return {**model_args, "img_size": list(size)} if fixed and size is not None else model_args or None

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from transformers import PreTrainedModel
 from ftkit.errors import UserError
 
 from .anatomy import head_tensors
-from .loading import DAMAGED, Loaded, UnpicklingError, check_whole, load, reason
+from .loading import AVERAGES, DAMAGED, Loaded, UnpicklingError, check_whole, load, reason
 
 logger = logging.getLogger(__name__)
 PAIRS = "weights_in_order.txt"  # in a run's folder
-_AVERAGES = re.compile(r"(^|_)ema(_|$)")  # of weights, in the names that training scripts give them
 _SHOWN = 3  # of the tensors that are matched by order
 _WAY_OUT = "save only the weights, with the program that made the file: torch.save(model.state_dict(), path)"
 
@@ -99,7 +97,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not most:
         raise UserError(f"model: {path} holds no named weights: expected a state_dict; {_WAY_OUT}")
     sets = [key for key, tensors in found.items() if len(tensors) > most / 2]
-    taken = min(sets, key=lambda key: (not _AVERAGES.search(key), key != "state_dict", -len(found[key])))
+    taken = min(sets, key=lambda key: (not AVERAGES.search(key), key != "state_dict", -len(found[key])))
     if len(sets) > 1:
         logger.info("weights: %s holds %s: %s is taken", path, " and ".join(map(repr, sets)), repr(taken))
     return found[taken]

@@ -70,6 +70,9 @@ CASES = {
     "models.fitting:fit_processor": _tiny_images,
     "models.fitting:fit_processor#2": _any_shape,
     "models.fitting:fit_processor#3": _convnext,
+    "models.timm_models:with_dropout": lambda folder: [
+        "--dataset", "digits", *ONE, "--model", "timm/test_resnet", "--model_args", '{"pretrained": true}'
+    ],
     "models.reshaping:_reshaped": lambda folder: [*_clip(folder), "--image_size", 16, 32],
     "models.reshaping:reshaped": lambda folder: [*_mlp(folder), "--image_size", 9],
     "training.stages.planning:prepare_plan": lambda folder: [

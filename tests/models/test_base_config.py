@@ -108,6 +108,8 @@ def config_of(folder):
 POISON = {
     "attn_implementation": "flash_attention_2",
     "experts_implementation": "grouped_mm",
+    "_attn_implementation": "flash_attention_2",
+    "_experts_implementation": "grouped_mm",
     "output_attentions": True,
     "output_hidden_states": True,
     "return_dict": False,

@@ -5,13 +5,17 @@ import json
 import shutil
 
 import pytest
+import timm
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import load_recipe_script, train
+from timm.models import save_for_hf
 from transformers import (
     AutoModelForImageClassification,
+    BeitConfig,
+    BeitForMaskedImageModeling,
     SwinConfig,
     SwinForImageClassification,
     ViTConfig,
@@ -22,6 +26,7 @@ from transformers import (
 
 from ftkit.config import ModelArguments
 from ftkit.data.pixels.images import ImageInfo
+from ftkit.models.anatomy import find_head
 from ftkit.models.classifier import Classifier
 from ftkit.tasks import SingleLabel
 
@@ -426,3 +431,57 @@ def test_infinite_weights_are_no_integers(saved_models, with_tensors, refused):
 
     with refused("NaN or infinite values in 1 of", "classifier.weight"):
         Classifier.load(str(with_tensors("vit", infinite)))
+
+
+def test_pretraining_without_the_last_layers_is_trained_with_them_as_the_head(tmp_path, refused):
+    config = BeitConfig(**SMALL, vocab_size=9, use_mask_token=True)
+    BeitForMaskedImageModeling(config).save_pretrained(tmp_path)
+    PROCESSOR.save_pretrained(tmp_path)
+    with refused("2 of its", "beit.pooler.layernorm.bias", "--head beit.pooler classifier") as refusal:
+        build(tmp_path)
+    head = refusal.value.fix["head"]
+    args = ModelArguments(model=str(tmp_path), head=head)
+    built = Classifier.build(args, SingleLabel(NAMES), COLOUR, pretrained=True)
+    assert list(find_head(built.model)) == head == ["beit.pooler", "classifier"]
+    with refused("4 of its", "saved together"):
+        Classifier.load(str(tmp_path))
+
+
+def test_a_model_folder_of_timm_is_used_as_its_owner_meant_it(tmp_path, refused):
+    """As `save_for_hf` writes it; the class names may be a list, or a mapping where numbers are missing."""
+    save_for_hf(timm.create_model("test_resnet", num_classes=3), tmp_path, model_config={"label_names": NAMES})
+    assert Classifier.load(str(tmp_path)).task.names == NAMES
+    config = json.loads((tmp_path / "config.json").read_text())
+
+    def change(**values):
+        (tmp_path / "config.json").write_text(json.dumps(config | values))
+
+    change(label_names={"0": "x", "1": "y", "2": "z"}, model_args={"pretrained": True, "num_classes": 3})
+    assert Classifier.load(str(tmp_path)).task.names == ["x", "y", "z"]
+    change(label_names={"x": "an ant"})
+    with refused("label_names", "by their numbers"):
+        build(tmp_path)
+    change(num_classes=0, label_names=None)
+    with refused("without a head"):
+        Classifier.load(str(tmp_path))
+
+
+def test_settings_that_no_tensor_shows_are_said(saved_models, caplog):
+    args = ModelArguments(model=str(saved_models / "vit"), model_args={"num_attention_heads": 4})
+    Classifier.build(args, SingleLabel(NAMES), COLOUR, pretrained=True)
+    assert "model_args: the weights were trained with num_attention_heads: 2 instead of 4" in caplog.messages
+
+
+def test_what_a_run_sets_is_no_argument_of_the_model(saved_models, refused):
+    for name, argument in (("vit", "output_hidden_states"), ("timm", "pretrained")):
+        with refused("model_args", argument):
+            args = ModelArguments(model=str(saved_models / name), model_args={argument: True})
+            Classifier.build(args, SingleLabel(NAMES), COLOUR, pretrained=True)
+
+
+def test_a_processor_that_takes_no_images_is_refused(saved_models, tmp_path, refused):
+    folder = shutil.copytree(saved_models / "vit", tmp_path / "vit")
+    processor = {"image_processor_type": "WhisperFeatureExtractor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    with refused("a WhisperFeatureExtractor, takes no images"):
+        Classifier.load(str(folder))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers as T
 from PIL import Image
@@ -207,3 +208,20 @@ def test_weights_of_a_file_are_resampled_too(tmp_path):
     found = classifier.model.state_dict()["timm_model.pos_embed"]
     tokens = state["pos_embed"].shape[1] - 100
     torch.testing.assert_close(found, resample_abs_pos_embed(state["pos_embed"], [4, 4], num_prefix_tokens=tokens))
+
+
+def test_weights_of_a_file_follow_the_arguments_of_their_architecture(tmp_path, refused):
+    """As those of a saved model do: the first layer is summed for grey images."""
+    network = timm.create_model("test_resnet", num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+
+    def build(**model_args):
+        args = ModelArguments(str(tmp_path / "net.pth"), architecture="timm/test_resnet", model_args=model_args)
+        return Classifier.build(args, SingleLabel(["a", "b"]), ImageInfo((32, 32), 1), pretrained=True)
+
+    grey = build(in_chans=1)
+    assert grey.channels == 1
+    first = grey.model.state_dict()["timm_model.conv1.0.weight"]
+    torch.testing.assert_close(first, network.conv1[0].weight.sum(1, keepdim=True))
+    with refused("cannot be resampled", "leave out model_args"):
+        build(channels=[8, 8, 8, 8])

@@ -67,6 +67,7 @@ def test_weights_by_order_are_shown_in_three_lines_and_listed_in_the_runs_folder
 SETS = {
     "a nested average": lambda state, other: {"state_dict": other, "state_dict_ema": state, "epoch": 3},
     "two models": lambda state, other: {"model": other, "model_ema": state, "optimizer": {"state": {}}},
+    "a teacher and its student": lambda state, other: {"student": other, "teacher": state},
     "names before names": lambda state, _: {"state_dict": {f"net.encoder.{name}": v for name, v in state.items()}},
     "a count beside": lambda state, _: {"epoch": torch.tensor(3), "model": state},
 }
