@@ -70,7 +70,9 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path) -> bool:
     several = [row for row, files in enumerate(found) if len(files) > 1]
     if not (clear or several) or set(table.table[table.image]) <= {*classes.values()}:  # a table of the classes
         return False
-    label = table.label or next((name for name in rows if _may_be_classes(table.table[name], name)), None)
+    told = table.unclear.fix.get("label_column") if table.unclear else None
+    names = [told, *rows] if told in rows else rows
+    label = table.label or next((name for name in names if _may_be_classes(table.table[name], name)), None)
     if several and (label or table.gives_splits):
         raise table.ambiguous(several)
     if label is None:
