@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -146,6 +146,20 @@ def interrupt(run: Path, keep: int = -1) -> None:
     (run / "run.json").unlink(missing_ok=True)
     for path in (last / "result.json", last / "model.safetensors"):
         path.unlink()
+
+
+def noise_images(root: Path, counts: Mapping[str, int], size: tuple[int, int] = (8, 8)) -> Path:
+    """Write PNG files of coloured noise, `<folder>/<number>.png`, as many as `counts` says; returns `root`.
+
+    Args:
+        size: height and width.
+    """
+    rng = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / folder / f"{number}.png")
+    return root
 
 
 def random_predictions(names: list[str], n: int, seed: int = 0, skill: float = 2.0) -> Predictions:

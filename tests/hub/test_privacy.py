@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import finetune, load_recipe_script
+from support import finetune, load_recipe_script, noise_images
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.evaluation.predictions import read_predictions
@@ -23,11 +23,7 @@ MARK = "SECRET_USER"
 def home(tmp_path, monkeypatch):
     """A marked home folder with photos and a trained model."""
     home = tmp_path / MARK
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (home / "photos" / name).mkdir(parents=True)
-        for i in range(16):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(home / f"photos/{name}/{i}.png")
+    noise_images(home / "photos", {"cat": 16, "dog": 16}, size=(16, 16))
     shutil.copy(home / "photos/cat/0.png", home / "photos/dog/twin.png")
     (home / "photos" / "dog" / "torn.png").write_bytes(b"torn")
     (home / "photos" / "notes.json").write_text("{torn")  # files that are not used

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import KEEP_ALL, MLP, finetune, interrupt, losses, stage_results, train, train_log
+from support import KEEP_ALL, MLP, interrupt, losses, stage_results, train, train_log
 
 from ftkit.tasks import SingleLabel
 from ftkit.training.loop.trainer import ImageTrainer
@@ -91,8 +91,8 @@ def test_a_stage_with_weights_only_starts_again(tmp_path, capsys, refused):
     (kept,) = part.glob("stages/*/checkpoint-*")
     assert not (kept / "optimizer.pt").exists()
     with refused("holds only weights (save_only_model: true)", "leave it out"):
-        finetune(part, *options, "--resume_from_checkpoint", kept)
-    finetune(part, *options)
+        train(part, *options, "--resume_from_checkpoint", kept)
+    train(part, *options)
     assert "save_only_model: true): the stage starts again" in capsys.readouterr().out
     assert tensors(part).keys() == tensors(whole).keys()
     assert all(np.array_equal(tensors(part)[name], expected) for name, expected in tensors(whole).items())

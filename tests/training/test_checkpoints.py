@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, finetune, interrupt, train, weights
+from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, interrupt, train, weights
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -107,7 +107,7 @@ def test_a_run_resumes_from_the_older_checkpoint_to_the_same_model(whole, killed
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     truncate(newest / "optimizer.pt")
     (stage / ".checkpoint-99.part").mkdir()  # as left by a process that was killed while saving
-    finetune(killed, *FOUR_EPOCHS)
+    train(killed, *FOUR_EPOCHS)
     shown = capsys.readouterr().out
     assert (
         f"skipped {newest}: it holds" in shown
@@ -178,7 +178,7 @@ def test_a_finished_stage_with_damaged_weights_is_trained_again(whole, killed, t
     shutil.rmtree(tmp_path / "again" / "model")
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
-    finetune(tmp_path / "again", *FOUR_EPOCHS)
+    train(tmp_path / "again", *FOUR_EPOCHS)
     assert "skipped" in capsys.readouterr().out and weights(tmp_path / "again") == weights(whole)
 
 
@@ -194,7 +194,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
         seal(aside, folder)
 
     monkeypatch.setattr(saving, "seal", sometimes)
-    run = finetune(tmp_path / "run", *FOUR_EPOCHS)
+    run = train(tmp_path / "run", *FOUR_EPOCHS).folder
     shown = capsys.readouterr().out
     assert shown.count("could not be written, training continues without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
