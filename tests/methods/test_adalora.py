@@ -2,7 +2,6 @@
 
 import ast
 import json
-import logging
 import shutil
 
 import pytest
@@ -73,15 +72,14 @@ def test_the_schedule_counts_optimizer_steps(mlp, tmp_path, options):
     assert sum(stage["steps"] for stage in job.stages) == config["total_step"]
 
 
-def test_a_warning_if_the_chosen_weights_are_from_before_the_last_pruning(mlp, tmp_path, caplog):
+def test_a_warning_if_the_chosen_weights_are_from_before_the_last_pruning(mlp, tmp_path, logged):
     """Early stopping and validation may choose them."""
     stop = ["--early_stopping_patience", 1, *ACCURACY, "--num_train_epochs", 20, "--learning_rate", 1e-6]
-    logging.getLogger("ftkit").propagate = True
     job = train(tmp_path / "run", *OPTIONS, "--model", mlp, *stop)
     left, whole, layers = ranks(job.folder / "model" / "adapter_model.safetensors")
     assert left > 2 * layers
     told = f"{left} of {whole} ranks are left, and target_r: 2 means {2 * layers}"
-    assert told in caplog.text
+    assert told in logged()
     assert_saved_is_trained(job)
 
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -29,11 +28,9 @@ def killed(whole, tmp_path):
 
 
 @pytest.fixture
-def skipped(caplog):
+def skipped(logged):
     """The log messages about skipped checkpoints."""
-    logging.getLogger("ftkit").propagate = True
-    caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    return lambda: [message for message in logged().splitlines() if "skipped" in message]
 
 
 def truncate(path):
@@ -102,13 +99,13 @@ def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, skipped, b
     assert f"skipped {newest}" in skipped()[0]
 
 
-def test_a_run_resumes_from_the_older_checkpoint_to_the_same_model(whole, killed, capsys):
+def test_a_run_resumes_from_the_older_checkpoint_to_the_same_model(whole, killed, logged):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     truncate(newest / "optimizer.pt")
     (stage / ".checkpoint-99.part").mkdir()  # as left by a process that was killed while saving
     train(killed, *FOUR_EPOCHS)
-    shown = capsys.readouterr().out
+    shown = logged()
     assert (
         f"skipped {newest}: it holds" in shown
         and "bytes of optimizer.pt instead of" in shown
@@ -173,16 +170,16 @@ def test_a_named_checkpoint_must_be_complete(killed, refused):
         train(killed, *FOUR_EPOCHS, "--resume_from_checkpoint", named)
 
 
-def test_a_finished_stage_with_damaged_weights_is_trained_again(whole, killed, tmp_path, capsys):
+def test_a_finished_stage_with_damaged_weights_is_trained_again(whole, killed, tmp_path, logged):
     shutil.copytree(whole, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "model")
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
     train(tmp_path / "again", *FOUR_EPOCHS)
-    assert "skipped" in capsys.readouterr().out and weights(tmp_path / "again") == weights(whole)
+    assert "skipped" in logged() and weights(tmp_path / "again") == weights(whole)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, logged):
     """Every second one cannot be written: saved ones stay, and training continues."""
     seal, count = checkpoints.seal, 0
 
@@ -195,7 +192,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
 
     monkeypatch.setattr(saving, "seal", sometimes)
     run = train(tmp_path / "run", *FOUR_EPOCHS).folder
-    shown = capsys.readouterr().out
+    shown = logged()
     assert shown.count("could not be written, training continues without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
     assert len(left) == 2 and all(checkpoints.what_is_wrong(path) is None for path in left)

@@ -15,7 +15,7 @@ def test_training_that_waits_for_data_warns(tmp_path, monkeypatch, capsys, digit
     pixels = ImageTensors.pixels
 
     def slow(self, rows, epoch=0):
-        time.sleep(0.1)
+        time.sleep(0.3)
         return pixels(self, rows, epoch)
 
     assert waiting(digits_run) < 0.5
