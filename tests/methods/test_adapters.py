@@ -64,8 +64,8 @@ def test_only_adapters_and_head_are_saved_and_they_reload(folder, tmp_path, refu
     assert job.stages[0]["best_metric"] > 0  # labels and metrics are known to the Trainer
 
 
-def test_a_run_of_adapters_evaluates_the_same_from_its_folder(convnet, tmp_path):
-    run = finetune(tmp_path / "run", *QUICK, "--model", convnet, "--method", "lora")
+def test_a_run_of_adapters_evaluates_the_same_from_its_folder(mlp, tmp_path):
+    run = finetune(tmp_path / "run", *QUICK, "--model", mlp, "--method", "lora")
     record = json.loads((run / "run.json").read_text())
     assert 0 < record["parameters"]["trained"] < record["parameters"]["total"]
     assert_reloads(run)
@@ -204,9 +204,9 @@ def test_grouped_and_depthwise_convolutions(tmp_path):
     assert depthwise and taken == {"lora": set(), "loha": depthwise, "ia3": depthwise, "adalora": set()}
 
 
-def test_adalora_prunes_its_ranks(convnet, tmp_path):
+def test_adalora_prunes_its_ranks(mlp, tmp_path):
     """The budget falls from `init_r` to `target_r`: PEFT's allocation runs at every step."""
-    job = train(tmp_path / "run", *QUICK, "--num_train_epochs", 20, "--model", convnet, "--method", "adalora",
+    job = train(tmp_path / "run", *QUICK, "--num_train_epochs", 20, "--model", mlp, "--method", "adalora",
                 "--eval_strategy", "no")  # fmt: skip
     values = load_file(job.folder / "model" / "adapter_model.safetensors")
     ranks = [(value != 0).sum().item() for name, value in values.items() if "lora_E" in name]
