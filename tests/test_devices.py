@@ -112,18 +112,21 @@ FINE_TUNING = [*BINARY, "--max_train_samples", 32]
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["--method", "full"], id="full"),
-        pytest.param(["--method", "linear_probe"], id="linear_probe"),
-        pytest.param(["--method", "lp_ft"], id="lp_ft"),
-        pytest.param(["--method", "bitfit"], id="bitfit"),
-        pytest.param(["--method", "norm_tuning"], id="norm_tuning"),
-        pytest.param(["--method", "lora", "--merge_adapters", "true", "--adapter_args", '{"r": 2}'], id="lora"),
-        pytest.param(["--method", "dora", "--adapter_args", '{"r": 2}'], id="dora"),
-        pytest.param(["--method", "adalora", "--num_train_epochs", 4], id="adalora"),
+        ["convnet", "full"],
+        ["convnet", "linear_probe"],
+        ["mlp", "lp_ft"],
+        ["mlp", "bitfit"],
+        ["convnet", "norm_tuning"],
+        ["mlp", "lora", "--merge_adapters", "true", "--adapter_args", '{"r": 2}'],
+        ["convnet", "dora", "--adapter_args", '{"r": 2}'],
+        ["mlp", "adalora", "--num_train_epochs", 4],
     ],
+    ids=lambda options: options[1],
 )
-def test_fine_tuning_waits_for_nothing(tmp_path, waits, convnet, options):
-    assert train(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options).stages
+def test_fine_tuning_waits_for_nothing(tmp_path, waits, request, options):
+    base, *method = options
+    options = ["--model", request.getfixturevalue(base), "--method", *method]
+    assert train(tmp_path / "run", *FINE_TUNING, *options).stages
     assert waits == {}
 
 
