@@ -1,5 +1,7 @@
 """Fixtures for all tests. The Hub is switched off, and every cache is in a temporary folder."""
 
+import gc
+import logging
 import os
 import re
 import signal
@@ -26,10 +28,30 @@ def pytest_report_header(config):
         return "without the slow tests: `pytest -m slow` runs them; FTKIT_DATA_DIR is the folder of the real data"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Importing makes no garbage, and looking for it takes a sixth of the time; what is imported never becomes any."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config, items):
     if not _slow_ones_run(config):
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep neighbouring tests in one of `-n`'s workers: it sets up the fixtures that they share only once."""
+    if config.getoption("dist") == "load":
+        from xdist.scheduler import WorkStealingScheduling
+
+        return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,6 +60,14 @@ def signals_as_in_a_terminal():
     for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
         if (number := getattr(signal, name, None)) and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_are_not_flushed():
+    """No test survives a power failure, and half of a small run's time in system calls is `os.fsync`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -49,6 +79,20 @@ def refused():
         return pytest.raises(UserError, match="(?s)" + "".join(f"(?=.*{re.escape(str(word))})" for word in words))
 
     return expect
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """`logged()` is what ftkit has logged since the test began or asked last; for runs without a console."""
+    monkeypatch.setattr(logging.getLogger("ftkit"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="ftkit")
+
+    def text():
+        messages = "\n".join(caplog.messages)
+        caplog.clear()
+        return messages
+
+    return text
 
 
 @pytest.fixture(scope="session")

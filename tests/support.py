@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 from PIL import Image
+from transformers import pipeline
 
 from ftkit import run as steps
 from ftkit.data.feeding.engine import load_images
@@ -115,6 +116,14 @@ def assert_reloads(run: Path) -> None:
     np.testing.assert_allclose(again, stored, atol=1e-5)
 
 
+def answers_here(model: Path, files: Sequence[Path], trust_remote_code: bool) -> dict[str, Any]:
+    """What the clean process of the gate answers, by the same pipeline, without the seconds that it takes to start."""
+    classify = pipeline("image-classification", str(model), function_to_apply="none", device="cpu")
+    names = list(classify.model.config.id2label.values())
+    scores = [{row["label"]: row["score"] for row in classify(str(file), top_k=len(names))} for file in files]
+    return {"labels": names, "logits": [[row[name] for name in names] for row in scores], "missing": []}
+
+
 def assert_saved_is_trained(job: steps.Job) -> None:
     """The model in a run's folder, a plain forward pass of it in float32, gives the logits of the one that trained.
 
@@ -146,6 +155,20 @@ def interrupt(run: Path, keep: int = -1) -> None:
     (run / "run.json").unlink(missing_ok=True)
     for path in (last / "result.json", last / "model.safetensors"):
         path.unlink()
+
+
+def noise_images(root: Path, counts: Mapping[str, int], size: tuple[int, int] = (8, 8)) -> Path:
+    """Write PNG files of coloured noise, `<folder>/<number>.png`, as many as `counts` says; returns `root`.
+
+    Args:
+        size: height and width.
+    """
+    rng = np.random.default_rng(0)
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / folder / f"{number}.png")
+    return root
 
 
 def random_predictions(names: list[str], n: int, seed: int = 0, skill: float = 2.0) -> Predictions:

@@ -25,6 +25,7 @@ from ftkit.training.loop.trainer import ImageTrainer
 # 64 training images: 4 steps an epoch.
 BINARY = ["--classes", 0, 1, "--max_train_samples", 64, "--per_device_train_batch_size", 16, "--num_train_epochs", 2,
         "--learning_rate", 0.003]  # fmt: skip
+SMALL = ["--model", "mlp"]
 AUGMENT = [name for name in AUGMENTATIONS if name != "flip"]  # with which alternating_flip would be refused
 
 
@@ -67,7 +68,7 @@ def waits(pretended, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param([], id="default"),
+        pytest.param(["--model", "convnet"], id="convnet"),
         pytest.param(["--mixup", 0.2, "--cutmix", 1.0, "--ema_decay", 0.9, "--l1", 1e-5, "--dropout", 0.1], id="loss"),
         pytest.param(["--augment", *AUGMENT], id="augment"),
         pytest.param(["--gradient_accumulation_steps", 2, "--max_grad_norm", 0], id="accumulation"),
@@ -76,12 +77,12 @@ def waits(pretended, monkeypatch):
         pytest.param(["--on_nan", "skip", "--optim", "adamw_torch"], id="skip, an optimizer that counts on the host"),
         pytest.param(["--on_nan", "rollback"], id="rollback"),
         pytest.param(["--data_engine", "stream", "--dataloader_num_workers", 0, "--augment", "flip"], id="stream"),
-        pytest.param(["--model", "timm/test_resnet", "--augment", "flip"], id="resnet"),
-        pytest.param(["--model", "timm/test_vit", "--image_size", 16], id="vit"),
+        pytest.param(["--model", "timm/test_resnet", "--augment", "flip", "--num_train_epochs", 1], id="resnet"),
+        pytest.param(["--model", "timm/test_vit", "--image_size", 16, "--num_train_epochs", 1], id="vit"),
     ],
 )
 def test_training_waits_for_nothing(tmp_path, waits, options):
-    assert train(tmp_path / "run", *BINARY, *options).stages
+    assert train(tmp_path / "run", *BINARY, *SMALL, *options).stages
     assert waits == {}
 
 
@@ -95,7 +96,7 @@ def test_an_update_is_skipped_as_on_the_cpu(tmp_path, monkeypatch, optim):
         return loss * float("nan") if model.training and self.state.global_step + 1 in (1, 3, 6) else loss
 
     monkeypatch.setattr(ImageTrainer, "compute_loss", compute_loss)
-    options = [*BINARY, *optim, *KEEP_LAST, "--on_nan", "skip"]
+    options = [*BINARY, *SMALL, *optim, *KEEP_LAST, "--on_nan", "skip"]
     here = train(tmp_path / "here", *options)
     with pretend_device():
         there = train(tmp_path / "there", *options)
@@ -111,18 +112,21 @@ FINE_TUNING = [*BINARY, "--max_train_samples", 32]
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["--method", "full"], id="full"),
-        pytest.param(["--method", "linear_probe"], id="linear_probe"),
-        pytest.param(["--method", "lp_ft"], id="lp_ft"),
-        pytest.param(["--method", "bitfit"], id="bitfit"),
-        pytest.param(["--method", "norm_tuning"], id="norm_tuning"),
-        pytest.param(["--method", "lora", "--merge_adapters", "true", "--adapter_args", '{"r": 2}'], id="lora"),
-        pytest.param(["--method", "dora", "--adapter_args", '{"r": 2}'], id="dora"),
-        pytest.param(["--method", "adalora", "--num_train_epochs", 4], id="adalora"),
+        ["convnet", "full"],
+        ["convnet", "linear_probe"],
+        ["mlp", "lp_ft"],
+        ["mlp", "bitfit"],
+        ["convnet", "norm_tuning"],
+        ["mlp", "lora", "--merge_adapters", "true", "--adapter_args", '{"r": 2}'],
+        ["convnet", "dora", "--adapter_args", '{"r": 2}'],
+        ["mlp", "adalora", "--num_train_epochs", 4],
     ],
+    ids=lambda options: options[1],
 )
-def test_fine_tuning_waits_for_nothing(tmp_path, waits, convnet, options):
-    assert train(tmp_path / "run", *FINE_TUNING, "--model", convnet, *options).stages
+def test_fine_tuning_waits_for_nothing(tmp_path, waits, request, options):
+    base, *method = options
+    options = ["--model", request.getfixturevalue(base), "--method", *method]
+    assert train(tmp_path / "run", *FINE_TUNING, *options).stages
     assert waits == {}
 
 
@@ -211,7 +215,7 @@ def test_logits_do_not_gather_on_the_device(tmp_path, pretended):
     copies, scores = [], []
     for often in ([], ["--eval_accumulation_steps", 2]):
         before = pretended.waits.copy()
-        options = [*BINARY, "--per_device_eval_batch_size", 8, "--num_train_epochs", 1, *often]
+        options = [*BINARY, *SMALL, "--per_device_eval_batch_size", 8, "--num_train_epochs", 1, *often]
         job = train(tmp_path / str(len(copies)), *options)
         evaluate(job)
         assert job.config.training.eval_accumulation_steps == (2 if often else (1 << 24) // (8 * 2))  # two classes
@@ -224,7 +228,7 @@ def test_logits_do_not_gather_on_the_device(tmp_path, pretended):
 
 def test_one_of_several_gpus_is_used(tmp_path, pretended, monkeypatch, capsys):
     monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 4)
-    finetune(tmp_path / "run", *BINARY, "--num_train_epochs", 1)
+    finetune(tmp_path / "run", *BINARY, *SMALL, "--num_train_epochs", 1)
     shown = capsys.readouterr().out
     assert "of 4 GPUs" in shown and "multi_gpu.yaml --num_processes 4" in shown
 
@@ -253,7 +257,7 @@ def deterministic():
 @pytest.mark.parametrize("pooling", ["average", "max"])
 def test_full_determinism_trains_and_evaluates(tmp_path, pretended, deterministic, pooling):
     options = ["--augment", *AUGMENT, "--model_args", json.dumps({"pooling": pooling, "downsampling": "max_pool"})]
-    job = train(tmp_path / "run", *BINARY, *deterministic, *options)
+    job = train(tmp_path / "run", *BINARY, "--num_train_epochs", 1, *deterministic, *options)
     evaluate(job)
     assert len(job.predicted["plain"]) == 72
 

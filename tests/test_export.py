@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from support import finetune, load_recipe_script
+from support import finetune, load_recipe_script, noise_images
 
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package)
@@ -122,7 +122,7 @@ def test_the_image_processor_is_exported_too(exported):
     np.testing.assert_allclose(values, (pixels[:, None] / 255 - about["mean"][0]) / about["std"][0], atol=1e-5)
 
 
-ALSO_ELSEWHERE = ("mlp", "convnet")  # `exported` is a convnet
+ALSO_ELSEWHERE = ("mlp", "convnet", "timm/test_resnet", "vit")  # `exported` is a convnet
 
 
 @pytest.mark.parametrize(
@@ -142,27 +142,15 @@ def test_a_recurrent_network_in_every_format(rnn, tmp_path, capfd):
     assert table == ["pytorch", *FILES]
 
 
-def noise_images(folder, names):
-    """A folder of train, validation and test images: colour noise of several sizes."""
-    from PIL import Image
-
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 24), ("validation", 2), ("test", 15)):
-        for name in names:
-            (folder / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = rng.integers(0, 256, (20 + i, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
-    return folder
-
-
 def check_all_formats(model_folder, tmp_path):
     """Any batch size gives PyTorch's logits, from the files alone."""
     from ftkit.models.classifier import Classifier
 
     classifier = Classifier.load(str(model_folder))
     model = classifier.model.eval()
-    data = noise_images(tmp_path / "noise", classifier.task.names)
+    counts = {"train": 24, "validation": 2, "test": 15}
+    folders = {f"{split}/{name}": count for split, count in counts.items() for name in classifier.task.names}
+    data = noise_images(tmp_path / "noise", folders, size=(20, 24))
     export(
         "--model",
         model_folder,

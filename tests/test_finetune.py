@@ -16,7 +16,7 @@ import xxhash
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
-from support import KEEP_ALL, REPO, TINY, finetune, interrupt, load_recipe_script, train, weights
+from support import KEEP_ALL, MLP, REPO, TINY, finetune, interrupt, load_recipe_script, noise_images, train, weights
 
 from ftkit.errors import UserError
 from ftkit.evaluation.predictions import read_predictions
@@ -57,7 +57,7 @@ def test_the_seed_determines_the_bytes(tmp_path):
 
 
 def test_a_run_of_the_saved_configuration_has_the_same_weights(tmp_path):
-    options = [*QUICK, "--model", "mlp", "--model_args", '{"hidden_sizes": [16]}', "--classes", "1", "7", "3"]
+    options = [*QUICK, *MLP, "--classes", "1", "7", "3"]
     first = train(tmp_path / "first", *options, "--label_smoothing_factor", "0.1").folder
     again = train(tmp_path / "again", "--config", first / "config.yaml").folder
     assert weights(first) == weights(again)
@@ -142,7 +142,7 @@ def test_evaluate_matches_labels_by_name(digits_run, tmp_path):
     ids=lambda options: " ".join(options[:2]),
 )
 def test_training_options_work_by_their_own_names(tmp_path, options):
-    job = train(tmp_path / "run", *QUICK, *options)
+    job = train(tmp_path / "run", *QUICK, "--model", "mlp", *options)
     evaluate(job)
     assert len(job.predicted["plain"]) == 360
 
@@ -164,7 +164,7 @@ def test_gradient_accumulation_is_one_big_batch(tmp_path):
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_an_evaluation_is_one_line(tmp_path, capfd, terminal):
-    finetune(tmp_path / "run", *QUICK, "--disable_tqdm", str(not terminal).lower(), "--logging_steps", 1)
+    train(tmp_path / "run", *QUICK, "--disable_tqdm", str(not terminal).lower(), "--logging_steps", 1)
     shown = "".join(capfd.readouterr())
     assert shown.count("epoch 1/1   loss ") == 1
     assert "eval_loss" not in shown and "grad_norm" not in shown
@@ -195,8 +195,10 @@ def test_tensorboard_gets_the_losses(tmp_path):
 def test_fine_tuning_starts_from_the_saved_weights(digits_run, tmp_path):
     """At a learning rate of 0 the same classes keep the head, and therefore the accuracy."""
     model = str(digits_run / "model")
-    run = finetune(tmp_path / "same", *QUICK, "--model", model, "--method", "full", "--learning_rate", "0")
-    accuracy = [json.loads((r / "run.json").read_text())["test"]["accuracy"] for r in (digits_run, run)]
+    job = train(tmp_path / "same", *QUICK, "--model", model, "--method", "full", "--learning_rate", "0")
+    evaluate(job)
+    found = read_predictions(digits_run / "evaluation"), job.predicted["plain"]
+    accuracy = [predictions.hits.mean() for predictions in found]
     # BatchNorm's running statistics still move a little.
     assert accuracy[1] == pytest.approx(accuracy[0], abs=0.03)
     fewer = train(tmp_path / "fewer", *QUICK, "--model", model, "--method", "full", "--classes", "9", "4", "1").folder
@@ -217,7 +219,7 @@ def test_a_finished_run_is_not_overwritten_unless_asked(tmp_path):
 
 
 def test_a_resume_does_not_train_a_run_that_stopped_early(tmp_path):
-    options = [*TINY, *KEEP_ALL, "--num_train_epochs", "30", "--learning_rate", "0.01",
+    options = [*TINY, *MLP, *KEEP_ALL, "--num_train_epochs", "30", "--learning_rate", "0.01",
                "--early_stopping_patience", "2", "--metric_for_best_model", "accuracy"]  # fmt: skip
     whole = train(tmp_path / "whole", *options).folder
     steps = len(list(whole.glob("stages/0-all/checkpoint-*")))
@@ -314,8 +316,9 @@ def test_a_batch_of_one_image_is_explained(tmp_path, refused):
         "the last of the 65 images is a batch of its own, but BatchNorm needs two", "dataloader_drop_last: true"
     ):
         finetune(tmp_path / "run", *options)
-    run = finetune(tmp_path / "dropped", *options, "--dataloader_drop_last", "true")
-    assert json.loads((run / "run.json").read_text())["test"]["n"] == 360  # evaluations skip no image
+    job = train(tmp_path / "dropped", *options, "--dataloader_drop_last", "true")
+    evaluate(job)
+    assert len(job.predicted["plain"]) == 360  # evaluations skip no image
 
 
 def test_full_determinism_reaches_torch_and_changes_nothing_on_a_cpu(tmp_path, monkeypatch):
@@ -331,28 +334,22 @@ def test_full_determinism_reaches_torch_and_changes_nothing_on_a_cpu(tmp_path, m
 
 
 def test_skipped_images_are_in_the_report(tmp_path):
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for i in range(20):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(tmp_path / f"pets/{name}/{i}.png")
+    noise_images(tmp_path / "pets", {"cat": 20, "dog": 20}, size=(16, 16))
     broken = tmp_path / "pets" / "cat" / "broken.png"
     broken.write_bytes(b"not a picture")
     options = ["--data_dir", tmp_path / "pets", "--num_train_epochs", "1"]
     with pytest.raises(UserError, match="1 of .* images do not decode(.|\n)*broken.png(.|\n)*--on_bad_image skip"):
         finetune(tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
-    run = finetune(tmp_path / "run", *options, "--on_bad_image", "skip")
+    run = finetune(tmp_path / "run", *options, "--on_bad_image", "skip", "--data_engine", "tensor")
     assert "broken.png" in (run / "evaluation" / "report.md").read_text()
     skipped = json.loads((run / "run.json").read_text())["skipped_images"]
     listed = [(image["file"], image["xxh3_64"]) for images in skipped.values() for image in images]
     assert listed == [("cat/broken.png", xxhash.xxh3_64_hexdigest(b"not a picture"))]
     # The same seed and skipped images are the same run, with either engine.
-    for engine in ("tensor", "stream"):
-        more = ["--data_engine", engine, "--cache_dir", tmp_path / f"{engine} cache"]
-        again = finetune(tmp_path / engine, *options, "--on_bad_image", "skip", *more)
-        assert json.loads((again / "run.json").read_text())["skipped_images"] == skipped
-        assert weights(again) == weights(run)
+    again = finetune(tmp_path / "again", *options, "--on_bad_image", "skip", "--data_engine", "stream")
+    assert json.loads((again / "run.json").read_text())["skipped_images"] == skipped
+    assert weights(again) == weights(run)
 
 
 def test_malicious_labels_are_shown_as_text(tmp_path, capsys):

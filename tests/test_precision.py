@@ -133,10 +133,9 @@ def test_a_resume_in_another_precision_is_refused(tmp_path, monkeypatch, refused
     assert weights(whole) == expected
 
 
-def test_autocast_is_removed_after_a_stage(tmp_path, monkeypatch):
+def test_autocast_is_removed_after_a_stage(mlp, tmp_path, monkeypatch):
     """Merging compares logits in float32, even after stages under autocast."""
-    base = train(tmp_path / "base", "--model", "timm/test_vit", "--image_size", 32, *QUICK).folder
-    job = train(tmp_path / "lora", "--model", base / "model", "--method", "lora", "--merge_adapters", "true",
+    job = train(tmp_path / "lora", "--model", mlp, "--method", "lora", "--merge_adapters", "true",
                 "--bf16", "true", "--stages", '[{"train": "head"}, {"train": "adapters"}]', *QUICK)  # fmt: skip
     assert_saved_is_trained(job)
 
@@ -174,14 +173,11 @@ def test_adapters_of_a_run_in_bf16_are_saved_in_float32(tmp_path):
 def test_exact_float32_restores_all_settings():
     """A backend reports its inherited setting; writing that back would override a later `tf32: false`."""
     start = ["import torch", "from ftkit.precision import exact_float32", "conv = torch.backends.cudnn.conv"]
-    block = ["with exact_float32():", "    print(conv.fp32_precision)"]
-    after = ["print(conv.fp32_precision)", "torch.backends.fp32_precision = 'ieee'", "print(conv.fp32_precision)"]
-
-    def printed(*lines):
-        command = [sys.executable, "-c", "\n".join(lines)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True).stdout.split()
-
-    assert printed(*start, *block, *after) == ["ieee", *printed(*start, *after)]
+    fresh = ["print(conv.fp32_precision)", "torch.backends.fp32_precision = 'ieee'", "print(conv.fp32_precision)"]
+    block = ["torch.backends.fp32_precision = 'none'", "with exact_float32():", "    print(conv.fp32_precision)"]
+    command = [sys.executable, "-c", "\n".join([*start, *fresh, *block, *fresh])]
+    printed = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=True).stdout.split()
+    assert printed[1:3] == ["ieee", "ieee"] and printed[3:] == printed[:2]
 
 
 def test_every_stage_trains_in_the_precision_of_the_run(tmp_path, monkeypatch):

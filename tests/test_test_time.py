@@ -17,14 +17,14 @@ def probabilities(folder):
     return read_predictions(folder).probabilities
 
 
-def test_flip_averaging_stands_beside_the_plain_evaluation(digits_run, tmp_path, capsys):
-    options = ("--config", digits_run / "config.yaml", "--test_time_augmentation", "flip_and_shift")
+def test_flip_averaging_stands_beside_the_plain_evaluation(whole, tmp_path, capsys):
+    options = ("--config", whole / "config.yaml", "--test_time_augmentation", "flip_and_shift")
     run = finetune(tmp_path / "run", *options)
     shown = capsys.readouterr().out
     places = ("evaluation", "evaluation/flip", "evaluation/flip_and_shift")
     plain, averaged, shifted = map(probabilities, (run / place for place in places))
     assert not np.allclose(shifted, averaged, atol=0.01)
-    assert np.array_equal(plain, probabilities(digits_run / "evaluation"))
+    assert np.array_equal(plain, probabilities(whole / "evaluation"))
     assert not np.allclose(plain, averaged, atol=0.01)
     labels = read_predictions(run / "evaluation").labels
     accuracy, with_shifts = (float((some.argmax(1) == labels).mean()) for some in (averaged, shifted))

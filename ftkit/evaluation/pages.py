@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def _path(text: str, length: int | None = None) -> Markup:
     return Markup("/<wbr>").join(text.split("/"))
 
 
+@cache
 def _environment() -> jinja2.Environment:
+    """One for all pages: it keeps what it has compiled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDERS),
         autoescape=jinja2.select_autoescape(["html"]),

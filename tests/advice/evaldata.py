@@ -4,37 +4,29 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
-from support import train
+from support import noise_images, train
 
 SMALL = ["--model", "mlp", "--model_args", '{"hidden_sizes": [4]}', "--num_train_epochs", 1, "--report_to", "none"]
 
 
-def write(root: Path, counts: dict[str, int]) -> Path:
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            PILImage.new("L", (4, 4), i).save(root / name / f"{i}.png")
-    return root
-
-
 def evaluation(folder: Path, data: Path) -> tuple[str, list]:
     """An evaluation of a model of the classes ant, bee and fly on other data."""
-    own = write(folder / "own", dict.fromkeys(["ant", "bee", "fly"], 8))
+    own = noise_images(folder / "own", dict.fromkeys(["ant", "bee", "fly"], 8))
     run = train(folder / "trained", "--data_dir", own, *SMALL).folder
     return "eval", ["--model", run, "--data_dir", data]
 
 
 def another_spelling(folder: Path) -> list:
-    data = write(folder / "data", {"train/Cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
+    data = noise_images(folder / "data", {"train/Cat": 8, "train/dog": 8, "test/cat": 2, "test/dog": 2})
     return ["--data_dir", data, *SMALL]
 
 
 def unknown_classes(folder: Path) -> tuple[str, list]:
-    return evaluation(folder, write(folder / "new", {"Ant": 2, "bee": 2, "wasp": 2}))
+    return evaluation(folder, noise_images(folder / "new", {"Ant": 2, "bee": 2, "wasp": 2}))
 
 
 def no_such_split(folder: Path) -> tuple[str, list]:
-    script, arguments = evaluation(folder, write(folder / "new", {"ant": 2, "bee": 2}))
+    script, arguments = evaluation(folder, noise_images(folder / "new", {"ant": 2, "bee": 2}))
     return script, [*arguments, "--split", "validation"]
 
 

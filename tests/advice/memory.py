@@ -1,5 +1,7 @@
 """Machines with too little memory or disk for what is asked."""
 
+from support import MLP
+
 from ftkit.training.loop.trainer import ImageTrainer
 
 TINY = ["--dataset", "digits", "--max_train_samples", 40, "--max_steps", 2, "--data_engine", "tensor"]
@@ -23,7 +25,7 @@ def large_images(folder, monkeypatch):
 
 def small_disk(folder, monkeypatch):
     monkeypatch.setattr("ftkit.data.feeding.tensors.free_bytes", lambda folder: 1000)
-    return [*TINY, "--model", "convnet", "--cache_dir", folder / "cache"]
+    return [*TINY, *MLP, "--cache_dir", folder / "cache"]
 
 
 def failing_allocation(folder, monkeypatch):
@@ -35,7 +37,7 @@ def failing_allocation(folder, monkeypatch):
         return backward(self, model, inputs, *others, **more)
 
     monkeypatch.setattr(ImageTrainer, "_backward", short_of_memory)
-    return [*TINY, "--model", "convnet", "--per_device_train_batch_size", 32]
+    return [*TINY, *MLP, "--per_device_train_batch_size", 32]
 
 
 CASES = {

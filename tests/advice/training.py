@@ -5,7 +5,7 @@ import json
 from filelock import FileLock
 from support import KEEP_ALL, TINY, interrupt, train
 
-from .config import RUN, _trained_file, _with
+from .config import RUN, _with
 
 LONGER = [*RUN, *KEEP_ALL, "--per_device_train_batch_size", 50, "--num_train_epochs", 3, "--report_to", "none"]
 _HELD = []  # locks, until the tests end
@@ -68,10 +68,9 @@ CASES = {
     f"{_OUTPUT}:check_run_folder#3": _unfinished(resume="false"),
     f"{_OUTPUT}:check_run_folder#4": _run_folder(config_yaml="seed: 77"),
     f"{_OUTPUT}:claimed": _locked,
-    "methods.adalora:AdaLora.options": lambda folder: [
-        *_trained_file(folder), "--method", "adalora", "--merge_adapters", "true",
-        "--adapter_args", '{"init_r": 4, "target_r": 4}',
-    ],
+    "methods.adalora:AdaLora.options": _trained_mlp(
+        "--method", "adalora", "--merge_adapters", "true", "--adapter_args", '{"init_r": 4, "target_r": 4}'
+    ),
     "methods.adapters:_adaptable": _trained_mlp("--method", "ln_tuning"),
     "methods.adapters:_adaptable#2": _trained_mlp("--method", "lora", "--adapter_args", '{"r": -1}'),
     "methods.adapters:merged": _trained_mlp(

@@ -20,7 +20,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from support import finetune, interrupt
+from support import finetune, interrupt, train
 from torch import nn
 from transformers import TrainerCallback, ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.training_args import OptimizerNames
@@ -520,12 +520,12 @@ def test_only_push_to_hub_pushes_and_passes_the_hub_fields(tmp_path, monkeypatch
     assert pushed == [(tmp_path / "b", "me/digits", True, "dev"), (tmp_path / "c", "c", None, None)]
 
 
-def test_resuming_from_a_named_checkpoint(tmp_path, capsys):
+def test_resuming_from_a_named_checkpoint(tmp_path, logged):
     words = ["--model", "mlp", "--max_train_samples", 60, "--num_train_epochs", 4, "--save_total_limit", 9]
-    run = finetune(tmp_path / "run", *words)
+    run = train(tmp_path / "run", *words).folder
     interrupt(run, keep=3)
-    finetune(run, *words, "--resume_from_checkpoint", run / "stages" / "0-all" / "checkpoint-4")
-    assert f"resumes from {run}/stages/0-all/checkpoint-4" in capsys.readouterr().out
+    train(run, *words, "--resume_from_checkpoint", run / "stages" / "0-all" / "checkpoint-4")
+    assert f"resumes from {run}/stages/0-all/checkpoint-4" in logged()
 
 
 # --- what is refused

@@ -1,6 +1,8 @@
 """Fixtures for the tests of the gate and of pushing."""
 
 import shutil
+import ssl
+from functools import cache
 
 import huggingface_hub.constants as constants
 import pytest
@@ -23,4 +25,6 @@ def hub(monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", server.token)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
+        # Each new client reads the certificates of all authorities, which takes 20 ms.
+        monkeypatch.setattr("ssl.create_default_context", cache(ssl.create_default_context))
         yield server

@@ -4,12 +4,9 @@ import json
 import shutil
 import socket
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from support import finetune, load_recipe_script
+from support import answers_here, finetune, load_recipe_script, noise_images
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from ftkit.evaluation.predictions import read_predictions
@@ -23,11 +20,7 @@ MARK = "SECRET_USER"
 def home(tmp_path, monkeypatch):
     """A marked home folder with photos and a trained model."""
     home = tmp_path / MARK
-    rng = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (home / "photos" / name).mkdir(parents=True)
-        for i in range(16):
-            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(home / f"photos/{name}/{i}.png")
+    noise_images(home / "photos", {"cat": 16, "dog": 16}, size=(16, 16))
     shutil.copy(home / "photos/cat/0.png", home / "photos/dog/twin.png")
     (home / "photos" / "dog" / "torn.png").write_bytes(b"torn")
     (home / "photos" / "notes.json").write_text("{torn")  # files that are not used
@@ -48,7 +41,7 @@ def test_a_pushed_run_does_not_tell_where_it_was_made(home, hub, monkeypatch):
                  "--cache_dir", home / "cache", "--num_train_epochs", 1, "--on_bad_image", "skip"]  # fmt: skip
     monkeypatch.setattr("sys.argv", [str(home / "ftkit/recipes/finetune.py"), *map(str, arguments)])
     run = finetune(home / "runs" / "first", *arguments)
-    monkeypatch.setattr("ftkit.hub.parity._load_elsewhere", _here)
+    monkeypatch.setattr("ftkit.hub.parity._load_elsewhere", answers_here)
     pushing.push(run, "me/pets")
     repo = hub.repos["me/pets"]
     for path, content in repo.files().items():
@@ -70,17 +63,6 @@ def test_a_pushed_run_does_not_tell_where_it_was_made(home, hub, monkeypatch):
     load_recipe_script("eval").main(["--model", str(run), "--output_dir", str(home / "again")])
     written = [path for path in (home / "again").rglob("*") if path.is_file()]
     assert written and not any(MARK.encode() in path.read_bytes() for path in written)
-
-
-def _here(model, files, trust_remote_code):
-    """What the clean process answers, without the seconds that it takes to start."""
-    from ftkit.models.classifier import Classifier
-
-    found = Classifier.load(str(model))
-    images = np.concatenate([found.geometry([Image.open(file).convert("RGB")]) for file in files])
-    with torch.no_grad():
-        logits = found.model.eval()(pixel_values=found.normalize(torch.from_numpy(images))).logits
-    return {"labels": found.task.names, "logits": logits.tolist(), "missing": []}
 
 
 @pytest.fixture

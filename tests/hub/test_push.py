@@ -25,6 +25,12 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(pushing, "check_parity", lambda *args, **kwargs: 0.0)
 
 
+@pytest.fixture
+def undrawn(unchecked, monkeypatch):
+    """Skip the gate and the drawing of the figure, for tests of the network."""
+    monkeypatch.setattr(pushing.plots, "png", lambda figure: b"")
+
+
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -89,7 +95,7 @@ def test_the_card_lists_what_was_chosen_and_nothing_at_its_default(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_push_is_a_second_commit_and_deletes_stale_model_files(hub, unchecked, run):
+def test_a_second_push_is_a_second_commit_and_deletes_stale_model_files(hub, undrawn, run):
     pushing.push(run, "me/digits")
     (run / "model" / "adapter_model.safetensors").write_bytes(b"an earlier push was one of adapters")
     pushing.push(run, "me/digits")
@@ -102,7 +108,7 @@ def test_a_second_push_is_a_second_commit_and_deletes_stale_model_files(hub, unc
     assert "notes.txt" in hub.repos["me/digits"].files()  # what is no weight stays
 
 
-def test_a_private_repository_and_a_branch(hub, unchecked, run):
+def test_a_private_repository_and_a_branch(hub, undrawn, run):
     pushing.push(run, "me/secret", private=True, revision="v2")
     assert hub.repos["me/secret"].private
     assert "model.safetensors" in hub.repos["me/secret"].files("v2")
@@ -126,7 +132,7 @@ COMMIT, LFS, PUT = r"/commit/", r"/info/lfs/", r".*"
     ],
     ids=lambda fault: f"{fault.get('status', 'cut')} {fault['method']} {fault['path']}",
 )
-def test_a_temporary_fault_is_retried(hub, unchecked, run, fault):
+def test_a_temporary_fault_is_retried(hub, undrawn, run, fault):
     fault = dict(fault)
     (hub.cut if fault.pop("cut", False) else hub.fail)(times=2, **fault)
     pushing.push(run, "me/digits")
@@ -148,7 +154,7 @@ def test_a_temporary_fault_is_retried(hub, unchecked, run, fault):
     ],
     ids=lambda value: f"{value.get('status', 'cut')} {value['path']}" if isinstance(value, dict) else "",
 )
-def test_a_permanent_fault_is_one_message_and_loses_nothing(hub, unchecked, run, refused, fault, words):
+def test_a_permanent_fault_is_one_message_and_loses_nothing(hub, undrawn, run, refused, fault, words):
     before, fault = contents(run), dict(fault)
     (hub.cut if fault.pop("cut", False) else hub.fail)(times=99, method="POST", **fault)
     with refused(*words):
@@ -164,7 +170,7 @@ def test_a_permanent_fault_is_one_message_and_loses_nothing(hub, unchecked, run,
 
 
 @pytest.mark.parametrize(("method", "place"), [("POST", "/preupload/"), ("POST", LFS), ("PUT", ""), ("POST", COMMIT)])
-def test_a_hub_that_disappears_during_a_push(hub, unchecked, run, refused, monkeypatch, method, place):
+def test_a_hub_that_disappears_during_a_push(hub, undrawn, run, refused, monkeypatch, method, place):
     before, note = contents(run), hub._record
 
     def leave(asked, path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from support import KEEP_LAST, finetune, train
+from support import KEEP_LAST, train
 from torch import nn
 
 from ftkit.config import LossArguments, MethodArguments, ModelArguments
@@ -73,11 +73,11 @@ def test_steps_are_in_proportion_to_the_learning_rates(convnet, tmp_path, method
         )
 
 
-def test_the_table_of_a_stage_shows_what_trains(convnet, tmp_path, capsys):
+def test_the_table_of_a_stage_shows_what_trains(convnet, tmp_path, logged):
     stages = '[{"train": {"last": 1}}, {"train": "norm"}]'
-    finetune(tmp_path / "run", "--model", convnet, "--method", "full", "--stages", stages, "--max_train_samples", 64,
-             "--num_train_epochs", 1, "--learning_rate", 0.1, "--weight_decay", 0.5, "--layer_decay", 0.5)  # fmt: skip
-    shown = capsys.readouterr().out
+    train(tmp_path / "run", "--model", convnet, "--method", "full", "--stages", stages, "--max_train_samples", 64,
+          "--num_train_epochs", 1, "--learning_rate", 0.1, "--weight_decay", 0.5, "--layer_decay", 0.5)  # fmt: skip
+    shown = logged()
     rows = [line.split() for line in shown.splitlines()]
     assert ["stages.1", "52,128", "frozen"] in rows
     assert ["stages.2", "207,936", "207,936", "0.05", "0.5"] in rows
@@ -86,9 +86,9 @@ def test_the_table_of_a_stage_shows_what_trains(convnet, tmp_path, capsys):
     assert re.search(r"stage 0, last-1: 208,906 of 266,530 parameters train", shown)
 
 
-def test_a_plan_that_trains_only_the_head_is_logged(mlp, tmp_path, capsys):
-    finetune(tmp_path / "run", "--model", mlp, "--method", "norm_tuning", "--max_train_samples", 64, "--max_steps", 1)
-    assert "the model has no norm before its head, so only the head trains" in capsys.readouterr().out
+def test_a_plan_that_trains_only_the_head_is_logged(mlp, tmp_path, logged):
+    train(tmp_path / "run", "--model", mlp, "--method", "norm_tuning", "--max_train_samples", 64, "--max_steps", 1)
+    assert "the model has no norm before its head, so only the head trains" in logged()
 
 
 def test_adapters_of_rank_1_decay():
@@ -154,12 +154,12 @@ def test_scales_of_adapters_do_not_decay():
     assert {"lora", "dora", "boft", "adalora", "loha", "lokr", "hira", "hra", "oft"} <= methods, methods
 
 
-def test_a_head_that_no_stage_trains_is_logged(convnet, tmp_path, capsys):
+def test_a_head_that_no_stage_trains_is_logged(convnet, tmp_path, logged):
     options = ["--model", convnet, "--method", "surgical", "--max_train_samples", 64, "--num_train_epochs", 1]
-    finetune(tmp_path / "a", *options, "--surgical_groups", "stem")
-    assert "no stage trains the head, classifier" in capsys.readouterr().out
-    finetune(tmp_path / "b", *options, "--surgical_groups", "stem", "classifier")
-    assert "no stage trains the head" not in capsys.readouterr().out
+    train(tmp_path / "a", *options, "--surgical_groups", "stem")
+    assert "no stage trains the head, classifier" in logged()
+    train(tmp_path / "b", *options, "--surgical_groups", "stem", "classifier")
+    assert "no stage trains the head" not in logged()
 
 
 def test_muon_leaves_the_head_to_adamw():

@@ -108,7 +108,10 @@ def test_every_method_has_a_plan_here():
 
 @pytest.mark.parametrize(
     ("plan", "folder"),
-    on_families(PLANS, lambda plan, family: family == "convnet" or plan in ("norm_tuning", "surgical")),
+    on_families(
+        PLANS,
+        lambda *pair: pair[1] == "convnet" or pair in (("norm_tuning", "vit"), ("surgical", "timm/test_vit")),
+    ),
     indirect=["folder"],
 )
 def test_exactly_what_is_declared_moves(folder, tmp_path, plan):

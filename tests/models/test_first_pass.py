@@ -1,11 +1,9 @@
 """What a model cannot take is found before anything is decoded, trained or written, and the way out works."""
 
-import numpy as np
 import pytest
 import torch
 import transformers as T
-from PIL import Image
-from support import finetune, train, weights
+from support import finetune, noise_images, train, weights
 
 from ftkit.config import ModelArguments
 from ftkit.data.pixels.images import ImageInfo
@@ -15,16 +13,6 @@ from ftkit.models.first_pass import why_not
 from ftkit.tasks import SingleLabel
 
 ABC = SingleLabel(["a", "b", "c"])
-
-
-def class_folders(folder, size, names=("ant", "bee"), count=10):
-    random = np.random.default_rng(0)
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{number}.png")
-    return folder
 
 
 def checked(classifier, args, info, pretrained=False):
@@ -131,7 +119,7 @@ def mismatched(tmp_path_factory):
 
 
 def test_model_and_processor_agree_or_it_is_an_error(mismatched, tmp_path, refused):
-    data = class_folders(tmp_path / "data", (20, 20))
+    data = noise_images(tmp_path / "data", {"ant": 10, "bee": 10}, size=(20, 20))
     command = ["--data_dir", data, "--model", mismatched, "--method", "linear_probe", "--num_train_epochs", 1]
     with refused("48 x 48", "set image_size to 32", "the size it was made for") as refusal:
         finetune(tmp_path / "run", *command)
@@ -152,7 +140,7 @@ def test_a_model_of_other_channels_is_refused(tmp_path, refused):
 
 
 def test_a_batch_of_one_image_that_batchnorm_cannot_take(tmp_path, refused):
-    data = class_folders(tmp_path / "data", (8, 8), count=12)
+    data = noise_images(tmp_path / "data", {"ant": 12, "bee": 12})
     options = ["--data_dir", data, "--model", "timm/test_resnet", "--image_size", 8, "--num_train_epochs", 1,
                "--max_train_samples", 9, "--per_device_train_batch_size", 4]  # fmt: skip
     with refused("the last of the 9 images is a batch of its own", "dataloader_drop_last: true"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from support import KEEP_ALL, MLP, finetune, interrupt, losses, stage_results, train, train_log
+from support import KEEP_ALL, MLP, interrupt, losses, stage_results, train, train_log
 
 from ftkit.tasks import SingleLabel
 from ftkit.training.loop.trainer import ImageTrainer
@@ -83,7 +83,7 @@ def test_a_resume_does_not_evaluate_on_start(tmp_path):
     assert lines[0] == lines[1] and last_step(whole) == last_step(part) == 6
 
 
-def test_a_stage_with_weights_only_starts_again(tmp_path, capsys, refused):
+def test_a_stage_with_weights_only_starts_again(tmp_path, logged, refused):
     options = [*SMALL, "--save_only_model", "true", "--warmup_steps", 2]
     whole = train(tmp_path / "whole", *options).folder
     part = shutil.copytree(whole, tmp_path / "part")
@@ -91,9 +91,9 @@ def test_a_stage_with_weights_only_starts_again(tmp_path, capsys, refused):
     (kept,) = part.glob("stages/*/checkpoint-*")
     assert not (kept / "optimizer.pt").exists()
     with refused("holds only weights (save_only_model: true)", "leave it out"):
-        finetune(part, *options, "--resume_from_checkpoint", kept)
-    finetune(part, *options)
-    assert "save_only_model: true): the stage starts again" in capsys.readouterr().out
+        train(part, *options, "--resume_from_checkpoint", kept)
+    train(part, *options)
+    assert "save_only_model: true): the stage starts again" in logged()
     assert tensors(part).keys() == tensors(whole).keys()
     assert all(np.array_equal(tensors(part)[name], expected) for name, expected in tensors(whole).items())
 

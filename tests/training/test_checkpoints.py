@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, finetune, interrupt, train, weights
+from support import FOUR_EPOCHS, KEEP_ALL, KEEP_LAST, REPO, interrupt, train, weights
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
@@ -29,11 +28,9 @@ def killed(whole, tmp_path):
 
 
 @pytest.fixture
-def skipped(caplog):
-    """The log messages about skipped checkpoints."""
-    logging.getLogger("ftkit").propagate = True
-    caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+def skipped(logged):
+    """`skipped()` lists the messages about skipped checkpoints since the test began or asked last."""
+    return lambda: [message for message in logged().splitlines() if "skipped" in message]
 
 
 def truncate(path):
@@ -69,13 +66,12 @@ def test_a_damaged_file_is_named_and_its_checkpoint_skipped(killed, skipped, dam
     files = sorted(path for path in newest.iterdir() if path.is_file())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json",
             "progress_0.json", "manifest.json"} <= {path.name for path in files}  # fmt: skip
-    for number, path in enumerate(files):
+    for path in files:
         before = path.read_bytes()
         damage(path)
         assert checkpoints.newest_complete(stage) == older, path.name
-        messages = skipped()
-        assert len(messages) == number + 1 and str(newest) in messages[-1]
-        assert path.name in messages[-1] or path.name == "manifest.json"
+        (message,) = skipped()
+        assert str(newest) in message and (path.name in message or path.name == "manifest.json")
         path.write_bytes(before)
     assert checkpoints.newest_complete(stage) == newest
 
@@ -102,13 +98,13 @@ def test_the_best_checkpoint_is_looked_for_in_the_same_folder(killed, skipped, b
     assert f"skipped {newest}" in skipped()[0]
 
 
-def test_a_run_resumes_from_the_older_checkpoint_to_the_same_model(whole, killed, capsys):
+def test_a_run_resumes_from_the_older_checkpoint_to_the_same_model(whole, killed, logged):
     stage = killed / "stages" / "0-all"
     newest, older = sorted(stage.glob("checkpoint-*"), key=checkpoints.step_of)[:0:-1]
     truncate(newest / "optimizer.pt")
     (stage / ".checkpoint-99.part").mkdir()  # as left by a process that was killed while saving
-    finetune(killed, *FOUR_EPOCHS)
-    shown = capsys.readouterr().out
+    train(killed, *FOUR_EPOCHS)
+    shown = logged()
     assert (
         f"skipped {newest}: it holds" in shown
         and "bytes of optimizer.pt instead of" in shown
@@ -173,16 +169,16 @@ def test_a_named_checkpoint_must_be_complete(killed, refused):
         train(killed, *FOUR_EPOCHS, "--resume_from_checkpoint", named)
 
 
-def test_a_finished_stage_with_damaged_weights_is_trained_again(whole, killed, tmp_path, capsys):
+def test_a_finished_stage_with_damaged_weights_is_trained_again(whole, killed, tmp_path, logged):
     shutil.copytree(whole, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "model")
     (tmp_path / "again" / "run.json").unlink()
     flip(tmp_path / "again" / "stages" / "0-all" / "model.safetensors")
-    finetune(tmp_path / "again", *FOUR_EPOCHS)
-    assert "skipped" in capsys.readouterr().out and weights(tmp_path / "again") == weights(whole)
+    train(tmp_path / "again", *FOUR_EPOCHS)
+    assert "skipped" in logged() and weights(tmp_path / "again") == weights(whole)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkeypatch, logged):
     """Every second one cannot be written: saved ones stay, and training continues."""
     seal, count = checkpoints.seal, 0
 
@@ -194,8 +190,8 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(whole, tmp_path, monkey
         seal(aside, folder)
 
     monkeypatch.setattr(saving, "seal", sometimes)
-    run = finetune(tmp_path / "run", *FOUR_EPOCHS)
-    shown = capsys.readouterr().out
+    run = train(tmp_path / "run", *FOUR_EPOCHS).folder
+    shown = logged()
     assert shown.count("could not be written, training continues without it: [Errno 28]") == 2
     left = list((run / "stages" / "0-all").glob("*checkpoint-*"))
     assert len(left) == 2 and all(checkpoints.defect_of(path) is None for path in left)

@@ -1,7 +1,6 @@
 """A run resumes only with the images, labels, weights, precision and number of processes that it started with."""
 
 import json
-import logging
 import os
 import shutil
 from contextlib import contextmanager
@@ -51,7 +50,7 @@ def resume(copies):
 
     def again(*options):
         cache = ["--cache_dir", copies / "cache"]
-        return finetune(copies / "run", *TWO_STAGES, "--data_dir", copies / "photos", *cache, *options)
+        return train(copies / "run", *TWO_STAGES, "--data_dir", copies / "photos", *cache, *options).folder
 
     return again
 
@@ -119,7 +118,7 @@ def test_other_images_than_those_of_a_finished_stage_are_refused(copies, resume,
 def test_without_a_checkpoint_the_images_may_change(copies, resume):
     shutil.rmtree(copies / "run" / "stages")
     draw(copies / "photos" / "train" / "a" / "2.png", 5000)
-    assert (resume() / "run.json").is_file()
+    assert weights(resume())
 
 
 def test_other_labels_are_refused(copies, resume, refused_untouched):
@@ -163,17 +162,17 @@ def test_other_weights_to_start_from_are_refused(tmp_path, refused):
         train(tmp_path / "run", *options)
 
 
-def test_allowed_differences_are_logged_in_one_line(begun, resume, monkeypatch, capsys):
+def test_allowed_differences_are_logged_in_one_line(begun, resume, monkeypatch, logged):
     versions = provenance.versions()
     monkeypatch.setattr(provenance, "versions", lambda: versions | {"torch": "9.9", "timm": "8.8"})
     assert weights(resume()) == weights(begun / "whole")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "9.9" in line]
+    lines = [line for line in logged().splitlines() if "9.9" in line]
     assert len(lines) == 1 and "timm" in lines[0] and "8.8" in lines[0] and "transformers" not in lines[0]
 
 
-def test_nothing_is_logged_if_nothing_differs(resume, capsys):
+def test_nothing_is_logged_if_nothing_differs(resume, logged):
     resume()
-    assert "since then" not in capsys.readouterr().out
+    assert "since then" not in logged()
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "stage"])
@@ -219,8 +218,7 @@ def test_a_checkpoint_to_resume_from_is_not_overwritten(copies, resume, refused_
         resume("--resume_from_checkpoint", checkpoint, "--overwrite", "true")
 
 
-def test_without_the_table_of_images_only_the_count_is_missing(copies, resume, refused_untouched, caplog):
-    logging.getLogger("ftkit").propagate = True
+def test_without_the_table_of_images_only_the_count_is_missing(copies, resume, refused_untouched):
     (copies / "run" / "data.safetensors").write_bytes(b"")
     draw(copies / "photos" / "train" / "a" / "2.png", 5000)
     with refused_untouched("train: other images"):

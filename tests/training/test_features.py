@@ -47,39 +47,54 @@ def test_the_cache_is_keyed_by_weights_pixels_and_normalisation(convnet, tmp_pat
     assert len(cached_features(cache)) == 7
 
 
+@pytest.fixture(scope="module")
+def cached(convnet, tmp_path_factory):
+    """The options of a probe, and the cache with its features of both splits. Read-only."""
+    folder = tmp_path_factory.mktemp("cached")
+    options = [*PROBE, "--model", convnet, "--num_train_epochs", 1]
+    train(folder / "run", *options, "--cache_dir", folder / "cache")
+    assert len(cached_features(folder / "cache")) == 2
+    return options, folder / "cache"
+
+
+@pytest.fixture
+def features_differ(cached, tmp_path):
+    """`features_differ(*options)` asserts that the features of both splits are computed again."""
+
+    def check(*more):
+        options, cache = cached[0], shutil.copytree(cached[1], tmp_path / "cache")
+        train(tmp_path / "run", *options, "--cache_dir", cache, *more)
+        assert len(cached_features(cache)) == 4
+
+    return check
+
+
 @pytest.mark.parametrize("package", ["torch", "timm", "transformers", "peft"])
-def test_features_of_another_version_are_computed_again(convnet, tmp_path, monkeypatch, package):
-    features_differ(convnet, tmp_path, lambda: monkeypatch.setattr(sys.modules[package], "__version__", "99.0.0"))
+def test_features_of_another_version_are_computed_again(features_differ, monkeypatch, package):
+    monkeypatch.setattr(sys.modules[package], "__version__", "99.0.0")
+    features_differ()
 
 
-def test_features_of_other_threads_are_computed_again(convnet, tmp_path):
+def test_features_of_other_threads_are_computed_again(features_differ):
     threads = torch.get_num_threads()
     try:
-        features_differ(convnet, tmp_path, lambda: torch.set_num_threads(threads + 1))
+        torch.set_num_threads(threads + 1)
+        features_differ()
     finally:
         torch.set_num_threads(threads)
 
 
-def test_features_in_tf32_are_computed_again(convnet, tmp_path):
+def test_features_in_tf32_are_computed_again(features_differ):
     backend, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
     try:
-        features_differ(convnet, tmp_path, lambda: setattr(backend, "fp32_precision", "tf32"))
+        backend.fp32_precision = "tf32"
+        features_differ()
     finally:
         backend.fp32_precision = before
 
 
-def test_features_of_other_batches_are_computed_again(convnet, tmp_path):
-    features_differ(convnet, tmp_path, lambda: None, "--per_device_eval_batch_size", 16)
-
-
-def features_differ(convnet, tmp_path, change, *options):
-    """Assert that features of both splits are computed before the change, and again after it."""
-    common = [*PROBE, "--model", convnet, "--cache_dir", tmp_path / "cache", "--num_train_epochs", 1]
-    train(tmp_path / "one", *common)
-    assert len(cached_features(tmp_path / "cache")) == 2
-    change()
-    train(tmp_path / "other", *common, *options)
-    assert len(cached_features(tmp_path / "cache")) == 4
+def test_features_of_other_batches_are_computed_again(features_differ):
+    features_differ("--per_device_eval_batch_size", 16)
 
 
 def test_lp_ft_starts_from_the_probe(convnet, tmp_path):

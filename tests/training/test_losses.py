@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -105,26 +107,37 @@ def test_weight_decay_skips_norms_and_biases_by_default(tmp_path):
     assert names < everything and any("normalization" in name for name in everything)
 
 
+@pytest.fixture(scope="module")
+def shown_losses(tmp_path_factory):
+    """`shown_losses(*options)`: those of the epochs of a run at a learning rate of 0, as they are shown."""
+
+    def run(*options):
+        with redirect_stdout(StringIO()) as shown:
+            train(tmp_path_factory.mktemp("run") / "run", *TINY, *MLP, "--dropout", 0, "--learning_rate", 0, *options)
+        return [float(loss) for loss in re.findall(r"epoch .* loss (\S+) +validation", shown.getvalue())]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def in_one_batch(shown_losses):
+    return shown_losses("--per_device_train_batch_size", 100)
+
+
 @pytest.mark.parametrize(
     "options",
     [["--logging_steps", 1], ["--logging_steps", 50], ["--gradient_accumulation_steps", 3],
      ["--auto_find_batch_size", "true"], ["--eval_strategy", "steps", "--eval_steps", 4]],
     ids=lambda options: options[0][2:] + str(options[1]),
 )  # fmt: skip
-def test_the_loss_of_an_epoch_is_that_of_its_images(tmp_path, capsys, options):
-    """At a learning rate of 0 the batch size does not matter: 100 images in batches of 27 end with one of 19."""
-    fixed = [*TINY, *MLP, "--dropout", 0, "--learning_rate", 0]
-    shown = []
-    for size, others in ((100, []), (27, options)):
-        capsys.readouterr()
-        train(tmp_path / str(size), *fixed, "--per_device_train_batch_size", size, *others)
-        found = re.findall(r"epoch .* loss (\S+) +validation", capsys.readouterr().out)
-        shown.append([float(loss) for loss in found])
-    assert len(shown[0]) == 2 and shown[1] == pytest.approx(shown[0], abs=1.1e-4)  # four digits are shown
+def test_the_loss_of_an_epoch_is_that_of_its_images(shown_losses, in_one_batch, options):
+    """The batch size does not matter: 100 images in batches of 27 end with one of 19."""
+    found = shown_losses("--per_device_train_batch_size", 27, *options)
+    assert len(found) == 2 and found == pytest.approx(in_one_batch, abs=1.1e-4)  # four digits are shown
 
 
 def test_mixup_and_cutmix_train_and_repeat(tmp_path):
-    options = ["--max_train_samples", 103, "--num_train_epochs", 2, "--per_device_train_batch_size", 25,
+    options = [*MLP, "--max_train_samples", 103, "--num_train_epochs", 2, "--per_device_train_batch_size", 25,
                "--mixup", 0.4, "--cutmix", 1.0]  # fmt: skip
     runs = [train(tmp_path / str(n), *options, *KEEP_ALL).folder for n in range(2)]
     plain = train(tmp_path / "plain", *options[:-4]).folder
