@@ -245,9 +245,11 @@ def test_a_table_that_disagrees_with_class_folders(picture_folder, load, refused
     root = picture_folder({"a": 20, "b": 20} | dict.fromkeys([name.rpartition("/")[0]], 0))
     columns = {"path": [path.format(a, i) for a in "ab" for i in range(20)], column: ["day", "night"] * 20}
     write(name, **columns, number=range(40))
-    with refused("class folders", name, "other labels") as refusal:
+    with refused("class folders", name, "other labels", "--label_column .") as refusal:
         load(root)
-    assert sum(map(len, load(root, **refusal.value.fix).values())) == 40
+    for options, names in ((refusal.value.fix, ["day", "night"]), ({"label_column": "."}, ["a", "b"])):
+        data = load(root, **options)
+        assert (sum(map(len, data.values())), data["test"].features["label"].names) == (40, names)
 
 
 def test_an_image_of_a_table_that_lies_in_two_folders(picture_folder, load, refused, write):

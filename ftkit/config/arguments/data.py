@@ -65,7 +65,12 @@ class DataArguments:
         metadata={"help": "The column that holds each row's split. Default: found by its name. none: no column."},
     )
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
-    label_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
+    label_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Default: found by its type or name. '.': the class folders' names, whatever a table beside them says."
+        },
+    )
     image_dir: str | None = field(
         default=None,
         metadata={"help": "The folder of the images that a table names. Default: the folder of the table."},

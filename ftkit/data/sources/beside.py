@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from ftkit.config import DataArguments
 from ftkit.errors import UserError, as_options
 
 from .ledger import Folder, Ledger
 from .listings import Listing
 from .rows import Rows
+from .split_folders import HERE
 from .split_names import looks_like_splits
 from .table_columns import holds_classes, is_nested
 from .tables import NotUtf8
@@ -33,7 +35,7 @@ class Beside:
         """The tables that assign images to splits."""
         return [table for table in self.tables if table.gives_splits]
 
-    def check(self, chosen: dict[str, Rows], root: Folder, ledger: Ledger) -> None:
+    def check(self, chosen: dict[str, Rows], root: Folder, args: DataArguments, ledger: Ledger) -> None:
         """Check that the tables do not contradict the class folders, and record those that say nothing more.
 
         Args:
@@ -46,7 +48,7 @@ class Beside:
         """
         classes = {path: label for rows in chosen.values() for path, label in rows}
         for table in self.tables:
-            agrees = _agrees(table, classes, root.path)
+            agrees = _agrees(table, classes, root.path, args.label_column != HERE)
             if table.unsplit and "" in chosen:
                 raise table.unsplit
             if table not in self.lists or "" not in chosen:
@@ -55,11 +57,11 @@ class Beside:
                 )
 
 
-def _agrees(table: Listing, classes: dict[Path, str], root: Path) -> bool:
-    """Whether a column of a table has a value for each class folder; if not, no column holds classes at all.
+def _agrees(table: Listing, classes: dict[Path, str], root: Path, strict: bool) -> bool:
+    """Whether a column of a table has a value for each class folder.
 
     Raises:
-        UserError: another column holds classes.
+        UserError: another column holds classes, and `strict` is true.
     """
     found = [[file for file in files if file in classes] for files in table.found]
     clear = [row for row, files in enumerate(found) if len(files) == 1]
@@ -73,16 +75,16 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path) -> bool:
     told = table.unclear.fix.get("label_column") if table.unclear else None
     names = [told, *rows] if told in rows else rows
     label = table.label or next((name for name in names if _may_be_classes(table.table[name], name)), None)
-    if several and (label or table.gives_splits):
+    if several and ((label and strict) or table.gives_splits):
         raise table.ambiguous(several)
-    if label is None:
+    if label is None or not strict:
         return False
     if isinstance(table.unclear, NotUtf8):
         raise table.unclear
     fix = {"image_column": table.image, "label_column": label}
     raise UserError(
         f"data_dir: {root} holds class folders, and {table.path} lists their images with other labels, in the column "
-        f"{label!r}: to read the table, set {as_options(fix)}; to read the folders, move it elsewhere",
+        f"{label!r}: to read the table, set {as_options(fix)}; to go by the folders, set --label_column {HERE}",
         fix=fix,
     )
 

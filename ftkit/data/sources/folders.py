@@ -54,7 +54,7 @@ def read_class_folders(
         splits = split_folders(root, args)
     if not splits:
         rows = _rows(root, args)
-        beside.check({"": rows}, root, ledger)
+        beside.check({"": rows}, root, args, ledger)
         if args.train_split == HERE:
             return {"train": rows}
         chosen = _by_lists(rows, beside.lists, whole, args, ledger, need_train)
@@ -68,7 +68,7 @@ def read_class_folders(
     held = {split: class_folders(split, of) for split, of in used.items() if isinstance(of, Folder)}
     check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
     chosen = {s: _rows(held[s], args, s) if isinstance(of, Folder) else of for s, of in used.items()}
-    beside.check(chosen, root, ledger)
+    beside.check(chosen, root, args, ledger)
     if not {args.train_split, args.validation_split, args.test_split} & splits.keys():
         names = {split: next(name for name, of in splits.items() if of is used[split]) for split in used}
         _check_lists(beside.lists, chosen, {f"{split}_split": name for split, name in names.items()})

@@ -27,7 +27,7 @@ from .pictures import first_rows, holds_pictures, is_damaged, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
 from .rows import by_name, read_listings
 from .shards import SHARDS, find_shards, read_shards, used
-from .split_folders import inner_folder
+from .split_folders import HERE, inner_folder
 from .split_names import is_split_like, split_of
 from .splits import choose_datasets
 from .table_files import choose_tables, find_tables, is_of_split
@@ -167,7 +167,7 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
     shards = [file for file in parquet if holds_pictures(file)]
     tables, others = find_tables(root, args)
-    named = not {args.image_column, args.label_column, args.image_dir} <= {None}
+    named = not {args.image_column, args.label_column, args.image_dir} <= {None, HERE}
     if _holds_class_folders(inner_folder(root)) and not (named and (tables or shards)):
         damaged = {shard: UserError("cannot be read as parquet") for shard in shards if is_damaged(shard)}
         if whole := [shard for shard in shards if shard not in damaged]:

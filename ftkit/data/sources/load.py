@@ -19,6 +19,7 @@ from ftkit.data.sources.ledger import Folder, Ledger
 from ftkit.data.sources.paths import check_paths, named_files
 from ftkit.data.sources.pictures import as_pictures
 from ftkit.data.sources.remote import from_hub
+from ftkit.data.sources.split_folders import HERE
 from ftkit.data.sources.splits import (
     Splits,
     canonical,
@@ -102,9 +103,13 @@ def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
             error.args = (str(error).replace(str(path), given),)
         raise
     splits = as_pictures(splits, args.image_column, path if root or not path else path.parent)
-    usual = _DEFAULT_LABELS.get(args.dataset or "")
-    known = args.label_column is None and usual in next(iter(splits.values())).features
-    return Raw(splits, args, usual if known else args.label_column, root, ledger)
+    label, usual = args.label_column, _DEFAULT_LABELS.get(args.dataset or "")
+    columns = next(iter(splits.values())).features
+    if label is None and usual in columns:
+        label = usual
+    elif label == HERE and root is not None and "label" in columns:
+        label = "label"  # of class folders
+    return Raw(splits, args, label, root, ledger)
 
 
 def check_files(splits: DatasetDict, raw: Raw) -> None:

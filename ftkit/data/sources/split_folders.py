@@ -12,7 +12,9 @@ from .ledger import Folder, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of, splits_named
 from .suffixes import plugin_of
 
-HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
+# The value of `train_split` for a folder of class folders, whatever these are called, and of `label_column` for their
+# names.
+HERE = "."
 # A folder of nothing but these is no class.
 _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
               ".lst", ".md", ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
