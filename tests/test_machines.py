@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
-from support import LEARNS, REPO, interrupt, weights
+from support import LEARNS, REPO, assert_reloads, interrupt, weights
 
 from ftkit.evaluation.report import read_record
 from ftkit.hub.parity import check_parity
@@ -22,7 +22,10 @@ OPTIONS = ["--max_train_samples", "150", "--num_train_epochs", "3", "--optim", "
            '[{"train": "head"}, {"train": {"last": 1}}, {"train": "all"}]', "--dropout"]  # fmt: skip
 
 
-def command(tmp_path, config, options=(), script=REPO / "recipes" / "finetune.py", **changes):
+LORA = ["--max_train_samples", "60", "--num_train_epochs", "3", "--save_total_limit", "9", "--method", "lora"]
+
+
+def command(tmp_path, config, options=(), script=REPO / "recipes" / "finetune.py", of=OPTIONS, **changes):
     """The launcher's command line, with a configuration of the repository adapted to the CPU."""
     written = yaml.safe_load((REPO / "accelerate_configs" / f"{config}.yaml").read_text())
     written |= {"num_processes": 2, "mixed_precision": "no", "use_cpu": True} | changes
@@ -38,7 +41,7 @@ def command(tmp_path, config, options=(), script=REPO / "recipes" / "finetune.py
         *options,
         script,
         *LEARNS,
-        *OPTIONS,
+        *of,
     ]
     return [*map(str, launch)]
 
@@ -107,8 +110,8 @@ def test_two_machines(tmp_path, one_machine, machines):
     assert first == second and first
 
 
-def sharded(tmp_path, config, folder, *options, **changes):
-    words = command(tmp_path, config, script=REPO / "tests" / "sharded.py", use_cpu=False, **changes)
+def sharded(tmp_path, config, folder, *options, of=OPTIONS, **changes):
+    words = command(tmp_path, config, script=REPO / "tests" / "sharded.py", of=of, use_cpu=False, **changes)
     run([*words, *options, "--use_cpu", "false", "--output_dir", str(folder)], ACCELERATE_TORCH_DEVICE="cpu",
         DS_ACCELERATOR="cpu")  # fmt: skip
     return folder
@@ -118,14 +121,35 @@ def test_fsdp(tmp_path, one_machine):
     assert_same_weights(one_machine, sharded(tmp_path, "fsdp", tmp_path / "run", "0"))
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # sgd has no state, which torch refuses to load
-def test_fsdp_resumes(tmp_path, optim):
-    options = ["0.2", "--optim", optim]
-    whole = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
+# sgd has no state, which torch refuses to load. `accelerate config` writes files that ask for weights in parts, and
+# for loading them in the first process alone.
+@pytest.mark.parametrize(("optim", "kind"), [("adamw_torch", "FULL_STATE_DICT"), ("sgd", "SHARDED_STATE_DICT")])
+def test_fsdp_resumes(tmp_path, convnet, optim, kind):
+    """From trained weights with a new head."""
+    options = ["0.2", "--optim", optim, "--model", str(convnet)]
+    launch = yaml.safe_load((REPO / "accelerate_configs" / "fsdp.yaml").read_text())
+    asked = {"fsdp_state_dict_type": kind, "fsdp_cpu_ram_efficient_loading": kind != "FULL_STATE_DICT"}
+    changes = {"fsdp_config": launch["fsdp_config"] | asked}
+    whole = sharded(tmp_path, "fsdp", tmp_path / "run", *options, **changes)
     expected = weights(whole)
     interrupt(whole, keep=2)
-    again = sharded(tmp_path, "fsdp", tmp_path / "run", *options)
+    again = sharded(tmp_path, "fsdp", tmp_path / "run", *options, **changes)
     assert weights(again) == expected
+    assert_reloads(again)
+
+
+def test_adapters_resume_under_deepspeed(tmp_path, mlp):
+    """Even with a file that leaves the weights in parts."""
+    pytest.importorskip("deepspeed", exc_type=ImportError)
+    changes = {"deepspeed_config": {"zero_stage": 3, "zero3_save_16bit_model": False, "zero3_init_flag": True}}
+
+    def train():
+        return sharded(tmp_path, "deepspeed_zero3", tmp_path / "run", "--model", str(mlp), of=LORA, **changes)
+
+    expected = weights(train(), "adapter_model")
+    interrupt(tmp_path / "run", keep=2)
+    assert weights(train(), "adapter_model") == expected
+    assert_reloads(tmp_path / "run")
 
 
 @pytest.mark.parametrize("stage", [2, 3])

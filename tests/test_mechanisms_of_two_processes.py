@@ -60,3 +60,11 @@ def test_a_model_is_not_sharded_twice(monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with refused("fsdp", "deepspeed"):
         parse_config(["--dataset", "digits", "--fsdp", "true", "--deepspeed", '{"zero_optimization": {"stage": 2}}'])
+
+
+def test_the_first_fsdp_is_refused(monkeypatch, refused):
+    """The launcher takes it for a file that names no version."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with refused("fsdp_version: 1", "set fsdp_version: 2"):
+        parse_config(["--dataset", "digits"])

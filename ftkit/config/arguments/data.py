@@ -68,7 +68,7 @@ class DataArguments:
     label_column: str | None = field(
         default=None,
         metadata={
-            "help": "Default: found by its type or name. '.': the class folders' names, whatever a table beside them says."
+            "help": "Default: found by its type or name. '.': the names of class folders, even beside a table."
         },
     )
     image_dir: str | None = field(

@@ -67,6 +67,13 @@ class TrainingArguments(transformers.TrainingArguments):
             self.optim = optim
         if self.deepspeed_plugin is not None:
             unset_hf_deepspeed_config()  # otherwise transformers would shard models while it builds them
+        if "fsdp" in sharding_of(vars(self)):
+            # Otherwise transformers would load weights in the first process alone, and ftkit evaluates in all.
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+            own: Any = self.fsdp_config  # a dictionary by now, if `fsdp` is set
+            version = own.get("version", 2) if self.fsdp else os.environ.get("FSDP_VERSION", 2)
+            if str(version) == "1":  # it renames the parameters
+                raise ValueError("fsdp_version: 1 is not supported: set fsdp_version: 2 in the launcher's file")
 
     @property
     def n_gpu(self) -> int:

@@ -33,11 +33,20 @@ def allow_another_trainer(args: TrainingArguments) -> None:
 
 
 def train_a_copy(trainer: HookedTrainer) -> None:
-    """Let FSDP or DeepSpeed, if one is on, shard and train a copy of the trainer's model."""
+    """Let FSDP or DeepSpeed, if one is on, shard and train a copy of the trainer's model.
+
+    Its checkpoints hold whole weights, even if the launcher's file does not ask for them: `load_into` reads these.
+    """
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.model = trainer.model_wrapped = _copy_to_shard(trainer.model)
     if trainer.is_fsdp_enabled:
-        trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = block_classes(trainer.model)
+        plugin = trainer.accelerator.state.fsdp_plugin
+        plugin.transformer_cls_names_to_wrap = block_classes(trainer.model)
+        plugin.state_dict_config = plugin.optim_state_dict_config = None  # those of the type that is replaced
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+    elif trainer.is_deepspeed_enabled:
+        zero = trainer.accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        zero["stage3_gather_16bit_weights_on_model_save"] = True
 
 
 def predict_unsharded(trainer: HookedTrainer) -> None:
