@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> None:
     from ftkit.data.feeding.engine import set_up_loading
     from ftkit.data.pixels.kinds import say_kinds
     from ftkit.data.sources.evaluation import load_evaluation
-    from ftkit.data.sources.ledger import Ledger
     from ftkit.evaluation.predictions import predict_split, write_evaluation
     from ftkit.evaluation.record import (
         describe_command,
@@ -56,7 +55,7 @@ def main(arguments: list[str]) -> None:
         fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {task.size}")
 
         banner("data")
-        split, rows, drawn_from = load_evaluation(config, task, ledger := Ledger())
+        split, rows, drawn_from, ledger = load_evaluation(config, task)
         record: dict[str, Any] = {"command": describe_command(), "model": shown(evaluation.model)}
         record |= {"evaluated_split": split, "drawn_from": drawn_from}
         data.image_transform = None  # applies only to training

@@ -17,7 +17,6 @@ from torch.export import ExportedProgram
 from ftkit.config.configuration import Evaluation
 from ftkit.data.feeding.tensors import Images
 from ftkit.data.sources.evaluation import load_evaluation, training_images
-from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.splits import some
 from ftkit.errors import UserError
 from ftkit.evaluation.record import describe_command
@@ -44,7 +43,7 @@ def read_images(
         names: the names of the formats.
         max_images: number of images to measure, a fixed random subset; all if None.
     """
-    split, rows, _ = load_evaluation(config, classifier.task, Ledger())
+    split, rows, _, _ = load_evaluation(config, classifier.task)
     chosen = {"measured": some(rows, max_images, seed=0)}
     if "int8" in names:
         chosen["calibration"] = some(training_images(config, rows), _CALIBRATION_IMAGES, seed=0)

@@ -84,7 +84,7 @@ def read_class_folders(root: Folder, args: DataArguments, ledger: Ledger, need_t
             ledger.leave(folder.path, UNUSED_SPLIT)
     check_overlooked(whole, root, chosen, args)
     held = {split: class_folders(split, folder) for split, folder in chosen.items()}
-    check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
+    check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images}, args)
     return by_name(root.path, {split: _rows(folder, args, split) for split, folder in held.items()})
 
 

@@ -20,6 +20,7 @@ from .locate import ImageFiles
 from .split_names import choose_splits, is_none, is_split_like, split_column, split_of
 from .table_columns import are_fractions, choose_columns, holds_classes, is_nested, is_usual, sample
 from .tables import CSV_SUFFIXES, NoListing, read_table
+from .unusable import Unusable
 
 _SHOWN, _LONG = 60, 200  # characters of a value and of a path in a message
 _FOLDER = "its folder"  # a column that is added to a table without labels
@@ -122,8 +123,8 @@ class Listing:
                 fix={"split_column": "none"},
             )
         given = {args.train_split, args.validation_split, args.test_split}
-        without = {"test": is_none(args.test_split), "validation": is_none(args.validation_split)}
-        rows = rows[[name in given or not without.get(split_of(name) or "") for name in rows["split"]]]
+        keys = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+        rows = rows[[name in given or not is_none(keys.get(split_of(name) or "")) for name in rows["split"]]]
         self._check_values(rows)
         return rows.assign(file=self._located(rows, args))
 
@@ -136,7 +137,7 @@ class Listing:
         bad = (rows["file"].isna() | rows["label"].isna() | (rows["label"].fillna("").str.strip() == "")).to_numpy()
         if bad.any():
             text = f"{self.path}: row {rows.index[bad][0] + 1} has no {self.image!r} or no {self.label!r}"
-            raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad], rows["split"][~bad])
+            raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad])
         if len(rows) and are_fractions(rows["label"]):
             example = next(text for text in rows["label"] if not float(text).is_integer())
             fitting = [name for name in self.table if name != self.image and holds_classes(self.table[name])]
@@ -268,11 +269,8 @@ def _splits_of_folders(files: pd.Series, root: Path) -> list[str]:
     return [own_split(path.relative_to(root).parent.parts) if path.is_relative_to(root) else "" for path in files]
 
 
-def hidden_labels(problem: str, bad: pd.Series, good: pd.Series) -> UserError:
-    """The error about rows without a label; if they are all of a split, it recommends to do without that split."""
-    split = split_of(str(bad.iloc[0]))
-    if split in ("validation", "test") and set(bad) == {bad.iloc[0]} and bad.iloc[0] not in set(good):
-        return UserError(
-            f"{problem}: set --{split}_split none to carve it out of train", fix={f"{split}_split": "none"}
-        )
-    return UserError(f"{problem}: label or remove them")
+def hidden_labels(problem: str, bad: pd.Series) -> UserError:
+    """The error about rows without a label, of these splits by their own names."""
+    advice, splits = "label or remove them", [split_of(name) for name in bad.unique()]
+    known = [split for split in splits if split is not None]
+    return UserError(f"{problem}: {advice}") if len(known) < len(splits) else Unusable(problem, known, advice)

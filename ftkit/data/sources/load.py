@@ -92,7 +92,7 @@ def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
     splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
     splits = as_pictures(splits, args.image_column, None if path is None else path if path.is_dir() else path.parent)
     usual = _DEFAULT_LABELS.get(args.dataset or "")
-    known = args.label_column is None and usual in next(iter(splits.values())).features
+    known = args.label_column is None and any(usual in rows.features for rows in splits.values())
     return Raw(splits, usual if known else args.label_column, root, ledger)
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ftkit.config import DataArguments
-from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.errors import UserError, as_options, listed
 
 from .ledger import Folder, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of
 from .suffixes import plugin_of
+from .unusable import Unusable
 
 HERE = "."  # the value of `train_split` for a folder of class folders, whatever these are called
 # A folder of nothing but these is no class.
@@ -39,24 +39,20 @@ def check_overlooked(whole: Folder, root: Folder, chosen: Mapping[str, object], 
     if any(isinstance(folder, Folder) for folder in chosen.values()):  # otherwise each folder is a class
         places += [folder.path for folder in root.folders.values() if not folder.holds_images | is_documents(folder)]
     if found := {split: str(place) for place in places if (split := split_of(place.name)) in missing}:
-        fix = {f"{split}_split": NO_SPLIT for split in found}
-        names, splits = list(found.values()), " and ".join(found)
-        raise UserError(
-            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and holds no image that can be read: "
-            f"unpack or convert it to class folders, or set {as_options(fix)} to carve {splits} out of train",
-            fix=fix,
+        names = list(found.values())
+        raise Unusable(
+            f"data_dir: {listed(names)} {_verb(names, 'look')} like {' and '.join(found)}, and holds no image that "
+            "can be read",
+            found,
+            "unpack or convert it to class folders",
         )
 
 
-def check_bare(bare: dict[str, Folder]) -> None:
-    """Refuse validation and test of images without class folders, all at once; `_rows` refuses such a train."""
-    if bare and "train" not in bare:
-        fix = {f"{split}_split": NO_SPLIT for split in bare}
-        raise UserError(
-            f"data_dir: {listed(str(folder.path) for folder in bare.values())}: images outside of class folders: "
-            f"move them to <class>/, or set {as_options(fix)} to carve {' and '.join(bare)} out of train",
-            fix=fix,
-        )
+def check_bare(bare: dict[str, Folder], args: DataArguments) -> None:
+    """Refuse splits of images without class folders, all at once; `_rows` refuses such a train in training."""
+    if bare and ("train" not in bare or not args.need_train):
+        places = listed(str(folder.path) for folder in bare.values())
+        raise Unusable(f"data_dir: {places}: images outside of class folders", bare, "move them to <class>/")
 
 
 def inner_folder(folder: Folder) -> Folder:

@@ -14,6 +14,7 @@ from .split_names import is_none, is_split_like, split_of
 from .suffixes import is_image_name
 from .table_columns import sample
 from .tables import TEXT_SUFFIXES, NoListing
+from .unusable import Unusable
 
 _LINE = 1000  # characters
 _SHEETS = (".xls", ".xlsx", ".ods", ".numbers")
@@ -76,13 +77,10 @@ def choose_tables(
     given = {"validation": args.validation_split, "test": args.test_split}
     for file, error in others.items():
         split = split_of(file.stem)
-        if split == "train" and split not in {split_of(table.split) for table in chosen}:
+        if split == "train" and args.need_train and split not in {split_of(table.split) for table in chosen}:
             raise error
         if split in given and not is_none(given[split]) and split not in {split_of(t.split) for t in chosen}:
-            raise UserError(
-                f"{error}: set --{split}_split none to do without it, and carve {split} out of train",
-                fix={f"{split}_split": "none"},
-            )
+            raise Unusable(str(error), [split], "add labels")
     return chosen
 
 
