@@ -236,10 +236,11 @@ def as_options(settings: dict[str, Any]) -> str:
     )
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first `most` names, and the number of the others: `"a, b and 3 more"`."""
+def listed(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
+    """The first `most` names, and the number of the others: `"a, b and 3 more"`, or `"a; b; and 3 more"`."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    more = f"{' ' if between == ', ' else between}and {len(names) - most:,} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
