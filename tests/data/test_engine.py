@@ -65,11 +65,11 @@ def test_a_full_disk_means_a_stream_unless_the_tensor_is_cached(
     photo_splits, by, caplog, monkeypatch, refused, tmp_path
 ):
     monkeypatch.setattr("ftkit.data.feeding.engine.free_bytes", lambda folder: 100)
-    monkeypatch.setattr("ftkit.data.feeding.tensors.free_bytes", lambda folder: 100)
+    monkeypatch.setattr("ftkit.data.pixels.cache.free_bytes", lambda folder: 100)
     with caplog.at_level(logging.INFO, logger="ftkit"):
         assert isinstance(by(photo_splits)["train"], StreamedImages)
     assert f"stream: 0.0 MB decoded is more than the 0.00 GB that are free in cache_dir, {tmp_path}" in caplog.text
-    with refused("cache_dir", "0.0 MB are free", "data_engine: stream", "cache_dir") as refusal:
+    with refused("cache_dir", "0.0 MB are free", "--data_engine stream", "cache_dir") as refusal:
         by(photo_splits, data_engine="tensor")
     assert refusal.value.fix == {"data_engine": "stream"}
     monkeypatch.undo()
@@ -145,7 +145,7 @@ def test_a_carved_split_is_not_carved_again(photo_splits, by, refused):
     for file in rows.cast_column("image", Image(decode=False))["image"][:2]:
         Path(file["path"]).write_bytes(b"broken")
     carved = DatasetDict(train=rows.select(range(2, 12)), test=rows.select([0, 1]))
-    with refused("test: none of its images decodes", "replace or remove them") as refusal:
+    with refused("test: none of its 2 images decodes", "replace or remove them") as refusal:
         by(carved, on_bad_image="skip")
     assert not refusal.value.fix
 

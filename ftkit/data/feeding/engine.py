@@ -74,7 +74,11 @@ def _check_broken(splits: DatasetDict, images: dict[str, Images], on_bad_image: 
 
 def _described(split: str, bad: list[dict[str, Any]], count: int) -> str:
     """Which of the images of a split do not decode, and the reasons."""
-    what = f"{len(bad):,} of {count:,} images do not decode" if len(bad) < count else "none of its images decodes"
+    what = (
+        f"{len(bad):,} of {count:,} images do not decode"
+        if len(bad) < count
+        else f"none of its {count:,} images decodes"
+    )
     files = (f"  - {image['file']}: {image['reason']}" for image in bad)
     return f"{split}: {what}:\n{listed(files, 10, between=chr(10))}"
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.pixel_ops import shift
-from ftkit.data.pixels.cache import cached, free_bytes
+from ftkit.data.pixels.cache import cached, check_room
 from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import encoded, file_bytes
 from ftkit.data.pixels.keys import DECODING, cache_key
@@ -214,7 +214,7 @@ def image_tensors(dataset: Dataset, processor: Any, channels: int, cache_dir: st
     def write(folder: Path) -> None:
         bad, hashes = [], np.zeros(len(dataset), np.uint64)
         decoder = Decoder(dataset, processor, channels)
-        _check_room(folder, len(dataset) * decoder.bytes_of_one)
+        check_room(folder, len(dataset) * decoder.bytes_of_one, "decoded images", {"data_engine": "stream"})
         shape: tuple[int, ...] | None = None
         kinds: Counter[str] = Counter()
         with (folder / "images").open("wb") as file:
@@ -252,17 +252,6 @@ def image_tensors(dataset: Dataset, processor: Any, channels: int, cache_dir: st
 def tensor_key(dataset: Dataset, processor: Any, channels: int) -> str:
     """The key of a split's memory map in the cache; see `image_tensors`."""
     return cache_key(_VERSION, fingerprint(dataset), geometry_key(processor), channels, computed_by=DECODING)
-
-
-def _check_room(folder: Path, size: int) -> None:
-    """Refuse to decode more than the disk of the cache can hold."""
-    free = free_bytes(folder)
-    if size > free:
-        raise UserError(
-            f"cache_dir: the decoded images need {size / 1e6:,.1f} MB in {folder.parent}, and {free / 1e6:,.1f} MB "
-            "are free on its disk: make room there, give another cache_dir, or set data_engine: stream",
-            fix={"data_engine": "stream"},
-        )
 
 
 def decodable(dataset: Dataset, skipped: list[dict]) -> np.ndarray | None:
