@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.evaluation import plots
 from ftkit.evaluation.pages import write_pages
 from ftkit.evaluation.predictions import read_predictions
@@ -116,7 +116,7 @@ def check_same_test(runs: list[Run]) -> None:
 
 def _difference(first: list[str], second: list[str]) -> str:
     def some(names: set[str]) -> str:
-        return ", ".join(sorted(names)[:5]) + (", …" if len(names) > 5 else "") or "none"
+        return listed(sorted(names)) or "none"
 
     return (
         f"{len(first)} and {len(second)}; only in the first: {some(set(first) - set(second))}; only in the second: "

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ftkit.data.pixels.images import to_mode
 from ftkit.data.pixels.kinds import KINDS, OTHER_ELSEWHERE, kinds_of
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.evaluation.gallery import sample_files
 from ftkit.evaluation.predictions import read_predictions
 from ftkit.training.provenance import file_hashes
@@ -44,10 +44,9 @@ def check_parity(model: Path, evaluation: Path, record: dict[str, Any]) -> float
     remote = any(model.glob("modeling_*.py"))
     answer = _load_elsewhere(model, list(samples.values()), remote)
     if answer["missing"]:
-        listed = ", ".join(answer["missing"][:5]) + (", …" if len(answer["missing"]) > 5 else "")
         raise UserError(
             f"{model} must not be pushed: {len(answer['missing'])} weights are not in its files and would be "
-            f"drawn at random: {listed}{_changed(model, record)}"
+            f"drawn at random: {listed(answer['missing'])}{_changed(model, record)}"
         )
     if answer["labels"] != predictions.task.names:
         there, here = answer["labels"], predictions.task.names

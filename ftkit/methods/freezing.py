@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.trainable import Train, kind_of
 from ftkit.models.anatomy import BATCH_NORMS
@@ -50,10 +50,7 @@ def only_training(model: nn.Module, trained: set[str], train: Train, train_batch
         after = digests(model, trained | moving)
         moved = sorted({name.rpartition(".")[0] for name, digest in before.items() if after[name] != digest})
         if moved:
-            raise UserError(
-                f"{len(moved)} modules moved in a stage that froze them: {', '.join(moved[:10])}"
-                f"{', …' if len(moved) > 10 else ''}"
-            )
+            raise UserError(f"{len(moved)} modules moved in a stage that froze them: {listed(moved, 10)}")
     finally:
         for hook in hooks:
             hook.remove()

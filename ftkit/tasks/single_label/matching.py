@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
 from ftkit.config import DataArguments
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.files import natural_sorted
 from ftkit.tasks.single_label.similar import alike, look, spelling, told_apart
 from ftkit.tasks.single_label.targets import keep_classes, relabel
@@ -109,10 +109,10 @@ def _unknown(counts: Counter[str], names: list[str], similar: dict[str, str], wh
         n = sum(count for name, count in counts.items() if joined.get(name, name) in names)
         shown = " ".join(map(repr, usable[:_SHOWN])) + (" …" if len(usable) > _SHOWN else "")
         how.append(f"classes: {shown} drops the others and evaluates {n:,} of {counts.total():,} images")
-    listed = ", ".join(f"{name!r} ({counts[name]:,} images)" for name in unknown[:_SHOWN])
+    counted = (f"{name!r} ({counts[name]:,} images)" for name in unknown)
     return UserError(
-        f"{what} has classes that the model does not know: {listed}{_more(unknown)}; it knows "
-        f"{', '.join(map(repr, names[:_SHOWN]))}{_more(names)}: "
+        f"{what} has classes that the model does not know: {listed(counted, _SHOWN)}; it knows "
+        f"{listed(map(repr, names), _SHOWN)}: "
         f"{', and '.join(how) or 'labels are matched by name: rename them to those of the model'}",
         fix=fix,
     )
@@ -120,7 +120,3 @@ def _unknown(counts: Counter[str], names: list[str], similar: dict[str, str], wh
 
 def _pairs(similar: dict[str, str], counts: Counter[str]) -> str:
     return told_apart(alike([*similar, *similar.values()]), counts)
-
-
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

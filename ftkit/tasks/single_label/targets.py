@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, LargeList, List, Value
 
-from ftkit.errors import UserError, nearest
+from ftkit.errors import UserError, listed, nearest
 from ftkit.files import natural_sorted
 from ftkit.tasks.columns import column, find_column, own_columns, type_name
 
@@ -98,8 +98,9 @@ def lacks_labels(splits: dict[str, Dataset], label: str, split: str) -> bool:
 
 def _check_known(found: set[str | None], known: set[str | None], split: str) -> None:
     if unknown := natural_sorted(found - known):
-        listed = ", ".join(map(repr, unknown[:5]))
-        raise UserError(f"{split} has classes that train does not: {listed}: add them to train or remove them")
+        raise UserError(
+            f"{split} has classes that train does not: {listed(map(repr, unknown))}: add them to train or remove them"
+        )
 
 
 def _values(dataset: Dataset, label: str) -> set[str | None]:
@@ -142,8 +143,7 @@ def relabel(dataset: Dataset, names: list[str], what: str) -> Dataset:
     new = np.where(labels >= 0, numbers[labels], labels)
     if unknown := [old[i] for i in np.unique(labels[(new < 0) & (labels >= 0)])]:
         raise UserError(
-            f"{what} has unknown classes: {', '.join(map(repr, unknown[:5]))}; known are "
-            f"{', '.join(map(repr, names[:20]))}{', …' if len(names) > 20 else ''}"
+            f"{what} has unknown classes: {listed(map(repr, unknown))}; known are {listed(map(repr, names), 20)}"
         )
     return _with_labels(dataset, new, names)
 
@@ -168,7 +168,7 @@ def keep_classes(dataset: Dataset, classes: list[str], split: str, others: Itera
     if unknown := [name for name in wanted if name not in valid]:
         raise UserError(
             f"classes: {', '.join(map(repr, unknown))} not among the {len(names)} classes of the data"
-            f"{nearest(unknown[0], names)}: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+            f"{nearest(unknown[0], names)}: {listed(names, 20)}"
         )
     kept = [name for name in names if name in wanted]
     rows = np.flatnonzero(np.isin(column(dataset, "label"), [names.index(name) for name in kept]))
@@ -243,5 +243,5 @@ def some_of_each(train: Dataset, count: int, order: np.ndarray) -> np.ndarray:
     labels, names = column(train, "label"), train.features["label"].names
     counts = np.bincount(labels, minlength=len(names))
     if short := [f"{names[i]!r} ({n})" for i, n in enumerate(counts) if n < count]:
-        raise UserError(f"samples_per_class: {count} is more than train has of {', '.join(short[:5])}: lower it")
+        raise UserError(f"samples_per_class: {count} is more than train has of {listed(short)}: lower it")
     return np.concatenate([order[labels[order] == c][:count] for c in range(len(names))])
