@@ -12,6 +12,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from support import finetune, load_recipe_script
 
+from ftkit.config import DataArguments
+from ftkit.config.arguments.evaluation import EvaluationArguments
+from ftkit.config.configuration import Evaluation
 from ftkit.data.sources.evaluation import load_evaluation
 from ftkit.owners import parse_evaluation
 from ftkit.tasks import SingleLabel
@@ -178,6 +181,14 @@ def test_a_folder_that_is_called_as_a_split(tmp_path, read_to_evaluate, refused)
         read_to_evaluate(root / "test", "--split", "train")
     with refused("val holds images without class folders", "recipes/predict.py"):
         read_to_evaluate(root / "flat" / "val")
+
+
+def test_the_runs_own_data_that_have_changed(tmp_path, refused):
+    root = write(tmp_path / "new", {"train/ant": 4, "train/bee": 4, "test": 2})
+    config = Evaluation(DataArguments(data_dir=str(root)), EvaluationArguments(model="m"), own_data=True)
+    with refused("images outside of class folders", "the data have changed since the run") as refusal:
+        load_evaluation(config, TASK)
+    assert "carve" not in str(refusal.value) and not refusal.value.fix
 
 
 def test_data_without_any_label(tmp_path, read_to_evaluate, refused):

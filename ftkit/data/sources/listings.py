@@ -119,7 +119,7 @@ class Listing:
         if self.splits and (without := rows.index[rows["split"] == ""]).size:
             raise UserError(
                 f"{self.path}: row {without[0] + 1} has no {self.splits[0]!r} ({len(without)} such rows): add it, or "
-                "set --split_column none to split the rows anew",
+                "set --split_column none to ignore the column",
                 fix={"split_column": "none"},
             )
         given = {args.train_split, args.validation_split, args.test_split}
