@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from ftkit.config.configuration import Evaluation
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.kinds import say_kinds
 from ftkit.data.sources.evaluation import load_evaluation, training_images
 from ftkit.data.sources.splits import some
 from ftkit.errors import UserError
@@ -48,7 +49,9 @@ def read_images(
     if "int8" in names:
         chosen["calibration"] = some(training_images(config, rows), _CALIBRATION_IMAGES, seed=0)
     config.data.image_transform = None  # applies only to training
-    return split, classifier.images_of(DatasetDict(chosen), config.data, seed=0)
+    images = classifier.images_of(DatasetDict(chosen), config.data, seed=0)
+    say_kinds(images)
+    return split, images
 
 
 class Export:
