@@ -127,8 +127,9 @@ def _without_labels(raw: Raw) -> dict[str, str]:
     """What is wrong with each split that has no images, or rows without labels, where another has labels."""
     whole = {split: rows for split, rows in raw.splits.items() if len(rows)}
     found = {split: f"{split} holds no images: add some" for split in raw.splits if split not in whole}
-    label = _label_column(whole, raw.label_column)
-    for split, rows in whole.items() if label is not None else ():
+    if (label := _label_column(whole, raw.label_column)) is None:
+        return found
+    for split, rows in whole.items():
         if label not in rows.column_names:
             found[split] = f"{split} has no labels: add its column {label!r}"
             continue
