@@ -14,13 +14,12 @@ from ftkit.data.sources.ledger import Ledger, is_packed, scan
 from ftkit.data.sources.load import Raw, check_files, load_data, read_raw
 from ftkit.data.sources.paths import named_files
 from ftkit.data.sources.split_names import is_none, is_split_like, split_of
-from ftkit.data.sources.splits import canonical, some
+from ftkit.data.sources.splits import Splits, canonical, some
 from ftkit.data.sources.tables import TEXT_SUFFIXES
 from ftkit.data.sources.unusable import Unusable
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
 from ftkit.tasks import DEFAULT_TASK, Task
-from ftkit.tasks.columns import find_column
 
 ALL = "all"  # the name of data without splits
 _PREDICT = "recipes/predict.py classifies images without labels"
@@ -69,8 +68,9 @@ def load_evaluation(config: Evaluation, task: Task) -> Evaluated:
     for name, other in raw.splits.items():
         if other is not rows:
             raw.ledger.leave_rows(name, len(other), "not in the split that is evaluated")
-            image = find_column(other, "image_column", args.image_column, (Image,), "picture")
-            raw.ledger.read(Path(file) for file in named_files(other.select_columns(image), image) if file is not None)
+            for image in [name for name, feature in other.features.items() if isinstance(feature, Image)]:
+                files = named_files(other.select_columns(image), image)
+                raw.ledger.read(Path(file) for file in files if file is not None)
     for problem in dict.fromkeys(unusable.values()):
         fact("not used", problem)
     splits = canonical({split: rows}, args, raw.label_column, for_training=False)
@@ -94,7 +94,7 @@ def training_images(config: Evaluation, otherwise: Dataset) -> Dataset:
     return splits["train"]
 
 
-def _as_the_run_did(args: DataArguments) -> tuple[DatasetDict, Ledger]:
+def _as_the_run_did(args: DataArguments) -> tuple[Splits, Ledger]:
     """The splits of the run's own data, and the account of them."""
     ledger = Ledger()
     try:
