@@ -26,14 +26,14 @@ class _Printable(logging.Formatter):
 
 
 def set_up_console(args: TrainingArguments) -> None:
-    """Send ftkit's log to standard output: everything from the main process, warnings from the others.
+    """Send ftkit's log to standard output, from the main process alone: the others see the same data and model.
 
     The libraries' own messages appear with `log_level: info`.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Printable("%(message)s"))
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     if args.disable_tqdm:
         datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()  # a bar for each file of a checkpoint

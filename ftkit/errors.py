@@ -30,6 +30,7 @@ _SHORT = re.compile(
     r"|(unable|failed) to allocate|worker .*is killed by signal: (Killed|Bus error)|shared memory \(shm\)",
     re.IGNORECASE,
 )
+_PEER = re.compile(r"Connection (closed|reset) by peer|remote process exited")  # gloo and NCCL
 _ASKED = re.compile(r"(?:tried to allocate|Unable to allocate) (\d[\d.]*) ?([kKMGTPE]?i?[Bb]\w*)", re.IGNORECASE)
 _LESS = (
     "lower per_device_train_batch_size (a larger gradient_accumulation_steps makes up for it), "
@@ -99,25 +100,32 @@ def user_errors() -> Iterator[None]:
     try:
         yield
         _end(0)
-    except (UserError, OSError, SafetensorError, MemoryError, RuntimeError) as error:
-        message = str(error)
-        if not isinstance(error, UserError):
-            if (short := short_of_memory(error)) is not None:
-                message = f"{short}: {_LESS}"
-            elif (reason := _disk_trouble(error)) is not None:
-                message = f"{_place(error) or 'a file'}: {reason}"
-            else:
-                raise
-        if os.environ.get("FTKIT_DEBUG"):
-            traceback.print_exc()
-        if not _is_first():  # all ranks share most errors: rank 0 prints it and exits, and the launcher ends this one
-            time.sleep(_WAIT_FOR_FIRST)
-        _tell("error: " + printable(message, but="\n"))
-        _end(2)
     except Interrupted as error:
         if _is_first():
             _tell(str(error))
         _end(128 + error.signum)
+    except Exception as error:
+        if not _is_first():  # all ranks share most errors: rank 0 prints it and exits, and the launcher ends this one
+            time.sleep(_WAIT_FOR_FIRST)
+        if (message := _as_message(error)) is None:
+            raise
+        if os.environ.get("FTKIT_DEBUG"):
+            traceback.print_exc()
+        _tell(printable(message, but="\n"))
+        _end(2)
+
+
+def _as_message(error: Exception) -> str | None:
+    """The message about an error of the user or of the machine; None for any other, whose traceback is needed."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if (short := short_of_memory(error)) is not None:
+        return f"error: {short}: {_LESS}"
+    if (reason := _disk_trouble(error)) is not None:
+        return f"error: {_place(error) or 'a file'}: {reason}"
+    if isinstance(error, RuntimeError) and _PEER.search(str(error)):
+        return "another process of this run has ended, so this one ends too"
+    return None
 
 
 def _end(code: int) -> None:
@@ -236,10 +244,11 @@ def as_options(settings: dict[str, Any]) -> str:
     )
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first `most` names, and the number of the others: `"a, b and 3 more"`."""
+def listed(names: Iterable[str], most: int = 5, between: str = ", ") -> str:
+    """The first `most` names, and the number of the others: `"a, b and 3 more"`, or `"a; b; and 3 more"`."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    more = f"{' ' if between == ', ' else between}and {len(names) - most:,} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

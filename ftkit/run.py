@@ -27,7 +27,7 @@ from ftkit.data.sources.load import load_data
 from ftkit.data.sources.splits import Splits
 from ftkit.errors import writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
-from ftkit.evaluation.record import describe_run, write_run_record
+from ftkit.evaluation.record import describe_run, warn_of_seen_images, write_run_record
 from ftkit.evaluation.report import write_report
 from ftkit.hub.card import write_card
 from ftkit.memory import enough_memory
@@ -160,6 +160,7 @@ def build_classifier(job: Job) -> None:
             job.classifier = Classifier.build(config.model, job.task, info._replace(channels=3), pretrained)
             job.images = job.classifier.images_of(job.dataset, config.data, seed)
         log_kinds(job.images)
+        warn_of_seen_images(job.images)
         set_up_loading(config.training, job.images, config.if_given("dataloader_num_workers"))
         job.classifier.fit(job.images["train"])
 

@@ -10,10 +10,11 @@ are read whole, and may have any number of classes. Labels are matched by class 
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ftkit.errors import user_errors
 from ftkit.owners import parse_evaluation
+
+_NO_REPORT = "not written: name a folder with --output_dir"
 
 
 def main(arguments: list[str]) -> None:
@@ -21,28 +22,12 @@ def main(arguments: list[str]) -> None:
     config = parse_evaluation(arguments)
     data, evaluation = config.data, config.evaluation
 
-    from datasets import DatasetDict
-
+    # These take seconds to load: a mistake in the configuration is reported first.
     from ftkit.config.arguments.training import TrainingArguments
     from ftkit.console import banner, fact, set_up_console, warn_of_idle_gpus
-    from ftkit.data.feeding.engine import set_up_loading
-    from ftkit.data.pixels.kinds import log_kinds
-    from ftkit.data.sources.evaluation import load_evaluation
-    from ftkit.data.sources.ledger import Ledger
-    from ftkit.evaluation.predictions import predict_split, write_evaluation
-    from ftkit.evaluation.record import (
-        describe_command,
-        describe_data,
-        evaluated_images,
-        seen_in_training,
-        show_result,
-        write_run_record,
-    )
-    from ftkit.evaluation.report import write_report
+    from ftkit.evaluation import saved
+    from ftkit.evaluation.record import evaluated_images, show_evaluation
     from ftkit.models.classifier import Classifier
-    from ftkit.places import shown
-    from ftkit.training.loop.trainer import ImageTrainer
-    from ftkit.training.provenance import environment
 
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, per_device_eval_batch_size=evaluation.batch_size, eval_strategy="no")
@@ -51,41 +36,24 @@ def main(arguments: list[str]) -> None:
 
         banner("model")
         classifier = Classifier.load(evaluation.model, evaluation.revision, evaluation.trust_remote_code)
-        model, task = classifier.model, classifier.task
-        fact("model", f"{evaluation.model}, {model.num_parameters():,} parameters, {task.size}")
+        parameters = f"{classifier.model.num_parameters():,} parameters"
+        fact("model", f"{evaluation.model}, {parameters}, {classifier.task.size}")
 
         banner("data")
-        split, rows, drawn_from = load_evaluation(config, task, ledger := Ledger())
-        record: dict[str, Any] = {"command": describe_command(), "model": shown(evaluation.model)}
-        record |= {"evaluated_split": split, "drawn_from": drawn_from}
-        data.image_transform = None  # applies only to training
-        splits = classifier.images_of(DatasetDict({split: rows}), data, seed=0)
-        log_kinds(splits)
-        set_up_loading(args, splits, workers=None)
-        images = splits[split]
-        record["not_used"] = ledger.record(splits)
+        images, record = saved.read_images(config, classifier, args)
         fact("source", data.data_dir or data.dataset)
         fact("images", evaluated_images(record, len(images)))
-        if (seen := seen_in_training(evaluation.model, images)) and split != "train":
-            record["seen_in_training"] = seen
-            fact("", f"{seen:,} of them are among the images that the model was trained on")
+        if "seen_in_training" in record:
+            fact("", f"{record['seen_in_training']:,} of them are among the images that the model was trained on")
 
-        trainer = ImageTrainer(model, args, classifier.normalize, eval_dataset=images)
-        predicted = predict_split(trainer, images, data.test_time_augmentation)
-    if args.process_index != 0:
-        return
-
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(evaluation.output_dir or scratch)
-        metrics = write_evaluation(folder, predicted, images)
-        write_run_record(folder, {**record, **describe_data(data, splits), **environment()}, task, metrics)
-        write_report(folder)
-    banner("done")
-    others = [key for key in task.metrics if key in task.summary and key != task.score]
-    show_result(task, metrics, ", ".join(["images", *(f"{task.metrics[k].title} {metrics[k]:.4f}" for k in others)]))
-    fact(
-        "report", (evaluation.output_dir and folder / "report.html") or "not written: name a folder with --output_dir"
-    )
+        banner("evaluate")
+        predicted = saved.predict(config, classifier, images, args)
+        if args.process_index == 0:
+            folder = Path(evaluation.output_dir or scratch)
+            metrics = saved.write_results(folder, predicted, images, record)
+            banner("done")
+            show_evaluation(classifier.task, metrics)
+            fact("report", folder / "report.html" if evaluation.output_dir else _NO_REPORT)
 
 
 if __name__ == "__main__":

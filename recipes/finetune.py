@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from ftkit.errors import user_errors
+from ftkit.errors import listed, user_errors
 from ftkit.signals import signals
 
 DEFAULT_RECIPE = Path(__file__).resolve().parent / "digits" / "convnet.yaml"
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     names = job.task.names
     fact("source", config.data.data_dir or config.data.dataset)
     fact("images", ", ".join(f"{split} {len(rows):,}" for split, rows in job.dataset.items()))
-    fact("classes", f"{len(names)}: {', '.join(names[:12])}{', …' if len(names) > 12 else ''}")
+    fact("classes", f"{len(names)}: {listed(names, 12)}")
 
     banner("model")
     run.build_classifier(job)

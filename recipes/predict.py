@@ -72,15 +72,18 @@ def main(arguments: list[str]) -> int:
     import transformers
     from tqdm import tqdm
 
-    from ftkit.evaluation.inference import classify
+    from ftkit.evaluation.inference import check_room, classify
+    from ftkit.memory import enough_memory
     from ftkit.models.classifier import Classifier
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # a bad file is reported once, in one line
     classifier = Classifier.load(args.model, args.revision, args.trust_remote_code)
+    check_room(classifier, len(files), args.batch_size)
     top_k, failed = min(args.top_k, len(classifier.task.names)), 0
-    with contextlib.suppress(BrokenPipeError), opened(args.output) as out:
+    short = enough_memory("classifying", "set a smaller batch_size")
+    with contextlib.suppress(BrokenPipeError), short, opened(args.output) as out:
         write = FORMATS[args.format](out, files, top_k)
         for batch in classify(classifier, files, top_k, args.batch_size):
             with tqdm.external_write_mode():  # hides the progress bar

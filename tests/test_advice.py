@@ -41,7 +41,7 @@ def _places() -> tuple[dict[tuple[str, int], str], set[str]]:
         module, names = ".".join(path.relative_to(REPO / "ftkit").with_suffix("").parts), []
         for function, call in _calls(ast.parse(path.read_text(encoding="utf-8")), ""):
             carries = len(call.args) > 1 or any(word.arg == "fix" for word in call.keywords)
-            if ast.unparse(call.func) in ("UserError", "Advice") and carries:
+            if ast.unparse(call.func) in ("UserError", "Advice", "Unusable") and carries:
                 names.append(f"{module}:{function}")
                 number = names.count(names[-1])
                 name = names[-1] if number == 1 else f"{names[-1]}#{number}"
@@ -70,7 +70,7 @@ def visited(monkeypatch):
     def noted(make):
         def made(self, *args, **kwargs):
             frame = sys._getframe(1)
-            while frame.f_code.co_filename == errors.__file__ and frame.f_back:  # a subclass of UserError
+            while isinstance(frame.f_locals.get("self"), errors.UserError) and frame.f_back:  # of a subclass
                 frame = frame.f_back
             seen.append(PLACES.get((frame.f_code.co_filename, frame.f_lineno)))
             return make(self, *args, **kwargs)

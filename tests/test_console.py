@@ -2,11 +2,12 @@
 
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 from support import MLP, TINY, train
 
-from ftkit.console import ProgressLine
+from ftkit.console import ProgressLine, logger, set_up_console
 
 
 @pytest.fixture
@@ -19,6 +20,16 @@ def clock(monkeypatch):
         now[0] += seconds
 
     return wait
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_only_the_first_process_says_what_all_see(process, capsys, monkeypatch):
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(logger, name, getattr(logger, name))
+    args = SimpleNamespace(process_index=process, disable_tqdm=False, get_process_log_level=lambda: logging.INFO)
+    set_up_console(args)
+    logger.warning("all images are 16-bit")
+    assert capsys.readouterr().out == ("all images are 16-bit\n" if process == 0 else "")
 
 
 def test_a_quick_step_says_nothing(clock, caplog, capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkit.config.configuration import Config
-from ftkit.errors import ConfigError, UserError
+from ftkit.errors import ConfigError, UserError, listed
 from ftkit.owners import parse_config
 from ftkit.training.checkpointing.output_folder import changes
 
@@ -65,8 +65,10 @@ def plan_jobs(
             raise UserError(f"--recipe {named}: two of them would train in the same folder, {job.folder}: name each "
                             "recipe once, and rename recipes that share a file name")  # fmt: skip
         if changed := changes(job.folder, job.config):
-            some = "; ".join(changed[:5])
-            raise UserError(f"{job.folder} holds a run of another configuration ({some}): give another --output_dir")
+            differs = listed(changed, between="; ")
+            raise UserError(
+                f"{job.folder} holds a run of another configuration ({differs}): give another --output_dir"
+            )
     return jobs
 
 

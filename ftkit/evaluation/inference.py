@@ -1,5 +1,6 @@
 """Images without labels -> the likeliest classes of each, batch by batch."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,8 +13,10 @@ from ftkit.data.pixels.decoding import Decoder, cores, over_all_rows
 from ftkit.data.pixels.normalize import channels_last
 from ftkit.models.anatomy import is_convolutional
 from ftkit.models.classifier import Classifier
+from ftkit.training.stages.memory import check_evaluation
 
 _CPU_BATCH = 32  # images: with larger batches, a convnet takes 1.4 times as long on a CPU
+_DECODED = 1 << 26  # bytes of pixels
 _SMALLEST_BATCH, _WORTH_PROCESSES = 8, 32  # images: a photograph may take a core a tenth of a second
 
 
@@ -29,6 +32,23 @@ class Classified(NamedTuple):
     files: list[str]
     answers: list[list[tuple[str, float]]]
     bad: list[dict[str, Any]]
+
+
+def check_room(classifier: Classifier, count: int, batch_size: int = 128) -> None:
+    """Check that the batches in which `classify` takes `count` files fit into memory.
+
+    Raises:
+        UserError: they do not; the message names a `batch_size` that does.
+    """
+    device = PartialState().device
+    at_once = _CPU_BATCH if device.type == "cpu" else batch_size
+    batch = min(at_once, batch_size, _decoded_together(classifier), count)
+    check_evaluation(classifier.model, (classifier.channels, *classifier.size), batch, device)
+
+
+def _decoded_together(classifier: Classifier) -> int:
+    """The most images to decode at once: 64 MB of pixels, or one."""
+    return max(_DECODED // (classifier.channels * math.prod(classifier.size)), 1)
 
 
 def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_size: int = 128) -> Iterator[Classified]:
@@ -60,7 +80,8 @@ def classify(classifier: Classifier, files: list[str], top_k: int = 1, batch_siz
 
     decoder = Decoder(_rows(files), classifier.processor, classifier.channels)
     share = max(len(files) // (4 * cores()), _SMALLEST_BATCH)  # so that every core has work
-    for rows, decoded in over_all_rows(decoder, len(files), "classifying", min(batch_size, share), _WORTH_PROCESSES):
+    chunk = min(batch_size, share, _decoded_together(classifier))
+    for rows, decoded in over_all_rows(decoder, len(files), "classifying", chunk, _WORTH_PROCESSES):
         good = [files[rows[position]] for position in decoded.positions]
         yield Classified(good, answers(decoded.pixels) if good else [], decoded.bad)
 

@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ftkit.data.sources.suffixes import image_suffixes
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.files import natural_sorted
-
-_SHOWN = 10  # wrong inputs that a message lists
 
 
 def find_images(inputs: Iterable[str]) -> list[str]:
@@ -43,8 +41,7 @@ def find_images(inputs: Iterable[str]) -> list[str]:
             wrong.append(f"{name}: {problem}")
     wrong += [f"{name!r}: this name is not UTF-8: rename the file" for name in files if not _is_utf8(name)]
     if wrong:
-        more = [f"… and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        raise UserError("\n".join([*wrong[:_SHOWN], *more]))
+        raise UserError(listed(wrong, 10, between="\n"))
     return files
 
 

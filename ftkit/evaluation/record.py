@@ -4,6 +4,7 @@ Report, card and commit messages are made from the record, so it names no folder
 """
 
 import json
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -28,6 +29,8 @@ from ftkit.precision import precision_of
 from ftkit.tasks import Task
 from ftkit.training.checkpointing.continuity import TABLE
 from ftkit.training.provenance import environment, file_hashes, peak_memory_mb
+
+logger = logging.getLogger(__name__)
 
 
 def describe_data(data: DataArguments, images: dict[str, Images]) -> dict[str, Any]:
@@ -80,6 +83,14 @@ def seen_in_training(model: str, images: Images) -> int:
         if (folder / TABLE).is_file():
             return int(np.isin(images.hashes, load_file(folder / TABLE)["train/hashes"]).sum())
     return 0
+
+
+def warn_of_seen_images(images: dict[str, Images]) -> None:
+    """Warn of images of validation and test whose files are byte-identical to files of train."""
+    counts = {split: int(np.isin(rows.hashes, images["train"].hashes).sum()) for split, rows in images.items()}
+    shared = [f"{n:,} of the {len(images[s]):,} images of {s}" for s, n in counts.items() if n and s != "train"]
+    if shared:
+        logger.warning("  identical to images of train: %s (the report lists them)", " and ".join(shared))
 
 
 def _hub_dataset(data: DataArguments) -> str | None:
@@ -147,6 +158,12 @@ def show_result(task: Task, metrics: dict[str, Any], about: str) -> None:
     fact(task.score_metric.title, f"{metrics[task.score]:.4f} on {metrics['n']:,} {about}")
     for name, value in metrics.get(f"test_time_{task.score}", {}).items():
         fact("", f"{value:.4f} with test_time_augmentation: {name}")
+
+
+def show_evaluation(task: Task, metrics: dict[str, Any]) -> None:
+    """Print the result of evaluating a saved model: the score and the other metrics of the summary."""
+    others = [key for key in task.metrics if key in task.summary and key != task.score]
+    show_result(task, metrics, ", ".join(["images", *(f"{task.metrics[k].title} {metrics[k]:.4f}" for k in others)]))
 
 
 def next_steps(folder: Path, record: dict[str, Any], task: Task, metrics: dict[str, Any]) -> None:

@@ -16,8 +16,8 @@ from torch.export import ExportedProgram
 
 from ftkit.config.configuration import Evaluation
 from ftkit.data.feeding.tensors import Images
+from ftkit.data.pixels.kinds import log_kinds
 from ftkit.data.sources.evaluation import load_evaluation, training_images
-from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.splits import some
 from ftkit.errors import UserError
 from ftkit.evaluation.record import describe_command
@@ -44,12 +44,14 @@ def read_images(
         names: the names of the formats.
         max_images: number of images to measure, a fixed random subset; all if None.
     """
-    split, rows, _ = load_evaluation(config, classifier.task, Ledger())
+    split, rows, _, _ = load_evaluation(config, classifier.task)
     chosen = {"measured": some(rows, max_images, seed=0)}
     if "int8" in names:
         chosen["calibration"] = some(training_images(config, rows), _CALIBRATION_IMAGES, seed=0)
     config.data.image_transform = None  # applies only to training
-    return split, classifier.images_of(DatasetDict(chosen), config.data, seed=0)
+    images = classifier.images_of(DatasetDict(chosen), config.data, seed=0)
+    log_kinds(images)
+    return split, images
 
 
 class Export:

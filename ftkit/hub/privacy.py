@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from huggingface_hub import get_token
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.places import is_path
 
 _SHOWN = 5  # findings in a message
@@ -47,10 +47,9 @@ def check_private(files: dict[str, Path | bytes], run: Path, config: dict[str, A
         return
     some = [f"{file} holds {what}{'' if 'secret' in what or 'token' in what else f', {text}'}" for file, what, text in
             dict.fromkeys(found)]  # fmt: skip
-    more = [f"… and {len(some) - _SHOWN} more"] if len(some) > _SHOWN else []
     raise UserError(
         f"{run} must not be pushed: its files reveal details of this machine:\n"
-        + "\n".join(f"  - {line}" for line in [*some[:_SHOWN], *more])
+        + listed((f"  - {line}" for line in some), _SHOWN, between="\n")
         + f"\nremove it from the files in {run / 'model'}; `python recipes/report.py {run}` writes the files in "
         "evaluation/ again"
     )

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ftkit.config import MethodArguments, local_model
-from ftkit.errors import UserError, nearest
+from ftkit.errors import UserError, listed, nearest
 from ftkit.methods.adapter_kinds import adapter_config, adapter_options, first_line, hooks_of
 from ftkit.models.anatomy import find_head, is_inside, is_norm
 from ftkit.precision import exact_float32
@@ -168,7 +168,7 @@ def _adaptable(
         )
     if refused:
         logger.info("adapters: %s leaves out %d layers: %s (%s)", args.method, len(refused),
-                    ", ".join(list(refused)[:8]), reasons[:200])  # fmt: skip
+                    listed(refused, 8), reasons[:200])  # fmt: skip
     return found
 
 

@@ -143,7 +143,7 @@ def class_names(config: PreTrainedConfig) -> list[str] | None:
     return names
 
 
-def say_dropout(config: PreTrainedConfig) -> None:
+def log_dropout(config: PreTrainedConfig) -> None:
     """Log the dropout rates in the model's config, which a run keeps."""
     values = config.to_dict()
     values |= values.get("model_args") or {}

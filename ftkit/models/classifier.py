@@ -26,8 +26,8 @@ from ftkit.tasks import Task, task_of_config
 from . import own, timm_models
 from .anatomy import check_takes_images, whole_state
 from .building import build_model
-from .first_pass import check_channels, check_first_pass, check_size, say_grey
-from .fitting import geometry_of, normalization_of, say_fit, set_normalization
+from .first_pass import check_channels, check_first_pass, check_size, warn_of_grey
+from .fitting import geometry_of, log_fit, normalization_of, set_normalization
 from .modeling_convnet import ConvNetForImageClassification
 from .pretrained import load_saved
 from .reshaping import channels_of, size_of
@@ -78,9 +78,9 @@ class Classifier:
         classifier._choose_normalization(args, pretrained)
         check_channels(args.model, classifier.channels)
         if (geometry := geometry_of(processor)) is not None:
-            say_fit(geometry, images.size)
+            log_fit(geometry, images.size)
         if classifier.channels == 1 and not isinstance(model.config, tuple(own.CONFIGS.values())):
-            say_grey(args.model)
+            warn_of_grey(args.model)
         return classifier
 
     @classmethod

@@ -72,7 +72,7 @@ def check_channels(name: str, channels: int) -> None:
         )
 
 
-def say_grey(name: str) -> None:
+def warn_of_grey(name: str) -> None:
     """Warn that a model that is not one of ftkit's own takes only grey images."""
     logger.warning(
         "%s takes only grey images, so a plain pipeline, which feeds RGB, cannot run it: leave out in_chans: 1 or "

@@ -105,7 +105,7 @@ def fit_processor(config: PreTrainedConfig, processor: Any, size: tuple[int, int
     )
 
 
-def say_fit(geometry: Geometry, shape: tuple[int, int] | None) -> None:
+def log_fit(geometry: Geometry, shape: tuple[int, int] | None) -> None:
     """Log how images are fitted, unless all have the target's aspect ratio.
 
     Args:

@@ -23,7 +23,7 @@ from ftkit.errors import UserError, as_options, nearest
 from . import own, timm_models  # noqa: F401 (the Auto classes must know ftkit's own models)
 from .adapted import base_of, with_adapters
 from .anatomy import class_axes, draw_head, head_tensors, name_head, new_modules
-from .base_config import class_names, read_config, say_dropout, set_classes
+from .base_config import class_names, log_dropout, read_config, set_classes
 from .checks import folder_without_config
 from .first_pass import FAILURES
 from .fitting import average_normalization, fit_processor, size_of_square
@@ -81,13 +81,13 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
         name_head(model, args.head)
         fix, settings = _way_out(loaded, args, place)
         check_whole(loaded, place, new=head_tensors(model), fix=fix, settings=settings)
-        _say_changes(theirs.to_dict(), changes)
+        _log_changes(theirs.to_dict(), changes)
         _fit_head(loaded, class_names(theirs), list(labels["id2label"].values()))
     else:
         options = {"dtype": torch.float32, "trust_remote_code": args.trust_remote_code}
         model = _loading(place, lambda: AutoModelForImageClassification.from_config(config, **options))
         name_head(model, args.head)
-    say_dropout(model.config)
+    log_dropout(model.config)
     if pretrained:
         return shaped(model, processor, args, shaping)
     return model, fit_processor(model.config, processor, args.size, args.image_fit)
@@ -219,11 +219,11 @@ def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> di
     return overrides
 
 
-def _say_changes(before: dict[str, Any], changes: dict[str, Any]) -> None:
+def _log_changes(before: dict[str, Any], changes: dict[str, Any]) -> None:
     """Warn of changes to a config that loading weights cannot judge, since they change no tensor's shape."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(before[key], dict):
-            _say_changes(before[key], value)
+            _log_changes(before[key], value)
         elif value != before.get(key) and "drop" not in key:
             logger.warning("model_args: the weights were trained with %s: %s instead of %s", key, before[key], value)
 

@@ -38,9 +38,14 @@ def no_test_split(folder: Path) -> tuple[str, list]:
     return evaluation(folder, folder / "new")
 
 
+def unlabelled_test(folder: Path) -> tuple[str, list]:
+    return evaluation(folder, noise_images(folder / "new", {"train/ant": 2, "train/bee": 2, "test": 2}))
+
+
 CASES = {
     "data.sources.splits:check_classes#3": another_spelling,
     "tasks.single_label.matching:_unknown": unknown_classes,
-    "data.sources.evaluation:_chosen": no_such_split,
-    "data.sources.evaluation:_chosen#2": no_test_split,
+    "data.sources.evaluation:_chosen": unlabelled_test,
+    "data.sources.evaluation:_chosen#2": no_such_split,
+    "data.sources.evaluation:_chosen#3": no_test_split,
 }

@@ -1,6 +1,6 @@
 """Machines with too little memory or disk for what is asked."""
 
-from support import MLP
+from support import MLP, train
 
 from ftkit.training.loop.trainer import ImageTrainer
 
@@ -23,8 +23,14 @@ def large_images(folder, monkeypatch):
     return [*TINY, "--model", "convnet", "--image_size", 256]
 
 
+def large_evaluation(folder, monkeypatch):
+    run = train(folder / "trained", *TINY, "--model", "convnet", "--image_size", 64).folder
+    small_memory(60e6)(monkeypatch)
+    return "eval", ["--model", run]
+
+
 def small_disk(folder, monkeypatch):
-    monkeypatch.setattr("ftkit.data.feeding.tensors.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("ftkit.data.pixels.cache.free_bytes", lambda folder: 1000)
     return [*TINY, *MLP, "--cache_dir", folder / "cache"]
 
 
@@ -42,7 +48,8 @@ def failing_allocation(folder, monkeypatch):
 
 CASES = {
     "training.stages.memory:_check_stage": large_batches,
+    "training.stages.memory:check_evaluation": large_evaluation,
     "training.stages.memory:_check_least": large_images,
-    "data.feeding.tensors:_check_room": small_disk,
+    "data.pixels.cache:check_room": small_disk,
     "memory:enough_memory": failing_allocation,
 }

@@ -80,11 +80,12 @@ def _without_labels(folder):
     return [*arguments[:-1], folder / "new"]
 
 
-def _broken_class(folder):
-    (folder / "data" / "c").mkdir(parents=True)
-    for i in range(10):
-        (folder / "data" / "c" / f"{i}.png").write_bytes(b"no image")
-    return [*_folders("a", "b")(folder), "--on_bad_image", "skip"]
+def _broken_in_each_way(folder):
+    """An image of train, all of its class c, and all of test."""
+    arguments = _folders("train/a", "train/b", "train/c", "test/a", "test/b")(folder)
+    for path in ("train/a/0.png", *(f"{name}/{i}.png" for name in ("train/c", "test/a", "test/b") for i in range(10))):
+        (folder / "data" / path).write_bytes(b"no image")
+    return arguments
 
 
 def _list_of_missing_images(folder):
@@ -101,5 +102,5 @@ def _list_against_folders(folder):
 
 CASES["data.sources.listings:Listing.by_split"] = _list_of_missing_images
 CASES["data.sources.folders:_check_lists"] = _list_against_folders
-CASES["data.feeding.engine:_check_classes"] = _broken_class
+CASES["data.feeding.engine:_check_broken"] = _broken_in_each_way
 CASES["data.sources.splits:canonical#2"] = _without_labels

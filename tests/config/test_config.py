@@ -474,6 +474,23 @@ def test_the_first_of_several_processes_prints_the_error(capsys, monkeypatch, tm
         assert "learning_rate" in json.loads((tmp_path / "error.json").read_text())["message"]["message"]
 
 
+def test_a_process_that_loses_another_has_no_traceback_of_its_own(capsys):
+    with pytest.raises(SystemExit) as caught, user_errors():
+        raise RuntimeError("[/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:397.")
+    shown = capsys.readouterr().err
+    assert caught.value.code == 2 and "another process of this run has ended" in shown and "Traceback" not in shown
+
+
+def test_a_bug_of_all_processes_is_shown_by_the_first(monkeypatch):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(ZeroDivisionError), user_errors():
+            raise ZeroDivisionError
+        assert len(waited) == int(rank)
+
+
 def test_a_script_for_one_process_refuses_several(monkeypatch, refused):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with refused("predict.py works in one process", "python recipes/predict.py"):

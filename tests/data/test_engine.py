@@ -1,12 +1,13 @@
 """Tensor or stream: chosen by size, with the same pixels."""
 
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, Image
 from PIL import Image as PILImage
 from transformers import ViTImageProcessor
 
@@ -64,11 +65,11 @@ def test_a_full_disk_means_a_stream_unless_the_tensor_is_cached(
     photo_splits, by, caplog, monkeypatch, refused, tmp_path
 ):
     monkeypatch.setattr("ftkit.data.feeding.engine.free_bytes", lambda folder: 100)
-    monkeypatch.setattr("ftkit.data.feeding.tensors.free_bytes", lambda folder: 100)
+    monkeypatch.setattr("ftkit.data.pixels.cache.free_bytes", lambda folder: 100)
     with caplog.at_level(logging.INFO, logger="ftkit"):
         assert isinstance(by(photo_splits)["train"], StreamedImages)
     assert f"stream: 0.0 MB decoded is more than the 0.00 GB that are free in cache_dir, {tmp_path}" in caplog.text
-    with refused("cache_dir", "0.0 MB are free", "data_engine: stream", "cache_dir") as refusal:
+    with refused("cache_dir", "0.0 MB are free", "--data_engine stream", "cache_dir") as refusal:
         by(photo_splits, data_engine="tensor")
     assert refusal.value.fix == {"data_engine": "stream"}
     monkeypatch.undo()
@@ -113,6 +114,40 @@ def test_a_stream_finds_bad_images_before_training(photo_splits, by, refused):
     assert stream.index.tolist() == tensor.index.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
     assert torch.equal(stream.sample(11), tensor.images)
     assert stream.skipped == tensor.skipped
+
+
+@pytest.mark.parametrize(
+    "broken, on_bad_image, fix",
+    [
+        ({"train": [0]}, "error", {"on_bad_image": "skip"}),
+        ({"train": [0], "test": [1]}, "error", {"on_bad_image": "skip"}),
+        ({"test": range(12)}, "error", {"on_bad_image": "skip", "test_split": "none"}),
+        ({"test": range(12)}, "skip", {"test_split": "none"}),
+        ({"train": range(6)}, "error", {}),  # of two classes, one is left
+        ({"train": range(12), "test": [3]}, "skip", {}),
+    ],
+)
+def test_what_is_recommended_for_broken_images_works(photo_splits, by, refused, broken, on_bad_image, fix):
+    for split, rows in broken.items():
+        files = photo_splits[split].cast_column("image", Image(decode=False))["image"]
+        for row in rows:
+            Path(files[row]["path"]).write_bytes(b"broken")
+    said = [
+        f"{split}: {len(rows)} of 12" if len(rows) < 12 else f"{split}: none of its" for split, rows in broken.items()
+    ]
+    with refused(*said, *(f"--{key} {value}" for key, value in fix.items())) as refusal:
+        by(photo_splits, on_bad_image=on_bad_image)
+    assert refusal.value.fix == fix
+
+
+def test_a_carved_split_is_not_carved_again(photo_splits, by, refused):
+    rows = photo_splits["train"]
+    for file in rows.cast_column("image", Image(decode=False))["image"][:2]:
+        Path(file["path"]).write_bytes(b"broken")
+    carved = DatasetDict(train=rows.select(range(2, 12)), test=rows.select([0, 1]))
+    with refused("test: none of its 2 images decodes", "replace or remove them") as refusal:
+        by(carved, on_bad_image="skip")
+    assert not refusal.value.fix
 
 
 def test_a_timm_transform_depends_only_on_seed_epoch_and_image(photo_splits, by, monkeypatch):

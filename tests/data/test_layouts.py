@@ -286,9 +286,7 @@ def test_images_that_do_not_decode_are_in_the_same_account(picture_folder, tmp_p
     (root / "ant" / "bad.png").write_bytes(b"")
     data = load_data(DataArguments(data_dir=str(root), test_split="none"), ledger)
     processor = ViTImageProcessor(size={"height": 4, "width": 6})
-    images = {
-        split: image_tensors(rows, processor, 1, "skip", str(tmp_path / "cache")) for split, rows in data.items()
-    }
+    images = {split: image_tensors(rows, processor, 1, str(tmp_path / "cache")) for split, rows in data.items()}
     assert [row["n"] for row in ledger.record(images) if row["reason"] == "not decoded"] == [1]
 
 

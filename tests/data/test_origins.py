@@ -200,7 +200,7 @@ def test_images_that_are_skipped_are_named_and_the_others_keep_their_names(pictu
     (root / "cat" / "3.png").write_bytes(b"torn")
     processor, named = ViTImageProcessor(size={"height": 4, "width": 6}), {}
     for rows in load(root).values():
-        images = image_tensors(rows, processor, 1, "skip", str(tmp_path / "cache"))
+        images = image_tensors(rows, processor, 1, str(tmp_path / "cache"))
         assert [bad["source"] for bad in images.skipped] in ([], ["cat/3.png"])
         named |= dict(zip(images.about()["source"], images.images[:, 0, 0, 0].tolist(), strict=True))
     expected = {f"{name}/{i}.png": i + start for name, start in (("cat", 0), ("dog", 30)) for i in range(30)}

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets
 from PIL import Image as PILImage
 from support import REPO
 from torch.utils.data import DataLoader
@@ -32,6 +32,8 @@ from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmW
 
 import ftkit.data.feeding.tensors
 import ftkit.data.pixels.decoding
+from ftkit.config import DataArguments
+from ftkit.data.feeding.engine import load_images
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import collate, image_tensors
 from ftkit.data.pixels.cache import cached, default_cache_dir
@@ -76,8 +78,19 @@ def grays(split_of, picture):
 def tensors(tmp_path):
     """`image_tensors` with a temporary cache folder."""
 
-    def make(split, processor=AS_IT_IS, channels=1, on_bad_image="error"):
-        return image_tensors(split, processor, channels, on_bad_image, str(tmp_path / "cache"))
+    def make(split, processor=AS_IT_IS, channels=1):
+        return image_tensors(split, processor, channels, str(tmp_path / "cache"))
+
+    return make
+
+
+@pytest.fixture
+def checked(tmp_path):
+    """The images of a split, whose broken images are an error or skipped."""
+
+    def make(split, **options):
+        args = DataArguments(dataset="digits", data_engine="tensor", cache_dir=str(tmp_path / "cache"), **options)
+        return load_images(DatasetDict(test=split), AS_IT_IS, 1, args, seed=0)["test"]
 
     return make
 
@@ -181,12 +194,12 @@ def test_nothing_is_decoded_twice(grays, tensors, no_decoding):
 @pytest.mark.parametrize("package", ["PIL", "numpy", "torch", "torchvision", "transformers", "timm"])
 @pytest.mark.parametrize("engine", [image_tensors, StreamedImages])
 def test_the_cache_of_another_version_is_not_used(grays, tmp_path, no_decoding, monkeypatch, package, engine):
-    images = engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
+    images = engine(grays, AS_IT_IS, 1, str(tmp_path / "cache"))
     no_decoding()
-    assert np.array_equal(engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache")).hashes, images.hashes)
+    assert np.array_equal(engine(grays, AS_IT_IS, 1, str(tmp_path / "cache")).hashes, images.hashes)
     monkeypatch.setattr(sys.modules[package], "__version__", "0.0.other")
     with pytest.raises(AssertionError, match="decoded again"):
-        engine(grays, AS_IT_IS, 1, "error", str(tmp_path / "cache"))
+        engine(grays, AS_IT_IS, 1, str(tmp_path / "cache"))
 
 
 def test_a_folder_that_is_read_again_is_not_decoded_again(picture_folder, load, tensors, no_decoding, values_of):
@@ -400,14 +413,14 @@ def broken_split(split_of, picture, bad=(2, 5)):
     return split_of([None if i in bad else picture(i) for i in range(8)])
 
 
-def test_bad_images_are_named(split_of, picture, tensors, refused):
+def test_bad_images_are_named(split_of, picture, checked, refused):
     with refused("2 of 8", "images/2.png", "images/5.png", "--on_bad_image skip"):
-        tensors(broken_split(split_of, picture))
+        checked(broken_split(split_of, picture))
 
 
-def test_bad_images_can_be_skipped(split_of, picture, tensors):
+def test_bad_images_can_be_skipped(split_of, picture, checked):
     for _ in range(2):  # built, and from the cache
-        data = tensors(broken_split(split_of, picture), on_bad_image="skip")
+        data = checked(broken_split(split_of, picture), on_bad_image="skip")
         assert data.images[:, 0, 0, 0].tolist() == [0, 1, 3, 4, 6, 7]
         assert data.labels.tolist() == [0, 1, 0, 1, 0, 1]
         assert data.index.tolist() == [100, 101, 103, 104, 106, 107]
@@ -418,24 +431,24 @@ def test_bad_images_can_be_skipped(split_of, picture, tensors):
         assert all(bad["reason"] for bad in data.skipped)
 
 
-def test_a_repaired_image_is_used(picture_folder, load, tensors, picture, refused):
+def test_a_repaired_image_is_used(picture_folder, load, checked, picture, refused):
     root = picture_folder({f"{split}/{name}": 4 for split in ("train", "val", "test") for name in "ab"})
     (root / "train" / "a" / "1.png").write_bytes(b"broken")
     with refused("a/1.png"):
-        tensors(load(root)["train"])
+        checked(load(root)["train"])
     picture(77).save(root / "train" / "a" / "1.png")
-    assert tensors(load(root)["train"]).images[1].unique().tolist() == [77]
+    assert checked(load(root)["train"]).images[1].unique().tolist() == [77]
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
-def test_only_bad_images(split_of, picture, tensors, refused, on_bad_image):
+def test_only_bad_images(split_of, picture, checked, refused, on_bad_image):
     with refused("8", "0.png"):
-        tensors(broken_split(split_of, picture, bad=range(8)), on_bad_image=on_bad_image)
+        checked(broken_split(split_of, picture, bad=range(8)), on_bad_image=on_bad_image)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "flipped", "a folder"])
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "tif", "bmp", "webp"])
-def test_every_kind_of_damage_is_a_bad_image(tmp_path, tensors, split_of, picture, damage, ending):
+def test_every_kind_of_damage_is_a_bad_image(tmp_path, checked, split_of, picture, damage, ending):
     split = split_of([picture(i) for i in range(3)])
     path = tmp_path / f"damaged.{ending}"
     PILImage.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6), np.uint8)).save(path)
@@ -449,7 +462,7 @@ def test_every_kind_of_damage_is_a_bad_image(tmp_path, tensors, split_of, pictur
         if damage != "missing":
             path.mkdir() if damage == "a folder" else path.touch()
     files = Dataset.from_dict({"image": [str(path)], "label": [0], "index": [3]}, features=split.features)
-    data = tensors(concatenate_datasets([split, files]), on_bad_image="skip")
+    data = checked(concatenate_datasets([split, files]), on_bad_image="skip")
     assert [bad["file"] for bad in data.skipped] == [str(path)]
     assert data.index.tolist() == [100, 101, 102]
 

@@ -86,9 +86,7 @@ def test_a_row_without_an_image_is_a_bad_image(tmp_path, load, kind, file):
 
 
 def _skipped(rows: Dataset, tmp_path) -> list[dict]:
-    return image_tensors(
-        rows, ViTImageProcessor(size={"height": 4, "width": 6}), 1, "skip", str(tmp_path / "cache")
-    ).skipped
+    return image_tensors(rows, ViTImageProcessor(size={"height": 4, "width": 6}), 1, str(tmp_path / "cache")).skipped
 
 
 def table_of(folder, paths: list) -> None:

@@ -12,8 +12,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 from support import finetune, load_recipe_script
 
+from ftkit.config import DataArguments
+from ftkit.config.arguments.evaluation import EvaluationArguments
+from ftkit.config.configuration import Evaluation
 from ftkit.data.sources.evaluation import load_evaluation
-from ftkit.data.sources.ledger import Ledger
 from ftkit.owners import parse_evaluation
 from ftkit.tasks import SingleLabel
 
@@ -56,7 +58,7 @@ def read_to_evaluate(finished_run):
 
     def read_to_evaluate(path, *options, model=finished_run):
         config = parse_evaluation(["--model", str(model), "--data_dir", str(path), *map(str, options)])
-        found = load_evaluation(config, TASK, Ledger())
+        found = load_evaluation(config, TASK)
         assert found.rows.features["label"].names == NAMES
         return found.split, [NAMES[label] for label in found.rows["label"]], found.drawn_from
 
@@ -90,8 +92,8 @@ def test_folders_are_evaluated_whole(tmp_path, read_to_evaluate, counts, split, 
 def test_only_what_is_not_used_is_accounted_for(tmp_path, finished_run):
     root = write(tmp_path / "new", {"train/ant": 4, "train/bee": 4, "test/bee": 2})
     (root / "test" / "bee" / "photo.HEIF?").write_bytes(b"")
-    ledger = Ledger()
-    load_evaluation(parse_evaluation(["--model", str(finished_run), "--data_dir", str(root)]), TASK, ledger)
+    config = parse_evaluation(["--model", str(finished_run), "--data_dir", str(root)])
+    ledger = load_evaluation(config, TASK).ledger
     assert [(row["where"], row["n"]) for row in ledger.not_used] == [("train", 8), ("test/bee", 1)]
 
 
@@ -132,6 +134,67 @@ def test_splits_of_a_dataset(tmp_path, read_to_evaluate, refused):
     for split in ("test", "validation"):
         with refused(f"has no {split} split", "leave split out to evaluate all its 1 images"):
             read_to_evaluate(tmp_path / "alone", "--split", split)
+
+
+@pytest.fixture
+def unlabelled_test(tmp_path):
+    """Data by their form, with three ants and three bees in train, and nothing to compare with in test."""
+    train = rows_of(["ant"] * 3 + ["bee"] * 3)
+    hidden = Dataset.from_dict({"image": train["image"][:2], "label": [-1, -1]}, train.features)
+    for name, test in (("hidden", hidden), ("no column", hidden.remove_columns("label")), ("empty", train.select([]))):
+        DatasetDict(train=train, test=test).save_to_disk(tmp_path / name, num_shards={"train": 1, "test": 1})
+    write(tmp_path / "folders", {"train/ant": 3, "train/bee": 3, "test": 2})
+    write(tmp_path / "archive", {"train/ant": 3, "train/bee": 3})
+    (tmp_path / "archive" / "test.zip").write_bytes(b"x")
+    names = sorted(path.name for path in (write(tmp_path / "table", {"images": 8}).rglob("*.png")))
+    labelled = [f"{name},{label},train" for name, label in zip(names, ["ant"] * 3 + ["bee"] * 3, strict=False)]
+    table = "\n".join(["file,label,split", *labelled, *(f"{name},,test" for name in names[6:])])
+    (tmp_path / "table" / "all.csv").write_text(table)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["hidden", "no column", "empty", "folders", "archive", "table"])
+def test_a_split_without_labels_is_not_replaced(unlabelled_test, read_to_evaluate, refused, name):
+    """Nothing is carved for it, and train is evaluated only if the user says so."""
+    with refused("test", "--split train") as refusal:
+        read_to_evaluate(unlabelled_test / name)
+    assert "carve" not in str(refusal.value) and refusal.value.fix == {"split": "train"}
+    for options in (["--split", "train"], ["--test_split", "none"], ["--split", "train", "--test_split", "none"]):
+        assert read_to_evaluate(unlabelled_test / name, *options)[:2] == ("train", ["ant"] * 3 + ["bee"] * 3)
+
+
+@pytest.mark.parametrize("unlabelled", [["val"], ["train"], ["train", "val"]])
+def test_other_splits_without_labels_are_no_obstacle(tmp_path, read_to_evaluate, refused, unlabelled):
+    counts = {"train/ant": 2, "train/bee": 1, "val/bee": 1, "test/ant": 2}
+    labelled = {name: n for name, n in counts.items() if name.partition("/")[0] not in unlabelled}
+    root = write(tmp_path / "new", labelled | dict.fromkeys(unlabelled, 1))
+    assert read_to_evaluate(root)[:2] == ("test", ["ant"] * 2)
+    with refused("images outside of class folders", "<class>/", "--split"):
+        read_to_evaluate(root, "--split", "train" if "train" in unlabelled else "validation")
+
+
+def test_a_folder_that_is_called_as_a_split(tmp_path, read_to_evaluate, refused):
+    root = write(tmp_path, {"test/ant": 1, "test/bee": 2, "flat/val": 2})
+    for options in ([], ["--split", "test"]):
+        assert read_to_evaluate(root / "test", *options)[:2] == ("test", ["ant", "bee", "bee"])
+    with refused("no train split", "leave split out"):
+        read_to_evaluate(root / "test", "--split", "train")
+    with refused("val holds images without class folders", "recipes/predict.py"):
+        read_to_evaluate(root / "flat" / "val")
+
+
+def test_the_runs_own_data_that_have_changed(tmp_path, refused):
+    root = write(tmp_path / "new", {"train/ant": 4, "train/bee": 4, "test": 2})
+    config = Evaluation(DataArguments(data_dir=str(root)), EvaluationArguments(model="m"), own_data=True)
+    with refused("images outside of class folders", "the data have changed since the run") as refusal:
+        load_evaluation(config, TASK)
+    assert "carve" not in str(refusal.value) and not refusal.value.fix
+
+
+def test_data_without_any_label(tmp_path, read_to_evaluate, refused):
+    for counts in ({"test": 2}, {"train": 2, "test": 2}):
+        with refused("images outside of class folders", "recipes/predict.py"):
+            read_to_evaluate(write(tmp_path / "-".join(counts), counts))
 
 
 def test_a_lone_test_shard(tmp_path, read_to_evaluate):

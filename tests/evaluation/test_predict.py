@@ -89,6 +89,20 @@ def test_the_probabilities_are_those_that_the_run_stored(digits_run, predict, tm
     assert np.array(firsts)[clear].tolist() == [stored.task.names[i] for i in stored.predicted[order][clear]]
 
 
+def test_batches_that_do_not_fit_into_memory(hostile_model, predict, tmp_path, monkeypatch, refused):
+    """They are refused before anything is written, with a batch size that fits."""
+    files = [draw(tmp_path / f"{number}.png", number) for number in range(20)]
+    monkeypatch.setattr("ftkit.training.stages.memory.available_memory", lambda: 10_000)
+    options = ["--model", hostile_model, *files, "--output", tmp_path / "labels.txt"]
+    with refused("memory: a batch of 20 images of 3 x 8 x 8 pixels", "--batch_size 4") as refusal:
+        predict(*options)
+    assert not (tmp_path / "labels.txt").exists()
+    assert predict(*options, "--batch_size", refusal.value.fix["batch_size"])[0] == 0
+    monkeypatch.setattr("ftkit.training.stages.memory.available_memory", lambda: 100)
+    with refused("no single one fits"):
+        predict(*options[:-1], tmp_path / "others.txt")
+
+
 def test_in_a_tie_the_first_class_is_listed_first(hostile_model, predict, tmp_path):
     """As in an evaluation, which takes the lower index."""
     classifier = Classifier.load(str(hostile_model))

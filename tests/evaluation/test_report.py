@@ -269,7 +269,7 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path, refused, what):
         load_recipe_script("report").main([str(folder)])
 
 
-def test_twins_in_train_and_test_are_found(tmp_path):
+def test_twins_in_train_and_test_are_found(tmp_path, capsys):
     """The same file in both splits, once under another label."""
     folders = ("train/cat", "train/dog", "test/cat", "test/dog")
     root = noise_images(tmp_path / "pets", dict.fromkeys(folders, 20))
@@ -282,6 +282,9 @@ def test_twins_in_train_and_test_are_found(tmp_path):
     assert all(pair["split"] == "test" for pair in found.values())
     page = (run / "evaluation" / "report.html").read_text()
     assert all(f"test images are also in {other}" in page for other in found)
+    shared = found["train"]["n"] if "train" in found else 0
+    said = f"identical to images of train: {shared} of the 42 images of test"
+    assert (said in capsys.readouterr().out) == (shared > 0)
 
 
 def test_both_engines_hash_the_same_files(tmp_path):

@@ -41,7 +41,7 @@ def test_names_are_quoted_so_that_the_difference_is_visible():
     assert describe_groups([["cat", "cat "]], {"cat": 2, "cat ": 1000}).startswith("'cat' (2), 'cat ' (1,000) differ")
     assert describe_groups([[NFD, NFC]], {}).startswith(r"'Kro\u0308te', 'Kr\xf6te' differ")
     many = describe_groups([[str(i), f"{i} "] for i in range(9)], {})
-    assert many.endswith("; 4 more")
+    assert many.endswith("; and 4 more")
 
 
 @pytest.mark.parametrize(

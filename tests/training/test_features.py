@@ -69,6 +69,18 @@ def features_differ(cached, tmp_path):
     return check
 
 
+def test_features_that_the_disk_cannot_hold(folder, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr(
+        "ftkit.data.pixels.cache.free_bytes", lambda folder: 1000 if "features" in folder.name else 1 << 30
+    )
+    options = [*PROBE, "--model", folder, "--cache_dir", tmp_path / "cache"]
+    with refused("the features need", "--cache_features false") as refusal:
+        train(tmp_path / "run", *options)
+    train(
+        tmp_path / "run", *options, *(word for key, value in refusal.value.fix.items() for word in (f"--{key}", value))
+    )
+
+
 @pytest.mark.parametrize("package", ["torch", "timm", "transformers", "peft"])
 def test_features_of_another_version_are_computed_again(features_differ, monkeypatch, package):
     monkeypatch.setattr(sys.modules[package], "__version__", "99.0.0")

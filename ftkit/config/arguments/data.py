@@ -67,9 +67,7 @@ class DataArguments:
     image_column: str | None = field(default=None, metadata={"help": "Default: found by its type."})
     label_column: str | None = field(
         default=None,
-        metadata={
-            "help": "Default: found by its type or name. '.': the names of class folders, even beside a table."
-        },
+        metadata={"help": "Default: found by its type or name. '.': the names of class folders, even beside a table."},
     )
     image_dir: str | None = field(
         default=None,
@@ -199,7 +197,7 @@ class DataArguments:
         keys = ("train_split", "validation_split", "test_split")
         given = {key: getattr(self, key) for key in keys if getattr(self, key) is not None}
         errors: list[str] = [
-            Advice(f"{key}: {name!r} names no split: {NO_SPLIT} carves it out of train", {key: NO_SPLIT})
+            Advice(f"{key}: {name!r} names no split: leave it out", {key: None})
             for key, name in given.items()
             if key != "train_split" and not name.strip()
         ]

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from ftkit.config import DataArguments
+from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.data.feeding.stream import StreamedImages
 from ftkit.data.feeding.tensors import Images, ImageTensors, image_tensors, tensor_key
 from ftkit.data.pixels.cache import cache_root, free_bytes
@@ -37,33 +38,54 @@ def load_images(
     engine, reason = _choose(args, splits, processor, channels)
     logger.info("  %-12s %s: %s", "data engine", engine, reason)
     load: Callable[..., Images] = image_tensors if engine == "tensor" else StreamedImages
-    images = {
-        split: load(rows, processor, channels, args.on_bad_image, args.cache_dir) for split, rows in splits.items()
-    }
-    if "train" in images and images["train"].skipped:
-        _check_classes(splits["train"], images["train"])
+    images = {split: load(rows, processor, channels, args.cache_dir) for split, rows in splits.items()}
+    _check_broken(splits, images, args.on_bad_image)
     if args.image_transform is not None and isinstance(train := images["train"], StreamedImages):
         train.transform_with(args.image_transform, seed)
     return images
 
 
-def _check_classes(dataset: Dataset, train: Images) -> None:
-    """Check that every class of train has an image that decodes.
+def _check_broken(splits: DatasetDict, images: dict[str, Images], on_bad_image: str) -> None:
+    """Refuse images that do not decode, unless they are to be skipped and leave some in each split and class of train.
 
     Raises:
-        UserError: a class has none.
+        UserError: they are not, or do not; the message recommends what works for all splits together.
     """
-    task = task_of(dataset.features)
-    left = task.counts(train.labels)
-    lost = [name for name, count in task.counts(task.tensor(dataset)).items() if count and not left[name]]
-    if lost:
-        others = [name for name, count in left.items() if count]
-        raise UserError(
-            f"none of train's images of {listed(map(repr, lost))} decodes, such as {train.skipped[0]['file']}: "
-            f"replace them, or leave {'these classes' if len(lost) > 1 else 'this class'} out with "
-            f"{as_options({'classes': others})}",
-            fix={"classes": others} if len(others) > 1 else None,
-        )
+    broken = {split: rows.skipped for split, rows in images.items() if rows.skipped}
+    empty, lost, left = [split for split in broken if not len(images[split])], [], []
+    if "train" in broken:
+        task = task_of(splits["train"].features)
+        counts = task.counts(images["train"].labels)
+        lost = [name for name, n in task.counts(task.tensor(splits["train"])).items() if n and not counts[name]]
+        left = [name for name, n in counts.items() if n]
+    if not broken or (on_bad_image == "skip" and not empty and not lost):
+        return
+    fix: dict[str, Any] = {"on_bad_image": "skip"} if on_bad_image == "error" else {}
+    fix |= {f"{split}_split": NO_SPLIT for split in empty} | ({"classes": left} if lost else {})
+    helps = all(_is_given(split, splits) for split in empty) and (not lost or len(left) > 1)
+    described = [_described(split, bad, len(splits[split])) for split, bad in broken.items()]
+    if lost and left:
+        described.append(f"none of train's images of {listed(map(repr, lost))} decodes")
+    raise UserError(
+        "\n".join([*described, f"replace or remove them{f', or set {as_options(fix)}' if helps else ''}"]),
+        fix=fix if helps else None,
+    )
+
+
+def _described(split: str, bad: list[dict[str, Any]], count: int) -> str:
+    """Which of the images of a split do not decode, and the reasons."""
+    what = (
+        f"{len(bad):,} of {count:,} images do not decode"
+        if len(bad) < count
+        else f"none of its {count:,} images decodes"
+    )
+    files = (f"  - {image['file']}: {image['reason']}" for image in bad)
+    return f"{split}: {what}:\n{listed(files, 10, between=chr(10))}"
+
+
+def _is_given(split: str, splits: DatasetDict) -> bool:
+    """Whether the data have this split: one that was carved out of train shares no row number with it."""
+    return "train" in splits and not set(splits["train"]["index"]).isdisjoint(splits[split]["index"])
 
 
 def set_up_loading(args: TrainingArguments, images: dict[str, Images], workers: int | None) -> None:

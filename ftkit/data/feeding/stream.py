@@ -30,29 +30,18 @@ class StreamedImages(Images):
     """A split whose images are decoded batch by batch, from files or a memory-mapped table.
 
     All images are decoded once beforehand, in all processes, so that a broken image is found now and not in the middle
-    of training.
+    of training; it is left out.
 
     Args:
         dataset: a dataset with the columns `image`, `label`, `index`.
         processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
-        on_bad_image: `error` or `skip`.
         cache_dir: the folder that keeps the result of this check, see `ftkit.data.feeding.tensors.image_tensors`.
-
-    Raises:
-        UserError: images that do not decode.
     """
 
     engine = "stream"
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        processor: Any,
-        channels: int,
-        on_bad_image: str = "error",
-        cache_dir: str | None = None,
-    ):
+    def __init__(self, dataset: Dataset, processor: Any, channels: int, cache_dir: str | None = None):
         parts = _VERSION, fingerprint(dataset), geometry_key(processor), channels
         key = cache_key(*parts, computed_by=DECODING)
 
@@ -71,11 +60,11 @@ class StreamedImages(Images):
         decoder = Decoder(dataset, processor, channels)
         folder = cached(f"stream-{key}", write, cache_dir)
         about, hashes = json.loads((folder / "about.json").read_text()), np.load(folder / "hashes.npy")
-        good = decodable(dataset, about["skipped"], on_bad_image)
+        good = decodable(dataset, about["skipped"])
         if good is not None:
             dataset, hashes = dataset.select(good), hashes[good]
             decoder = Decoder(dataset, processor, channels)
-        super().__init__(dataset, hashes, key, about["skipped"], tuple(about["shape"]))
+        super().__init__(dataset, hashes, key, about["skipped"], tuple(about["shape"] or (channels, 0, 0)))
         self.kinds = about["kinds"]
         self.decoder, self.counts = decoder, np.array(about["histogram"])
         self.transform: Callable[[Image.Image], torch.Tensor] | None = None

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from ftkit.compat.datasets import fingerprint
 from ftkit.data.augmentation.pixel_ops import shift
-from ftkit.data.pixels.cache import cached, free_bytes
+from ftkit.data.pixels.cache import cached, check_room
 from ftkit.data.pixels.decoding import Decoder
 from ftkit.data.pixels.images import encoded, file_bytes
 from ftkit.data.pixels.keys import DECODING, cache_key
@@ -196,28 +196,25 @@ def collate(batch: Any) -> dict[str, Any]:
     return batch
 
 
-def image_tensors(
-    dataset: Dataset, processor: Any, channels: int, on_bad_image: str = "error", cache_dir: str | None = None
-) -> ImageTensors:
-    """Decode a split into a uint8 memory map, or take the cached one.
+def image_tensors(dataset: Dataset, processor: Any, channels: int, cache_dir: str | None = None) -> ImageTensors:
+    """Decode a split into a uint8 memory map, or take the cached one; images that do not decode are left out.
 
     Args:
         dataset: a dataset with the columns `image`, `label`, `index`.
         processor: the image processor saved with the model; it resizes and crops.
         channels: 1 or 3.
-        on_bad_image: `error` or `skip`.
         cache_dir: the cache that holds the memory map; its key combines the dataset's fingerprint, the processor's
             geometry, `channels` and the versions of the packages that decode.
 
     Raises:
-        UserError: images that do not decode (up to ten are listed), or a full disk.
+        UserError: a full disk.
     """
     key = tensor_key(dataset, processor, channels)
 
     def write(folder: Path) -> None:
         bad, hashes = [], np.zeros(len(dataset), np.uint64)
         decoder = Decoder(dataset, processor, channels)
-        _check_room(folder, len(dataset) * decoder.bytes_of_one)
+        check_room(folder, len(dataset) * decoder.bytes_of_one, "decoded images", {"data_engine": "stream"})
         shape: tuple[int, ...] | None = None
         kinds: Counter[str] = Counter()
         with (folder / "images").open("wb") as file:
@@ -241,10 +238,12 @@ def image_tensors(
 
     folder = cached(key, write, cache_dir, complete)
     about = json.loads((folder / "about.json").read_text())
-    good, hashes = decodable(dataset, about["skipped"], on_bad_image), np.load(folder / "hashes.npy")
+    good, hashes = decodable(dataset, about["skipped"]), np.load(folder / "hashes.npy")
     if good is not None:
         dataset, hashes = dataset.select(good), hashes[good]
-    array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
+    array = np.empty((0, channels, 0, 0), np.uint8)  # which a memory map cannot be
+    if len(dataset):
+        array = np.memmap(folder / "images", np.uint8, mode="c", shape=(len(dataset), *about["shape"]))
     tensors = ImageTensors(torch.from_numpy(array), dataset, hashes, key, about["skipped"])
     tensors.kinds = about["kinds"]
     return tensors
@@ -255,36 +254,11 @@ def tensor_key(dataset: Dataset, processor: Any, channels: int) -> str:
     return cache_key(_VERSION, fingerprint(dataset), geometry_key(processor), channels, computed_by=DECODING)
 
 
-def _check_room(folder: Path, size: int) -> None:
-    """Refuse to decode more than the disk of the cache can hold."""
-    free = free_bytes(folder)
-    if size > free:
-        raise UserError(
-            f"cache_dir: the decoded images need {size / 1e6:,.1f} MB in {folder.parent}, and {free / 1e6:,.1f} MB "
-            "are free on its disk: make room there, give another cache_dir, or set data_engine: stream",
-            fix={"data_engine": "stream"},
-        )
-
-
-def decodable(dataset: Dataset, skipped: list[dict], on_bad_image: str) -> np.ndarray | None:
-    """The rows that decode, or None if all do; adds the `source` of those that do not to `skipped`.
-
-    Raises:
-        UserError: some images do not decode and must not be skipped, or no image decodes.
-    """
-    if skipped and on_bad_image == "error":
-        listed = "\n".join(f"  - {bad['file']}: {bad['reason']}" for bad in skipped[:10])
-        raise UserError(
-            f"{len(skipped)} of {len(dataset)} images do not decode:\n{listed}\n"
-            "fix or remove them, or skip them with --on_bad_image skip"
-        )
-    if len(skipped) == len(dataset):
-        raise UserError(f"none of the {len(dataset)} images decodes: {skipped[0]['file']}: {skipped[0]['reason']}")
+def decodable(dataset: Dataset, skipped: list[dict]) -> np.ndarray | None:
+    """The rows that decode, or None if all do; adds the `source` of those that do not to `skipped`."""
     if not skipped:
         return None
     if "source" in dataset.column_names:
         for bad in skipped:
             bad["source"] = dataset["source"][bad["row"]]
-    first = skipped[0]["file"]
-    logger.warning("%d of %d images do not decode and are skipped; the first: %s", len(skipped), len(dataset), first)
     return np.setdiff1d(np.arange(len(dataset)), [bad["row"] for bad in skipped])

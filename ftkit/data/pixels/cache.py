@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets.config
 from filelock import FileLock, Timeout
 
-from ftkit.errors import UserError, short_of_memory, writing
+from ftkit.errors import UserError, as_options, short_of_memory, writing
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,24 @@ def cache_root(cache_dir: str | None) -> Path:
 def free_bytes(folder: Path) -> int:
     """The bytes that are free on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+
+
+def check_room(folder: Path, size: int, what: str, without: dict[str, Any]) -> None:
+    """Refuse to write more into a folder of the cache than its disk can hold.
+
+    Args:
+        what: what is written.
+        without: the settings that do without the cache.
+
+    Raises:
+        UserError: `size` bytes are more than are free.
+    """
+    if size > (free := free_bytes(folder)):
+        raise UserError(
+            f"cache_dir: the {what} need {size / 1e6:,.1f} MB in {folder.parent}, and {free / 1e6:,.1f} MB are free "
+            f"on its disk: make room there, give another cache_dir, or set {as_options(without)}",
+            fix=without,
+        )
 
 
 def cached(

@@ -89,7 +89,13 @@ def sentences(kinds: Mapping[str, Mapping[str, int]], counts: Mapping[str, int])
 
 
 def log_kinds(splits: Mapping[str, Any]) -> None:
-    """Warn of the images of each kind; `splits` holds the `Images` of each split."""
+    """Warn of the images that are skipped, and of those of each kind, in these `Images` by split."""
+    for split, images in splits.items():
+        if bad := images.skipped:
+            n, count = len(bad), len(bad) + len(images)
+            logger.warning(
+                "  %d of the %d images of %s do not decode and are skipped: %s", n, count, split, bad[0]["file"]
+            )
     counts = {split: len(images) for split, images in splits.items()}
     for sentence in sentences({split: images.kinds for split, images in splits.items()}, counts):
         logger.warning("  %s", sentence)

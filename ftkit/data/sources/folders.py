@@ -66,7 +66,7 @@ def read_class_folders(
             ledger.leave(folder.path, UNUSED_SPLIT)
     check_overlooked(whole, root, used, args, beside.unread)
     held = {split: class_folders(split, of) for split, of in used.items() if isinstance(of, Folder)}
-    check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images})
+    check_bare({split: folder for split, folder in held.items() if folder.images and not folder.with_images}, args)
     chosen = {s: _rows(held[s], args, s) if isinstance(of, Folder) else of for s, of in used.items()}
     beside.check(chosen, root, args, ledger)
     if not {args.train_split, args.validation_split, args.test_split} & splits.keys():

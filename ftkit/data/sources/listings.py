@@ -16,6 +16,7 @@ from .locate import ImageFiles
 from .split_names import is_none, is_split_like, looks_like_splits, split_column, split_of
 from .table_columns import are_fractions, choose_image, choose_label, holds_classes, is_nested, is_usual, sample
 from .tables import CSV_SUFFIXES, NoListing, NotUtf8, read_table
+from .unusable import Unusable
 
 _SHOWN, _LONG, _COLUMNS = 60, 200, 20  # characters of a value and of a path, and columns, in a message
 _FOLDER = "its folder"  # a column that is added to a table without labels
@@ -159,7 +160,7 @@ class Listing:
         if self.splits and (without := splits.index[splits == ""]).size:
             raise UserError(
                 f"{self.path}: row {without[0] + 1} has no {self.splits[0]!r} ({len(without)} such rows): add it, or "
-                "set --split_column none to split the rows anew",
+                "set --split_column none to ignore the column",
                 fix={"split_column": "none"},
             )
         columns = {"image": self.table[self.image], "label": self.table[self.label], "split": splits}
@@ -179,7 +180,7 @@ class Listing:
         bad = rows["image"].isna() | (rows["label"].fillna("").str.strip() == "")
         if bad.any():
             text = f"{self.path}: row {rows['row'][bad].iloc[0] + 1} has no {self.image!r} or no {self.label!r}"
-            raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad], rows["split"][~bad])
+            raise hidden_labels(f"{text} ({bad.sum()} such rows)", rows["split"][bad])
         if len(rows) and are_fractions(rows["label"]):
             example = next(text for text in rows["label"] if not float(text).is_integer())
             fitting = [name for name in self.table if name != self.image and holds_classes(self.table[name])]
@@ -264,11 +265,8 @@ def own_split(parts: Iterable[str]) -> str:
     return next((part for part in reversed([*parts]) if is_split_like(part)), "")
 
 
-def hidden_labels(problem: str, bad: pd.Series, good: pd.Series) -> UserError:
-    """The error about rows without a label; if they are all of a split, it recommends to do without that split."""
-    split = split_of(str(bad.iloc[0]))
-    if split in ("validation", "test") and set(bad) == {bad.iloc[0]} and bad.iloc[0] not in set(good):
-        return UserError(
-            f"{problem}: set --{split}_split none to carve it out of train", fix={f"{split}_split": "none"}
-        )
-    return UserError(f"{problem}: label or remove them")
+def hidden_labels(problem: str, bad: pd.Series) -> UserError:
+    """The error about rows without a label, of these splits by their own names."""
+    advice, splits = "label or remove them", [split_of(name) for name in bad.unique()]
+    known = [split for split in splits if split is not None]
+    return UserError(f"{problem}: {advice}") if len(known) < len(splits) else Unusable(problem, known, advice)

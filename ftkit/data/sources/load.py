@@ -104,7 +104,7 @@ def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
         raise
     splits = as_pictures(splits, args.image_column, path if root or not path else path.parent)
     label, usual = args.label_column, _DEFAULT_LABELS.get(args.dataset or "")
-    columns = next(iter(splits.values())).features
+    columns = {name for rows in splits.values() for name in rows.features}
     if label is None and usual in columns:
         label = usual
     elif label == HERE and root is not None and "label" in columns:

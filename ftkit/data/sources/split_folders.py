@@ -5,12 +5,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ftkit.config import DataArguments
-from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.errors import UserError, as_options, listed
 
 from .ledger import Folder, is_packed
 from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of, splits_named
 from .suffixes import plugin_of
+from .unusable import Unusable
 
 # The value of `train_split` for a folder of class folders, whatever these are called, and of `label_column` for their
 # names.
@@ -45,26 +45,21 @@ def check_overlooked(
         places += [folder.path for folder in root.folders.values() if not folder.holds_images | is_documents(folder)]
     found: dict[Path, set[str]] = {place: {split_of(place.name) or ""} for place in places}
     found |= {path: splits_named(path.stem) for path in unread}
-    if fix := {f"{split}_split": NO_SPLIT for split in missing if any(split in of for of in found.values())}:
+    if splits := [split for split in missing if any(split in of for of in found.values())]:
         names = [str(place) for place, of in found.items() if not of.isdisjoint(missing)]
-        splits = " and ".join(key.removesuffix("_split") for key in fix)
-        raise UserError(
-            f"data_dir: {listed(names)} {_verb(names, 'look')} like {splits}, and {_verb(names, 'do')} not hold or "
-            "list images that can be read: unpack or convert it to class folders, list the images of each split in a "
-            f"file such as test.txt, or set {as_options(fix)} to carve {splits} out of train",
-            fix=fix,
+        raise Unusable(
+            f"data_dir: {listed(names)} {_verb(names, 'look')} like {' and '.join(splits)}, and "
+            f"{_verb(names, 'do')} not hold or list images that can be read",
+            splits,
+            "unpack or convert it to class folders, list the images of each split in a file such as test.txt",
         )
 
 
-def check_bare(bare: dict[str, Folder]) -> None:
-    """Refuse validation and test of images without class folders, all at once; `_rows` refuses such a train."""
-    if bare and "train" not in bare:
-        fix = {f"{split}_split": NO_SPLIT for split in bare}
-        raise UserError(
-            f"data_dir: {listed(str(folder.path) for folder in bare.values())}: images outside of class folders: "
-            f"move them to <class>/, or set {as_options(fix)} to carve {' and '.join(bare)} out of train",
-            fix=fix,
-        )
+def check_bare(bare: dict[str, Folder], args: DataArguments) -> None:
+    """Refuse splits of images without class folders, all at once; `_rows` refuses such a train in training."""
+    if bare and ("train" not in bare or not args.need_train):
+        places = listed(str(folder.path) for folder in bare.values())
+        raise Unusable(f"data_dir: {places}: images outside of class folders", bare, "move them to <class>/")
 
 
 def inner_folder(folder: Folder) -> Folder:

@@ -20,6 +20,7 @@ from ftkit.data.sources.split_names import (
     split_column,
     split_of,
 )
+from ftkit.data.sources.unusable import Unusable
 from ftkit.errors import UserError, as_options, listed
 from ftkit.tasks import DEFAULT_TASK, Task, task_of
 from ftkit.tasks.columns import find_column, own_columns, type_name
@@ -128,23 +129,18 @@ def canonical(
     image = find_column(train, "image_column", args.image_column, (Image,), "picture")
     label = DEFAULT_TASK.target_column(train, label_column)
     for split, dataset in splits.items():
-        fix = {f"{split}_split": NO_SPLIT} if split != "train" else None
-        carve = f", or set --{split}_split {NO_SPLIT} to carve {split} out of train" if fix else ""
         if not len(dataset):
-            raise UserError(f"{split} holds no images: remove it, or name another with --{split}_split{carve}", fix)
+            raise Unusable(f"{split} holds no images", [split], f"remove it, or name another with --{split}_split")
         for name in (image, label):
             if name not in dataset.column_names:
-                listed = ", ".join(own_columns(dataset))
-                raise UserError(f"column {name!r} of train is missing from {split}: {listed}{carve}", fix)
+                columns = ", ".join(own_columns(dataset))
+                raise Unusable(
+                    f"column {name!r} of train is missing from {split}, which has {columns}", [split], "add it"
+                )
     others = [split for split in splits if split != "train" and for_training]
     if hidden := [split for split in others if DEFAULT_TASK.lacks_targets(splits, label, split)]:
-        fix = {f"{split}_split": NO_SPLIT for split in hidden}
-        raise UserError(
-            f"{' and '.join(hidden)} {'have' if len(hidden) > 1 else 'has'} rows without a label (empty, or -1 for a "
-            f"hidden one): set {as_options(fix)} to carve {'them' if len(hidden) > 1 else 'it'} out of train, or "
-            "label them",
-            fix=fix,
-        )
+        have = f"{' and '.join(hidden)} {'have' if len(hidden) > 1 else 'has'}"
+        raise Unusable(f"{have} rows without a label (empty, or -1 for a hidden one)", hidden, "label them")
     if for_training:
         splits = DEFAULT_TASK.join_similar(splits, label, args.merge_similar_labels)
     task = DEFAULT_TASK.read(splits, label)
@@ -169,12 +165,11 @@ def check_classes(splits: DatasetDict, source: object) -> None:
         unknown = [name for name, count in found.items() if count and not counts["train"][name]]
         look_like_known = task.look_like(unknown, trained)
         if unknown and not look_like_known and not any(found[name] for name in trained):
-            fix = {f"{split}_split": NO_SPLIT}
-            raise UserError(
-                f"{source}: {split} has classes that train lacks, and no other: {', '.join(map(repr, unknown[:5]))}; "
-                f"train has {', '.join(map(repr, trained[:5]))}: correct the labels, or set {as_options(fix)} to "
-                f"carve {split} out of train",
-                fix=fix,
+            raise Unusable(
+                f"{source}: {split} has classes that train lacks, and no other: {listed(map(repr, unknown))}; train "
+                f"has {listed(map(repr, trained))}",
+                [split],
+                "correct the labels",
             )
         if unknown and not look_like_known:
             raise UserError(

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftkit.config import DataArguments
-from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.errors import UserError, as_options, listed, nearest
 
 from .ledger import Folder
@@ -18,6 +17,7 @@ from .split_names import is_none, is_split_like, split_of
 from .suffixes import is_image_name
 from .table_columns import sample
 from .tables import TEXT_SUFFIXES, NoListing
+from .unusable import Unusable
 
 _LINE = 1000  # characters
 _MOST = 20  # files of a kind in a folder; more are annotations, one for each image
@@ -94,12 +94,21 @@ def choose_tables(
     known = {file for table in tables if table.label or table.unclear for files in table.found for file in files}
     rest = [table for table in tables if table.label is None and table.unclear is None]
     lists = [table for table in rest if table.gives_splits and table.names_any_of(known)]
-    without = {table.path: NoListing(f"{table.path}: no column holds classes") for table in rest if table not in lists}
-    problems += _without_labels(others | without, {split_of(table.split) for table in chosen}, path, args)
+    splits = {split_of(table.split) for table in chosen}
+    without: dict[Path, UserError] = {
+        table.path: NoListing(f"{table.path}: no column holds classes") for table in rest if table not in lists
+    }
+    unlabelled = _unlabelled(others | without, splits, path, args)
+    if args.need_train and "train" not in splits:
+        problems += unlabelled.pop("train", [])
     if problems:
+        more = [Unusable(str(e), [split], "add labels") for split, errors in unlabelled.items() for e in errors]
+        problems += more if args.need_train else []
         fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
         raise UserError(". ".join(dict.fromkeys(map(str, problems))), fix)
-    return chosen, [] if {split_of(table.split) for table in chosen} & {"validation", "test"} else lists
+    if unlabelled:
+        raise Unusable(". ".join(str(e) for errors in unlabelled.values() for e in errors), unlabelled, "add labels")
+    return chosen, [] if splits & {"validation", "test"} else lists
 
 
 def _check_columns(tables: list[Listing], args: DataArguments) -> None:
@@ -122,22 +131,17 @@ def _with_label(table: Listing, labels: set[str | None]) -> Listing:
     return replace(table, label=shared.pop(), unclear=None)
 
 
-def _without_labels(
+def _unlabelled(
     others: dict[Path, UserError], splits: set[str | None], path: Path, args: DataArguments
-) -> list[UserError]:
-    """The tables of splits that hold no labels, unless the run does without that split."""
-    given = {"validation": args.validation_split, "test": args.test_split}
-    found = []
+) -> dict[str, list[UserError]]:
+    """Why tables named after a split that no table gives hold no labels, by split; not of those set to `none`."""
+    given = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    found: dict[str, list[UserError]] = {}
     for file, error in others.items():
         parts = file.relative_to(path).with_suffix("").parts
         split = split_of(own_split(parts[-2:] if file.stem == "metadata" else parts[-1:]))
-        if split == "train" and split not in splits:
-            found.append(error)
-        elif split in given and not is_none(given[split]) and split not in splits:
-            fix = {f"{split}_split": NO_SPLIT}
-            found.append(
-                UserError(f"{error}: set {as_options(fix)} to do without it, and carve {split} out of train", fix=fix)
-            )
+        if split is not None and split not in splits and not is_none(given[split]):
+            found.setdefault(split, []).append(error)
     return found
 
 

@@ -5,9 +5,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from ftkit.errors import listed
 from ftkit.files import natural_sorted
-
-_SHOWN = 5  # groups in a message
 
 
 def _without_invisible(name: str) -> str:
@@ -44,14 +43,13 @@ def alike(names: Iterable[str]) -> list[list[str]]:
 
 def describe_groups(groups: list[list[str]], counts: Mapping[str, int]) -> str:
     """The groups as text for a message: quoted names, their `counts` of images, and how they differ."""
-    listed = []
-    for group in groups[:_SHOWN]:
+    described = []
+    for group in groups:
         differences = _differences(group)
         quote = ascii if _HIDDEN & set(differences) else repr
         names = ", ".join(f"{quote(name)} ({counts[name]:,})" if name in counts else quote(name) for name in group)
-        listed.append(f"{names} differ in {' and '.join(differences)}")
-    more = [f"{len(groups) - _SHOWN:,} more"] if len(groups) > _SHOWN else []
-    return "; ".join([*listed, *more])
+        described.append(f"{names} differ in {' and '.join(differences)}")
+    return listed(described, between="; ")
 
 
 def _differences(group: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ftkit.config.configuration import Config
 from ftkit.data.feeding.tensors import Images
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.files import atomic_write
 from ftkit.methods.freezing import digests
 from ftkit.models.anatomy import find_head, is_inside
@@ -109,7 +109,7 @@ class Fingerprint:
 
     def _other_data(self, there: dict[str, Any], folder: Path) -> list[str]:
         if there["classes"] != self.same["classes"]:
-            before, now = (", ".join(names[:_SHOWN]) for names in (there["classes"], self.same["classes"]))
+            before, now = (listed(names, _SHOWN) for names in (there["classes"], self.same["classes"]))
             return [f"was trained on other data: its classes were {before}, and now they are {now}: restore them"]
         images = self.same["images"]
         if not (changed := [split for split in images if images[split] != there["images"].get(split)]):

@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ftkit.compat.trainer import HookedTrainer
 from ftkit.config.arguments.training import TrainingArguments
-from ftkit.errors import Interrupted, UserError
+from ftkit.errors import Interrupted, UserError, listed
 from ftkit.files import hidden
 from ftkit.methods.adapter_kinds import hooks_of
 from ftkit.methods.adapters import adapter_state
@@ -265,7 +265,7 @@ def load_tensors(model: nn.Module, tensors: dict[str, torch.Tensor], checkpoint:
     missing = [name for name in missing if name in saved and state[name].data_ptr() not in loaded]
     if wrong := [*(f"{name} is missing" for name in missing), *(f"{name} is unknown" for name in unknown)]:
         raise UserError(
-            f"output_dir: {checkpoint / SAFE_WEIGHTS_NAME} does not fit the model ({', '.join(wrong[:3])}): resume "
+            f"output_dir: {checkpoint / SAFE_WEIGHTS_NAME} does not fit the model ({listed(wrong, 3)}): resume "
             "with the versions that wrote it, or start again with --overwrite true"
         )
 

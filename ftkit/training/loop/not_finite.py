@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from ftkit.errors import UserError
+from ftkit.errors import UserError, listed
 from ftkit.training.checkpointing.checkpoints import newest_complete
 from ftkit.training.checkpointing.saving import CheckpointingTrainer
 
@@ -37,7 +37,7 @@ class NotFinite(NamedTuple):
     images: list[int]
 
     def __str__(self) -> str:
-        images = ", ".join(map(str, self.images[:_SHOWN])) + (", …" if len(self.images) > _SHOWN else "")
+        images = listed(map(str, self.images), _SHOWN)
         return f"the loss is {self.loss} at step {self.step} (learning rate {self.learning_rate:.3g}, images {images})"
 
 

@@ -1,6 +1,7 @@
 """A linear probe on cached features: a frozen body computes them once, and the head trains on them."""
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from ftkit.console import ProgressLine
 from ftkit.data.feeding.tensors import Batch, Images, collate
-from ftkit.data.pixels.cache import cached
+from ftkit.data.pixels.cache import cached, check_room
 from ftkit.data.pixels.keys import cache_key
 from ftkit.data.pixels.normalize import Normalize8Bit
 from ftkit.methods.freezing import digests
@@ -26,6 +27,7 @@ from ftkit.training.loop.micro_batches import run_in_parts
 from ftkit.training.provenance import arithmetic
 
 logger = logging.getLogger(__name__)
+_UNCACHED = {"cache_features": "false", "overwrite": "true"}  # of a run that has begun
 _VERSION = 1  # raise it when the computation changes
 
 
@@ -119,6 +121,7 @@ class FeatureExtractor:
                     progress.add(len(features))
                     if file.tell() == 0:
                         shape = (len(tensors), features.shape[1])
+                        check_room(folder, 4 * math.prod(shape), "features", _UNCACHED)
                         about = {"descr": "<f4", "fortran_order": False, "shape": shape}
                         np.lib.format.write_array_header_1_0(file, about)
                     file.write(np.ascontiguousarray(features.numpy()).data)

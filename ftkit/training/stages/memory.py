@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ftkit.compat.torch import storage_of
 from ftkit.config.arguments.training import TrainingArguments, sharding_of
-from ftkit.errors import UserError
+from ftkit.errors import UserError, as_options
 from ftkit.memory import available_memory
 from ftkit.models.first_pass import FAILURES
 from ftkit.training.stages.planning import Plan, PreparedStage
@@ -85,6 +85,28 @@ def check_first_images(model: nn.Module, shape: tuple[int, int, int], args: Trai
     pool = Pool(0.9 * available_memory(), 2 * weights, cost.training, cost.forward)  # a copy, and gradients
     batch = max(args.per_device_train_batch_size * cost.training, args.per_device_eval_batch_size * cost.forward)
     _check_least(pool, shape, "two images", _TRIED * cost.training, batch)
+
+
+def check_evaluation(model: nn.Module, shape: tuple[int, int, int], batch: int, device: torch.device) -> None:
+    """Check that a batch of images of a shape (C, H, W) fits into the main memory, before they are decoded.
+
+    Raises:
+        UserError: it does not fit; the message names a `batch_size` that does.
+    """
+    one: float = math.prod(shape)  # a GPU computes batches in parts
+    if device.type == "cpu":
+        try:
+            one = cost_of(model, shape, set()).forward
+        except FAILURES:  # the model does not take such images, as the first batch shows
+            return
+    pool = Pool(0.9 * available_memory(), 0, 0, one)
+    if pool.fits(batch, one):
+        return
+    size = f"of {_by(shape)} pixels takes at least {_gb(batch * one)} of the {_gb(pool.free)} of memory that are free"
+    if one > pool.free:
+        raise UserError(f"memory: a batch of {batch} images {size}, and no single one fits: take a smaller model")
+    fix = {"batch_size": min(pool.fitting(one), batch - 1)}
+    raise UserError(f"memory: a batch of {batch} images {size}: set {as_options(fix)}", fix=fix)
 
 
 def _check_stage(plan: Plan, prepared: PreparedStage) -> None:
