@@ -40,7 +40,7 @@ from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
 from ftkit.training.checkpointing.output_folder import begin_run, check_run_folder, check_shared, claimed
 from ftkit.training.loop.trainer import ImageTrainer
-from ftkit.training.stages.memory import check_first_images, check_memory
+from ftkit.training.stages.memory import check_first_images, check_image_size, check_memory
 from ftkit.training.stages.planning import Plan, prepare_plan
 from ftkit.training.stages.resumption import prepare_resumption
 from ftkit.training.stages.running import run_plan
@@ -145,11 +145,14 @@ def build_classifier(job: Job) -> None:
     """Build or load the model, decode the images to the pixels that it takes, and fit the model to the train split."""
     config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
+    check_image_size(config.model.size, config.training)
     with enough_memory("building the model", "set a smaller image_size, or take a smaller model"):
         job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
+    with enough_memory("decoding the first two images", "free memory, or shrink the image files"):
+        two = first_images(job.dataset["train"], job.classifier.processor, channels)
     with enough_memory("a first step with two images", "set a smaller image_size, or take a smaller model"):
-        if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+        if two is not None:
             shape = max(two.shape[1], job.classifier.channels), *two.shape[2:]
             check_first_images(job.classifier.model, shape, config.training)
             job.classifier.check(config.model, job.task, info, pretrained, two)
