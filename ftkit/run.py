@@ -7,6 +7,7 @@
 Each step takes the `Job` and sets what the next steps need.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from ftkit.data.pixels.kinds import in_colour, say_kinds
 from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
 from ftkit.data.sources.splits import Splits
-from ftkit.errors import writing
+from ftkit.errors import listed, writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, write_run_record
 from ftkit.evaluation.report import write_report
@@ -45,6 +46,7 @@ from ftkit.training.stages.planning import Plan, prepare_plan
 from ftkit.training.stages.resumption import prepare_resumption
 from ftkit.training.stages.running import run_plan
 
+logger = logging.getLogger(__name__)
 _LESS_TO_TRAIN = (
     "set auto_find_batch_size: true, which computes a batch in parts that fit, and --overwrite true to replace the "
     "run that has begun; or set a smaller image_size, or take a smaller model"
@@ -136,9 +138,12 @@ def start(config: Config, started: float | None = None) -> Job:
 
 
 def read_data(job: Job) -> None:
-    """Read the splits; images are decoded later."""
+    """Read the splits; images are decoded later. Classes that a small train split lacks are logged."""
     job.dataset = load_data(job.config.data, job.ledger)
     job.task = task_of(job.dataset["train"].features)
+    counts = job.task.counts(job.task.tensor(job.dataset["train"]))
+    if lacking := [repr(name) for name, count in counts.items() if not count]:
+        logger.warning("train: no image of %d of the %d classes: %s", len(lacking), len(counts), listed(lacking))
 
 
 def build_classifier(job: Job) -> None:
