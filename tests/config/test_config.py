@@ -180,6 +180,13 @@ def test_short_names_are_looked_up_in_the_shared_folder(tmp_path, monkeypatch, d
         assert parse_config(["--dataset", dataset, "--data_dir", "mine"]).data.data_dir == str(tmp_path / "mine")
 
 
+def test_folders_of_images_are_kept_absolute(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for image_dir, place in (("~/pictures", "home/pictures"), ("pictures", "pictures")):
+        data = recipe(f"data_dir: list.csv\nimage_dir: {image_dir}").data
+        assert (data.data_dir, data.image_dir) == (str(tmp_path / "list.csv"), str(tmp_path / place))
+
+
 def test_parsing_writes_nothing(tmp_path):
     parse_config(["--dataset", "digits"])
     assert list(tmp_path.iterdir()) == []
