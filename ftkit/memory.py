@@ -1,6 +1,7 @@
 """How much main memory a process can still allocate, and a clear error if an allocation fails."""
 
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ def available_memory() -> int:
     """The bytes that this process can still allocate.
 
     This is the minimum of the machine's available memory and what the limits of the process's control groups
-    (containers, SLURM) leave, divided by the number of processes that the launcher started on this machine.
+    (containers, SLURM) leave, divided by the number of processes that the launcher started on this machine; or what
+    the limit of its address space (`ulimit -v`) leaves, if that is less.
     """
-    return max(min([_left_in_machine(), *_left_in_groups()]), 0) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    shared = min([_left_in_machine(), *_left_in_groups()]) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(min([shared, *_left_in_process()]), 0)
 
 
 def _left_in_machine() -> int:
@@ -29,6 +32,14 @@ def _left_in_machine() -> int:
     except OSError:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+
+
+def _left_in_process() -> Iterator[int]:
+    """The address space left below this process's limit; none without a limit or outside Linux."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    statm = Path("/proc/self/statm")
+    if limit != resource.RLIM_INFINITY and statm.is_file():
+        yield limit - int(statm.read_text().split()[0]) * resource.getpagesize()
 
 
 def _left_in_groups() -> Iterator[int]:

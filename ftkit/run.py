@@ -7,6 +7,7 @@
 Each step takes the `Job` and sets what the next steps need.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from ftkit.data.pixels.kinds import in_colour, log_kinds
 from ftkit.data.sources.ledger import Ledger
 from ftkit.data.sources.load import load_data
 from ftkit.data.sources.splits import Splits
-from ftkit.errors import writing
+from ftkit.errors import listed, writing
 from ftkit.evaluation.predictions import predict_split, write_evaluation
 from ftkit.evaluation.record import describe_run, warn_of_seen_images, write_run_record
 from ftkit.evaluation.report import write_report
@@ -40,11 +41,12 @@ from ftkit.tasks import Predictions, Task, task_of
 from ftkit.training.checkpointing.continuity import Fingerprint, take_fingerprint
 from ftkit.training.checkpointing.output_folder import begin_run, check_run_folder, check_shared, claimed
 from ftkit.training.loop.trainer import ImageTrainer
-from ftkit.training.stages.memory import check_first_images, check_memory
+from ftkit.training.stages.memory import check_first_images, check_image_size, check_memory
 from ftkit.training.stages.planning import Plan, prepare_plan
 from ftkit.training.stages.resumption import prepare_resumption
 from ftkit.training.stages.running import run_plan
 
+logger = logging.getLogger(__name__)
 _LESS_TO_TRAIN = (
     "set auto_find_batch_size: true, which computes a batch in parts that fit, and --overwrite true to replace the "
     "run that has begun; or set a smaller image_size, or take a smaller model"
@@ -136,20 +138,26 @@ def start(config: Config, started: float | None = None) -> Job:
 
 
 def read_data(job: Job) -> None:
-    """Read the splits; images are decoded later."""
+    """Read the splits; images are decoded later. Classes that a small train split lacks are logged."""
     job.dataset = load_data(job.config.data, job.ledger)
     job.task = task_of(job.dataset["train"].features)
+    counts = job.task.counts(job.task.tensor(job.dataset["train"]))
+    if lacking := [repr(name) for name, count in counts.items() if not count]:
+        logger.warning("train: no image of %d of the %d classes: %s", len(lacking), len(counts), listed(lacking))
 
 
 def build_classifier(job: Job) -> None:
     """Build or load the model, decode the images for it, and fit it to the train split."""
     config, seed = job.config, job.config.training.seed
     info, pretrained = describe_images(job.dataset["train"]), starts_from_trained_weights(config.method.method)
+    check_image_size(config.model.size, config.training)
     with enough_memory("building the model", "set a smaller image_size, or take a smaller model"):
         job.classifier = Classifier.build(config.model, job.task, info, pretrained)
     channels = job.classifier.channels_of(info)
+    with enough_memory("decoding the first two images", "free memory, or shrink the image files"):
+        two = first_images(job.dataset["train"], job.classifier.processor, channels)
     with enough_memory("a first step with two images", "set a smaller image_size, or take a smaller model"):
-        if (two := first_images(job.dataset["train"], job.classifier.processor, channels)) is not None:
+        if two is not None:
             shape = max(two.shape[1], job.classifier.channels), *two.shape[2:]
             check_first_images(job.classifier.model, shape, config.training)
             job.classifier.check(config.model, job.task, info, pretrained, two)

@@ -140,6 +140,13 @@ def test_what_the_machine_has_left_is_found():
     assert 1e8 < available_memory() < 1e15
 
 
+def test_a_limit_of_the_address_space_counts(monkeypatch):
+    pages = int(memory.Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * memory.resource.getpagesize() + 10**8
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda which: (limit, memory.resource.RLIM_INFINITY))
+    assert 0 < available_memory() < 1.2e8
+
+
 # --- what a run needs
 
 
@@ -274,3 +281,8 @@ def test_photographs_of_one_size_are_not_trained_on_whole(tmp_path, caplog):
         job = train(tmp_path / "run", "--data_dir", tmp_path / "photos", "--max_steps", 1)
     assert job.images["train"].shape == (3, 64, 64)
     assert re.search("images of 300 x 400 pixels are large and are resized to 64 x 64.*image_size sets", caplog.text)
+
+
+def test_images_that_cannot_fit_are_refused_before_one_is_made(tmp_path, refused):
+    with refused("two images of 3 x 1000000 x 1000000 pixels", "set a smaller one, such as"):
+        train(tmp_path / "run", "--dataset", "digits", "--model", "convnet", "--image_size", 1_000_000)

@@ -48,3 +48,12 @@ def test_a_step_out_of_order_names_what_is_missing(tmp_path):
 def test_mistakes_raise_user_errors(tmp_path, refused):
     with refused("did you mean 'mlp'"):
         run.run(["--dataset", "digits", "--model", "mpl", "--output_dir", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(("size", "lacking"), [(3, True), (300, False)])
+def test_classes_that_a_small_train_split_lacks_are_logged(tmp_path, caplog, size, lacking):
+    job = run.start(
+        run.parse_config([*QUICK, "--max_train_samples", str(size), "--output_dir", str(tmp_path / "run")])
+    )
+    run.read_data(job)
+    assert ("train: no image of 7 of the 10 classes: '" in caplog.text) == lacking

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ftkit.config.arguments.data import EMBEDDED, DataArguments, OtherData
+from ftkit.config.arguments.data import DataArguments, OtherData
 from ftkit.config.arguments.evaluation import EvaluationArguments
 from ftkit.config.arguments.job import JobArguments
 from ftkit.config.arguments.loss import LossArguments
@@ -37,6 +37,7 @@ from ftkit.config.contradictions import check_together
 from ftkit.config.entries import Entry, parse_entry, read_command_line, read_recipe
 from ftkit.config.machine import check_machine, runs_on_cpu
 from ftkit.config.training_fields import OF_THE_RUN, check_fields
+from ftkit.config.which_data import find_local_data, same_data, without_other_data
 from ftkit.errors import Advice, ConfigError, UserError, nearest
 from ftkit.precision import decide_precision
 
@@ -131,7 +132,7 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
         raise ConfigError(["model is missing: give --model a folder or a name on the Hub"])
     saved = [path for path in (Path(model) / "config.yaml", Path(model).parent / "config.yaml") if path.is_file()]
     recipe = [entry for entry in read_recipe(saved[0], errors) if entry.key in keys] if saved else []
-    own_data = bool(recipe) and _same_data(recipe, overrides)
+    own_data = bool(recipe) and same_data(recipe, overrides)
     if not own_data:
         recipe = [entry for entry in recipe if entry.key == "merge_similar_labels"]
     values = _read_values(parser, recipe + overrides, errors)
@@ -141,21 +142,6 @@ def read_evaluation(arguments: list[str], check: Callable[[Evaluation], list[str
     if errors:
         raise ConfigError(errors)
     return config
-
-
-def _same_data(recipe: list[Entry], overrides: list[Entry]) -> bool:
-    """Whether the command line names the data of the recipe, or none."""
-    run, given = (
-        {entry.key: entry.shown for entry in entries if entry.texts and entry.key in ("dataset", "data_dir")}
-        for entries in (recipe, overrides)
-    )
-    if not given:
-        return True
-    for values in (run, given):
-        _find_local_data(values)
-    key = "data_dir" if "data_dir" in run or "data_dir" in given else "dataset"
-    there, here = run.get(key, ""), given.get(key, "")
-    return there == here or (key == "data_dir" and os.path.realpath(there) == os.path.realpath(here))
 
 
 def _answer_help(parser: HfArgumentParser, entries: list[Entry]) -> None:
@@ -172,8 +158,10 @@ def _with_recipe(overrides: list[Entry], default_recipe: Path | None, errors: li
         raise UserError("--config takes one recipe, such as --config recipes/mnist/mlp.yaml")
     path = Path(chosen[0].shown) if chosen else default_recipe
     recipe = read_recipe(path, errors) if path else []
-    named = set() if chosen else {entry.key for entry in overrides}
-    if {"dataset", "data_dir"} & named:
+    named = {entry.key: entry.shown for entry in overrides}
+    if chosen:
+        recipe = without_other_data(recipe, named)
+    elif {"dataset", "data_dir"} & named.keys():
         recipe = []
     elif "model" in named:
         recipe = [entry for entry in recipe if entry.key in _WHICH_IMAGES]
@@ -188,7 +176,7 @@ def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[st
             values |= parse_entry(parser, entry, _LISTS, _NULLABLE)
         except ValueError as error:
             errors.append(f"{entry.origin}: {error}")
-    _find_local_data(values)
+    find_local_data(values)
     if values.get("resume_from_checkpoint") is not None:
         resume = str(values["resume_from_checkpoint"])
         if resume.lower() in ("auto", "true", "false"):
@@ -198,16 +186,6 @@ def _read_values(parser: HfArgumentParser, entries: list[Entry], errors: list[st
     if not values.get("dataset") and not values.get("data_dir"):
         errors.append("dataset and data_dir are both missing: name a dataset, or a folder of images")
     return values
-
-
-def _find_local_data(values: dict[str, Any]) -> None:
-    """Look up a short dataset name in the folder `FTKIT_DATA_DIR`; make `data_dir` absolute."""
-    shared, dataset = os.environ.get("FTKIT_DATA_DIR"), values.get("dataset")
-    found = Path(shared) / dataset if shared and dataset and dataset not in EMBEDDED else None
-    if found and not values.get("data_dir") and os.path.isdir(found):
-        values["data_dir"] = str(found)
-    if values.get("data_dir"):
-        values["data_dir"] = str(Path(os.path.expanduser(values["data_dir"])).absolute())
 
 
 def _build_checked(groups: tuple[type, ...], values: dict[str, Any], errors: list[str]) -> list[Any]:

@@ -16,6 +16,7 @@ from ftkit.places import is_path
 
 _SHOWN = 5  # findings in a message
 _SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # of variables
+_PLACES = ("data_dir", "image_dir", "model", "architecture", "output_dir", "cache_dir")  # keys that may be paths
 _LEAST = 4  # characters: shorter names occur by chance; secrets have at least twice as many
 _PATTERNS = {
     "a home folder": re.compile(r"(?<![\w.:/\\-])(?:[a-z]:)?[\\/]+(?:home|users)[\\/]+[^\\/\s\"'<>|]+", re.IGNORECASE),
@@ -58,7 +59,7 @@ def check_private(files: dict[str, Path | bytes], run: Path, config: dict[str, A
 def _names(run: Path, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The private names: a description of each, and the text to look for."""
     places = {"the run's folder": str(run), "your home folder": str(Path.home()), "the working folder": os.getcwd()}
-    named = {key: config.get(key) for key in ("data_dir", "model", "output_dir", "cache_dir")}
+    named = {key: config.get(key) for key in _PLACES}
     places |= {key: text for key, text in named.items() if isinstance(text, str) and is_path(text)}
     for what, text in places.items():
         path = Path(os.path.abspath(os.path.expanduser(text)))

@@ -123,6 +123,29 @@ def test_a_recipe_that_is_named_holds_for_other_data_and_models(recipe):
 
 
 @pytest.mark.parametrize(
+    "recipes, options, source",
+    [
+        ("dataset: digits", ["--data_dir", "photos"], (None, "photos")),
+        ("dataset: mnist", ["--data_dir", "photos"], (None, "photos")),
+        ("dataset: mnist\ndata_dir: old", ["--data_dir", "fashion_mnist"], (None, "fashion_mnist")),
+        ("dataset: cifar10", ["--data_dir", "cifar-100-python"], (None, "cifar-100-python")),
+        ("dataset: me/pets\ndataset_config: big", ["--data_dir", "photos"], (None, "photos")),
+        ("dataset: mnist", ["--data_dir", "copies/MNIST/raw"], ("mnist", "copies/MNIST/raw")),
+        ("dataset: cifar10", ["--data_dir", "cifar-10-batches-py"], ("cifar10", "cifar-10-batches-py")),
+        ("dataset: fashion_mnist", ["--data_dir", "FashionMNIST"], ("fashion_mnist", "FashionMNIST")),
+        ("dataset: mnist", ["--data_dir", "photos", "--dataset", "mnist"], ("mnist", "photos")),
+        ("data_dir: photos", ["--dataset", "mnist"], ("mnist", None)),
+        ("dataset: mnist\ndata_dir: mine", ["--dataset", "cifar10"], ("cifar10", None)),
+        ("dataset: mnist\ndata_dir: mine", ["--dataset", "mnist"], ("mnist", "mine")),
+    ],
+)
+def test_data_of_the_command_line_replace_those_of_the_recipe(recipe, tmp_path, recipes, options, source):
+    data = recipe(f"{recipes}\nmax_train_samples: 9", *options).data
+    assert (data.dataset, data.data_dir) == (source[0], source[1] and str(tmp_path / source[1]))
+    assert data.dataset_config is None and data.max_train_samples == 9
+
+
+@pytest.mark.parametrize(
     "arguments, said",
     [
         ([], "learning_rate 0.001 (the method's), 3 epochs, batches of 8, the checkpoint with the best accuracy"),
@@ -155,6 +178,13 @@ def test_short_names_are_looked_up_in_the_shared_folder(tmp_path, monkeypatch, d
     assert data.data_dir == (str(tmp_path / "shared" / dataset) if found else None)
     if dataset != "digits":
         assert parse_config(["--dataset", dataset, "--data_dir", "mine"]).data.data_dir == str(tmp_path / "mine")
+
+
+def test_folders_of_images_are_kept_absolute(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for image_dir, place in (("~/pictures", "home/pictures"), ("pictures", "pictures")):
+        data = recipe(f"data_dir: list.csv\nimage_dir: {image_dir}").data
+        assert (data.data_dir, data.image_dir) == (str(tmp_path / "list.csv"), str(tmp_path / place))
 
 
 def test_parsing_writes_nothing(tmp_path):

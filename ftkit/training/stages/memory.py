@@ -17,6 +17,7 @@ from ftkit.training.stages.planning import Plan, PreparedStage
 
 _TRIED = 2  # images: BatchNorm takes no batch of one
 _PREFETCHED = 2  # batches that each of torch's workers holds ready
+_PIXEL, _USUAL = 2 * 3 * 4, 1000  # bytes of a pixel in colour, as numbers and a copy; and in a step of a usual network
 _MOMENTS = 2  # numbers that AdamW keeps for each parameter; other optimizers keep less
 
 
@@ -69,6 +70,18 @@ def check_memory(plan: Plan) -> None:
     """
     for prepared in plan.stages:
         _check_stage(plan, prepared)
+
+
+def check_image_size(size: tuple[int, int] | None, args: TrainingArguments) -> None:
+    """Check that images of the size (H, W) that is asked for, if one is, fit, before a model or an image is made.
+
+    Raises:
+        UserError: they do not fit; the message names an image size that does.
+    """
+    if size is not None:
+        pool, pixels = Pool(0.9 * available_memory(), 0, 0, 0), math.prod(size)
+        batch = args.per_device_train_batch_size * _USUAL * pixels
+        _check_least(pool, (3, *size), "two images", _TRIED * _PIXEL * pixels, batch)
 
 
 def check_first_images(model: nn.Module, shape: tuple[int, int, int], args: TrainingArguments) -> None:
