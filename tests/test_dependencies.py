@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["
 # Modules of this repository; scripts and tests import what lies beside them.
 OWN = {path.stem for folder in (".", "recipes", "tests") for path in (REPO / folder).glob("*")}
 # Packages whose name is not that of their module.
-PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "xdist": "pytest-xdist", "yaml": "pyyaml"}
 # The extras that a file may import from, by the start of its path.
 EXTRAS = {
     "ftkit/data/pixels/plugins": {"heic"},
@@ -33,7 +33,6 @@ TOOLS = {"mypy": "is a command", "ruff": "is a command", "types-pyyaml": "is rea
 NOT_IMPORTED = TOOLS | {
     "onnx": "torch.onnx and ONNX Runtime's quantization import it",
     "onnxscript": "torch.onnx imports it",
-    "pytest-xdist": "is the -n of pytest",
 }
 # Their private names are relied on, so the next minor version is tried before it is allowed.
 BOUNDED = {"accelerate", "peft", "transformers"}

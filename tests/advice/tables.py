@@ -74,6 +74,12 @@ def _test_without_labels(folder: Path) -> list:
     return ["--data_dir", folder, *RUN]
 
 
+def _unclear_beside_a_test_without_labels(folder: Path) -> list:
+    _table(folder, "train.csv", image=NAMES[:30], breed=LABELS[:30], colour=["red", "red", "blue"] * 10)
+    _table(folder, "test.csv", image=NAMES[30:])
+    return ["--data_dir", folder, *RUN]
+
+
 def _two_sets_of_idx(folder: Path) -> list:
     for name in ("emnist-letters", "emnist-digits"):
         for what, header, values in (("images-idx3", [40, 4, 4], range(640)), ("labels-idx1", [40], range(40))):
@@ -105,8 +111,8 @@ CASES = {
     ),
     "data.sources.layouts:_several": _parquet_beside_class_folders,
     "data.sources.table_files:choose_tables": _two_tables,
-    "data.sources.table_files:choose_tables#2": _test_without_labels,
-    "data.sources.table_files:_without_labels": _test_without_labels,
+    "data.sources.table_files:choose_tables#2": _unclear_beside_a_test_without_labels,
+    "data.sources.table_files:choose_tables#3": _test_without_labels,
     "data.sources.listings:Listing.ambiguous": _images_twice,
     "data.sources.layouts:_only_set": _two_sets_of_idx,
     "data.sources.layouts:read_folder": lambda f: [*_beside_class_folders(f, note=["x"]), "--image_dir", REPO],

@@ -86,7 +86,7 @@ def test_labels_of_any_type(tmp_path, load, labels, names):
     "labels, words",
     [
         (pa.array([i / 7 for i in range(30)]), ["fractions", "regression"]),
-        (pa.array([[1, 0], [0, 1], [0, 1]] * 10), ["lists", "one class for each image"]),
+        (pa.array([[1, 0], [0, 1], [0, 1]] * 10), ["lists", "one class per image"]),
         (pa.array(range(30), pa.date32()), ["date32"]),
     ],
 )

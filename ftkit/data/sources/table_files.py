@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ftkit.config import DataArguments
+from ftkit.config.arguments.data import NO_SPLIT
 from ftkit.errors import UserError, as_options, listed, nearest
 
 from .ledger import Folder
@@ -101,13 +102,17 @@ def choose_tables(
     unlabelled = _unlabelled(others | without, splits, path, args)
     if args.need_train and "train" not in splits:
         problems += unlabelled.pop("train", [])
+    lacking = ". ".join(str(error) for errors in unlabelled.values() for error in errors)
     if problems:
-        more = [Unusable(str(e), [split], "add labels") for split, errors in unlabelled.items() for e in errors]
-        problems += more if args.need_train else []
         fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
-        raise UserError(". ".join(dict.fromkeys(map(str, problems))), fix)
-    if unlabelled:
-        raise Unusable(". ".join(str(e) for errors in unlabelled.values() for e in errors), unlabelled, "add labels")
+        texts = [*map(str, problems)]
+        if lacking and args.need_train:
+            without = {f"{split}_split": NO_SPLIT for split in unlabelled}
+            texts.append(f"{lacking}: add labels, or set {as_options(without)}")
+            fix |= without
+        raise UserError(". ".join(dict.fromkeys(texts)), fix)
+    if lacking:
+        raise Unusable(lacking, unlabelled, "add labels")
     return chosen, [] if splits & {"validation", "test"} else lists
 
 

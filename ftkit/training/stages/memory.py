@@ -18,6 +18,7 @@ from ftkit.training.stages.planning import Plan, PreparedStage
 _TRIED = 2  # images: BatchNorm takes no batch of one
 _PREFETCHED = 2  # batches that each of torch's workers holds ready
 _PIXEL, _USUAL = 2 * 3 * 4, 1000  # bytes of a pixel in colour, as numbers and a copy; and in a step of a usual network
+_MOST = 1e5  # bytes of a pixel in a step: more than any network takes
 _MOMENTS = 2  # numbers that AdamW keeps for each parameter; other optimizers keep less
 
 
@@ -90,6 +91,8 @@ def check_first_images(model: nn.Module, shape: tuple[int, int, int], args: Trai
     Raises:
         UserError: it does not fit; the message names an image size that fits, in training too.
     """
+    if _fit_anyway(model, shape, _TRIED):
+        return
     try:
         cost = cost_of(model, shape, {name for name, _ in model.named_parameters()})
     except FAILURES:  # the model does not take such images: the first pass reports it
@@ -122,14 +125,23 @@ def check_evaluation(model: nn.Module, shape: tuple[int, int, int], batch: int, 
     raise UserError(f"memory: a batch of {batch} images {size}: set {as_options(fix)}", fix=fix)
 
 
+def _fit_anyway(model: nn.Module, shape: tuple[int, int, int], images: int) -> bool:
+    """Whether a step with so many images (C, H, W) fits into the main memory, whatever the model does with them."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return (2 + _MOMENTS) * weights + images * math.prod(shape[1:]) * _MOST <= 0.9 * available_memory()
+
+
 def _check_stage(plan: Plan, prepared: PreparedStage) -> None:
     args, train, shape = prepared.args, plan.images["train"], _shape(plan)
-    pools = _pools(plan, prepared)
     evaluated = [
         len(rows) for split, rows in plan.images.items() if split != "train" or prepared.stage.kind.head_alone
     ]
     batch = 1 if args.auto_find_batch_size else min(args.per_device_train_batch_size, len(train))
     largest = min(args.per_device_eval_batch_size, max(evaluated))
+    workers = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or _PREFETCHED)
+    if args.device.type == "cpu" and _fit_anyway(plan.classifier.model, shape, workers * max(batch, largest)):
+        return
+    pools = _pools(plan, prepared)
     for pool in pools:
         one, most = max(pool.training, pool.forward), max(batch * pool.training, largest * pool.forward)
         _check_least(pool, shape, "one image", one, most)
