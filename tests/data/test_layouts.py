@@ -337,6 +337,14 @@ def test_names_with_blanks_are_quoted_in_advice(picture_folder, refused):
         read(root)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names themselves")
+def test_a_name_that_is_not_utf_8(picture_folder, refused):
+    root = picture_folder({"a": 10, "b": 10})
+    os.rename(root / "a" / "0.png", os.fsencode(root / "a") + b"/caf\xe9.png")
+    with refused(root / "a", "not UTF-8", "rename it"):
+        read(root)
+
+
 # --- archives
 
 

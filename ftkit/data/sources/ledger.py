@@ -11,6 +11,7 @@ from typing import Any
 
 from ftkit.console import fact
 from ftkit.data.feeding.tensors import Images
+from ftkit.errors import UserError
 
 from .suffixes import image_suffixes, is_image_name, plugin_of
 
@@ -66,10 +67,16 @@ class Folder:
 
 
 def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
-    """Read a folder and all folders below it; `above` holds the device and inode of each folder above."""
+    """Read a folder and all folders below it; `above` holds the device and inode of each folder above.
+
+    Raises:
+        UserError: a name is not UTF-8 text, which no table of images can hold.
+    """
     stat, found = path.stat(), Folder(path)
     above |= {(stat.st_dev, stat.st_ino)}
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        if not entry.name.isprintable() and entry.name != (name := os.fsencode(entry.name).decode(errors="replace")):
+            raise UserError(f"data_dir: {path}: the name of {name} is not UTF-8: rename it")
         linked = entry.is_symlink()
         if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM:
             found.hidden += 1

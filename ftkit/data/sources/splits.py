@@ -228,8 +228,9 @@ def take_fewer(splits: DatasetDict, args: DataArguments) -> Splits:
         fewer["train"] = train.select(np.sort(task.some_of_each(train, args.samples_per_class, order)))
     found = Splits(fewer)
     found.drawn_from = {s: len(splits[s]) for s in ("validation", "test") if len(fewer[s]) < len(splits[s])}
-    for split, count in found.drawn_from.items():
-        logger.info("%s: %d of its %d images, drawn at random", split, len(found[split]), count)
+    for split, rows in fewer.items():
+        if len(rows) < len(splits[split]):
+            logger.info("%s: %d of its %d images, drawn at random", split, len(rows), len(splits[split]))
     return found
 
 
