@@ -107,9 +107,9 @@ def choose_tables(
         fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
         texts = [*map(str, problems)]
         if lacking and args.need_train:
-            without = {f"{split}_split": NO_SPLIT for split in unlabelled}
-            texts.append(f"{lacking}: add labels, or set {as_options(without)}")
-            fix |= without
+            carved = {f"{split}_split": NO_SPLIT for split in unlabelled}
+            texts.append(f"{lacking}: add labels, or set {as_options(carved)}")
+            fix |= carved
         raise UserError(". ".join(dict.fromkeys(texts)), fix)
     if lacking:
         raise Unusable(lacking, unlabelled, "add labels")
