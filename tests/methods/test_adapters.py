@@ -76,7 +76,7 @@ def test_a_run_of_adapters_evaluates_the_same_from_its_folder(mlp, tmp_path):
 )
 def test_merged_adapters_are_plain_weights(folder, tmp_path, refused, method):
     arguments = [*QUICK, "--model", folder, "--method", method, "--merge_adapters", "true"]
-    reason = {"vera": "No layers types compatible", "oft": "before it has learned anything"}.get(method)
+    reason = {"vera": "No layers types compatible", "oft": "untrained, it changes"}.get(method)
     convolutional = "convnet" in folder.name or ("resnet" in folder.name and method == "vera")
     if method == "ln_tuning" and "mlp" in folder.name:
         convolutional, reason = True, "no norm layers"
