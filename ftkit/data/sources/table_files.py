@@ -80,7 +80,7 @@ def choose_tables(
     labels = {table.label for table in tables}
     tables = [_with_label(table, labels) for table in tables]
     labelled = [table for table in tables if table.label is not None]
-    problems = [problem for table in tables for problem in (table.unclear, table.unsplit) if problem]
+    problems = [problem for table in tables for problem in (table.unclear, table.unclear_splits) if problem]
     if not (labelled or problems):
         labelled = [table.labelled_by_folders() for table in tables]
     chosen = [table for table in labelled if table.split] or labelled
