@@ -25,12 +25,12 @@ from .locate import ImageFiles
 from .paths import is_below, named_files
 from .pictures import first_rows, holds_pictures, is_damaged, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
-from .rows import by_name, read_listings
+from .rows import as_datasets, read_listings
 from .shards import SHARDS, find_shards, read_shards, used
 from .split_folders import HERE, inner_folder
 from .split_names import is_split_like, split_of
 from .splits import choose_datasets
-from .table_files import choose_tables, find_tables, is_of_split
+from .table_files import choose_tables, find_tables, labels_a_split_folder
 from .tables import TEXT_SUFFIXES, NoListing
 from .unpacking import is_archive, is_webdataset, unpacked
 
@@ -199,18 +199,18 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         raise UserError(". ".join([str(error), *map(str, others.values()), *in_names])) from None
     for hint in in_names:
         logger.warning("%s", hint)
-    return by_name(path, found)
+    return as_datasets(found)
 
 
 def _read_class_folders(
     root: Folder, tables: list[Listing], others: Mapping[Path, UserError], args: DataArguments, ledger: Ledger
 ) -> DatasetDict:
     """Read class folders, and the table of each split that has one instead."""
-    of_splits = [table for table in tables if is_of_split(table, root)]
+    of_splits = [table for table in tables if labels_a_split_folder(table, root)]
     rest = [table for table in tables if table not in of_splits and table.names_images]
     beside = Beside(rest, [*others, *(table.path for table in rest if not table.gives_splits)])
     if not of_splits:
-        return by_name(root.path, read_class_folders(root, args, ledger, beside))
+        return as_datasets(read_class_folders(root, args, ledger, beside))
     ledger.read(table.path for table in of_splits)
     keys = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     named: dict[str, Any] = {f"{split}_split": None for split, name in keys.items() if name in root.folders}
@@ -218,7 +218,7 @@ def _read_class_folders(
     folders = {name: folder for name, folder in root.folders.items() if split_of(name) not in tabled}
     unnamed: dict[str, Any] = {f"{split}_split": None for split in tabled}
     inner, fewer = replace(root, folders=folders), replace(args, **unnamed)
-    read = by_name(root.path, read_class_folders(inner, fewer, ledger, beside, "train" not in tabled))
+    read = as_datasets(read_class_folders(inner, fewer, ledger, beside, "train" not in tabled))
     columns = {of_splits[0].image: "image", of_splits[0].label or "": "label"}
     renamed = {old: new for old, new in columns.items() if old != new}
     return DatasetDict({**read, **{split: dataset.rename_columns(renamed) for split, dataset in tabled.items()}})
