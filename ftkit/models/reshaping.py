@@ -56,8 +56,8 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
     """A trained model for another image size or number of channels; the same model if nothing changes.
 
     timm rebuilds its models and resamples what it can. A transformers model that does not take the new size gets the
-    position embeddings that its `interpolate_pos_encoding` computes. For other channels, the first
-    convolution is summed or repeated, as in timm.
+    position embeddings that its `interpolate_pos_encoding` computes. For other channels, the first convolution is
+    summed or repeated, as in timm.
 
     Args:
         model: a model with all its weights.

@@ -70,7 +70,7 @@ def with_sources(splits: DatasetDict, raw: dict[str, Dataset], data_dir: str | N
     found = DatasetDict()
     for split, rows in splits.items():
         named = files[split] or [None] * len(rows)
-        stored = _stored_names(rows, raw[split]) if None in named else named
+        stored = _stored_names(rows, raw[split]) if None in named else [""] * len(rows)
 
         sources = [shown(path or other) for path, other in zip(named, stored, strict=True)]
         found[split] = _with_column(rows, "source", sources)
