@@ -17,7 +17,7 @@ _NAMES = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)  # of PEFT's files
 
 
 def base_of(adapters: PeftConfig, place: str) -> str:
-    """The folder or the name on the Hub of the base model of the adapters in `place`.
+    """The base model of the adapters in `place`: a folder or a name on the Hub.
 
     Raises:
         UserError: the folder does not exist.
@@ -40,13 +40,12 @@ def with_adapters(place: str, config: PreTrainedConfig, source: dict[str, Any]) 
         source: `revision` and `trust_remote_code`.
 
     Raises:
-        UserError: the base model is missing, it and the adapters are not whole together, or a full model lies beside
-            the adapters.
+        UserError: the base model or a tensor is missing, or a full model lies beside the adapters.
     """
     if (folder := local_model(place)) is not None and (full := stored_weights(folder)):
         raise UserError(
-            f"model: {place} holds adapters (adapter_config.json) and a full model ({full[0]}), and which of them "
-            "is meant is not clear: delete the files of the other"
+            f"model: {place} holds adapters (adapter_config.json) and a full model ({full[0]}): delete the "
+            "files of one of them"
         )
     adapters = PeftConfig.from_pretrained(place, revision=source["revision"])
     base = base_of(adapters, place)

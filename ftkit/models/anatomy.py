@@ -31,7 +31,7 @@ def is_norm(module: nn.Module) -> bool:
 def is_convolutional(model: nn.Module) -> bool:
     """Whether images should be in channels-last layout, which convolutions prefer.
 
-    Not where it would corrupt memory: on CPUs without AVX-512, or with ONEDNN_MAX_CPU_ISA=AVX2 on any, oneDNN writes
+    False if it would corrupt memory: on CPUs without AVX-512, or with ONEDNN_MAX_CPU_ISA=AVX2 on any, oneDNN writes
     past the gradient of a 1 x 1 convolution with a stride and 2 to 7 input channels in this layout (torch 2.15).
     Other kernels, groups, paddings, image sizes down to 1 x 1, and 8 channels or more gave the right gradients.
     """
@@ -113,10 +113,7 @@ def name_head(model: PreTrainedModel, names: list[str] | None) -> None:
 
 
 def new_modules(model: nn.Module, lacking: Iterable[str]) -> list[str]:
-    """The head and the modules between the last block and the head whose tensors a file all lacks.
-
-    Empty if it lacks any other tensor.
-    """
+    """The modules that a file lacks, and the head, if they all come after the last block; otherwise empty."""
     names, new = list(model.state_dict()), set(lacking) | head_tensors(model)
     blocks = [number for number, name in enumerate(names) if re.search(r"\.\d+\.", name) and name not in new]
     end, found = {*names[blocks[-1] + 1 :]} & new if blocks else set(), list[str]()
@@ -130,7 +127,7 @@ def new_modules(model: nn.Module, lacking: Iterable[str]) -> list[str]:
 def class_axes(model: nn.Module) -> dict[str, int | None]:
     """The tensors that depend on the number of classes, by name, with the axis of the classes.
 
-    They are those with another shape in a model of the same config with one class more, which is built without memory.
+    A model of the same config with one more class, built without memory, has another shape for them.
     The axis is None if the classes are not simply one axis.
     """
     if model not in _AXES:
@@ -157,7 +154,7 @@ def draw_head(model: nn.Module) -> None:
 
 
 def whole_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The tensors of a model by name, for a file: where modules are shared, copies under each of their names.
+    """A model's tensors by name, for a file; those of a shared module are copied under each of its names.
 
     transformers refuses to write tensors that are shared, unless its own model declares it.
     """

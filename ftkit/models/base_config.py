@@ -95,8 +95,8 @@ def set_classes(config: PreTrainedConfig, place: str, revision: str | None) -> N
         )
     given: dict[Any, Any] = dict(config.id2label or {})
     repeated = {name for name, count in Counter(given.values()).items() if count > 1}
-    if told := [names[i] for i in range(len(names)) if given[i] in repeated]:
-        logger.warning("classes: %s has several with the same name, numbered here: %s", place, ", ".join(told[:8]))
+    if numbered := [names[i] for i in range(len(names)) if given[i] in repeated]:
+        logger.warning("classes: %s has several with the same name, numbered here: %s", place, ", ".join(numbered[:8]))
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
     try:
         task_of_config(config)
@@ -136,10 +136,10 @@ def class_names(config: PreTrainedConfig) -> list[str] | None:
     names: list[str] = []
     for name in (str(given[i]) for i in range(len(given))):
         number = 2
-        told = name
-        while told in names:
-            told, number = f"{name} ({number})", number + 1
-        names.append(told)
+        unique = name
+        while unique in names:
+            unique, number = f"{name} ({number})", number + 1
+        names.append(unique)
     return names
 
 

@@ -26,7 +26,7 @@ _PHOTOGRAPH = 224  # pixels: images of one size keep it up to here
 def build_model(
     args: ModelArguments, labels: dict[str, Any], images: ImageInfo, pretrained: bool
 ) -> tuple[PreTrainedModel, Any, dict[str, str]]:
-    """The model and its image processor; the names in a weights file of the tensors that were matched by order.
+    """The model, its image processor, and the names in a weights file of the tensors matched by order.
 
     Args:
         args: see `Classifier.build`, like `images` and `pretrained`.
@@ -61,7 +61,7 @@ def _architecture(
 def _with_weights(
     args: ModelArguments, file: Path, labels: dict[str, Any], images: ImageInfo
 ) -> tuple[PreTrainedModel, Any, dict[str, str]]:
-    """The architecture with the weights of a file, which are resampled if they are made for another shape."""
+    """The architecture with the weights of a file, resampled if they were made for another input."""
     asked = dataclasses.replace(args, model=args.architecture or "", architecture=None)
     model, processor = _architecture(asked, labels, images, pretrained=False, for_weights=True)
     try:

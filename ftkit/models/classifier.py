@@ -112,8 +112,8 @@ class Classifier:
             sized = dataclasses.replace(args, image_size=list(size))
             return Classifier.build(sized, task, images, pretrained).model
 
-        own = size_of(self.model)
-        sizes = [own] if own is not None and pretrained and args.size is None else []
+        made_for = size_of(self.model)
+        sizes = [made_for] if made_for is not None and pretrained and args.size is None else []
         values = normalizer(self.processor, self.channels)(pixels)
         check_first_pass(args.model, self.model, values, None if pretrained and args.size else sizes, again)
 
@@ -182,7 +182,7 @@ class Classifier:
         info = describe_images(next(iter(splits.values())))
         channels = self.channels_of(info)
         images = load_images(splits, self.processor, channels, args, seed)
-        if channels < self.channels and in_colour(images.values()):  # which the sample of headers did not show
+        if channels < self.channels and in_colour(images.values()):  # not in the sample of headers
             logger.info("  some images are in colour, so all are decoded to RGB")
             images = load_images(splits, self.processor, self.channels, args, seed)
         return images
@@ -205,7 +205,7 @@ class Classifier:
             base.config.save_pretrained(folder)
             (folder / "README.md").unlink()  # PEFT's is a template to fill in
         self.save_processor(folder)
-        for name in ("config.json", "preprocessor_config.json"):  # a base's may name its author's folders
+        for name in ("config.json", "preprocessor_config.json"):  # a base model's may name its author's folders
             if (folder / name).is_file():
                 clean_json(folder / name)
 
@@ -228,7 +228,7 @@ class Classifier:
                 "image_mean and image_std set those that its weights were trained with", file
             )  # fmt: skip
         else:
-            # timm pads with the mean, so that the images depend on it.
+            # timm pads images with the mean, so it must not change.
             self.needs_statistics = not pretrained and not timm_models.pads_with_mean(self.processor)
             if file is not None:
                 logger.info(

@@ -18,9 +18,9 @@ from ftkit.errors import UserError, listed
 logger = logging.getLogger(__name__)
 Size = tuple[int, int]  # height and width in pixels
 # What models and image processors raise for images of a size or shape that they cannot take: torch RuntimeError,
-# transformers ValueError, timm AssertionError; and the others where numbers of a config contradict each other.
+# transformers ValueError, timm AssertionError; and the others for contradictory configs.
 FAILURES = (RuntimeError, ValueError, AssertionError, TypeError, LookupError, AttributeError, ArithmeticError)
-# Pixels: sizes that are tried suit most patches and windows.
+# Pixels: candidate sizes that suit most patches and windows.
 _BASES = (2, 4, 7, 8, 14, 16, 28, 32)
 _SQUARES = (56, 64, 84, 96, 112, 128, 160, 192, 224, 256, 288, 320, 336, 384, 448, 512, 640)
 
@@ -97,7 +97,7 @@ def check_size(name: str, model: Any, channels: int, size: Size) -> None:
 
 @torch.no_grad()
 def refusal(model: nn.Module, pixel_values: torch.Tensor) -> str | None:
-    """Why a forward pass of these images fails, which a copy of the model makes; None if it works."""
+    """Why a forward pass of these images, on a copy of the model, fails; None if it works."""
     try:
         forward(copy.deepcopy(model).eval(), pixel_values)
     except FAILURES as error:

@@ -22,7 +22,7 @@ MEANINGS = {
 }
 logger = logging.getLogger(__name__)
 _ASPECT = 4  # the probe's aspect ratio over the target's, so that a crop leaves out both of its ends
-_MEASURABLE = 4  # pixels: on smaller targets, the ends of the probe cannot be distinguished
+_LEAST = 4  # pixels: on smaller targets, the ends of the probe cannot be distinguished
 
 
 class Geometry(NamedTuple):
@@ -127,7 +127,7 @@ def _with_settings(processor: Any, now: Geometry | None, wanted: Geometry) -> An
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):  # settings that this kind refuses
             candidate = type(processor).from_dict({**processor.to_dict(), **settings})
             found = geometry_of(candidate)
-            if found == wanted or (found is not None and found.size == wanted.size and min(found.size) < _MEASURABLE):
+            if found == wanted or (found is not None and found.size == wanted.size and min(found.size) < _LEAST):
                 return candidate
     return None
 

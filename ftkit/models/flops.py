@@ -1,4 +1,4 @@
-"""The computation that an image costs."""
+"""Counts the floating-point operations of an image."""
 
 import copy
 import warnings

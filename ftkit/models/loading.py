@@ -26,8 +26,8 @@ from ftkit.errors import UserError, as_options, listed
 
 logger = logging.getLogger(__name__)
 UnpicklingError = pickle.UnpicklingError
-# What damaged files, and files that contradict their config, raise in the libraries that read them: found by changing
-# random bytes and values. `reason` raises those again that are bugs of ftkit.
+# What libraries raise for damaged files and for files that contradict their config, found by fuzzing. `reason` raises
+# bugs of ftkit again.
 DAMAGED = (OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError,
            AssertionError, MemoryError, OverflowError, ImportError, struct.error, UnpicklingError,
            StrictDataclassError)  # fmt: skip
@@ -35,7 +35,7 @@ _NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDE
 _LONGEST = 300  # characters of a library's message
 _SAMPLE = 1000  # values of a tensor that are checked for integers
 FULL_PRECISION = "use the original model, or save model.dequantize() with transformers"
-AVERAGES = re.compile(r"(^|[._])(ema|teacher)([._]|$)")  # of weights, in the names that training scripts give them
+AVERAGES = re.compile(r"(^|[._])(ema|teacher)([._]|$)")  # how training scripts name weight averages
 _DEPTH = 6  # the most parts that wrappers put before a tensor's name
 # Suffixes of tensors that are not weights, from older versions of models and from FLOP counters.
 _NOT_WEIGHTS = ("num_batches_tracked", "relative_position_index", "relative_coords_table", "attn_mask", "position_ids",
@@ -115,7 +115,7 @@ def check_whole(
     fix: str = "",
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Check that a model got all of its weights, and that the file has no others for its layers; log the rest.
+    """Check that a model got all of its weights, and its layers have no others in the file; log the rest.
 
     Args:
         loaded: the model, and what its file lacked.
@@ -220,8 +220,8 @@ def _shards(index: Path) -> set[str]:
 def reason(error: BaseException) -> str:
     """Why a library cannot load something, in one line, with the fix if a file is damaged.
 
-    An error from a line of ftkit is raised again, since it is a bug, unless it is a `ValueError`, with which ftkit's
-    own models refuse a config.
+    An error from ftkit's own code is a bug and is raised again, except a `ValueError`: ftkit's models refuse a config
+    with it.
     """
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if frame.f_globals["__name__"].startswith("ftkit.") and not isinstance(error, ValueError):

@@ -39,7 +39,7 @@ def load_saved(name: str, revision: str | None, trust_remote_code: bool) -> tupl
     """A saved model, with adapters on top of their base model, and its image processor.
 
     Raises:
-        UserError: the model does not exist, cannot be loaded, or is not whole.
+        UserError: the model does not exist, cannot be loaded, or is incomplete.
     """
     place = str(local_model(name) or name)
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -65,7 +65,7 @@ def load_for_classes(args: ModelArguments, labels: dict[str, Any], pretrained: b
         pretrained: whether to load the weights too.
 
     Raises:
-        UserError: the model does not take these arguments, or cannot be loaded, or its body is not whole.
+        UserError: the model does not take these arguments, cannot be loaded, or lacks weights outside of its head.
     """
     place = str(local_model(args.model) or hub_name(args.model))
     source = {"revision": args.revision, "trust_remote_code": args.trust_remote_code}
@@ -145,7 +145,7 @@ def check_keys(model: str, model_args: dict[str, Any] | None, config: PreTrained
 
 
 def _base_config(place: str, source: dict[str, Any]) -> PreTrainedConfig:
-    """The config of a model to fine-tune, which must not be one of adapters."""
+    """The config of a model to fine-tune; adapters are refused."""
     if find_adapter_config_file(place, revision=source["revision"]) is not None:
         base = base_of(PeftConfig.from_pretrained(place, revision=source["revision"]), place)
         raise UserError(
@@ -157,7 +157,7 @@ def _base_config(place: str, source: dict[str, Any]) -> PreTrainedConfig:
 
 
 def _whole(place: str, config: PreTrainedConfig, source: dict[str, Any]) -> PreTrainedModel:
-    """The model with the weights of `place`, all of which are there."""
+    """The model with the weights of `place`, which must be complete."""
     loaded = load_from(place, config, source)
     fix = ""
     if loaded.lacking and loaded.lacking.keys() <= head_tensors(loaded.model):
@@ -220,7 +220,7 @@ def _overrides(args: ModelArguments, config: PreTrainedConfig, place: str) -> di
 
 
 def _log_changes(before: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Warn of changes to a config that loading weights cannot judge, since they change no tensor's shape."""
+    """Warn of config changes that loading cannot detect, because they change no tensor's shape."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(before[key], dict):
             _log_changes(before[key], value)

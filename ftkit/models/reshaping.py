@@ -28,7 +28,7 @@ def divided(config: PreTrainedConfig, changes: dict[str, Any]) -> tuple[dict[str
 
 
 def sized(config: PreTrainedConfig, changes: dict[str, Any], size: Size | None) -> dict[str, Any]:
-    """The values for keys of a config with these changes of a model, for this image size and random weights."""
+    """The config's values for a model with random weights: `changes`, and the image size in the config's form."""
     if timm_models.is_config(config):
         return {"model_args": timm_reshaping.sized(config, changes, size)}
     if size is None:
@@ -55,9 +55,9 @@ def size_of(model: Any) -> Size | None:
 def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str, Any]) -> PreTrainedModel:
     """A trained model for another image size or number of channels; the same model if nothing changes.
 
-    timm rebuilds its models and resamples what it can. A model of transformers that does not take the size as it is
-    gets the position embeddings that its `interpolate_pos_encoding` computes. For other channels, the first
-    convolution is summed or repeated, as in timm.
+    timm rebuilds its models and resamples what it can. A transformers model that does not take the new size gets the
+    position embeddings that its `interpolate_pos_encoding` computes. For other channels, the first convolution is
+    summed or repeated, as in timm.
 
     Args:
         model: a model with all its weights.
@@ -70,9 +70,9 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
     old, size = model.state_dict(), args.size
     given = [key for key in ("model_args", "image_size") if getattr(args, key)]
     if timm_models.is_config(model.config):
-        anew, random, asked = timm_reshaping.reshaped(model, model_args, size)
+        rebuilt, random, asked = timm_reshaping.reshaped(model, model_args, size)
     else:
-        anew, random, asked = _reshaped(model, model_args, size, given)
+        rebuilt, random, asked = _reshaped(model, model_args, size, given)
     if random:
         shown = [f"{name} {tuple(old[name].shape)}" if name in old else f"{name} (missing)" for name in random]
         raise UserError(
@@ -80,10 +80,10 @@ def reshaped(model: PreTrainedModel, args: ModelArguments, model_args: dict[str,
             f"{listed(shown)}: leave out {' and '.join(given)}",
             fix=dict.fromkeys(given),
         )
-    resampled = [name for name, tensor in anew.state_dict().items() if tensor.shape != old[name].shape]
+    resampled = [name for name, tensor in rebuilt.state_dict().items() if tensor.shape != old[name].shape]
     if resampled:
         logger.info("weights: %d tensors resampled for %s: %s", len(resampled), asked, listed(resampled))
-    return anew
+    return rebuilt
 
 
 def channels_of(config: Any) -> int:
@@ -115,31 +115,31 @@ def _reshaped(
             setattr(after, key, value)
         config.name_or_path = ""  # these weights are stored nowhere
         with torch.random.fork_rng(devices=[]):
-            anew = type(model)(config).eval()
+            rebuilt = type(model)(config).eval()
     except FAILURES as error:
         raise UserError(
             f"model: {type(model).__name__} cannot be built with {asked} ({reason(error)}): leave it out",
             fix=dict.fromkeys(given),
         ) from error
-    new = anew.state_dict()
+    new = rebuilt.state_dict()
     for name in new.keys() & old.keys():
-        layer = anew.get_submodule(name.rpartition(".")[0])
+        layer = rebuilt.get_submodule(name.rpartition(".")[0])
         if new[name].shape != old[name].shape and isinstance(layer, nn.Conv2d) and "num_channels" in asked:
             old[name] = adapt_input_conv(after.num_channels, old[name], base_chans=before.num_channels)
     if size is not None and "image_size" in asked:
-        old |= _positions(anew, old, size, before.image_size)
+        old |= _positions(rebuilt, old, size, before.image_size)
     fitting = {name: tensor for name, tensor in old.items() if name in new and tensor.shape == new[name].shape}
-    anew.load_state_dict(fitting, strict=False)
-    return anew, sorted((new.keys() | old.keys()) - fitting.keys()), asked
+    rebuilt.load_state_dict(fitting, strict=False)
+    return rebuilt, sorted((new.keys() | old.keys()) - fitting.keys()), asked
 
 
 @torch.no_grad()
-def _positions(anew: Any, old: dict[str, torch.Tensor], size: Size, before: Any) -> dict[str, torch.Tensor]:
+def _positions(rebuilt: Any, old: dict[str, torch.Tensor], size: Size, before: Any) -> dict[str, torch.Tensor]:
     """The position embeddings for `size` that the model itself computes from the old ones.
 
     Those that it does not compute are empty, so that the caller reports them.
     """
-    trial, empty = copy.deepcopy(anew), torch.empty(0)
+    trial, empty = copy.deepcopy(rebuilt), torch.empty(0)
     seen: dict[str, torch.Tensor] = {}
     method = "interpolate_pos_encoding"
     holders = {place: part for place, part in trial.named_modules() if callable(getattr(part, method, None))}
@@ -156,10 +156,10 @@ def _positions(anew: Any, old: dict[str, torch.Tensor], size: Size, before: Any)
         setattr(part, method, _noted(getattr(part, method), seen, place))
     if isinstance(before, int) or len(set(before)) == 1:  # transformers assumes that the old size is square
         try:
-            trial(pixel_values=torch.zeros(1, channels_of(anew.config), *size), **{method: True})
+            trial(pixel_values=torch.zeros(1, channels_of(rebuilt.config), *size), **{method: True})
         except FAILURES as error:
             reason(error)  # the embeddings computed before the failure are still used
-    new = anew.state_dict()
+    new = rebuilt.state_dict()
     fits = {name: place in seen and seen[place].numel() == new[name].numel() for name, place in names.items()}
     return {name: seen[names[name]].reshape(new[name].shape) if fits[name] else empty for name in names}
 

@@ -1,7 +1,7 @@
 """timm's models as transformers wraps them: everything that differs from other models.
 
 Classes, channels, size, normalisation and even the image processor are part of the model's config. The functions take
-any model; each says what it returns for other models than timm's.
+any model; each says what it returns for a model that is not timm's.
 """
 
 import inspect
@@ -66,7 +66,7 @@ def hub_name(name: str) -> str:
 
 
 def which_weights(name: str) -> str:
-    """The name, and for `timm/<architecture>` without a tag the tag that timm means, and others that differ."""
+    """The name, with timm's default tag if it has none, and the tags with another normalisation, for messages."""
     architecture, tag = split_model_name_tag(name.removeprefix(PREFIX))
     if tag or not name.startswith(PREFIX):
         return name

@@ -18,7 +18,7 @@ from . import timm_models
 def reshaped(
     model: Any, model_args: dict[str, Any], size: tuple[int, int] | None
 ) -> tuple[Any, list[str], dict[str, Any]]:
-    """A timm model with its weights, built anew with other arguments; timm resamples tensors of another shape.
+    """A timm model rebuilt with other arguments and its weights; timm resamples tensors of another shape.
 
     Args:
         model: a model with all its weights.
@@ -61,9 +61,9 @@ def reshaped(
         return model, [f"{timm_models.PLACE}.{name}" for name in random], given
     config.model_args, config.name_or_path = given, ""  # no place holds these weights
     with torch.random.fork_rng(devices=[]):
-        anew = type(model)(config).eval()
-    anew.timm_model.load_state_dict(plain)
-    return anew, [], given
+        rebuilt = type(model)(config).eval()
+    rebuilt.timm_model.load_state_dict(plain)
+    return rebuilt, [], given
 
 
 def _is_square(*model_args: dict[str, Any]) -> bool:
@@ -110,12 +110,12 @@ def _tensors(config: Any, model_args: dict[str, Any], seed: int, **weights: Any)
 
 
 def _traits(model: Any) -> dict[str, Any]:
-    """What timm knows of the input of its model: `input_size` (C, H, W) and whether it has a `fixed_input_size`."""
+    """The input that a timm model is built for: `input_size` (C, H, W), and whether it is a `fixed_input_size`."""
     return get_model_input_config(model.timm_model)
 
 
 def fixed_size(model: Any) -> tuple[int, int] | None:
-    """Height and width of the images that a timm model is built for; None if for none, or it is not timm's."""
+    """Height and width of the images that a timm model is built for; None if it takes any, or is not timm's."""
     if not timm_models.is_config(model.config):
         return None
     traits = _traits(model)

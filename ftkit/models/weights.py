@@ -66,7 +66,7 @@ def save_pairs(in_order: dict[str, str], folder: Path) -> None:
 
 
 def _load(model: PreTrainedModel, given: dict[str, torch.Tensor], path: Path) -> Loaded:
-    """Another model like `model`, with the tensors `given`; what it draws at random leaves no trace."""
+    """Another model like `model`, with the tensors `given`; the random state stays the same."""
     try:
         with torch.random.fork_rng(devices=[]):
             return load(partial(type(model).from_pretrained, None, config=model.config, state_dict=given), str(path))
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     sets = [key for key, tensors in found.items() if len(tensors) > most / 2]
     taken = min(sets, key=lambda key: (not AVERAGES.search(key), key != "state_dict", -len(found[key])))
     if len(sets) > 1:
-        logger.info("weights: %s holds %s: %s is taken", path, " and ".join(map(repr, sets)), repr(taken))
+        logger.info("weights: %s holds %s: %s is used", path, " and ".join(map(repr, sets)), repr(taken))
     return found[taken]
 
 

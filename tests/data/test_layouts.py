@@ -199,7 +199,7 @@ def test_a_folder_that_holds_the_classes_once_more(picture_folder, refused):
 
 def test_classes_that_hold_the_same_folders_are_warned_of(picture_folder, caplog):
     assert read(picture_folder(both("color", "gray")))[1] == ["color", "gray"]
-    assert "color, gray are taken for classes, and hold the same folders (cat, dog)" in caplog.text
+    assert "color, gray are read as classes, but hold the same folders (cat, dog)" in caplog.text
 
 
 # --- what is not used
@@ -243,7 +243,7 @@ def test_a_class_folder_without_an_image_is_an_error(picture_folder, refused, fi
     assert read(root, **refusal.value.fix)[1] == ["ant", "bee"]
 
 
-def test_links_to_folders_are_followed_and_circles_named(picture_folder):
+def test_links_to_folders_are_followed_and_loops_named(picture_folder):
     root = picture_folder({"data/ant": 10, "data/bee": 10, "store/more": 5})
     for link, to in (("ant/more", "store/more"), ("cow", "store/more"), ("bee/again", "data")):
         os.symlink(root / to, root / "data" / link)

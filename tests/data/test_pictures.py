@@ -1,4 +1,4 @@
-"""Columns of parquet files, by whomever they were written, and archives of class folders."""
+"""Image columns of parquet files from several writers, and archives of class folders."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Untrusted data: they open no file outside of their folder, and write none."""
+"""Untrusted data neither open nor write a file outside of their folder."""
 
 import io
 import os

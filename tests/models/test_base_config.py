@@ -1,4 +1,4 @@
-"""What the config of a base brings along: each field is taken, set by the run, deleted or refused."""
+"""The config of a base model: each field is kept, set by the run, deleted or refused."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""What a model cannot take is found before anything is decoded, trained or written, and the way out works."""
+"""Images that a model cannot take are refused before anything is decoded or written, and the advice works."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_a_size_that_only_some_sizes_above_satisfy():
 
 
 def test_pixels_that_do_not_reach_the_logits_are_counted(caplog):
-    """Whatever cuts them off: here a hook, that a convolution of patches does not divide the image, or valid ones."""
+    """Whatever cuts them off: a hook, patches that do not divide the image, or convolutions without padding."""
     model = timm_wrapped("test_resnet")
     model.timm_model.register_forward_pre_hook(lambda module, inputs: (inputs[0][:, :, :-2, 1:],))
     assert "cut off 2 rows and 1 columns of images of 64 x 64" in why_not(model, torch.randn(2, 3, 64, 64))

@@ -1,4 +1,4 @@
-"""Weights that were not in the file: every load is whole, or refused with the names of what is missing."""
+"""Weights that a file lacks: a load is complete, or refused with the names of the missing tensors."""
 
 import importlib.util
 import json
@@ -152,7 +152,7 @@ def without(*parts):
 
 
 def with_more(**more):
-    """The tensors and others, whose names have `__` for a dot."""
+    """The tensors with others added, in whose names `__` stands for a dot."""
     return lambda tensors: tensors | {name.replace("__", "."): value for name, value in more.items()}
 
 

@@ -1,4 +1,4 @@
-"""Channels-last where convolutions prefer it, and nowhere that torch's kernels corrupt memory in this layout."""
+"""Channels-last where convolutions prefer it, except where torch's kernels corrupt memory in this layout."""
 
 import os
 import subprocess

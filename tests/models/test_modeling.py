@@ -24,7 +24,7 @@ SMALL = {
 
 
 def test_every_model_is_known_to_the_checks_and_tested_here():
-    """`ftkit.models.checks` has the names apart, since it checks recipes before torch is loaded."""
+    """`ftkit.models.checks` repeats the names, since it checks recipes before torch is loaded."""
     assert tuple(CONFIGS) == OWN_MODELS == tuple(SMALL)
 
 

@@ -1,4 +1,4 @@
-"""Trained models take other sizes and channels by their library's means, and what these do not cover is refused."""
+"""Trained models take the other sizes and channels that their library can adapt them to; the rest is refused."""
 
 import numpy as np
 import pytest

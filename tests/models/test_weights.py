@@ -85,7 +85,7 @@ def test_the_weights_in_files_of_training_scripts_are_found(tmp_path, caplog, na
     found = built.model.timm_model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in state.items() if not name.startswith("fc."))
     if "_ema" in str(SETS[name]({}, {})):
-        assert "_ema' is taken" in caplog.text
+        assert "_ema' is used" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Names, folders, tables and archives -> splits of images and labels."""
+"""Reads names, folders, tables and archives into splits of images and labels."""

@@ -36,21 +36,21 @@ class Beside:
         return [table for table in self.tables if table.gives_splits]
 
     def check(self, chosen: dict[str, Rows], root: Folder, args: DataArguments, ledger: Ledger) -> None:
-        """Check that the tables do not contradict the class folders, and record those that say nothing more.
+        """Refuse tables that contradict the class folders, and record those that add nothing.
 
         Args:
-            chosen: the images in class folders with their classes, by split; by "" if no folders are splits.
+            chosen: the images in class folders with their classes, by split; the only key is "" if no folder is a
+                split.
             root: the folder of the class folders.
 
         Raises:
-            UserError: a table has other classes for the images, or it is not clear which of its columns has their
-                splits.
+            UserError: a table gives the images other classes, or it is unclear which of its columns holds splits.
         """
         classes = {path: label for rows in chosen.values() for path, label in rows}
         for table in self.tables:
             agrees = _agrees(table, classes, root.path, args.label_column != HERE)
-            if table.unsplit and "" in chosen:
-                raise table.unsplit
+            if table.unclear_splits and "" in chosen:
+                raise table.unclear_splits
             if table not in self.lists or "" not in chosen:
                 ledger.leave_file(
                     table.path, "repeats what the folders say" if agrees else "says nothing about classes or splits"
@@ -58,7 +58,7 @@ class Beside:
 
 
 def _agrees(table: Listing, classes: dict[Path, str], root: Path, strict: bool) -> bool:
-    """Whether a column of a table has a value for each class folder.
+    """Whether a column of a table corresponds to the class folders one to one.
 
     Raises:
         UserError: another column holds classes, and `strict` is true.
@@ -72,8 +72,8 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path, strict: bool) 
     several = [row for row, files in enumerate(found) if len(files) > 1]
     if not (clear or several) or set(table.table[table.image]) <= {*classes.values()}:  # a table of the classes
         return False
-    told = table.unclear.fix.get("label_column") if table.unclear else None
-    names = [told, *rows] if told in rows else rows
+    recommended = table.unclear.fix.get("label_column") if table.unclear else None
+    names = [recommended, *rows] if recommended in rows else rows
     label = table.label or next((name for name in names if _may_be_classes(table.table[name], name)), None)
     if several and ((label and strict) or table.gives_splits):
         raise table.ambiguous(several)
@@ -90,14 +90,14 @@ def _agrees(table: Listing, classes: dict[Path, str], root: Path, strict: bool) 
 
 
 def _corresponds(values: pd.Series, folders: pd.Series) -> bool:
-    """Whether each value stands for one folder, and each folder for one value."""
+    """Whether values and folders correspond one to one."""
     if is_nested(values) or values.isna().any():
         return False
     return bool((pd.factorize(values)[0] == pd.factorize(folders)[0]).all())
 
 
 def _may_be_classes(values: pd.Series, name: str) -> bool:
-    """Whether a column without a usual name holds classes as text: not numbers such as sizes, and no splits."""
+    """Whether a column without a usual name may hold classes: text, but neither numbers nor splits."""
     if looks_like_splits(name) or not holds_classes(values):
         return False
     return not values.str.fullmatch(r"[-+.\d]+").all()

@@ -1,4 +1,4 @@
-"""Data to evaluate a model on: read whole, never carved; labels go by name to the model's classes."""
+"""Data to evaluate a model on: nothing is carved, and labels are matched to the model's classes by name."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -31,8 +31,8 @@ class Evaluated(NamedTuple):
     Attributes:
         split: `train`, `validation` or `test`, or `all` for data without splits.
         rows: the images, with the columns `image`, `label` (the model's classes) and `index`.
-        drawn_from: the number of images that `rows` were drawn from, by split; empty if they are all.
-        ledger: an account of what is not used.
+        drawn_from: how many images `rows` were drawn from, by split; empty if all are used.
+        ledger: what is not used.
     """
 
     split: str
@@ -42,16 +42,16 @@ class Evaluated(NamedTuple):
 
 
 def load_evaluation(config: Evaluation, task: Task) -> Evaluated:
-    """The images that an evaluation asks for: a split of the run's own data, as the run split them, or other data.
+    """The images to evaluate on: a split of the run's own data, as the run split them, or of other data.
 
-    Other data are read whole if they have no splits. Of several splits, it is test, or the one that `split` names;
-    what is wrong with the others is no obstacle.
+    Other data without splits are used whole. Among several splits, `split` chooses one (default: test); the others may
+    be unusable.
 
     Args:
-        task: the model's task, whose classes the labels are matched with by name.
+        task: the model's task; labels are matched to its classes by name.
 
     Raises:
-        UserError: the data are missing or invalid, have no such split, or classes that the model does not know.
+        UserError: the data are missing or invalid, lack the split, or have classes that the model does not know.
     """
     args, wanted = config.data, config.evaluation.split
     if config.own_data:
@@ -82,7 +82,7 @@ def load_evaluation(config: Evaluation, task: Task) -> Evaluated:
 
 
 def training_images(config: Evaluation, otherwise: Dataset) -> Dataset:
-    """The train split of an evaluation's data, with its own classes; `otherwise` if they have none."""
+    """The train split of an evaluation's data, with its own classes; `otherwise` if there is none."""
     args = config.data
     if config.own_data:
         return _as_the_run_did(args)[0]["train"]
@@ -95,7 +95,7 @@ def training_images(config: Evaluation, otherwise: Dataset) -> Dataset:
 
 
 def _as_the_run_did(args: DataArguments) -> tuple[Splits, Ledger]:
-    """The splits of the run's own data, and the account of them."""
+    """The splits of the run's own data, and what is not used of them."""
     ledger = Ledger()
     try:
         return load_data(args, ledger), ledger
@@ -104,13 +104,13 @@ def _as_the_run_did(args: DataArguments) -> tuple[Splits, Ledger]:
 
 
 def _read(args: DataArguments) -> tuple[Raw, dict[str, str]]:
-    """The splits of other data that have images and labels, and what is wrong with each of the others."""
+    """The splits of other data that have images and labels, and what is wrong with each other split."""
     unusable: dict[str, str] = {}
     while True:
         try:
             raw = read_raw(args, Ledger())
         except Unusable as error:
-            if unusable.keys() >= set(error.splits):  # the only one, under any name
+            if unusable.keys() >= set(error.splits):  # left out before, so there is no other split
                 raise UserError(f"{next(iter(unusable.values()))}; {_PREDICT}") from None
             unusable |= dict.fromkeys(error.splits, f"{error.problem}: {error.advice}")
             args = replace(args, **error.without)
@@ -124,7 +124,7 @@ def _read(args: DataArguments) -> tuple[Raw, dict[str, str]]:
 
 
 def _without_labels(raw: Raw) -> dict[str, str]:
-    """What is wrong with each split that has no images, or rows without labels, where another has labels."""
+    """What is wrong with each split without images, and with each without labels if another split has labels."""
     whole = {split: rows for split, rows in raw.splits.items() if len(rows)}
     found = {split: f"{split} holds no images: add some" for split in raw.splits if split not in whole}
     if (label := _label_column(whole, raw.label_column)) is None:
@@ -141,7 +141,7 @@ def _without_labels(raw: Raw) -> dict[str, str]:
 
 
 def _label_column(splits: dict[str, Dataset], given: str | None) -> str | None:
-    """The label column of the first split that has one; None if none has, which `canonical` explains."""
+    """The label column of the first split that has one; None if none has: `canonical` then raises."""
     for rows in splits.values():
         with suppress(UserError):
             return DEFAULT_TASK.target_column(rows, given)
@@ -151,15 +151,15 @@ def _label_column(splits: dict[str, Dataset], given: str | None) -> str | None:
 def _chosen(
     found: DatasetDict, unusable: dict[str, str], args: DataArguments, split: str | None
 ) -> tuple[str, Dataset]:
-    """The split to evaluate, and what it is called.
+    """The name and the rows of the split to evaluate.
 
     Raises:
-        UserError: it is missing, or one of the `unusable` ones.
+        UserError: it is missing or `unusable`.
     """
     wanted, source = split or "test", args.data_dir or args.dataset or ""
     own = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}[wanted]
     named = None if is_none(own) else own
-    called = split_of(Path(source).name)  # a folder or file that is a split itself
+    called = split_of(Path(source).name)  # the folder or file may be a split itself
     if [*found] == ["train"] and not unusable and called in ("validation", "test"):
         found = DatasetDict({called: found["train"]})
     if wanted in found:
@@ -187,10 +187,10 @@ def _chosen(
 
 
 def _folder_of_a_class(args: DataArguments, task: Task) -> Raw | None:
-    """The images of a folder without folders and tables, which is the folder of the class that it is called by.
+    """The images of a folder that holds nothing else, labelled by its name; None for any other folder.
 
     Raises:
-        UserError: it is called like a split, so that its images have no labels.
+        UserError: its name is a split's, so its images have no labels.
     """
     folder = Path(args.data_dir or "")
     if not args.data_dir or not folder.is_dir():

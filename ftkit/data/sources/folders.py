@@ -1,4 +1,4 @@
-"""Folders of class folders as rows of paths and classes, by split."""
+"""Reads class folders as rows of paths and classes, by split."""
 
 import logging
 from collections.abc import Mapping
@@ -33,17 +33,17 @@ logger = logging.getLogger(__name__)
 def read_class_folders(
     root: Folder, args: DataArguments, ledger: Ledger, beside: Beside, need_train: bool = True
 ) -> dict[str, Rows]:
-    """The images of `<class>/…/<image>`, alone, below the folders of splits, or with folders of splits in each class.
+    """The images of `<class>/…/<image>`, `<split>/<class>/…/<image>` or `<class>/<split>/<image>`, by split.
 
-    Folders that hold the data alone, such as `photos` in `photos/train`, are looked through.
+    An outer folder that holds nothing else, such as `photos` of `photos/train`, does not count.
 
     Args:
-        beside: the tables beside the folders, which may say which image is of which split, but not of another class.
-        need_train: whether data without train are an error.
+        beside: the tables beside the folders: they may assign images to splits, but not to other classes.
+        need_train: whether data without train raise an error.
 
     Raises:
-        UserError: there are no images; it is not clear which folders are splits; a class's folder has no images; or a
-            table contradicts the folders.
+        UserError: there are no images; it is unclear which folders are splits; a class has no images; or a table
+            contradicts the folders.
     """
     ledger.elsewhere = "images outside of class folders"
     whole, root = root, inner_folder(root)
@@ -76,7 +76,7 @@ def read_class_folders(
 
 
 def _names_a_list(args: DataArguments, lists: list[Listing], root: Folder) -> bool:
-    """Whether a setting names a list of a split, or a value of a column of splits, that is no folder."""
+    """Whether a split setting names a list, or a value of a table's split column, and no folder."""
     keys = {args.train_split, args.validation_split, args.test_split} - root.folders.keys()
     return any(keys & {table.name, *(table.splits[1].values() if table.splits else ())} for table in lists)
 
@@ -84,7 +84,7 @@ def _names_a_list(args: DataArguments, lists: list[Listing], root: Folder) -> bo
 def _by_lists(
     rows: Rows, lists: list[Listing], whole: Folder, args: DataArguments, ledger: Ledger, need_train: bool
 ) -> dict[str, Rows]:
-    """The splits of `rows` that lists name; all rows are train without lists."""
+    """`rows` divided into the splits that `lists` name; all are train without lists."""
     if not is_none(args.split_column) and args.split_column and not any(table.splits for table in lists):
         raise UserError(
             f"split_column: {args.split_column!r}: {whole.path} holds class folders, without columns: leave it out",
@@ -110,17 +110,17 @@ def _check_lists(lists: list[Listing], chosen: dict[str, Rows], fix: dict[str, s
             for path in files:
                 if path in folders and split_of(name) not in (None, folders[path]):
                     raise UserError(
-                        f"{table.path}: {path} is of {split_of(name)}, and lies in the folder of {folders[path]}: set "
-                        f"{as_options(fix)} to go by the folders",
+                        f"{table.path}: {path} is listed as {split_of(name)}, but lies in the folder of "
+                        f"{folders[path]}: set {as_options(fix)} to go by the folders",
                         fix=fix,
                     )
 
 
 def _splits_in_classes(root: Folder, args: DataArguments) -> dict[str, Rows]:
-    """The images by split of `<class>/<split>/<image>`.
+    """The images of `<class>/<split>/<image>`, by split.
 
     Raises:
-        UserError: the folders in `root` are data sets of their own, or not all of them hold splits.
+        UserError: the folders in `root` are datasets of their own, or not all of them hold splits.
     """
     found: dict[str, Rows] = {}
     for name, folder in root.with_images.items():
@@ -147,7 +147,7 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
     """The images of the class folders in `root`, in natural order.
 
     Raises:
-        UserError: a class has none that ftkit reads, or there are no classes.
+        UserError: a class has no image that ftkit reads, or there are no classes.
     """
     rows: Rows = []
     if args.train_split != HERE:
@@ -167,7 +167,7 @@ def _rows(root: Folder, args: DataArguments, split: str = "train") -> Rows:
 
 
 def _check_nesting(root: Folder, args: DataArguments) -> None:
-    """Refuse a wanted class that holds folders of those beside it; warn where all classes hold the same folders.
+    """Refuse a class that holds folders named like the classes beside it; warn if all hold the same folders.
 
     Raises:
         UserError: a folder holds classes once more, as `PlantVillage/` in `PlantVillage/` does.
@@ -178,7 +178,7 @@ def _check_nesting(root: Folder, args: DataArguments) -> None:
         if len(inner & classes.keys()) > 1:
             others = natural_sorted(classes.keys() - {name})
             raise UserError(
-                f"data_dir: {classes[name].path} holds folders of the same names as classes beside it "
+                f"data_dir: {classes[name].path} holds folders named like the classes beside it "
                 f"({listed(natural_sorted(inner & classes.keys()))}): move it away, or leave it out with "
                 f"{as_options({'classes': others})}, or set --train_split {HERE} if it is a class",
                 fix={"classes": others},
@@ -186,7 +186,7 @@ def _check_nesting(root: Folder, args: DataArguments) -> None:
     first = next(iter(within.values()), set())
     if len(first) > 1 < len(within) and all(inner == first and not classes[n].images for n, inner in within.items()):
         logger.warning(
-            "  %s are taken for classes, and hold the same folders (%s): if these are the classes, set --data_dir to "
+            "  %s are read as classes, but hold the same folders (%s): if those are the classes, set --data_dir to "
             "one of them",
             listed(within),
             listed(natural_sorted(first)),
@@ -194,7 +194,7 @@ def _check_nesting(root: Folder, args: DataArguments) -> None:
 
 
 def _check_empty(folder: Folder, root: Folder, split: str) -> None:
-    """Refuse a class without images; a folder of documents is none, nor one that is empty beside classes of test."""
+    """Refuse a class without images, except for a folder of documents or an empty one outside of train."""
     suffixes = suffixes_below(folder)
     if is_documents(folder) or (not suffixes and split != "train"):
         return

@@ -25,12 +25,12 @@ from .locate import ImageFiles
 from .paths import is_below, named_files
 from .pictures import first_rows, holds_pictures, is_damaged, picture_columns
 from .raw import FASHION_NAMES, IdxSet, cifar_kind, idx_sets, read_cifar_folder, read_idx_set
-from .rows import by_name, read_listings
+from .rows import as_datasets, read_listings
 from .shards import SHARDS, find_shards, read_shards, used
 from .split_folders import HERE, inner_folder
 from .split_names import is_split_like, split_of
 from .splits import choose_datasets
-from .table_files import choose_tables, find_tables, is_of_split
+from .table_files import choose_tables, find_tables, labels_a_split_folder
 from .tables import TEXT_SUFFIXES, NoListing
 from .unpacking import is_archive, is_webdataset, unpacked
 
@@ -57,7 +57,7 @@ def read_folder(path: Path, root: Folder | None, args: DataArguments, ledger: Le
 def find_root(path: Path) -> Folder | None:
     """The content of a folder, or of an archive, with archives unpacked; None for any other file.
 
-    Archives are unpacked where there is no image beside them; webdatasets are not.
+    Archives in a folder that holds images are not unpacked, nor are webdatasets.
 
     Raises:
         UserError: there is no such file or folder, or an archive cannot be unpacked.
@@ -106,7 +106,7 @@ def _read_folder(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDi
 
 
 def _unwrapped(root: Folder) -> Folder:
-    """The folder of the data, below any folders that hold only one folder, and maybe archives."""
+    """The folder of the data: outer folders with only one folder in them, and perhaps archives, do not count."""
     while len(root.folders) == 1 and all(is_archive(root.path / name) for name in root.files):
         inner = next(iter(root.folders.values()))
         if inner.images or is_split_like(inner.path.name) or not (inner.files or inner.folders):
@@ -159,9 +159,9 @@ def _read_saved(path: Path) -> DatasetDict:
 
 
 def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict:
-    """Read a folder of class folders, tables or shards; record the files of the other kinds as not used.
+    """Read a folder of class folders, tables or shards, and record the files of the other kinds as not used.
 
-    Class folders come first, unless a setting says that a table holds the labels.
+    Class folders come first, unless a setting names a column or the images of a table.
     """
     path, files = root.path, [folder.path / name for folder in root.below() for name in folder.files]
     parquet = [file for file in files if file.suffix.lower() == ".parquet"]
@@ -199,18 +199,18 @@ def _read_tree(root: Folder, args: DataArguments, ledger: Ledger) -> DatasetDict
         raise UserError(". ".join([str(error), *map(str, others.values()), *in_names])) from None
     for hint in in_names:
         logger.warning("%s", hint)
-    return by_name(path, found)
+    return as_datasets(found)
 
 
 def _read_class_folders(
     root: Folder, tables: list[Listing], others: Mapping[Path, UserError], args: DataArguments, ledger: Ledger
 ) -> DatasetDict:
-    """Read class folders, and the tables of splits that have a table instead."""
-    of_splits = [table for table in tables if is_of_split(table, root)]
+    """Read class folders, and the table of each split that has one instead."""
+    of_splits = [table for table in tables if labels_a_split_folder(table, root)]
     rest = [table for table in tables if table not in of_splits and table.names_images]
     beside = Beside(rest, [*others, *(table.path for table in rest if not table.gives_splits)])
     if not of_splits:
-        return by_name(root.path, read_class_folders(root, args, ledger, beside))
+        return as_datasets(read_class_folders(root, args, ledger, beside))
     ledger.read(table.path for table in of_splits)
     keys = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     named: dict[str, Any] = {f"{split}_split": None for split, name in keys.items() if name in root.folders}
@@ -218,7 +218,7 @@ def _read_class_folders(
     folders = {name: folder for name, folder in root.folders.items() if split_of(name) not in tabled}
     unnamed: dict[str, Any] = {f"{split}_split": None for split in tabled}
     inner, fewer = replace(root, folders=folders), replace(args, **unnamed)
-    read = by_name(root.path, read_class_folders(inner, fewer, ledger, beside, "train" not in tabled))
+    read = as_datasets(read_class_folders(inner, fewer, ledger, beside, "train" not in tabled))
     columns = {of_splits[0].image: "image", of_splits[0].label or "": "label"}
     renamed = {old: new for old, new in columns.items() if old != new}
     return DatasetDict({**read, **{split: dataset.rename_columns(renamed) for split, dataset in tabled.items()}})
@@ -274,7 +274,7 @@ def _several(path: Path, what: str, shard: Path) -> UserError:
 
 
 def _leave(ledger: Ledger, root: Path, files: Mapping[Path, UserError]) -> None:
-    """Record files that are not used, and why; those deep below the root are counted by their suffixes."""
+    """Record files that are not used, and why; those deeper below the root are only counted."""
     for file, why in files.items():
         if file.parent == root or is_split_like(file.parent.name):
             ledger.leave_file(file, why)

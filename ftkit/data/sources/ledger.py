@@ -1,4 +1,4 @@
-"""The files below `data_dir`, and which of them no split uses, with the reason."""
+"""The files below `data_dir`, and why some of them are not used."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ _SYSTEM = {"__macosx", "__pycache__", "thumbs.db", "desktop.ini", "@eadir"}
 _ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 _CONTAINERS = {".npz", ".npy", ".h5", ".hdf5", ".mat", ".pkl", ".pickle", ".tfrecord", ".lmdb", ".rec"}
 UNUSED_SPLIT = "in a split that is not used"
-_CIRCLE = "leads back to a folder above it"
+_LOOP = "leads back to a folder above it"
 HIDDEN = "hidden or system files"
 _ALIKE = 3  # places with the same reason; more share a line of the log
 _LINES = 6  # in the log; run.json lists all
@@ -35,14 +35,14 @@ class Folder:
         files: the names of its visible files.
         folders: its visible folders, by name.
         hidden: the number of hidden and system files and folders in it.
-        circles: the symlinks in it that are loops.
+        loops: the symlinks in it that are loops.
     """
 
     path: Path
     files: list[str] = field(default_factory=list)
     folders: dict[str, "Folder"] = field(default_factory=dict)
     hidden: int = 0
-    circles: list[Path] = field(default_factory=list)
+    loops: list[Path] = field(default_factory=list)
 
     @cached_property
     def images(self) -> list[Path]:
@@ -83,14 +83,14 @@ def scan(path: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Folder:
         elif not (os.path.isdir(entry.path) if linked else entry.is_dir()):
             found.files.append(entry.name)
         elif linked and ((to := os.stat(entry.path)).st_dev, to.st_ino) in above:
-            found.circles.append(path / entry.name)
+            found.loops.append(path / entry.name)
         else:
             found.folders[entry.name] = scan(path / entry.name, above)
     return found
 
 
 def is_packed(name: str) -> bool:
-    """Whether a file's name is that of an archive or another container of many images."""
+    """Whether a file is an archive or another container of many images, by its name."""
     return os.path.splitext(name)[1].lower() in _ARCHIVES | _CONTAINERS
 
 
@@ -111,7 +111,7 @@ class Ledger:
     _reasons: dict[str, str] = field(default_factory=dict)
 
     def read(self, files: Iterable[Path]) -> None:
-        """Mark files as used that are not images: tables, shards, lists."""
+        """Mark files other than images as used: tables, shards, lists."""
         self._read |= {os.path.abspath(file) for file in files}
 
     def leave(self, folder: Path, reason: str) -> None:
@@ -137,8 +137,8 @@ class Ledger:
         for folder in root.below():
             where, there = str(folder.path.relative_to(root.path)), os.path.abspath(folder.path)
             hidden += folder.hidden
-            for circle in folder.circles:
-                counts[str(circle.relative_to(root.path)), _CIRCLE] = Counter([""])
+            for loop in folder.loops:
+                counts[str(loop.relative_to(root.path)), _LOOP] = Counter([""])
             above = [path for path in self._reasons if f"{there}/".startswith(f"{path}/")]
             reason = self._reasons[deepest] if (deepest := max(above, key=len, default=None)) else None
             if deepest:
@@ -151,7 +151,7 @@ class Ledger:
         for (where, reason), suffixes in counts.items():
             listed = ", ".join(suffix or "without a suffix" for suffix, _ in suffixes.most_common(4))
             about: dict[str, Any] = {"n": suffixes.total(), "what": "file", "suffixes": listed}
-            if reason == _CIRCLE:
+            if reason == _LOOP:
                 about = {"n": 1, "what": "link"}
             self.not_used.append({"where": where, **about, "reason": reason})
         if hidden:

@@ -32,9 +32,9 @@ class Listing:
         files: the images that its rows may name.
         image, label: the columns of images and of labels, if it has one.
         split: the split that the table's own path names, or "".
-        splits: the column of splits and the split of each of its values, or None.
-        unclear: what is not clear about its columns of images and labels, with the settings that help.
-        unsplit: what is not clear about its column of splits.
+        splits: the split column and the split of each of its values, or None.
+        unclear: what is unclear about its image and label columns, with the settings that help.
+        unclear_splits: what is unclear about its split column.
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Listing:
     split: str
     splits: tuple[str, dict[Any, str]] | None
     unclear: UserError | None
-    unsplit: UserError | None
+    unclear_splits: UserError | None
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Listing:
 
     @cached_property
     def names_images(self) -> bool:
-        """Whether its rows, or at least half of a sample, name images that exist."""
+        """Whether at least half of a sample of its rows name images that exist."""
         return self.files.names_images(sample(self.table)[self.image], split_of(self.split), self.path.parent)
 
     def names_any_of(self, files: Collection[Path]) -> bool:
@@ -85,10 +85,10 @@ class Listing:
         return self.table[column].map(names).fillna("")
 
     def labelled_by_folders(self) -> "Listing":
-        """The listing with the name of each image's folder as its label.
+        """This listing, labelled by the folder of each image.
 
         Raises:
-            NoListing: these are no classes.
+            NoListing: the images lie in fewer than two folders.
         """
         names = [files[0].parent.name if files else None for files in self.found]
         if len({*names} - {None}) < 2:
@@ -96,7 +96,7 @@ class Listing:
         return replace(self, table=self.table.assign(**{_FOLDER: names}), label=_FOLDER, unclear=None)
 
     def describe(self) -> None:
-        """Log what is read from which column, and what is not used."""
+        """Log which column has what, which columns are not used, and how many images have other names."""
         used = {"images": self.image} | ({"labels": self.label} if self.label else {})
         used |= {"splits": self.splits[0]} if self.splits else {}
         fact("table", f"{self.path}: " + ", ".join(f"{what} from {name!r}" for what, name in used.items()))
@@ -117,14 +117,14 @@ class Listing:
             known: the images of the data.
 
         Raises:
-            UserError: some rows name no image, or one of several.
+            UserError: a row names no image, or several.
         """
         found = [[file for file in files if file in known] for files in self.found]
         if missing := [row for row, files in enumerate(found) if not files]:
             raise UserError(
                 f"{self.path}: {len(missing)} of its {len(found)} lines name no image of the data, such as "
                 f"{self.table[self.image][missing[0]]!r}: correct or remove them, or set --train_split . to split the "
-                "images anew",
+                "images again",
                 fix={"train_split": "."},
             )
         if several := [row for row, files in enumerate(found) if len(files) > 1]:
@@ -137,14 +137,14 @@ class Listing:
         return of
 
     def ambiguous(self, rows: list[int]) -> UserError:
-        """The error about rows that may each stand for several images."""
+        """The error about rows that each match several images."""
         root, (first, second) = self.files.root, self.found[rows[0]][:2]
         top = root / first.relative_to(root).parts[0]
         fix = {} if second.is_relative_to(top) or top == first else {"image_dir": str(top)}
         either = f", or set {as_options(fix)}" if fix else ""
         return UserError(
             f"{self.path}: {self.table[self.image][rows[0]]!r} may be {first} or {second} ({len(rows)} such rows): "
-            f"write the paths of its images below {root}{either}",
+            f"write each image's path below {root}{either}",
             fix,
         )
 
@@ -154,7 +154,7 @@ class Listing:
         """A row for each image: `image` and `label` (text), `split` (its own name, or ""), `row` and `listing`.
 
         Raises:
-            UserError: a row has no split, and others have.
+            UserError: some rows have a split, others none.
         """
         splits = self.own_splits()
         if self.splits and (without := splits.index[splits == ""]).size:
@@ -170,7 +170,7 @@ class Listing:
         """Check that rows have an image and a label.
 
         Raises:
-            UserError: one has not, or labels are fractions, lists or objects.
+            UserError: a row lacks one, or labels are fractions, lists or objects.
         """
         for name in ("image", "label"):
             for row, value in zip(rows["row"], rows[name], strict=True):
@@ -192,10 +192,10 @@ class Listing:
             )
 
     def located(self, rows: pd.DataFrame, args: DataArguments) -> list[Path | None]:
-        """The file of each of its rows; None for a missing one, if `on_bad_image: skip` leaves those out.
+        """The file of each of these rows; None for a missing one under `on_bad_image: skip`.
 
         Raises:
-            UserError: an image is missing, or may be one of several.
+            UserError: an image is missing, or a row matches several.
         """
         found = [self.found[row] for row in rows["row"]]
         missing = [text for text, files in zip(rows["image"], found, strict=True) if not files]
@@ -219,7 +219,7 @@ def read_listing(
 
     Args:
         files: the images that it may name.
-        classes: classes of other files of the data, by which a column of labels may be told.
+        classes: classes known from elsewhere in the data; a column of only these is the label column.
 
     Raises:
         NoListing: the file is no table of images.
@@ -228,7 +228,7 @@ def read_listing(
     problem: UserError | None = None
     try:
         table = read_table(path)
-    except NotUtf8 as error:  # which matters if the table does
+    except NotUtf8 as error:  # raised only if the table is used
         table, problem = read_table(path, "latin-1"), error
     if not any(map(is_usual, table.columns)):  # perhaps no header, but a first row
         found = [i for i, name in enumerate(table.columns) if len(files.find(name, None, path.parent)) == 1]
@@ -245,19 +245,19 @@ def read_listing(
         if not is_nested(rest[name]) and rest[name].notna().any()
         if name == args.split_column or not (is_usual(name) or name == args.label_column)
     }
-    splits = unsplit = None
+    splits = unclear_splits = None
     try:
         if is_none(args.split_column) or args.split_column in (None, *values):  # or another table has the column
             splits = split_column(values, args.split_column, path)
     except UserError as error:
-        unsplit = error
+        unclear_splits = error
     of_splits = {name for name in values if looks_like_splits(name) or all(map(is_split_like, map(str, values[name])))}
     label, of_labels = choose_label(rest.drop(columns=list(of_splits)), path, args, classes)
     if (of_images or of_labels) and not problem:
         fix = {"image_column": image} | ({"label_column": label} if label else {})
         text = "; ".join(text for text in (of_images, of_labels) if text)
         problem = UserError(f"{path}: {text}", fix if label or of_images else None)
-    return Listing(path, table, files, image, None if of_labels else label, split, splits, problem, unsplit)
+    return Listing(path, table, files, image, None if of_labels else label, split, splits, problem, unclear_splits)
 
 
 def own_split(parts: Iterable[str]) -> str:
@@ -266,7 +266,7 @@ def own_split(parts: Iterable[str]) -> str:
 
 
 def hidden_labels(problem: str, bad: pd.Series) -> UserError:
-    """The error about rows without a label, of these splits by their own names."""
+    """The error about rows without a label; `bad` has the split of each."""
     advice, splits = "label or remove them", [split_of(name) for name in bad.unique()]
     known = [split for split in splits if split is not None]
     return UserError(f"{problem}: {advice}") if len(known) < len(splits) else Unusable(problem, known, advice)

@@ -54,7 +54,7 @@ def load_data(args: DataArguments, ledger: Ledger | None = None) -> Splits:
     """Read the dataset, complete its splits, and take the requested part.
 
     Args:
-        ledger: takes an account of what is not used, which is logged in any case.
+        ledger: records what is not used, which is always logged.
 
     Returns:
         `train`, `validation` and `test`, each with the columns `image` (`datasets.Image`), `label` (`ClassLabel`,
@@ -75,11 +75,11 @@ class Raw(NamedTuple):
     """Data as they are read.
 
     Attributes:
-        splits: those of `train`, `validation` and `test` that there are, with the data's own columns.
+        splits: `train`, `validation` and `test`, as far as they exist, with the data's own columns.
         args: the arguments, with the folder of an unpacked archive as `data_dir`.
         label_column: the label column, if it is known.
         root: the content of `data_dir`, if that is a folder.
-        ledger: the account of what is not used.
+        ledger: what is not used.
     """
 
     splits: DatasetDict
@@ -90,7 +90,7 @@ class Raw(NamedTuple):
 
 
 def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
-    """Read the dataset, and choose its splits; without train only for an evaluation."""
+    """Read the dataset, and choose its splits; only an evaluation may lack train."""
     given, root = args.data_dir, None
     path = Path(given) if given else None
     if path is not None and (root := find_root(path)) is not None:
@@ -98,7 +98,7 @@ def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
         args = replace(args, data_dir=str(path))
     try:
         splits = _read_name(args, ledger) if path is None else read_folder(path, root, args, ledger)
-    except UserError as error:  # where an archive was unpacked helps only who is to set --data_dir to it
+    except UserError as error:  # name the archive, unless --data_dir is to be in its unpacked folder
         if given and "data_dir" not in error.fix:
             error.args = (str(error).replace(str(path), given),)
         raise
@@ -113,7 +113,7 @@ def read_raw(args: DataArguments, ledger: Ledger) -> Raw:
 
 
 def check_files(splits: DatasetDict, raw: Raw) -> None:
-    """Check that no row names a file outside of the dataset, let caches follow the files, and account for the others.
+    """Refuse rows that name files outside of the dataset, tie caches to the files, and record unused files.
 
     Raises:
         UserError: a row names a file elsewhere.

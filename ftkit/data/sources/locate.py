@@ -10,7 +10,7 @@ from .ledger import Folder, scan
 from .split_names import split_of
 from .suffixes import image_suffixes
 
-# Suffixes of what images are converted from; a spreadsheet writes the id 1 as 1.0.
+# Suffixes that a table may have instead of the image's: source formats, and `.0` of ids from a spreadsheet.
 _CONVERTED = {".dcm", ".dicom", ".heic", ".raw", ".nef", ".cr2", ".dng", ".0"}
 
 

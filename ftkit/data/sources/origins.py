@@ -50,7 +50,7 @@ def with_sources(splits: DatasetDict, raw: dict[str, Dataset], data_dir: str | N
 
     Args:
         splits: splits with a column `image`.
-        raw: the same rows as they were read, by split.
+        raw: the same rows as they were read, by split; with `PLACE` unless all images are files.
         data_dir: the folder or file that the data were read from, if they were.
     """
     files = {split: [path and os.path.abspath(path) for path in named_files(rows)] for split, rows in splits.items()}
@@ -69,8 +69,9 @@ def with_sources(splits: DatasetDict, raw: dict[str, Dataset], data_dir: str | N
 
     found = DatasetDict()
     for split, rows in splits.items():
-        stored = _stored_names(rows, raw[split], split)
         named = files[split] or [None] * len(rows)
+        stored = _stored_names(rows, raw[split]) if None in named else [""] * len(rows)
+
         sources = [shown(path or other) for path, other in zip(named, stored, strict=True)]
         found[split] = _with_column(rows, "source", sources)
     return found
@@ -81,13 +82,12 @@ def _root(path: str, roots: list[str]) -> str:
     return next((root for root in roots if path.startswith(root)), "")
 
 
-def _stored_names(rows: Dataset, raw: Dataset, split: str) -> list[str]:
+def _stored_names(rows: Dataset, raw: Dataset) -> list[str]:
     """The place of each row, followed by the file name that is stored beside its bytes."""
-    places = raw[PLACE][:] if PLACE in raw.column_names else [f"{split}[{row}]" for row in range(len(rows))]
     paths = pc.struct_field(rows.select_columns("image").with_format("arrow")[:]["image"], "path").to_pylist()
     # These may be paths, also of Windows, on the machine that built the dataset: only the file name is kept.
     names = [path and path.replace("\\", "/").rpartition("/")[2] for path in paths]
-    return [f"{place}/{name}" if name else place for place, name in zip(places, names, strict=True)]
+    return [f"{place}/{name}" if name else place for place, name in zip(raw[PLACE][:], names, strict=True)]
 
 
 def _with_column(dataset: Dataset, name: str, values: list[str]) -> Dataset:

@@ -1,4 +1,4 @@
-"""A check that no row of a dataset opens a file outside of the dataset's own folders."""
+"""Refuses datasets whose rows name files outside of the dataset's own folders."""
 
 import os.path
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Columns of encoded images, structs, arrays or paths as columns of images, whoever wrote the file."""
+"""Turns columns of encoded images, structs, arrays or paths into columns of `datasets.Image`."""
 
 from io import BytesIO
 from itertools import islice
@@ -24,7 +24,7 @@ _SAMPLE = 8  # rows that show what a column holds
 
 
 def holds_pictures(path: Path) -> bool:
-    """Whether a column of a parquet file holds images; true for a damaged file, which its reader names."""
+    """Whether a column of a parquet file holds images; true for a damaged file, which its reader refuses."""
     return is_damaged(path) or bool(picture_columns(first_rows(path)))
 
 
@@ -123,7 +123,7 @@ def _from_paths(split: str, dataset: Dataset, name: str, folder: Path | None) ->
 
 
 def _content(value: Any) -> bytes | None:
-    """An image file with the image that a value holds, or None if it holds none."""
+    """The image in a value as the bytes of an image file; None if there is none."""
     if isinstance(value, dict):
         held = [part for part in value.values() if isinstance(part, bytes)]
         value = value.get("bytes") or (held[0] if len(held) == 1 else None)

@@ -32,13 +32,14 @@ _CIFAR_META = {"cifar10": "batches.meta", "cifar100": "meta"}
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, or QMNIST's of labels, gzipped or not.
+    """Read an IDX file of unsigned bytes, or of QMNIST's int32 labels, gzipped or not.
 
     The format of LeCun's MNIST page: two zero bytes, the type (8 = uint8, 12 = int32), the number of dimensions, each
     dimension as a big-endian uint32, then the values.
 
     Returns:
-        array: (N, H, W) uint8 for images, (N,) uint8 for labels; (N, M) int32 for QMNIST's, whose first is the class.
+        array: (N, H, W) uint8 for images, (N,) uint8 for labels; (N, M) int32 for QMNIST's, with the class in the
+            first column.
 
     Raises:
         UserError: the file cannot be read, has another magic number or type, or its length contradicts its header.
@@ -91,7 +92,7 @@ def _unpacked(path: Path) -> bytes:
 def idx_sets(folder: Path) -> dict[str, IdxSet]:
     """The IDX files in `folder` by the name before the split, such as `""` or `emnist-letters`.
 
-    A folder with the name of a file, as some unpackers make, stands for the file of that name in it.
+    Some programs unpack each file into a folder of the same name; such a folder counts as the file.
     """
     sets: dict[str, IdxSet] = {}
     for path in sorted(folder.iterdir()):
@@ -148,7 +149,7 @@ def read_idx_set(
 
 
 def _characters(mapping: Path) -> dict[int, str]:
-    """EMNIST's characters by label: each line has the label, and the code of the character, or of several cases."""
+    """EMNIST's characters by label, from lines of a label and its character codes; the first code counts."""
     if not mapping.is_file():
         return {}
     rows = [[int(word) for word in line.split()] for line in mapping.read_text("ascii").splitlines() if line.strip()]

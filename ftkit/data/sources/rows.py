@@ -1,4 +1,4 @@
-"""Images with their classes, as tables list them, by split."""
+"""Rows of images and classes by split, read from tables, and as datasets."""
 
 import re
 from collections.abc import Collection
@@ -26,10 +26,10 @@ def read_listings(
     ledger: Ledger,
     need_train: bool = True,
 ) -> DatasetDict:
-    """The images and labels of tables, by the names that they give their splits.
+    """The images and labels of tables as `train`, `validation` and `test`.
 
-    A row's split is named by `lists`, which are tables without labels, by the table's column of splits, by the table's
-    path, or else by the image's folder.
+    A row's split is named by `lists` (tables without labels), or else by the table's split column, the table's path,
+    or the image's folder.
 
     Raises:
         UserError: a row cannot be used, or an image has two labels.
@@ -65,11 +65,11 @@ def read_listings(
     rows["label"] = _whole_numbers(rows["label"])
     files = {split: [*zip(group["file"], group["label"], strict=True)] for split, group in rows.groupby("split")}
     columns = listings[0].image, listings[0].label or ""
-    return by_name(source, {split: files.get(split, []) for split in chosen}, columns)
+    return as_datasets({split: files.get(split, []) for split in chosen}, columns)
 
 
-def by_name(source: Path, files: dict[str, Rows], columns: tuple[str, str] = ("image", "label")) -> DatasetDict:
-    """Splits of image paths, decoded when read, and labels: the names of all splits, in natural order.
+def as_datasets(files: dict[str, Rows], columns: tuple[str, str] = ("image", "label")) -> DatasetDict:
+    """Rows as datasets of images, decoded when read, and labels, numbered in the natural order of all splits' names.
 
     A class missing from one split does not shift the labels.
     """
@@ -87,7 +87,7 @@ def by_name(source: Path, files: dict[str, Rows], columns: tuple[str, str] = ("i
 
 
 def _located(rows: pd.DataFrame, args: DataArguments) -> pd.DataFrame:
-    """The rows with the column `file`, checked."""
+    """The rows, checked, with each image's path in the column `file`."""
     parts = []
     for listing, part in rows.groupby("listing", sort=False):
         listing.check_values(part)
@@ -120,7 +120,7 @@ def _splits_of_lists(files: pd.Series, lists: list[Listing]) -> list[str]:
 
 
 def _whole_numbers(labels: pd.Series) -> pd.Series:
-    """`1` for `1.0`, where all labels are whole numbers: pandas writes integers so in a column with gaps."""
+    """Labels with `1` for `1.0` if all are whole numbers: pandas adds the `.0` in a column with gaps."""
     distinct = labels.unique()
     if all(re.fullmatch(r"-?\d+(\.0+)?", text) for text in distinct):
         return labels.map({text: text.partition(".")[0] for text in distinct})
@@ -128,7 +128,7 @@ def _whole_numbers(labels: pd.Series) -> pd.Series:
 
 
 def _repeats(rows: pd.DataFrame, source: Path) -> pd.Series:
-    """Whether a row repeats the image of another of its split; an error if their labels differ."""
+    """Whether each row repeats an image of its split; an error if an image has two labels."""
     several = rows.groupby("file")["label"].transform("nunique") > 1
     if several.any():
         first = rows[rows["file"] == rows["file"][several].iloc[0]]

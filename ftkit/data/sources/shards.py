@@ -20,14 +20,14 @@ from .split_names import choose_splits, split_of
 logger = logging.getLogger(__name__)
 SHARDS = {"parquet": ".parquet", "webdataset": ".tar"}  # datasets' name of the format -> suffix
 _TOTAL = re.compile(r"\d+-of-(\d+)")
-# Parts of a shard's name that count, or tell it from others: `00000-of-00002`, `000001`, a hash or a UUID.
+# Parts of a name that number a shard or make it unique: `00000-of-00002`, `000001`, a hash or a UUID.
 _COUNTER = re.compile(r"(?:^|[-_.])(\d+-of-\d+|(?=[a-f]*\d)[0-9a-f]{8,}(-[0-9a-f]{4}){0,3}|c?\d+)(?=$|[-_.])")
 
 
 def find_shards(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
     """Shards by what their paths below `root` share: `train` for `train-00000-of-00002.parquet`, `train/0000.parquet`.
 
-    Folders that all of them are in do not count, unless they are splits.
+    Folders that hold all of them do not count, unless they name a split.
     """
     files = sorted(files)
     shared = Path(commonpath([file.parent for file in files])).relative_to(root).parts
@@ -47,13 +47,14 @@ def find_shards(files: Iterable[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def used(found: dict[str, list[Path]], args: DataArguments, source: Path) -> dict[str, list[Path]]:
-    """Those of the shards that the run needs: others may have other columns, such as no labels."""
+    """The shards of the splits that the run uses; those of other splits may lack the labels."""
     if len(found) == 1 and split_of(next(iter(found))) is None:
-        return found  # a column may divide it
+        return found  # a split column may divide it
     return {name: found[name] for name in choose_splits({name: name for name in found}, args, source).values()}
 
 
 def read_shards(kind: str, files: dict[str, list[Path]]) -> DatasetDict:
+    """Read shards by split; `kind` is a key of `SHARDS`."""
     # datasets' own cache goes by paths and modification times, which a copy or an archive may preserve.
     state = Hasher.hash([file_state(path) for paths in files.values() for path in paths])
     names = {f"split{i}": [str(path) for path in paths] for i, paths in enumerate(files.values())}

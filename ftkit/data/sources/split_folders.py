@@ -12,21 +12,20 @@ from .split_names import SPLIT_NAMES, SPLITS, is_none, is_split_like, split_of, 
 from .suffixes import plugin_of
 from .unusable import Unusable
 
-# The value of `train_split` for a folder of class folders, whatever these are called, and of `label_column` for their
-# names.
+# As `train_split`: each folder is a class, whatever its name. As `label_column`: the labels are the folders' names.
 HERE = "."
-# A folder of nothing but these is no class.
+# Suffixes: a folder of only such files is not a class.
 _DOCUMENTS = {"", ".cfg", ".csv", ".doc", ".docx", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log",
               ".lst", ".md", ".pdf", ".pt", ".py", ".rst", ".sh", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml",
               ".yml"}  # fmt: skip
-# Not the name of a class where it is alone in a split's folder.
+# Names that do not stand for a class if a split holds only this folder.
 _NO_CLASS = {"images", "image", "imgs", "img", "jpg", "jpeg", "data", "photos", "pictures"}
 
 
 def check_overlooked(
     whole: Folder, root: Folder, chosen: Mapping[str, object], args: DataArguments, unread: Collection[Path] = ()
 ) -> None:
-    """Refuse to carve a split out of train beside a file or folder of that name that cannot be read.
+    """Refuse to carve a split out of train if a file or folder of its name cannot be read.
 
     Args:
         whole: the content of `data_dir`.
@@ -56,14 +55,14 @@ def check_overlooked(
 
 
 def check_bare(bare: dict[str, Folder], args: DataArguments) -> None:
-    """Refuse splits of images without class folders, all at once; `_rows` refuses such a train in training."""
+    """Refuse splits of images without class folders in one message; in training, `_rows` refuses such a train."""
     if bare and ("train" not in bare or not args.need_train):
         places = listed(str(folder.path) for folder in bare.values())
         raise Unusable(f"data_dir: {places}: images outside of class folders", bare, "move them to <class>/")
 
 
 def inner_folder(folder: Folder) -> Folder:
-    """The folder, or the only one in it with images, if that is neither a class nor a split."""
+    """The folder of the classes or splits: a single folder in it is entered, unless it is one of these itself."""
     while len(within := folder.with_images) == 1:
         inner = next(iter(within.values()))
         if (inner.images or is_split_like(inner.path.name)) and not _all_splits(inner):
@@ -103,11 +102,11 @@ def split_folders(root: Folder, args: DataArguments) -> dict[str, Folder]:
                 f"<split>/<class>/, or set --train_split {HERE} if each of them is a class",
                 fix={"train_split": HERE},
             )
-        return folders  # of images without classes, as is said when they are read
+        return folders  # `check_bare` refuses these images without classes
     shared = Counter(name for split in named for name in folders[split].with_images)
     whole = [n for n in named if n.casefold() in SPLIT_NAMES.get(split_of(n) or "", ()) and not folders[n].images]
     fix = {"train_split": HERE}
-    if whole or max(shared.values(), default=0) > 1:  # called so and nothing else, or two that hold the same class
+    if whole or max(shared.values(), default=0) > 1:  # an exact split name, or two folders that share a class
         fix = {f"{split}_split": next(n for n in named if split_of(n) == split) for split in SPLITS if split in splits}
     others = [name for name in folders if name not in named]
     either = f"or set --train_split {HERE} if all of them are classes"
@@ -139,7 +138,7 @@ def classes_hold_splits(root: Folder) -> bool:
 
 
 def is_documents(folder: Folder) -> bool:
-    """Whether a folder holds files, and only such as documents are."""
+    """Whether a folder holds documents and nothing else."""
     suffixes = {suffix.lower() for suffix in suffixes_below(folder)}
     return bool(suffixes) and suffixes <= _DOCUMENTS
 

@@ -33,7 +33,7 @@ _ALL = {*_SPLIT_OF_WORD, *_EITHER, *_FURTHER}
 # Column names that always mean splits, and those that do if the values are names of splits.
 _SPLIT_COLUMNS = {"split", "splits", "datasplit", "partition", "fold", "folds", "kfold"}
 _USUAL_COLUMNS = _SPLIT_COLUMNS | {"set", "subset", "dataset", "usage", "phase", "purpose"}
-# What the name of a file of splits may say beside them.
+# Words that may stand beside splits in the name of a file of splits.
 _OF_SPLITS = _SPLIT_COLUMNS | {
     "",
     "list",
@@ -62,8 +62,8 @@ def split_of(name: str) -> str | None:
     """The split that a name stands for: `train`, `validation`, `test`, or None.
 
     A split's word counts anywhere between delimiters, digits or changes of case, in any case: `flowers_TEST-00`,
-    `train2017`, `valImages`. In a path, the last part with such a word decides. A name with words for train
-    and validation is train (`train_val.txt`); with any other pair it is no split (`train_test_split.csv`).
+    `train2017`, `valImages`. In a path, the last part with such a word decides. A name with words for train and
+    validation is train (`train_val.txt`); one with any other pair is no split (`train_test_split.csv`).
     """
     for part in reversed(re.split(r"[/\\]", name)):
         found = {_SPLIT_OF_WORD[word] for word in _words(part) if word in _SPLIT_OF_WORD}
@@ -94,7 +94,7 @@ def looks_like_splits(column: str) -> bool:
 
 
 def is_none(given: str | None) -> bool:
-    """Whether a key such as `test_split` is set to `none`, in any case."""
+    """Whether a key such as `test_split` is set to `none`, in upper or lower case."""
     return given is not None and given.casefold() == NO_SPLIT
 
 
@@ -259,7 +259,7 @@ def _not_words(column: str, values: Collection[Any], source: object) -> UserErro
         )
     settings = {f"{split}_split": name for split, name in meant.items()}
     return UserError(
-        f"{source}: the column {column!r} looks like a split and holds {listed(names)}, none of which is one of "
+        f"{source}: the split column {column!r} holds {listed(names)}, which are not "
         f"{', '.join(SPLITS)}: map them, such as --split_column {column!r} "
         f"{as_options(settings)}, or set --split_column {NO_SPLIT}",
         fix={"split_column": column, **settings},

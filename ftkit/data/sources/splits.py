@@ -1,4 +1,4 @@
-"""Train, validation and test from the raw splits: columns by type, missing splits carved out, subsets taken."""
+"""Turns raw splits into train, validation and test: finds columns, carves missing splits, takes subsets."""
 
 import logging
 from collections.abc import Mapping
@@ -28,15 +28,13 @@ from ftkit.tasks.columns import find_column, own_columns, type_name
 logger = logging.getLogger(__name__)
 
 
-def choose_datasets(
-    raw: dict[str, Dataset], args: DataArguments, ledger: Ledger, source: object, need_train: bool = True
-) -> DatasetDict:
-    """The splits that the run uses of a source's `raw` ones, as `train`, `validation` and `test`.
+def choose_datasets(raw: dict[str, Dataset], args: DataArguments, ledger: Ledger, source: object) -> DatasetDict:
+    """`train`, `validation` and `test` among a source's `raw` splits.
 
-    A column of splits divides the rows of a file or split that is train or none by its name.
+    A split column divides the rows of a file or split whose name is train's or no split's.
 
     Raises:
-        UserError: see `choose_splits` and `split_column`; or the names of files and a column contradict each other.
+        UserError: see `choose_splits` and `split_column`; or the names of files contradict the split column.
     """
     found: dict[str, list[Dataset]] = {}
     raw = with_rows(raw)
@@ -53,7 +51,7 @@ def choose_datasets(
                 )
             found.setdefault(part, []).append(rows)
     whole = {name: rows[0] if len(rows) == 1 else concatenate_datasets(rows) for name, rows in found.items()}
-    chosen = choose_splits(whole, args, source, need_train)
+    chosen = choose_splits(whole, args, source)
     for name, dataset in whole.items():
         if not any(dataset is used for used in chosen.values()):
             ledger.leave_rows(name, len(dataset), UNUSED_SPLIT)
@@ -63,7 +61,7 @@ def choose_datasets(
 def _divided(
     name: str, dataset: Dataset, args: DataArguments, source: str, raw: dict[str, Dataset]
 ) -> dict[str, Dataset]:
-    """The rows by the column of splits, without that column; by their own `name` if there is none."""
+    """The rows by their split column, which is dropped; all under `name` if there is none."""
     given = args.split_column
     if given not in dataset.column_names and any(given in other.column_names for other in raw.values()):
         given = NO_SPLIT  # another file has the column
@@ -88,7 +86,7 @@ def _values_of_columns(dataset: Dataset, args: DataArguments) -> dict[str, list[
         named = name == args.split_column or (kind != "" and looks_like_splits(name))
         if named or is_split_like(first):
             values = list(dict.fromkeys(_readable(dataset, name)))
-            if values != [None]:  # as of a file without the column, beside others that have it
+            if values != [None]:  # a file without the column, beside others that have it
                 found[name] = values
     return found
 
@@ -106,8 +104,8 @@ class Splits(DatasetDict):
     """The splits `train`, `validation` and `test` of a run.
 
     Attributes:
-        drawn_from: for each split of which `max_validation_samples` or `max_test_samples` left only a part, the number
-            of all its images.
+        drawn_from: how many images validation and test had, if `max_validation_samples` or `max_test_samples` left
+            fewer.
     """
 
     drawn_from: Mapping[str, int] = MappingProxyType({})
@@ -122,7 +120,7 @@ def canonical(
 
     Args:
         raw: the splits by these names; `validation` and `test` may be missing.
-        for_training: whether hidden labels and names that look alike matter; otherwise `raw` may be any split.
+        for_training: whether to refuse hidden labels and join similar names; otherwise `raw` may hold any splits.
     """
     splits = dict(raw)
     train = next(iter(splits.values()))
@@ -149,10 +147,10 @@ def canonical(
 
 
 def check_classes(splits: DatasetDict, source: object) -> None:
-    """Check that train has at least two classes, and all that the other splits have.
+    """Check that train has at least two classes, and all classes of the other splits.
 
     Raises:
-        UserError: it has not.
+        UserError: it does not.
     """
     task = task_of(splits["train"].features)
     counts = {split: task.counts(task.tensor(dataset)) for split, dataset in splits.items()}
@@ -179,7 +177,7 @@ def check_classes(splits: DatasetDict, source: object) -> None:
             )
         if unknown:
             raise UserError(
-                f"{source}: {split} has classes that train lacks, but that look like train's: {look_like_known}: join "
+                f"{source}: {split} has classes that train lacks, but they look like train's: {look_like_known}: join "
                 "them with --merge_similar_labels true, or correct them",
                 fix={"merge_similar_labels": True},
             )
@@ -215,7 +213,7 @@ def _carve(train: Dataset, split: str, share: float, seed: int) -> tuple[Dataset
 
 
 def take_fewer(splits: DatasetDict, args: DataArguments) -> Splits:
-    """Reduce train to `max_train_samples` or `samples_per_class`, and the others to theirs, drawn by `split_seed`."""
+    """Draw `max_train_samples` or `samples_per_class` of train by `split_seed`, and the maximum of the others."""
     train, task = splits["train"], task_of(splits["train"].features)
     task.check_targets(train)
     fewer = {
@@ -235,7 +233,7 @@ def take_fewer(splits: DatasetDict, args: DataArguments) -> Splits:
 
 
 def some(dataset: Dataset, count: int | None, seed: int) -> Dataset:
-    """`count` rows of a dataset, drawn at random, in their order; all if None or if there are not more."""
+    """`count` rows of a dataset, drawn at random, in their order; all if `count` is None or larger."""
     if count is None or count >= len(dataset):
         return dataset
     return dataset.select(np.sort(np.random.default_rng(seed).permutation(len(dataset))[:count]))

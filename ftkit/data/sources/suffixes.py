@@ -9,7 +9,7 @@ from ftkit.data.pixels.plugins import register_plugins
 
 # Formats whose headers Pillow recognises, and whose pixels it never reads by itself.
 _STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}
-# What installs the readers of further formats.
+# The packages that read further formats.
 _PACKAGES = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "-U pillow"}
 
 
@@ -22,7 +22,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def plugin_of(suffix: str) -> str | None:
-    """What `pip install` takes to read images with this suffix, which are not read now; None if no package does."""
+    """The package to install to read images with this suffix; None if they are read already, or by no package."""
     return None if suffix in image_suffixes() else _PACKAGES.get(suffix)
 
 

@@ -12,7 +12,7 @@ from ftkit.errors import listed
 
 from .tables import NoListing
 
-# As columns are called, without blanks, underscores and capitals.
+# Usual names of columns, in lower case without blanks and underscores.
 _IMAGES = {
     "image", "images", "img", "file", "files", "filename", "filenames", "path", "paths", "filepath", "filepaths", "id",
     "imagepath", "imgpath", "imagename", "imgname", "imagefile", "imagefilename", "imageid", "imgid", "picture",
@@ -30,7 +30,7 @@ _LISTED = 20  # columns in a message
 def choose_image(
     table: pd.DataFrame, path: Path, names_images: Callable[[pd.Series], bool], args: DataArguments
 ) -> tuple[str, str | None]:
-    """The column of images, and what is not clear about it: the one that `args` names, or that names images.
+    """The image column, which `args` names or whose values name images, and what is unclear about it.
 
     Args:
         table: text, or None.
@@ -59,14 +59,14 @@ def choose_image(
 def choose_label(
     table: pd.DataFrame, path: Path, args: DataArguments, known: Collection[str] = ()
 ) -> tuple[str | None, str | None]:
-    """The column of labels, or the one to recommend, and what is not clear about it; None without such a column.
+    """The label column, or the one to recommend, and what is unclear about it; None without one.
 
     It is the one that `args` names, the only one with a usual name, or the only one there is.
 
     Args:
         table: the columns that hold neither images nor splits, as text.
         path: its file, for messages.
-        known: classes; the only column that holds nothing else is the column of labels.
+        known: known classes; the only column that holds nothing else is the label column.
     """
     called = [name for name in table.columns if _plain(name) in _LABELS]
     if not called:
@@ -101,7 +101,7 @@ def _plain(name: str) -> str:
 def _choose(
     table: pd.DataFrame, path: Path, key: str, given: str | None, called: list[str], fitting: list[str]
 ) -> tuple[str | None, str | None]:
-    """The column to take, or to recommend, and in this case what is not clear.
+    """The column to use, or one to recommend and what is unclear.
 
     Args:
         table: the whole table.
@@ -127,7 +127,7 @@ _EXPECTED = {
 
 
 def _same_partition(table: pd.DataFrame, columns: list[str]) -> str | None:
-    """Of columns that say the same in other words, such as an id and a name, the name."""
+    """The name among equivalent columns, such as an id and a name; None if they are not equivalent."""
     if any(is_nested(table[name]) for name in columns):
         return None
     first = pd.factorize(table[columns[0]])[0]
@@ -142,7 +142,7 @@ def is_nested(values: pd.Series) -> bool:
 
 
 def holds_classes(values: pd.Series, most: float = 0.5) -> bool:
-    """Whether a column can hold classes: at least two values that repeat, fewer than `most` per row, no fractions."""
+    """Whether a column can hold classes: two values or more that repeat, at most `most` per row, no fractions."""
     if is_nested(values) or values.isna().any():
         return False
     return 2 <= values.nunique() <= min(most * len(values), len(values) - 1) and not are_fractions(values)
@@ -167,6 +167,6 @@ def one_hot(table: pd.DataFrame) -> str | None:
     if (table[columns].astype(float).sum(axis=1) == 1).all():
         return (
             f"its columns {names} mark an image's class with a 1 (one-hot), and ftkit reads one column of class "
-            f"names: add it, as with pandas: table['label'] = table[{columns[:5]}].idxmax(axis=1)"
+            f"names: add it, for example with pandas: table['label'] = table[{columns[:5]}].idxmax(axis=1)"
         )
     return f"its columns {names} may mark several classes of an image, and ftkit learns one class for each image"

@@ -26,7 +26,7 @@ _SHEETS = (".xls", ".xlsx", ".ods", ".numbers")
 
 
 def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[Path, UserError]]:
-    """The tables that list images, and why others do not; if the images of all are missing, all of them."""
+    """The tables that list images, and why other files do not; all with labels if no table's images exist."""
     splits = [folder for name, folder in root.folders.items() if is_split_like(name)]
     classes = {name for split in splits if len(split.with_images) > 1 for name in split.with_images}
     images = ImageFiles(Path(args.image_dir)) if args.image_dir else ImageFiles(root.path, root)
@@ -37,7 +37,7 @@ def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[
             if file.suffix.lower() in _SHEETS:
                 raise NoListing(f"{file}: a spreadsheet is not read: save it as CSV")
             if "submission" in file.stem.lower():
-                raise NoListing(f"{file}: what is to be submitted is no label")
+                raise NoListing(f"{file}: a submission holds no labels")
             listings.append(read_listing(file, root.path, images, args, classes))
         except UserError as error:
             others[file] = error
@@ -48,7 +48,7 @@ def find_tables(root: Folder, args: DataArguments) -> tuple[list[Listing], dict[
 
 
 def _candidates(root: Folder) -> Iterator[Path]:
-    """The files that may be tables; not the many that lie beside their images, one for each."""
+    """The files that may be tables; not annotation files, one per image."""
     for folder in root.below():
         stems = {image.stem for image in folder.images}
         kinds = Counter(Path(name).suffix.lower() for name in folder.files)
@@ -62,7 +62,7 @@ def _candidates(root: Folder) -> Iterator[Path]:
 
 
 def _is_table(file: Path, suffix: str) -> bool:
-    if suffix == ".txt" and not is_split_like(file.stem):  # of the many texts only a list of images
+    if suffix == ".txt" and not is_split_like(file.stem):  # most texts are no tables
         with file.open(encoding="utf-8", errors="replace") as lines:
             return any(map(is_image_name, re.split(r"[\s,;|]", lines.readline(_LINE))))
     return suffix in TEXT_SUFFIXES or (suffix == ".parquet" and not holds_pictures(file))
@@ -74,13 +74,13 @@ def choose_tables(
     """The tables to read: those with labels that name a split, or else the only one; and those that only name splits.
 
     Raises:
-        UserError: several tables could be the data; the columns of one are not clear; that of a split has no labels.
+        UserError: several tables could be the data; the columns of one are unclear; or a split's table has no labels.
     """
     _check_columns(tables, args)
     labels = {table.label for table in tables}
     tables = [_with_label(table, labels) for table in tables]
     labelled = [table for table in tables if table.label is not None]
-    problems = [problem for table in tables for problem in (table.unclear, table.unsplit) if problem]
+    problems = [problem for table in tables for problem in (table.unclear, table.unclear_splits) if problem]
     if not (labelled or problems):
         labelled = [table.labelled_by_folders() for table in tables]
     chosen = [table for table in labelled if table.split] or labelled
@@ -129,7 +129,7 @@ def _check_columns(tables: list[Listing], args: DataArguments) -> None:
 
 
 def _with_label(table: Listing, labels: set[str | None]) -> Listing:
-    """The table, with the column of labels that other tables have."""
+    """The table, with the label column of the other tables if its own is unknown."""
     shared = labels & {*table.table.columns}
     if table.label is not None or len(shared) != 1:
         return table
@@ -139,7 +139,7 @@ def _with_label(table: Listing, labels: set[str | None]) -> Listing:
 def _unlabelled(
     others: dict[Path, UserError], splits: set[str | None], path: Path, args: DataArguments
 ) -> dict[str, list[UserError]]:
-    """Why tables named after a split that no table gives hold no labels, by split; not of those set to `none`."""
+    """Why tables named after a split have no labels, for each split that no other table has and that is wanted."""
     given = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     found: dict[str, list[UserError]] = {}
     for file, error in others.items():
@@ -150,8 +150,8 @@ def _unlabelled(
     return found
 
 
-def is_of_split(table: Listing, root: Folder) -> bool:
-    """Whether a table stands for the class folders that its images, in a split's folder, lack, as in Tiny ImageNet."""
+def labels_a_split_folder(table: Listing, root: Folder) -> bool:
+    """Whether a table labels the images of a split's folder without class folders, as in Tiny ImageNet."""
     if table.label is None or not table.names_images:
         return False
     found = [table.files.find(str(text), split_of(table.split), table.path.parent)

@@ -28,24 +28,24 @@ _UNREADABLE = (ValueError, TypeError, KeyError, RecursionError, OSError, Attribu
 
 
 class NoListing(UserError):
-    """A file that is no table of images and labels, whatever else it is."""
+    """The file is no table of images and labels."""
 
 
 class NotUtf8(UserError):
-    """A table that is written in another encoding."""
+    """The table is not in UTF-8."""
 
 
 class _OtherJson(ValueError):
-    """JSON that is no table."""
+    """The JSON is no table."""
 
 
 def read_table(path: Path, encoding: str | None = None, images: int | None = None) -> pd.DataFrame:
-    """The rows of a table, each value as its text; an empty value is None, a list or an object stays what it is.
+    """The rows of a table, with values as text; empty ones are None, lists and objects are kept.
 
-    CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the first column of image names is
-    then called `file_name`, one of names of splits `split`, the only other one `label`, others by number. JSON may be
-    an array of objects, of lists or of files, an object of columns, of each file's label, or of each label's files,
-    the same by split, one object a line, or COCO's images, annotations and categories.
+    CSV may be separated by commas, semicolons, tabs or bars, and may lack a header: the columns are then called
+    `file_name` (the first with names of images), `split` (names of splits), `label` (the only other one), or by
+    number. JSON may be an array of objects, of lists or of files, an object of columns, of each file's label, or of
+    each label's files, the same by split, one object a line, or COCO's images, annotations and categories.
 
     Args:
         encoding: of a text. Default: that of its byte order mark, or UTF-8.

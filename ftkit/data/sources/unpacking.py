@@ -1,4 +1,4 @@
-"""Archives as folders: unpacked once into `datasets`' cache, so that they are read as any folder is."""
+"""Archives as folders: unpacked once into `datasets`' cache, and then read like any folder."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from .suffixes import is_image_name
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _TESTED = 1000  # members that show whether an archive is a webdataset
-_NESTED = 3  # archives inside of each other that are unpacked
+_NESTED = 3  # levels of archives in archives that are unpacked
 _BOMB_BYTES, _BOMB_RATIO = 1 << 26, 100  # a larger and better compressed member is refused
 _BROKEN = (EOFError, tarfile.TarError, zipfile.BadZipFile, RuntimeError, ValueError, NotImplementedError, OSError)
 
@@ -44,9 +44,9 @@ def is_webdataset(path: Path) -> bool:
 
 
 def unpacked(root: Folder) -> Folder:
-    """`root` with a folder instead of each archive, called as the archive without its suffix.
+    """`root` with each archive replaced by a folder of its name without the suffix.
 
-    The folder lies in `datasets`' cache, where the other files of `root` are links; the cache follows the files.
+    The result lies in `datasets`' cache, with links to the other files of `root`; changed files get another one.
 
     Raises:
         UserError: an archive is damaged, encrypted or a bomb, holds a link to elsewhere, or the disk is full.

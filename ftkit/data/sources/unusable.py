@@ -13,7 +13,7 @@ class Unusable(UserError):
     Attributes:
         problem: what is wrong.
         advice: how to make them usable.
-        splits: which of `train`, `validation` and `test` it is.
+        splits: those affected, of `train`, `validation` and `test`.
         without: the settings that leave these splits out.
     """
 
