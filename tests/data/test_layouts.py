@@ -390,6 +390,12 @@ def test_an_archive_in_an_archive(picture_folder, tmp_path):
     assert read(pack(tmp_path / "outer", tmp_path / "all.zip"))[1] == ["cat", "dog"]
 
 
+def test_names_in_utf_8_without_its_flag(picture_folder, tmp_path):
+    archive = pack(picture_folder({"Kxxfer": 10, "b": 10}), tmp_path / "pets.zip")
+    archive.write_bytes(archive.read_bytes().replace(b"Kxxfer", "Käfer".encode()))
+    assert read(archive)[1] == ["b", "Käfer"]
+
+
 def test_classes_of_an_archive_without_images_are_an_error(picture_folder, tmp_path, refused):
     folder = picture_folder(both(".") | {"eel": 0})
     (folder / "eel" / "1.cr2").write_bytes(b"x")

@@ -348,3 +348,76 @@ def test_a_spreadsheet_is_named(picture_folder, load, caplog):
     caplog.set_level("INFO", "ftkit")
     load(root)
     assert "labels.xlsx" in caplog.text and "save it as CSV" in caplog.text
+
+
+# --- odd tables
+
+
+def test_an_id_does_not_outrank_a_column_of_images_that_are_missing(thirty, load, refused, write):
+    write(id=[str(i) for i in reversed(range(30))], image=[f"/data/upload/{i}-x.png" for i in range(30)], label=LABELS)
+    with refused("image_column is ambiguous", "'id'", "image") as refusal:
+        load(thirty)
+    assert sum(map(len, load(thirty, **refusal.value.fix).values())) == 30
+
+
+def test_a_column_that_names_the_folder_tells_images_of_one_name_apart(
+    picture_folder, load, labels_of, values_of, write
+):
+    root = picture_folder({"A": 10, "B": 10})
+    write(folder=["A"] * 10 + ["B"] * 10, file=[*NAMES[:10], *NAMES[:10]], label=["cat", "dog"] * 10)
+    data = load(root, label_column="label")
+    pairs = {v: name for rows in data.values() for v, name in zip(values_of(rows), labels_of(rows), strict=True)}
+    assert pairs == {i: ["cat", "dog"][i % 2] for i in range(20)}
+
+
+@pytest.mark.parametrize(
+    "text, names",
+    [
+        ("".join(f"{i:02} {'Cessna 172' if i % 2 else 'Yak-42'}\n" for i in range(30)), ["Cessna 172", "Yak-42"]),
+        ("".join(f"{i}.png {'red car' if i % 2 else 'bus'}\n" for i in range(30)), ["bus", "red car"]),
+        ("".join(f"{i}.png {'red car' if i % 2 else 'old bus'}\n" for i in range(30)), ["old bus", "red car"]),
+    ],
+)
+def test_classes_with_blanks_in_a_text_file(thirty, load, text, names):
+    (thirty / "images.txt").write_text(text)
+    assert load(thirty / "images.txt")["train"].features["label"].names == names
+
+
+def test_files_with_blanks_in_a_text_file(thirty, load):
+    for i in range(30):
+        (thirty / f"{i}.png").rename(thirty / f"my photo {i}.png")
+    (thirty / "images.txt").write_text("".join(f"my photo {i}.png {i % 3}\n" for i in range(30)))
+    assert load(thirty / "images.txt")["train"].features["label"].names == ["0", "1", "2"]
+
+
+def test_numbered_splits_in_a_file_of_that_name(thirty, load, refused):
+    (thirty / "list_eval_partition.txt").write_text("".join(f"{i}.png {i // 10}\n" for i in range(30)))
+    (thirty / "labels.csv").write_bytes(csv())
+    with refused("split column 'split'", "--train_split 0") as refusal:
+        load(thirty)
+    assert {split: len(rows) for split, rows in load(thirty, **refusal.value.fix).items()} == {
+        "train": 10, "validation": 10, "test": 10
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rest", [b",\n,\n", b"\n\n"])
+def test_what_spreadsheets_write(thirty, load, assert_read, rest):
+    (thirty / "sheet.csv").write_bytes(csv() + rest)
+    assert_read(load(thirty / "sheet.csv"))
+    (thirty / "sheet.csv").write_bytes(b"sep=;\r\n" + csv(sep=";"))
+    assert_read(load(thirty / "sheet.csv"))
+
+
+def test_a_one_hot_table_outranks_what_another_table_may_recommend(thirty, load, refused, write):
+    write("truth.csv", image=NAMES, cat=[1, 0, 0] * 10, dog=[0, 1, 1] * 10)
+    write("people.csv", image=NAMES, sex=["f", "m"] * 15, age=FRACTIONS)
+    with refused("truth.csv", "one-hot") as refusal:
+        load(thirty)
+    assert not refusal.value.fix
+
+
+def test_two_columns_of_one_name(thirty, load, refused):
+    rows = "".join(f"{i}.png,{'ab'[i % 2]},{'cd'[i // 15]}\n" for i in range(30))
+    (thirty / "table.csv").write_text("image,label,label\n" + rows)
+    with refused("label_column is ambiguous", "'label.1'"):
+        load(thirty)

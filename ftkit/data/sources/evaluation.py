@@ -15,7 +15,7 @@ from ftkit.data.sources.load import Raw, check_files, load_data, read_raw
 from ftkit.data.sources.paths import named_files
 from ftkit.data.sources.split_names import is_none, is_split_like, split_of
 from ftkit.data.sources.splits import Splits, canonical, some
-from ftkit.data.sources.tables import TEXT_SUFFIXES
+from ftkit.data.sources.table_files import find_tables
 from ftkit.data.sources.unusable import Unusable
 from ftkit.errors import UserError
 from ftkit.files import natural_sorted
@@ -198,8 +198,8 @@ def _folder_of_a_class(args: DataArguments, task: Task) -> Raw | None:
     if any(path.is_dir() and not path.name.startswith(".") for path in folder.iterdir()):
         return None
     root = scan(folder)
-    others = [name for name in root.files if is_packed(name) or name.lower().endswith((*TEXT_SUFFIXES, ".parquet"))]
-    if others or not root.images:
+    packed = [name for name in root.files if is_packed(name) or name.lower().endswith(".parquet")]
+    if packed or not root.images or find_tables(root, args)[0]:
         return None
     if is_split_like(folder.name) and folder.name not in task.names:
         raise UserError(f"data_dir: {folder} holds images without class folders: move them to <class>/; {_PREDICT}")

@@ -183,13 +183,19 @@ def _check_nesting(root: Folder, args: DataArguments) -> None:
                 f"{as_options({'classes': others})}, or set --train_split {HERE} if it is a class",
                 fix={"classes": others},
             )
-    first = next(iter(within.values()), set())
-    if len(first) > 1 < len(within) and all(inner == first and not classes[n].images for n, inner in within.items()):
+    leaves = {n: {i.path.name for i in f.below() if i.images} for n, f in classes.items() if not f.images}
+    shared = set.intersection(*leaves.values()) if len(leaves) == len(classes) > 1 else set()
+    if len(shared) > 1:
         logger.warning(
             "  %s are read as classes, but hold the same folders (%s): if those are the classes, set --data_dir to "
             "one of them",
-            listed(within),
-            listed(natural_sorted(first)),
+            listed(leaves),
+            listed(natural_sorted(shared)),
+        )
+    elif deep := {name: of for name, of in leaves.items() if len(of) > 1}:
+        name, of = next(iter(deep.items()))
+        logger.info(
+            "  images in %s are all of class %s (%d such classes)", listed(natural_sorted(of)), name, len(deep)
         )
 
 

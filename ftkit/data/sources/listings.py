@@ -1,8 +1,9 @@
 """Tables that list images: the file, the class and the split of each row."""
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ftkit.console import fact
 from ftkit.errors import UserError, as_options, listed
 
 from .locate import ImageFiles
-from .split_names import is_none, is_split_like, looks_like_splits, split_column, split_of
+from .split_names import is_none, is_split_like, looks_like_splits, split_column, split_of, splits_named
 from .table_columns import are_fractions, choose_image, choose_label, holds_classes, is_nested, is_usual, sample
 from .tables import CSV_SUFFIXES, NoListing, NotUtf8, read_table
 from .unusable import Unusable
@@ -72,10 +73,15 @@ class Listing:
     def found(self) -> list[list[Path]]:
         """The files that each row may name."""
         splits = self.own_splits().map({name: split_of(name) for name in self.own_splits().unique()})
-        return [self._find(*row) for row in zip(self.table[self.image], splits, strict=True)]
-
-    def _find(self, text: Any, split: str | None) -> list[Path]:
-        return self.files.find(text, split, self.path.parent) if isinstance(text, str) else []
+        find = cache(lambda text, split: self.files.find(text, split, self.path.parent))
+        found = [
+            find(text, split) if isinstance(text, str) else []
+            for text, split in zip(self.table[self.image], splits, strict=True)
+        ]
+        if all(len(files) < 2 for files in found):
+            return found
+        rows = self.table.drop(columns=self.image).itertuples(index=False)
+        return [_named_beside(files, row) for files, row in zip(found, rows, strict=True)]
 
     def own_splits(self) -> pd.Series:
         """The name of each row's split, or ""."""
@@ -212,6 +218,14 @@ class Listing:
         return [files[0] if files else None for files in found]
 
 
+def _named_beside(files: list[Path], row: tuple[Any, ...]) -> list[Path]:
+    """Those of several files whose folder another value of the row names; all if none of them is."""
+    if len(files) < 2:
+        return files
+    values = {value for value in row if isinstance(value, str)}
+    return [file for file in files if not values.isdisjoint(file.parent.parts)] or files
+
+
 def read_listing(
     path: Path, root: Path, files: ImageFiles, args: DataArguments, classes: Collection[str] = ()
 ) -> Listing:
@@ -234,6 +248,8 @@ def read_listing(
         found = [i for i, name in enumerate(table.columns) if len(files.find(name, None, path.parent)) == 1]
         if found and path.suffix.lower() in CSV_SUFFIXES:
             table = read_table(path, "latin-1" if problem else None, found[0])
+    if "label" in table and re.search("split|partition", path.stem) and splits_named(path.stem):  # as of CelebA
+        table = table.rename(columns={"label": "split"})
     split = own_split([*path.relative_to(root).parent.parts, path.stem])
     image, of_images = choose_image(
         table, path, lambda values: files.names_images(values, split_of(split), path.parent), args

@@ -10,6 +10,7 @@ import pandas as pd
 from ftkit.config import DataArguments
 from ftkit.errors import listed
 
+from .suffixes import is_image_name
 from .tables import NoListing
 
 # Usual names of columns, in lower case without blanks and underscores.
@@ -48,6 +49,12 @@ def choose_image(
     usual = [name for name in table.columns if _plain(name) in _IMAGES or _plain(name).endswith("filename")]
     called = [name for name in usual if fits(name)]
     called = called or [name for name in table.columns if name not in usual and fits(name)] or usual
+    missing = [name for name in usual if name not in called and _are_image_names(rows[name])]
+    if args.image_column is None and missing and len(called) == 1 and _are_numbers(rows[called[0]]):
+        return called[0], (
+            f"image_column is ambiguous: {missing[0]!r} names no existing images, but the numbers in {called[0]!r} "
+            f"may: set it to {called[0]!r} if they do"
+        )
     image, problem = _choose(table, path, "image_column", args.image_column, called, called)
     if image is None:
         pixels = any(_plain(name).startswith("pixel") for name in table.columns)
@@ -68,7 +75,7 @@ def choose_label(
         path: its file, for messages.
         known: known classes; the only column that holds nothing else is the label column.
     """
-    called = [name for name in table.columns if _plain(name) in _LABELS]
+    called = [name for name in table.columns if _plain(re.sub(r"\.\d+$", "", name)) in _LABELS]  # pandas numbers twins
     if not called:
         called = [
             name for name in table.columns if known and not is_nested(table[name]) and {*table[name]} <= {*known}
@@ -82,6 +89,10 @@ def choose_label(
         called = classes
     label, problem = _choose(table, path, "label_column", args.label_column, called, classes)
     return label, problem if label or called else None
+
+
+def _are_image_names(values: pd.Series) -> bool:
+    return all(isinstance(value, str) and is_image_name(value) for value in values)
 
 
 def is_usual(name: str) -> bool:
@@ -161,7 +172,7 @@ def one_hot(table: pd.DataFrame) -> str | None:
     """What is wrong with a table that has a column of zeros and ones for each class; None if it has none."""
     columns = [name for name in table.columns if not is_nested(table[name])]
     columns = [name for name in columns if set(table[name]) <= {"0", "1", "0.0", "1.0"}]
-    if len(columns) < 2:
+    if len(columns) < 2 or all(table[name].nunique() == 1 for name in columns):
         return None
     names = listed(columns)
     if (table[columns].astype(float).sum(axis=1) == 1).all():

@@ -103,6 +103,8 @@ def choose_tables(
     if args.need_train and "train" not in splits:
         problems += unlabelled.pop("train", [])
     lacking = ". ".join(str(error) for errors in unlabelled.values() for error in errors)
+    if hopeless := [problem for problem in problems if not problem.fix]:
+        raise UserError(". ".join(dict.fromkeys(map(str, hopeless))))
     if problems:
         fix = {key: value for problem in reversed(problems) for key, value in problem.fix.items()}
         texts = [*map(str, problems)]

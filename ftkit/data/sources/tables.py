@@ -71,6 +71,7 @@ def read_table(path: Path, encoding: str | None = None, images: int | None = Non
         raise NoListing(f"{path}: {error}") from None
     except _UNREADABLE as error:
         raise UserError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
+    table = table.replace(r"^\s*$", None, regex=True).dropna(how="all") if path.suffix.lower() == ".csv" else table
     if table.empty:
         raise UserError(f"{path}: holds no rows")
     table.columns = [str(name).strip() for name in table.columns]
@@ -97,13 +98,11 @@ def _text(path: Path, encoding: str | None) -> str:
 
 
 def _read_csv(text: str, suffix: str, images: int | None) -> pd.DataFrame:
-    text = re.sub(r"\A(\s*#.*\n)+(?=[^#\n]*[,;\t|])", "", text)  # comments
+    text = re.sub(r"\Asep=.\s*\n|\A(\s*#.*\n)+(?=[^#\n]*[,;\t|])", "", text)  # Excel's first line, or comments
     head = next((line for line in text.splitlines() if line.strip()), "")
     separator = max("\t" if suffix == ".tsv" else ",", *_SEPARATORS, key=head.count)
     if suffix in (".txt", ".lst") and separator not in head:
-        lines = [line.split() for line in text.splitlines() if line.strip()]
-        if len({len(words) for words in lines}) > 1:  # blanks in names of files
-            lines = [line.rsplit(None, 1) for line in text.splitlines() if line.strip()]
+        lines = _by_words([line for line in text.splitlines() if line.strip()])
         text, separator, head = "\n".join(map("\t".join, lines)), "\t", "\t".join(lines[0])
     names = [name.strip(" '\"") for name in head.split(separator)]
     if images is None:
@@ -122,6 +121,19 @@ def _read_csv(text: str, suffix: str, images: int | None) -> pd.DataFrame:
             skipinitialspace=spaced,
         )
     return table if images is None else _named(table, images)
+
+
+def _by_words(lines: list[str]) -> list[list[str]]:
+    """The columns of lines with blanks between them, which the names of files or classes may hold too."""
+    words = [line.split() for line in lines]
+    first, last = [line.split(None, 1) for line in lines], [line.rsplit(None, 1) for line in lines]
+    if not all(is_image_name(row[0]) for row in words) and all(is_image_name(row[0]) for row in last):
+        return last  # names of files with blanks
+    if len({len(row) for row in words}) == 1 and not (len(words[0]) > 2 and words[0][-1].isalpha()):
+        return words
+    if len({len(row) for row in words}) == 1 and all(split_of(row[-1]) for row in words):
+        return words
+    return first if len({row[0] for row in first}) == len(first) else last
 
 
 def _named(table: pd.DataFrame, image: object) -> pd.DataFrame:

@@ -99,13 +99,21 @@ def _extract(file: Path, target: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             for info in archive.infolist():
                 _check_size(file, info.filename, info.file_size, info.compress_size)
-                info.filename = info.filename.replace("\\", "/")
+                info.filename = _as_utf_8(info).replace("\\", "/")
                 archive.extract(info, target)
     else:
         with tarfile.open(file) as packed:
             for member in packed:
                 _check_size(file, member.name, member.size, file.stat().st_size)
                 packed.extract(member, target, filter="data")
+
+
+def _as_utf_8(info: zipfile.ZipInfo) -> str:
+    """A member's name: some programs write UTF-8 without the flag that says so, which is read as code page 437."""
+    try:
+        return info.filename if info.flag_bits & 0x800 else info.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return info.filename
 
 
 def _check_size(file: Path, name: str, size: int, packed: int) -> None:
