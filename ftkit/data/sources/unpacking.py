@@ -83,8 +83,11 @@ def _unpack(files: list[tuple[Folder, Path]], root: Path, place: Path) -> None:
                 raise _refused(error) or UserError(
                     f"data_dir: {file} cannot be read as an archive: {error}. Download it again, or unpack it"
                 ) from None
-        if not place.is_dir():  # another process may have been faster
+        try:
             os.replace(aside, place)
+        except OSError:
+            if not place.is_dir():  # otherwise another process was faster
+                raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
